@@ -1,0 +1,143 @@
+"""Which object owns which prior under a quality criterion: the step that every IoU-style assigner shares.
+
+A criterion is a `[G, A]` matrix of qualities for each image. Holding it for a whole batch would take tens of gigabytes
+(16 images x 100 objects x 200k anchors x 4 bytes = 1.3 GB for one matrix, and an assigner needs several), yet after
+"an anchor is a candidate only of its best object" a single `[B, A]` row is left. So the matrix is made in chunks of
+objects and folded into that row at once: memory is bounded by `chunk_elements`, the result does not depend on it.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mgdet.boxes import is_degenerate, pairwise_iou
+from mgdet.structures import Priors, Targets
+
+Criterion = Callable[[Tensor, Tensor], Tensor]
+"""Quality `[B, g, A]` of some objects, given their boxes `[B, g, 4]` and labels `[B, g]`; 0 means "no overlap"."""
+
+MAX_ORPHANS = 32
+"""Objects of one image that may be helped to a prior of their own; fixed ahead, to need no host sync."""
+
+
+class Ownership(NamedTuple):
+    """The candidates of every object under one criterion."""
+
+    owner: Tensor  # [B, A] int64, object that the prior belongs to, -1 for none
+    quality: Tensor  # [B, A] float32, criterion of (owner, prior); 1 where the prior was given to its object by force
+    raw: Tensor  # [B, A] float32, the same without the force
+    rank: Tensor  # [B, A] int64, place of the prior among its owner's, 0 = best; ties by prior index
+
+    def count_owned(self, selected: Tensor, num_objects: int) -> Tensor:
+        """Number of `selected` `[B, A]` priors that each object owns, `[B, G]`."""
+        return _scatter_count(self.owner, selected & (self.owner >= 0), num_objects)
+
+    def of_owner(self, per_object: Tensor) -> Tensor:
+        """Value `[B, G]` of each prior's owner, `[B, A]`; 0 where it has none."""
+        if per_object.shape[1] == 0:
+            return torch.zeros_like(self.owner, dtype=per_object.dtype)
+        return torch.where(self.owner >= 0, per_object.gather(1, self.owner.clamp(min=0)), 0)
+
+
+def usable_objects(targets: Targets) -> Tensor:
+    """Objects that can own priors, `[B, G]` bool: not padding and not degenerate."""
+    return targets.valid & ~is_degenerate(targets.boxes)
+
+
+def find_owners(
+    criterion: Criterion, priors: Priors, targets: Targets, *, chunk_elements: int, force_match: bool = True
+) -> Ownership:
+    """Steps 2 and 3 of Mutual Guidance's matching (papers.md 2.3) for one criterion.
+
+    1. Each object's best prior gets quality 1 (`force_match`); an object that overlaps nothing takes the closest prior.
+    2. Each prior belongs to the object with the largest quality in its column (ties: first object), or to none.
+    3. An object left without a prior, because its best one was also another's best, takes the best prior that is not
+       some object's last resort. The official code leaves such an object without a positive.
+    """
+    batch, num_priors = targets.boxes.shape[0], priors.boxes.shape[0]
+    usable = usable_objects(targets)
+    device = priors.boxes.device
+    owner = torch.full((batch, num_priors), -1, dtype=torch.int64, device=device)
+    quality = torch.zeros(batch, num_priors, device=device)
+    raw = torch.zeros(batch, num_priors, device=device)
+
+    num_objects = targets.boxes.shape[1]
+    chunk = max(1, chunk_elements // max(1, batch * num_priors))
+    for start in range(0, num_objects, chunk):
+        part = slice(start, min(start + chunk, num_objects))
+        chunk_raw, key = _qualities(criterion, priors, targets.boxes[:, part], targets.labels[:, part])
+        forced = chunk_raw.scatter(2, key.argmax(dim=2, keepdim=True), 1.0) if force_match else chunk_raw
+        forced = torch.where(usable[:, part, None], forced, 0.0)
+        best, index = forced.max(dim=1)
+        better = best > quality  # strict: the earlier object keeps a tie
+        owner = torch.where(better, index + start, owner)
+        raw = torch.where(better, chunk_raw.gather(1, index[:, None]).squeeze(1), raw)
+        quality = torch.where(better, best, quality)
+
+    if force_match and num_objects:
+        owner, quality, raw = _adopt_orphans(criterion, priors, targets, usable, owner, quality, raw)
+    return Ownership(owner, quality, raw, _rank_within_owner(owner, quality, num_objects))
+
+
+def _qualities(criterion: Criterion, priors: Priors, boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The criterion `[B, g, A]`, and the key by which an object chooses its best prior.
+
+    The key is the criterion, but an object with no quality anywhere (its predicted boxes all lie elsewhere) goes by
+    overlap with the priors, and where there is none either by the distance of the centres.
+    """
+    quality = criterion(boxes, labels)
+    overlap = pairwise_iou(boxes, priors.boxes)
+    centres = 0.5 * (boxes[..., :2] + boxes[..., 2:])
+    prior_centres = 0.5 * (priors.boxes[:, :2] + priors.boxes[:, 2:])
+    distance = torch.linalg.vector_norm(centres.unsqueeze(2) - prior_centres, dim=-1)
+    proximity = torch.where(overlap > 0, overlap, -distance)
+    return quality, torch.where(quality.amax(dim=2, keepdim=True) > 0, quality, proximity)
+
+
+def _adopt_orphans(
+    criterion: Criterion, priors: Priors, targets: Targets, usable: Tensor, owner: Tensor, quality: Tensor, raw: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Give every usable object without a prior one that no other object depends on (see `find_owners`, step 3)."""
+    num_objects = targets.boxes.shape[1]
+    orphan = usable & (_scatter_count(owner, owner >= 0, num_objects) == 0)
+    if owner.device.type == "cpu" and not bool(orphan.any()):  # free here; on an accelerator it would wait for it
+        return owner, quality, raw
+
+    kept = (owner >= 0) & (_rank_within_owner(owner, quality, num_objects) == 0)
+    slots = min(num_objects, MAX_ORPHANS)
+    order = torch.argsort(~orphan, dim=1, stable=True)[:, :slots]  # orphans first, in index order
+    waiting = orphan.gather(1, order)
+    boxes = targets.boxes.gather(1, order[..., None].expand(-1, -1, 4))
+    slot_raw, key = _qualities(criterion, priors, boxes, targets.labels.gather(1, order))
+    for slot in range(slots):
+        choice_key = key[:, slot].masked_fill(kept, -torch.inf)
+        choice = choice_key.argmax(dim=1, keepdim=True)
+        adopts = waiting[:, slot, None] & (choice_key.gather(1, choice) > -torch.inf)
+        taken = torch.zeros_like(kept).scatter(1, choice, adopts)
+        owner = torch.where(taken, order[:, slot, None], owner)
+        quality = torch.where(taken, 1.0, quality)
+        raw = torch.where(taken, slot_raw[:, slot], raw)
+        kept = kept | taken
+    return owner, quality, raw
+
+
+def _rank_within_owner(owner: Tensor, quality: Tensor, num_objects: int) -> Tensor:
+    """Place of each prior among the priors of its owner, best quality first, `[B, A]`."""
+    by_quality = torch.argsort(quality, dim=1, descending=True, stable=True)
+    by_owner = torch.argsort(owner.gather(1, by_quality), dim=1, stable=True)
+    order = by_quality.gather(1, by_owner)  # grouped by owner, best first in each group
+    group = owner.gather(1, order) + 1  # 0: without an owner
+    sizes = torch.zeros(owner.shape[0], num_objects + 1, dtype=torch.int64, device=owner.device)
+    sizes = sizes.scatter_add(1, group, torch.ones_like(group))
+    first = (sizes.cumsum(dim=1) - sizes).gather(1, group)
+    position = torch.arange(owner.shape[1], device=owner.device).expand_as(owner)
+    return torch.empty_like(owner).scatter(1, order, position - first)
+
+
+def _scatter_count(owner: Tensor, selected: Tensor, num_objects: int) -> Tensor:
+    counts = torch.zeros(owner.shape[0], num_objects, dtype=torch.int64, device=owner.device)
+    if num_objects == 0:
+        return counts
+    return counts.scatter_add(1, owner.clamp(min=0), selected.long())

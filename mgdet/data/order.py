@@ -1,0 +1,166 @@
+"""Which image comes when, on which rank: pure functions of the seed and the epoch.
+
+Nothing here depends on the number of loader workers or on when a run was stopped, so a resumed run sees the images it
+would have seen.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Sampler
+
+from mgdet.errors import ConfigError
+
+WINDOW = 16
+"""Row groups whose rows are mixed with each other."""
+
+
+class SampleKey(NamedTuple):
+    """A training sample: the same image is augmented differently in another epoch."""
+
+    epoch: int
+    position: int  # row of the image in its split
+
+
+def epoch_order(row_group_sizes: Sequence[int], seed: int, epoch: int, window: int = WINDOW) -> NDArray[np.int64]:
+    """The order of all `N` rows in an epoch: a permutation of `0..N-1`.
+
+    Row groups are shuffled, then the rows within each `window` consecutive ones of that order. Reads stay local (a window
+    is in the cache at a time) while a batch mixes images from all over the data set.
+
+    Args:
+        row_group_sizes: rows of each row group, in order of storage.
+        seed: of the experiment, >= 0.
+        epoch: >= 0.
+        window: row groups mixed at a time.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    sizes = np.asarray(row_group_sizes, dtype=np.int64)
+    starts = np.cumsum(sizes) - sizes
+    groups = rng.permutation(len(sizes))
+    parts = [np.zeros(0, dtype=np.int64)]
+    for first in range(0, len(groups), window):
+        rows = np.concatenate([starts[g] + np.arange(sizes[g]) for g in groups[first : first + window]])
+        parts.append(rng.permutation(rows))
+    return np.concatenate(parts)
+
+
+def images_per_rank(num_images: int, world: int, batch_size: int) -> int:
+    """Images that each rank trains on in an epoch, `num_images // world`: equal, so that ranks take equally many steps.
+
+    Raises:
+        ConfigError: too few images for the workers or for one batch.
+    """
+    n = num_images // world
+    if n == 0:
+        raise ConfigError(
+            f"{num_images} training images are too few for {world} workers: each needs at least one. "
+            f"Allowed: at most {num_images} workers. Use fewer workers or more images."
+        )
+    if batch_size > n:
+        raise ConfigError(
+            f"A batch of {batch_size} images per worker is more than the {n} images that each of {world} workers has "
+            f"({num_images} in the split). Allowed: 1 to {n}. Use a smaller batch or fewer workers."
+        )
+    return n
+
+
+def steps_per_epoch(num_images: int, world: int, batch_size: int) -> int:
+    """Batches of each rank in an epoch; the last may be smaller, by the same number on all ranks.
+
+    Raises:
+        ConfigError: as `images_per_rank`.
+    """
+    return -(-images_per_rank(num_images, world, batch_size) // batch_size)
+
+
+def train_shard(order: NDArray[np.int64], world: int, rank: int) -> NDArray[np.int64]:
+    """Rank `rank`'s contiguous part of an epoch's order; at most `world - 1` images of the order's end are left out.
+
+    The order changes with the epoch, so other images are left out each time.
+    """
+    n = len(order) // world
+    return order[rank * n : (rank + 1) * n]
+
+
+def eval_shard(num_images: int, world: int, rank: int) -> range:
+    """Rank `rank`'s contiguous rows for evaluation: sizes differ by at most one, every image is in exactly one."""
+    base, extra = divmod(num_images, world)
+    start = rank * base + min(rank, extra)
+    return range(start, start + base + (rank < extra))
+
+
+class TrainBatches(Sampler[list[SampleKey]]):
+    """Batch sampler of one rank: each batch is a list of `SampleKey`.
+
+    Call `start` before iterating; iterating leaves the state as it is.
+
+    Args:
+        row_group_sizes: of the training split.
+        batch_size: images per batch and rank.
+        seed: of the experiment.
+        world: number of ranks.
+        rank: this one, 0..world-1.
+
+    Raises:
+        ConfigError: too few images for the workers or for one batch, or an impossible number.
+    """
+
+    def __init__(
+        self, row_group_sizes: Sequence[int], *, batch_size: int, seed: int, world: int = 1, rank: int = 0
+    ) -> None:
+        if batch_size < 1 or world < 1 or not 0 <= rank < world or seed < 0:
+            raise ConfigError(
+                f"batch_size={batch_size}, world={world}, rank={rank}, seed={seed}: allowed are batch_size >= 1, "
+                "world >= 1, 0 <= rank < world, seed >= 0."
+            )
+        self.row_group_sizes = tuple(row_group_sizes)
+        self.batch_size, self.seed, self.world, self.rank = batch_size, seed, world, rank
+        self.steps_per_epoch = steps_per_epoch(sum(self.row_group_sizes), world, batch_size)
+        self.epoch, self.first_step = 0, 0
+
+    def start(self, epoch: int, step: int = 0) -> None:
+        """Let the next iteration give the batches of `epoch` from `step` on (0..steps_per_epoch; the last: none).
+
+        Raises:
+            ConfigError: no such step.
+        """
+        if epoch < 0 or not 0 <= step <= self.steps_per_epoch:
+            raise ConfigError(
+                f"Cannot start at epoch {epoch}, step {step}: an epoch has {self.steps_per_epoch} steps. Was the data set, "
+                "the batch size or the number of workers changed since the checkpoint was written?"
+            )
+        self.epoch, self.first_step = epoch, step
+
+    def __len__(self) -> int:
+        """Batches that the next iteration gives."""
+        return self.steps_per_epoch - self.first_step
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        epoch, first_step = self.epoch, self.first_step
+        rows = train_shard(epoch_order(self.row_group_sizes, self.seed, epoch), self.world, self.rank)
+        for step in range(first_step, self.steps_per_epoch):
+            batch = rows[step * self.batch_size : (step + 1) * self.batch_size]
+            yield [SampleKey(epoch, int(row)) for row in batch]
+
+
+class EvalBatches(Sampler[list[int]]):
+    """Batch sampler of one rank for evaluation: consecutive rows of its exact shard, no image twice, none left out."""
+
+    def __init__(self, num_images: int, *, batch_size: int, world: int = 1, rank: int = 0) -> None:
+        if batch_size < 1 or world < 1 or not 0 <= rank < world:
+            raise ConfigError(
+                f"batch_size={batch_size}, world={world}, rank={rank}: allowed are batch_size >= 1, world >= 1, "
+                "0 <= rank < world."
+            )
+        self.rows = eval_shard(num_images, world, rank)
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for first in range(0, len(self.rows), self.batch_size):
+            yield list(self.rows[first : first + self.batch_size])

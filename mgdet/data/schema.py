@@ -1,0 +1,170 @@
+"""The layout of a data set on disk.
+
+`ROOT/dataset.json` is the `Manifest`; `ROOT/<split>/part-00000.parquet` and so on hold one image a row:
+
+| column     | type                  | meaning                                                                   |
+|------------|-----------------------|---------------------------------------------------------------------------|
+| image_id   | int64                 | the source's own image id, unique within a split                           |
+| file_name  | string                | the source's own name of the image file                                    |
+| width      | int32                 | pixels, of the decoded file (EXIF orientation applied)                     |
+| height     | int32                 | pixels                                                                     |
+| image      | binary                | the encoded file, byte for byte (JPEG, PNG, ...)                           |
+| boxes      | list<float64>         | x1, y1, x2, y2 of box 0, then box 1, ...; pixels, continuous corners       |
+| labels     | list<int32>           | contiguous classes, positions in `Manifest.categories`                     |
+| iscrowd    | list<bool>            | COCO's crowd flag: ignored in training, may match many in evaluation       |
+| area       | list<float64>         | the annotation's own `area` (COCO: of the mask), else width x height       |
+
+Boxes are float64 because evaluation compares with the annotation file's numbers to full precision. Images stand in
+order of the source; row groups hold about 64 images, so that one read brings about that many neighbours.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyarrow import fs
+from pydantic import ValidationError
+
+from mgdet.config_base import Config
+from mgdet.data.storage import locate, read_bytes
+from mgdet.errors import DataError
+from mgdet.structures import Category
+
+FORMAT_VERSION = 1
+MANIFEST = "dataset.json"
+ROW_GROUP_SIZE = 64
+ROWS_PER_SHARD = 2048
+
+Progress = Callable[[str, int, int], None]
+"""`progress(what, done, total)`, called now and then by everything slow; `done == total` at its end."""
+
+SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.int64(), nullable=False),
+        pa.field("file_name", pa.string(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("image", pa.binary(), nullable=False),
+        pa.field("boxes", pa.list_(pa.float64()), nullable=False),
+        pa.field("labels", pa.list_(pa.int32()), nullable=False),
+        pa.field("iscrowd", pa.list_(pa.bool_()), nullable=False),
+        pa.field("area", pa.list_(pa.float64()), nullable=False),
+    ]
+)
+
+
+class Record(NamedTuple):
+    """One row: an image file and its `n` annotated objects."""
+
+    image_id: int
+    file_name: str
+    width: int
+    height: int
+    image: bytes
+    boxes: NDArray[np.float64]  # [n, 4] xyxy pixels
+    labels: NDArray[np.int32]  # [n]
+    iscrowd: NDArray[np.bool_]  # [n]
+    area: NDArray[np.float64]  # [n]
+
+
+class ShardInfo(Config):
+    """One Parquet file, its path relative to the data set's root."""
+
+    file: str
+    rows: int
+    row_groups: tuple[int, ...]  # rows of each row group
+
+
+class SplitInfo(Config):
+    """What a split holds."""
+
+    images: int
+    boxes: int  # crowd included
+    crowd: int
+    negatives: int  # images without any box that is not a crowd
+    shards: tuple[ShardInfo, ...]
+
+
+class CategoryInfo(Config):
+    """A class; its position in `Manifest.categories` is the contiguous label."""
+
+    id: int
+    name: str
+
+
+class DroppedBox(Config):
+    """An annotation that was left out, and why."""
+
+    split: str
+    image: str
+    image_id: int
+    annotation: int | None  # the annotation's own id
+    reason: str
+
+
+class Changes(Config):
+    """How the stored data differ from the source. All counts are of the whole data set."""
+
+    degenerate: int = 0  # boxes without area or with a coordinate that is not finite: dropped
+    outside: int = 0  # boxes that do not touch their image: dropped
+    clipped: int = 0  # boxes cut at the border of their image
+    filled_iscrowd: int = 0  # annotations without iscrowd: 0
+    filled_area: int = 0  # annotations without area: width x height
+    resized: int = 0  # images whose file has another size than the annotations say: the file wins
+    bad_images: int = 0  # missing or undecodable image files: dropped with their boxes
+    dropped_boxes: tuple[DroppedBox, ...] = ()  # the first 1000
+    dropped_images: tuple[str, ...] = ()  # the first 1000
+
+
+class Manifest(Config):
+    """`dataset.json`. It holds no time and no path of a machine, so that equal data give equal bytes."""
+
+    format: int = FORMAT_VERSION
+    name: str
+    categories: tuple[CategoryInfo, ...]
+    splits: dict[str, SplitInfo]
+    changes: Changes = Changes()
+    source: dict[str, Any] = {}  # how it was made; a generator's full configuration
+
+    def category_tuple(self) -> tuple[Category, ...]:
+        """The classes in order of their contiguous label."""
+        return tuple(Category(c.id, c.name) for c in self.categories)
+
+
+def manifest_exists(filesystem: fs.FileSystem, root: str) -> bool:
+    """True where a data set of this package was committed."""
+    return bool(filesystem.get_file_info(f"{root}/{MANIFEST}").type == fs.FileType.File)
+
+
+def read_manifest(uri: str) -> Manifest:
+    """The manifest of the data set at `uri`.
+
+    Raises:
+        DataError: nothing there, not a data set, or another format version.
+    """
+    filesystem, root = locate(uri)
+    try:
+        if not manifest_exists(filesystem, root):
+            raise DataError(
+                f"No data set at {uri}: {MANIFEST} is missing. Make one with `python jobs/prepare.py coco ... --out {uri}` "
+                "(or `shapes`), or correct the location."
+            )
+        text = read_bytes(filesystem, f"{root}/{MANIFEST}")
+    except OSError as e:
+        raise DataError(f"Cannot read {uri}/{MANIFEST}: {e}. Check the location and the credentials.") from e
+    try:
+        manifest = Manifest.model_validate_json(text)
+    except ValidationError as e:
+        first = e.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file itself"
+        raise DataError(
+            f"{uri}/{MANIFEST} is not a manifest of mgdet: at {where}: {first['msg']}. Prepare the data set again."
+        ) from e
+    if manifest.format != FORMAT_VERSION:
+        raise DataError(
+            f"{uri} has format version {manifest.format}, this version of mgdet reads {FORMAT_VERSION}. "
+            "Prepare the data set again."
+        )
+    return manifest

@@ -1,0 +1,113 @@
+"""Write a data set: Parquet shards and their manifest, all or nothing."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from mgdet.data.schema import (
+    MANIFEST,
+    ROW_GROUP_SIZE,
+    ROWS_PER_SHARD,
+    SCHEMA,
+    CategoryInfo,
+    Changes,
+    Manifest,
+    Record,
+    ShardInfo,
+    SplitInfo,
+    manifest_exists,
+)
+from mgdet.data.storage import new_directory, write_bytes
+from mgdet.errors import DataError
+from mgdet.structures import Category
+
+
+def write_dataset(
+    uri: str | os.PathLike[str],
+    splits: Mapping[str, Iterable[Record]],
+    *,
+    name: str,
+    categories: Sequence[Category],
+    changes: Callable[[], Changes] = Changes,
+    source: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> Manifest:
+    """Write `splits` to `uri` and return the manifest; nothing stays behind after an error.
+
+    The records are pulled one row group at a time, so memory holds about 64 images whatever the size of the data set.
+
+    Args:
+        uri: destination, a local path or a `pyarrow.fs` URI.
+        splits: the records of each split, in their final order. May be generators.
+        name: what the data set is called in logs and reports.
+        categories: the classes in order of their contiguous label.
+        changes: called after the last record, what differs from the source.
+        source: how the data were made, anything that JSON can hold.
+        overwrite: replace an existing data set at `uri`.
+
+    Raises:
+        DataError: the destination is taken, a split is empty, or a split's name cannot be a directory.
+    """
+    for split in splits:
+        if not split.replace("_", "").replace("-", "").isalnum():
+            raise DataError(f"Split name {split!r} is not allowed: use letters, digits, '-' and '_', such as 'train'.")
+    with new_directory(uri, overwrite=overwrite, is_ours=manifest_exists) as (filesystem, root):
+        infos = {split: _write_split(filesystem, root, split, records) for split, records in splits.items()}
+        manifest = Manifest(
+            name=name,
+            categories=tuple(CategoryInfo(id=c.id, name=c.name) for c in categories),
+            splits=infos,
+            changes=changes(),
+            source=dict(source or {}),
+        )
+        # Last, because on an object store this file is what makes the data set exist.
+        write_bytes(filesystem, f"{root}/{MANIFEST}", manifest.model_dump_json(indent=1).encode())
+    return manifest
+
+
+def _write_split(filesystem: fs.FileSystem, root: str, split: str, records: Iterable[Record]) -> SplitInfo:
+    filesystem.create_dir(f"{root}/{split}", recursive=True)
+    shards: list[ShardInfo] = []
+    counts = {"images": 0, "boxes": 0, "crowd": 0, "negatives": 0}
+    source = iter(records)
+    while (first := next(source, None)) is not None:
+        file = f"{split}/part-{len(shards):05d}.parquet"
+        rows = chain([first], islice(source, ROWS_PER_SHARD - 1))
+        row_groups = _write_shard(filesystem, f"{root}/{file}", rows, counts)
+        shards.append(ShardInfo(file=file, rows=sum(row_groups), row_groups=row_groups))
+    if not shards:
+        raise DataError(f"Split {split!r} has no images. Give a split with at least one image or leave it out.")
+    return SplitInfo(**counts, shards=tuple(shards))
+
+
+def _write_shard(
+    filesystem: fs.FileSystem, path: str, rows: Iterator[Record], counts: dict[str, int]
+) -> tuple[int, ...]:
+    groups: list[int] = []
+    # Encoded images do not compress; statistics of a binary column would repeat whole images in the footer.
+    options = {"compression": "none", "use_dictionary": False, "write_statistics": ["image_id"]}
+    with filesystem.open_output_stream(path) as stream, pq.ParquetWriter(stream, SCHEMA, **options) as writer:
+        while group := list(islice(rows, ROW_GROUP_SIZE)):
+            for record in group:
+                _count(record, counts)
+            writer.write_table(_table(group), row_group_size=ROW_GROUP_SIZE)
+            groups.append(len(group))
+    return tuple(groups)
+
+
+def _count(record: Record, counts: dict[str, int]) -> None:
+    counts["images"] += 1
+    counts["boxes"] += len(record.boxes)
+    counts["crowd"] += int(record.iscrowd.sum())
+    counts["negatives"] += int(record.iscrowd.all())
+
+
+def _table(group: list[Record]) -> pa.Table:
+    columns = {name: [getattr(record, name) for record in group] for name in SCHEMA.names}
+    columns["boxes"] = [record.boxes.reshape(-1) for record in group]
+    return pa.table([pa.array(columns[f.name], type=f.type) for f in SCHEMA], schema=SCHEMA)

@@ -1,0 +1,25 @@
+"""The errors a user can cause, each of which says what is wrong, where, what is allowed and what to do next."""
+
+
+class MgdetError(Exception):
+    """Base of every error that mgdet raises on purpose; its message is meant to be read by the user as it is."""
+
+
+class ConfigError(MgdetError):
+    """A configuration that cannot be run."""
+
+
+class DataError(MgdetError):
+    """A data set, annotation file or image that cannot be used."""
+
+
+class CheckpointError(MgdetError):
+    """A checkpoint or pretrained weights that cannot be loaded."""
+
+
+class ClusterError(MgdetError):
+    """A cluster that cannot run what was asked for."""
+
+
+class NonFiniteError(MgdetError):
+    """A loss or gradient that became NaN or infinite."""

@@ -1,0 +1,309 @@
+"""COCO average precision from flat arrays, by faster-coco-eval or by pycocotools.
+
+Both libraries implement the protocol of https://cocodataset.org/#detection-eval and are fed the same in-memory data
+set, so either can check the other. This module owns what users keep stumbling over: annotation ids are renumbered from
+1 (the matchers use id 0 for "unmatched", which silently costs AP), labels are turned back into the source's category
+ids, no detections is an AP of 0 rather than an exception, and a value that is undefined is absent rather than -1.
+"""
+
+import contextlib
+import io
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mgdet.errors import DataError, NonFiniteError
+from mgdet.structures import Category
+
+Backend = Literal["faster", "pycocotools"]
+
+IOU_THRESHOLDS: NDArray[np.float64] = np.linspace(0.5, 0.95, 10)
+RECALL_THRESHOLDS: NDArray[np.float64] = np.linspace(0.0, 1.0, 101)
+_AREAS = ("all", "small", "medium", "large")  # the order of both libraries' `params.areaRng`
+_HEADLINE_LIMITS = (1, 10, 100)
+_SIZE_DECIMALS = 8
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """The annotated objects of a split, `N` images and `M` objects in flat arrays (crowds included, degenerate not).
+
+    Objects may stand in any order. Boxes are xyxy in pixels of the original image file, areas in square pixels (of the
+    mask where the source has one: COCO's size ranges are defined by it, not by the box).
+    """
+
+    image_ids: NDArray[np.int64]  # [N] the source's own ids: any order, gaps allowed, unique
+    heights: NDArray[np.int64]  # [N] pixels
+    widths: NDArray[np.int64]  # [N] pixels
+    box_image: NDArray[np.int64]  # [M] row of the image, 0..N-1
+    boxes: NDArray[np.float64]  # [M, 4]
+    labels: NDArray[np.int64]  # [M] contiguous class, position in `categories`
+    iscrowd: NDArray[np.bool_]  # [M]
+    area: NDArray[np.float64]  # [M]
+    categories: tuple[Category, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse arrays that contradict each other. Raises DataError."""
+        n, m, c = len(self.image_ids), len(self.box_image), len(self.categories)
+        _require_lengths("GroundTruth", n, heights=self.heights, widths=self.widths)
+        _require_lengths("GroundTruth", m, boxes=self.boxes, labels=self.labels, iscrowd=self.iscrowd, area=self.area)
+        _require_range("GroundTruth.box_image", self.box_image, n, "images")
+        _require_range("GroundTruth.labels", self.labels, c, "categories")
+        for name, ids in (("image ids", self.image_ids.tolist()), ("category ids", [k.id for k in self.categories])):
+            if len(set(ids)) != len(ids):
+                repeated = [i for i, n in Counter(ids).items() if n > 1][:5]
+                raise DataError(f"the {name} of the ground truth are not unique ({repeated} repeat); number them anew")
+
+
+@dataclass(frozen=True)
+class DetectionArrays:
+    """`D` detections of a whole split in flat arrays. Ties of the score are broken by their order here, as COCO does."""
+
+    image: NDArray[np.int64]  # [D] row of the image in `GroundTruth.image_ids`
+    boxes: NDArray[np.floating[Any]]  # [D, 4] xyxy, pixels of the original image file
+    scores: NDArray[np.floating[Any]]  # [D]
+    labels: NDArray[np.int64]  # [D] contiguous class
+
+    @classmethod
+    def empty(cls) -> "DetectionArrays":
+        """No detections at all."""
+        ids = np.zeros(0, dtype=np.int64)
+        return cls(ids, np.zeros((0, 4)), np.zeros(0), ids)
+
+
+@dataclass(frozen=True)
+class CocoResult:
+    """COCO's twelve numbers, those per class, and the curves behind them. `None` = undefined (no such ground truth)."""
+
+    AP: float | None  # mean over IoU 0.50:0.05:0.95, at most 100 detections an image and class, like all AP here
+    AP50: float | None
+    AP75: float | None
+    APs: float | None  # area < 32**2
+    APm: float | None
+    APl: float | None  # area > 96**2
+    AR1: float | None  # recall with at most 1 detection an image and class
+    AR10: float | None
+    AR100: float | None
+    ARs: float | None
+    ARm: float | None
+    ARl: float | None
+    per_class: dict[str, float | None]
+    class_boxes: dict[str, int]  # objects of each class, crowds not counted
+    precision: NDArray[np.float64] = field(repr=False)  # [T=10, R=101, K] at all sizes and 100 detections; -1 undefined
+    n_images: int
+    n_boxes: int  # crowds not counted
+    n_detections: int
+    seconds: float
+    backend: Backend
+    max_dets: int = 100
+    AR_max: float | None = None  # recall at `max_dets` where that is not one of 1, 10, 100
+
+    @property
+    def per_class_at(self) -> dict[str, NDArray[np.float64]]:
+        """AP at each of `IOU_THRESHOLDS` by class name, `[10]`; NaN where the class has no ground truth."""
+        with np.errstate(invalid="ignore"):
+            table = np.where((self.precision > -1).all(axis=1), self.precision.mean(axis=1), np.nan)
+        return {name: table[:, k] for k, name in enumerate(self.per_class)}
+
+    def metrics(self) -> dict[str, float]:
+        """What is defined, under its tracking name: `val/AP`, ..., `val/AP/<class>`. Plain Python floats."""
+        names = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+        values: dict[str, float | None] = {f"val/{name}": getattr(self, name) for name in names}
+        if self.max_dets not in _HEADLINE_LIMITS:
+            values[f"val/AR{self.max_dets}"] = self.AR_max
+        values |= {f"val/AP/{name}": value for name, value in self.per_class.items()}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+def coco_ap(gt: GroundTruth, det: DetectionArrays, backend: Backend = "faster", max_dets: int = 100) -> CocoResult:
+    """Average precision and recall of `det` against `gt` as COCO defines them.
+
+    The headline numbers always use COCO's limits of 1, 10 and 100 detections an image and class. Another `max_dets`
+    adds the recall at that limit under its own name (`AR_max`) and changes nothing else: AP at 300 is not COCO's AP.
+    A class none of whose objects is outside a crowd has no AP. Without any object everything is None, without
+    detections 0.
+
+    Raises:
+        DataError: an image row or a label of `det` is out of range, or its arrays differ in length.
+        NonFiniteError: a box or score of `det` is NaN or infinite.
+    """
+    start = time.perf_counter()
+    _check_detections(gt, det)
+    limits = sorted({*_HEADLINE_LIMITS, max_dets})
+    shape = (len(IOU_THRESHOLDS), len(RECALL_THRESHOLDS), len(gt.categories), len(_AREAS), len(limits))
+    precision, recall = -np.ones(shape), -np.ones((shape[0], *shape[2:]))
+    if len(gt.image_ids) and len(gt.categories):
+        run = _run_faster if backend == "faster" else _run_pycocotools
+        with contextlib.redirect_stdout(io.StringIO()):  # both libraries report their progress by print
+            by_id = run(_annotations(gt), _results(gt, det), limits)
+        # The libraries order classes by category id, we by contiguous label.
+        row = np.argsort(np.argsort([c.id for c in gt.categories]))
+        precision, recall = by_id[0][:, :, row], by_id[1][:, row]
+    return _summarize(gt, det, precision, recall, limits, backend, max_dets, start)
+
+
+def _summarize(
+    gt: GroundTruth,
+    det: DetectionArrays,
+    precision: NDArray[np.float64],
+    recall: NDArray[np.float64],
+    limits: list[int],
+    backend: Backend,
+    max_dets: int,
+    start: float,
+) -> CocoResult:
+    """The numbers of `precision [T, R, K, A, L]` and `recall [T, K, A, L]`; the libraries' own summaries are not used,
+    because they hardcode the limit 100 or take the last one."""
+    at100 = limits.index(100)
+    ap = [precision[..., a, at100] for a in range(len(_AREAS))]
+    ar = {limit: _defined_mean(recall[:, :, 0, i]) for i, limit in enumerate(limits)}
+    counted = np.bincount(gt.labels[~gt.iscrowd], minlength=len(gt.categories))
+    names = _unique_names(gt.categories)
+    return CocoResult(
+        AP=_defined_mean(ap[0]),
+        AP50=_defined_mean(ap[0][0]),
+        AP75=_defined_mean(ap[0][5]),
+        APs=_defined_mean(ap[1]),
+        APm=_defined_mean(ap[2]),
+        APl=_defined_mean(ap[3]),
+        AR1=ar[1],
+        AR10=ar[10],
+        AR100=ar[100],
+        ARs=_defined_mean(recall[:, :, 1, at100]),
+        ARm=_defined_mean(recall[:, :, 2, at100]),
+        ARl=_defined_mean(recall[:, :, 3, at100]),
+        per_class={name: _defined_mean(ap[0][:, :, k]) for k, name in enumerate(names)},
+        class_boxes={name: int(counted[k]) for k, name in enumerate(names)},
+        precision=ap[0],
+        n_images=len(gt.image_ids),
+        n_boxes=int(counted.sum()),
+        n_detections=len(det.scores),
+        seconds=time.perf_counter() - start,
+        backend=backend,
+        max_dets=max_dets,
+        AR_max=ar[max_dets],
+    )
+
+
+def _defined_mean(values: NDArray[np.float64]) -> float | None:
+    defined = values[values > -1]
+    return float(defined.mean()) if defined.size else None
+
+
+def _unique_names(categories: Sequence[Category]) -> list[str]:
+    """Class names; where two classes share one, both carry their id, so that neither hides the other's AP."""
+    names = [c.name for c in categories]
+    return [c.name if names.count(c.name) == 1 else f"{c.name} ({c.id})" for c in categories]
+
+
+def _xywh(boxes: NDArray[np.floating[Any]]) -> list[list[float]]:
+    """COCO's boxes of xyxy boxes, in float64.
+
+    A source's `w` does not survive `(x + w) - x` in binary; the last bit can carry an IoU over its threshold or a
+    detection over a size limit. Rounding to 1e-8 px gives back every `w` written with up to 8 decimals bit for bit.
+    """
+    boxes = boxes.astype(np.float64)
+    size = np.round(boxes[:, 2:] - boxes[:, :2], _SIZE_DECIMALS)
+    return np.concatenate([boxes[:, :2], size], axis=1).tolist()  # type: ignore[no-any-return]
+
+
+def _dataset(gt: GroundTruth, annotations: list[dict[str, Any]]) -> dict[str, Any]:
+    sizes = zip(gt.image_ids.tolist(), gt.heights.tolist(), gt.widths.tolist(), strict=True)
+    return {
+        "info": {},  # pycocotools < 2.0.11 and third-party readers fail without it
+        "images": [{"id": i, "height": h, "width": w} for i, h, w in sizes],
+        "categories": [{"id": c.id, "name": c.name} for c in gt.categories],
+        "annotations": annotations,
+    }
+
+
+def _annotations(gt: GroundTruth) -> dict[str, Any]:
+    """The ground truth as a COCO data set; ids from 1, because 0 means "unmatched" to the matchers."""
+    rows = zip(*_id_columns(gt, gt.box_image, gt.labels), _xywh(gt.boxes), gt.area, gt.iscrowd, strict=True)
+    return _dataset(
+        gt,
+        [
+            {"id": n, "image_id": i, "category_id": c, "bbox": b, "area": float(a), "iscrowd": int(crowd)}
+            for n, (i, c, b, a, crowd) in enumerate(rows, start=1)
+        ],
+    )
+
+
+def _results(gt: GroundTruth, det: DetectionArrays) -> dict[str, Any]:
+    """The detections as what `loadRes` would make of them: that function fails on an empty list and adds polygons."""
+    rows = zip(*_id_columns(gt, det.image, det.labels), _xywh(det.boxes), det.scores.tolist(), strict=True)
+    return _dataset(
+        gt,
+        [
+            {"id": n, "image_id": i, "category_id": c, "bbox": b, "area": b[2] * b[3], "iscrowd": 0, "score": s}
+            for n, (i, c, b, s) in enumerate(rows, start=1)
+        ],
+    )
+
+
+def _id_columns(gt: GroundTruth, image: NDArray[np.int64], labels: NDArray[np.int64]) -> tuple[list[int], list[int]]:
+    category_ids = np.array([c.id for c in gt.categories], dtype=np.int64)
+    return gt.image_ids[image].tolist(), category_ids[labels].tolist()
+
+
+def _run_faster(
+    annotations: dict[str, Any], results: dict[str, Any], limits: list[int]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    from faster_coco_eval import COCO, COCOeval_faster
+
+    coco_eval = COCOeval_faster(COCO(annotations), COCO(results), iouType="bbox")
+    coco_eval.params.maxDets = limits
+    coco_eval.evaluate()
+    coco_eval.accumulate()
+    return np.asarray(coco_eval.eval["precision"]), np.asarray(coco_eval.eval["recall"])
+
+
+def _run_pycocotools(
+    annotations: dict[str, Any], results: dict[str, Any], limits: list[int]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    sides = []
+    for dataset in (annotations, results):
+        coco = COCO()
+        coco.dataset = dataset
+        coco.createIndex()
+        sides.append(coco)
+    coco_eval = COCOeval(*sides, iouType="bbox")
+    coco_eval.params.maxDets = limits
+    coco_eval.evaluate()
+    coco_eval.accumulate()
+    return coco_eval.eval["precision"], coco_eval.eval["recall"]
+
+
+def _check_detections(gt: GroundTruth, det: DetectionArrays) -> None:
+    _require_lengths("DetectionArrays", len(det.image), boxes=det.boxes, scores=det.scores, labels=det.labels)
+    _require_range("DetectionArrays.image", det.image, len(gt.image_ids), "images")
+    _require_range("DetectionArrays.labels", det.labels, len(gt.categories), "categories")
+    broken = ~(np.isfinite(det.boxes).all(axis=1) & np.isfinite(det.scores))
+    if broken.any():
+        first = gt.image_ids[det.image[np.flatnonzero(broken)[0]]]
+        raise NonFiniteError(
+            f"{int(broken.sum())} of {len(broken)} detections have a box or score that is NaN or infinite (first in "
+            f"image id {first}); the weights have probably diverged: evaluate an earlier checkpoint"
+        )
+
+
+def _require_lengths(owner: str, length: int, **arrays: NDArray[Any]) -> None:
+    for name, array in arrays.items():
+        if len(array) != length:
+            raise DataError(f"{owner}.{name} has {len(array)} rows where {length} are expected; pass arrays that match")
+
+
+def _require_range(name: str, values: NDArray[np.int64], end: int, what: str) -> None:
+    if len(values) and (values.min() < 0 or values.max() >= end):
+        raise DataError(
+            f"{name} runs from {values.min()} to {values.max()}, but there are {end} {what} (allowed: 0 to {end - 1}); "
+            "was the detector trained on other data?"
+        )

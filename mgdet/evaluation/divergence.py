@@ -1,0 +1,344 @@
+"""How far the two tasks of a detector disagree: rank correlation of classification score and localization quality.
+
+The idea is that of Zhang et al., "Modulating Localization and Classification for Harmonized Object Detection" (ICME
+2021), whose text names a Spearman metric but could not be had; this is a documented reconstruction. For each object,
+rank its candidates once by score and once by IoU with it: rho = 1 when the two tasks agree on the order, and the
+divergence is 1 - rho. Which boxes are taken matters, so every number is named by its population:
+
+- `pre_nms`       per object, over all predicted boxes whose best object it is, with IoU >= 0.5; mean over objects.
+                  `divergence` is one minus this, for the score that ranks the detections.
+- `pre_nms_top50` per object, over its 50 best scored such boxes with IoU > 0.1; mean over objects (after Feng et al.,
+                  "TOOD", ICCV 2021, section 4.3, who correlate the rankings of the 50 most confident predictions).
+- `per_image`     over all boxes of `pre_nms` in an image; mean over images (rho_img of Kahraman et al., "Correlation
+                  Loss", AAAI 2023).
+- `post_nms`      over all final detections that greedily match an object of their class at IoU >= 0.5: one rho.
+- `per_class`     the same detections class by class; mean over classes (rho_cls of Kahraman et al.).
+
+The score of a box is that for the class of its best object. A rho of fewer than 3 boxes, or of constant scores or
+IoUs, is undefined: it enters no mean, and a mean of nothing is absent, never 0.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+
+from mgdet.boxes import is_degenerate, pairwise_iou
+from mgdet.config_base import Config
+from mgdet.errors import MgdetError
+from mgdet.structures import Targets
+
+OBJECTS_PER_IMAGE = 1 << 20
+"""Object indices are `image position * OBJECTS_PER_IMAGE + index in the padded targets`: unique over a data set."""
+FINAL_NAME = "rescored"
+"""The score tensor that ranks the detections when there are several; else the first one does."""
+
+Arrays = dict[str, NDArray[Any]]
+"""Named flat arrays: what ranks exchange."""
+
+
+class DivergenceConfig(Config):
+    """Which boxes the correlations are taken over."""
+
+    iou_floor: float = Field(0.5, gt=0, lt=1)
+    """Least IoU with its best object of a `pre_nms` and `per_image` candidate, and of a `post_nms` match."""
+    top_k: int = Field(50, ge=3)
+    top_iou_floor: float = Field(0.1, ge=0, lt=1)
+    min_candidates: int = Field(3, ge=3)
+    """Objects and images with fewer candidates have no rho."""
+    scatter_points: int = Field(4000, ge=0)
+    """Size of the random sample of `pre_nms` candidates that is kept to be drawn."""
+    chunk_elements: int = Field(1 << 24, ge=1)
+    """Most IoU values held at once on the device; the result does not depend on it."""
+
+
+class GroupCorrelation(NamedTuple):
+    """Spearman's rho of each group."""
+
+    groups: NDArray[np.int64]  # [U] the distinct group numbers, ascending
+    rho: NDArray[np.float64]  # [U], NaN where undefined
+    count: NDArray[np.int64]  # [U] elements of the group
+
+
+def spearman_by_group(
+    group: NDArray[np.int64], x: NDArray[np.floating[Any]], y: NDArray[np.floating[Any]]
+) -> GroupCorrelation:
+    """Spearman's rank correlation of `x` and `y` within each group; all `[n]`, average ranks for ties.
+
+    NaN where a group has fewer than 3 elements, a constant side, or a NaN among its values. Doubled, centred ranks are
+    integers, so the sums are exact (up to 2e5 elements a group) whatever the order of the elements.
+    """
+    groups, inverse, count = np.unique(group, return_inverse=True, return_counts=True)
+    if not len(groups):
+        return GroupCorrelation(groups, np.zeros(0), count)
+    a, b = _centred_ranks(inverse, count, x), _centred_ranks(inverse, count, y)
+    size = len(groups)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        spread = np.sqrt(np.bincount(inverse, a * a, size) * np.bincount(inverse, b * b, size))
+        rho = np.clip(np.bincount(inverse, a * b, size) / spread, -1.0, 1.0)
+    rho[(count < 3) | (spread == 0)] = np.nan
+    return GroupCorrelation(groups, rho, count)
+
+
+def _centred_ranks(
+    group: NDArray[np.int64], count: NDArray[np.int64], values: NDArray[np.floating[Any]]
+) -> NDArray[np.float64]:
+    """Twice the average rank within the group minus its mean, in the order of the input; NaN for NaN values."""
+    order = np.lexsort((values, group))
+    g, v = group[order], values[order]
+    new_run = np.r_[True, (g[1:] != g[:-1]) | (v[1:] != v[:-1])]
+    run_start = np.flatnonzero(new_run)
+    run_length = np.diff(np.r_[run_start, len(g)])
+    group_start = np.cumsum(count) - count
+    run_group = g[run_start]
+    doubled = 2 * (run_start - group_start[run_group]) + run_length - count[run_group]
+    out = np.empty(len(g))
+    out[order] = np.repeat(doubled, run_length)
+    out[np.isnan(values)] = np.nan
+    return out
+
+
+class CandidateBatch(NamedTuple):
+    """`n` predicted boxes, each with its best object; sorted by image and prior."""
+
+    image: NDArray[np.int64]  # [n] position of the image in its split
+    object: NDArray[np.int64]  # [n] unique over the data set
+    prior: NDArray[np.int64]  # [n] index of the prediction in its image
+    label: NDArray[np.int64]  # [n] class of the object
+    iou: NDArray[np.floating[Any]]  # [n] with the object
+    scores: dict[str, NDArray[np.floating[Any]]]  # each [n], for the object's class
+
+
+def match_candidates(
+    boxes: Tensor,
+    scores: Tensor | Mapping[str, Tensor],
+    targets: Targets,
+    iou_floor: float = 0.5,
+    positions: Tensor | None = None,
+    chunk_elements: int = 1 << 24,
+) -> CandidateBatch:
+    """The predictions `[B, A, 4]` (pixels of `targets`) that overlap their best object by at least `iou_floor`.
+
+    Among objects of equal IoU the lowest index wins; padded and degenerate objects take no part. `scores` is one tensor
+    (named `raw`) or several by name, each `[B, A, C]`, or `[B, A]` for a score that knows no class. `positions [B]`
+    number the images (default 0..B-1). Runs on the device of `boxes`; only the result is copied to the host.
+    """
+    named = {"raw": scores} if isinstance(scores, Tensor) else dict(scores)
+    best_iou, best = _best_object(boxes, targets, chunk_elements)
+    image, prior = torch.nonzero(best_iou >= max(iou_floor, torch.finfo(best_iou.dtype).tiny), as_tuple=True)
+    index = best[image, prior]
+    label = targets.labels.to(boxes.device)[image, index]
+    rows = torch.arange(len(boxes)) if positions is None else positions
+    position = rows.to(boxes.device)[image]
+    return CandidateBatch(
+        image=position.cpu().numpy(),
+        object=(position * OBJECTS_PER_IMAGE + index).cpu().numpy(),
+        prior=prior.cpu().numpy(),
+        label=label.cpu().numpy(),
+        iou=best_iou[image, prior].cpu().numpy(),
+        scores={k: _to_numpy(s[image, prior, label] if s.dim() == 3 else s[image, prior]) for k, s in named.items()},
+    )
+
+
+def _to_numpy(t: Tensor) -> NDArray[np.floating[Any]]:
+    return t.detach().to(_precise(t.dtype)).cpu().numpy()  # type: ignore[no-any-return]
+
+
+def _precise(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)  # numpy has no bfloat16, and half ranks would tie
+
+
+def _best_object(boxes: Tensor, targets: Targets, chunk_elements: int) -> tuple[Tensor, Tensor]:
+    """IoU with and index of the best object of every prediction, both `[B, A]`; IoU -1 where an image has none.
+
+    Objects pass in chunks with a running maximum, so memory is bounded by `chunk_elements` (or one object's `B * A`).
+    """
+    boxes = boxes.detach().to(_precise(boxes.dtype))
+    best_iou = boxes.new_full(boxes.shape[:2], -1.0)
+    best = torch.zeros(boxes.shape[:2], dtype=torch.int64, device=boxes.device)
+    objects = targets.boxes.to(boxes)
+    usable = targets.valid.to(boxes.device) & ~is_degenerate(objects)
+    step = max(1, chunk_elements // max(1, best.numel()))
+    for first in range(0, objects.shape[1], step):
+        iou = pairwise_iou(objects[:, first : first + step], boxes)  # [B, g, A]
+        iou = torch.where(usable[:, first : first + step, None], iou, -1.0)
+        value = iou.amax(dim=1)
+        # argmax does not promise which of several equal maxima it returns
+        place = torch.arange(iou.shape[1], device=boxes.device)[None, :, None]
+        lowest = torch.where(iou == value[:, None], place, iou.shape[1]).amin(dim=1) + first
+        better = value > best_iou  # strictly: an earlier chunk keeps its ties
+        best_iou = torch.where(better, value, best_iou)
+        best = torch.where(better, lowest, best)
+    return best_iou, best
+
+
+def top_per_group(group: NDArray[np.int64], score: NDArray[np.floating[Any]], k: int) -> NDArray[np.bool_]:
+    """True for the `k` best scored elements of each group, `[n]`; among equal scores the earlier ones."""
+    order = np.lexsort((np.arange(len(group)), -score, group))
+    g = group[order]
+    start = np.flatnonzero(np.r_[True, g[1:] != g[:-1]]) if len(g) else np.zeros(0, dtype=np.int64)
+    rank = np.arange(len(g)) - np.repeat(start, np.diff(np.r_[start, len(g)]))
+    keep = np.zeros(len(g), dtype=np.bool_)
+    keep[order] = rank < k
+    return keep
+
+
+@dataclass(frozen=True)
+class Population:
+    """One correlation and how many objects, images, classes or detections it stands on. `rho` is None where n is 0."""
+
+    rho: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class DivergenceResult:
+    """The correlations of every score, by score name and population (see the module's docstring)."""
+
+    final: str | None  # the score that ranks the detections; None if nothing was seen
+    populations: dict[str, dict[str, Population]]
+    n_candidates: int  # boxes of `pre_nms`, whether or not their object has a rho
+    sample_iou: NDArray[np.floating[Any]]  # [S] a random sample of them
+    sample_scores: dict[str, NDArray[np.floating[Any]]]  # each [S]
+
+    @property
+    def divergence(self) -> float | None:
+        """Mean over objects of `1 - rho` of the final score, in [0, 2]; None where no object has a rho."""
+        rho = self.populations[self.final]["pre_nms"].rho if self.final is not None else None
+        return None if rho is None else 1.0 - rho
+
+    def metrics(self) -> dict[str, float]:
+        """What is defined, as `val/divergence`, `val/spearman/<population>` and `..._n`; plain Python numbers.
+
+        Scores other than the final one stand under their name: `val/spearman/raw/pre_nms`.
+        """
+        out: dict[str, float] = {} if self.divergence is None else {"val/divergence": self.divergence}
+        for name, populations in self.populations.items():
+            prefix = "val/spearman/" if name == self.final else f"val/spearman/{name}/"
+            for population, value in populations.items():
+                if value.rho is not None:
+                    out |= {prefix + population: value.rho, f"{prefix}{population}_n": value.n}
+        return out
+
+
+class DivergenceAccumulator:
+    """Collects rho per object and image batch by batch, since none spans two batches; memory is that of the objects."""
+
+    def __init__(self, config: DivergenceConfig) -> None:
+        self.config = config
+        self._names: tuple[str, ...] = ()
+        self._parts: list[Arrays] = []
+
+    def update(self, positions: Tensor, boxes: Tensor, scores: Mapping[str, Tensor], targets: Targets) -> None:
+        """Takes in the predictions `[B, A, 4]` of the images at `positions [B]`; see `match_candidates`.
+
+        The score named `rescored`, else the first one, is the one that ranks the detections. Raises MgdetError if the
+        names differ from those of earlier batches.
+        """
+        names = tuple(scores)
+        if not names or (self._names and names != self._names):
+            raise MgdetError(f"score names are {names}, but were {self._names or 'at least one'}: pass the same each time")
+        self._names = names
+        cfg = self.config
+        floor = min(cfg.iou_floor, cfg.top_iou_floor)
+        found = match_candidates(boxes, scores, targets, floor, positions, cfg.chunk_elements)
+        dense, near = found.iou >= cfg.iou_floor, found.iou > cfg.top_iou_floor
+        part: Arrays = {}
+        for name, score in found.scores.items():
+            part[f"{name}/pre_nms"] = self._rho(found.object, score, found.iou, dense)
+            part[f"{name}/per_image"] = self._rho(found.image, score, found.iou, dense)
+            top = near.copy()
+            top[near] = top_per_group(found.object[near], score[near], cfg.top_k)
+            part[f"{name}/{self._top_name}"] = self._rho(found.object, score, found.iou, top)
+        part["candidates"] = np.array([dense.sum()])
+        part |= self._sample(found, dense)
+        self._parts.append(part)
+
+    def update_matches(self, labels: NDArray[Any], scores: NDArray[Any], ious: NDArray[Any]) -> None:
+        """Takes in final detections that matched an object: class, score and IoU, each `[m]`."""
+        self._parts.append({"matches/label": labels, "matches/score": scores, "matches/iou": ious})
+
+    def state(self) -> Arrays:
+        """Everything seen so far as flat arrays, to be sent to another rank and given to `merge`."""
+        keys = sorted({key for part in self._parts for key in part})
+        joined = {key: np.concatenate([part[key] for part in self._parts if key in part]) for key in keys}
+        return {"names": np.array(self._names, dtype=np.str_), **self._thin(joined)}
+
+    def merge(self, states: Sequence[Arrays]) -> "DivergenceAccumulator":
+        """A new accumulator that has seen what the states have. Raises MgdetError if their score names differ."""
+        out = DivergenceAccumulator(self.config)
+        distinct = {tuple(s["names"].tolist()) for s in states} - {()}
+        if len(distinct) > 1:
+            raise MgdetError(f"ranks scored their boxes under different names: {sorted(distinct)}")
+        out._names = distinct.pop() if distinct else ()
+        out._parts = [{k: v for k, v in s.items() if k != "names"} for s in states]
+        return out
+
+    def compute(self) -> DivergenceResult:
+        """The correlations of everything seen; the same to the last bit however batches were split over ranks."""
+        state = self.state()
+        kinds = ("pre_nms", self._top_name, "per_image")
+        populations = {n: {kind: _mean(state[f"{n}/{kind}"]) for kind in kinds} for n in self._names}
+        final = FINAL_NAME if FINAL_NAME in self._names else next(iter(self._names), None)
+        if final is not None and "matches/label" in state:
+            populations[final] |= self._post_nms(state)
+        none = np.zeros(0)
+        return DivergenceResult(
+            final=final,
+            populations=populations,
+            n_candidates=int(state["candidates"].sum()) if "candidates" in state else 0,
+            sample_iou=state.get("sample/iou", none),
+            sample_scores={n: state.get(f"sample/{n}", none) for n in self._names},
+        )
+
+    @property
+    def _top_name(self) -> str:
+        return f"pre_nms_top{self.config.top_k}"
+
+    def _rho(
+        self, group: NDArray[np.int64], score: NDArray[Any], iou: NDArray[Any], chosen: NDArray[np.bool_]
+    ) -> NDArray[np.float64]:
+        found = spearman_by_group(group[chosen], score[chosen], iou[chosen])
+        return found.rho[(found.count >= self.config.min_candidates) & ~np.isnan(found.rho)]
+
+    def _post_nms(self, state: Arrays) -> dict[str, Population]:
+        label, score, iou = (state[f"matches/{k}"] for k in ("label", "score", "iou"))
+        pooled = spearman_by_group(np.zeros_like(label), score, iou)
+        rho = pooled.rho[~np.isnan(pooled.rho)]
+        by_class = spearman_by_group(label, score, iou).rho
+        return {
+            "post_nms": Population(float(rho[0]), len(label)) if len(rho) else Population(None, 0),
+            "per_class": _mean(by_class[~np.isnan(by_class)]),
+        }
+
+    def _sample(self, found: CandidateBatch, chosen: NDArray[np.bool_]) -> Arrays:
+        key = _shuffle_key(found.image[chosen], found.prior[chosen])
+        scores = {f"sample/{name}": score[chosen] for name, score in found.scores.items()}
+        return self._thin({"sample/key": key, "sample/iou": found.iou[chosen], **scores})
+
+    def _thin(self, arrays: Arrays) -> Arrays:
+        """Keeps the sample's lowest keys: the same sample in the end as if all candidates had been kept."""
+        if "sample/key" not in arrays:
+            return arrays
+        keep = np.argsort(arrays["sample/key"], kind="stable")[: self.config.scatter_points]
+        return {k: v[keep] if k.startswith("sample/") else v for k, v in arrays.items()}
+
+
+def _mean(rho: NDArray[np.float64]) -> Population:
+    # fsum rounds once, so the mean does not depend on the order in which ranks are joined
+    return Population(math.fsum(rho) / len(rho), len(rho)) if len(rho) else Population(None, 0)
+
+
+def _shuffle_key(image: NDArray[np.int64], prior: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """A fixed pseudorandom number for each prediction of the data set, `[n]`: the finalizer of SplitMix64 (Steele et
+    al., OOPSLA 2014). Sampling by it needs no generator state and no order."""
+    z = (image.astype(np.uint64) << np.uint64(32)) + prior.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))

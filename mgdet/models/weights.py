@@ -1,0 +1,115 @@
+"""Initial weights: torchvision's ImageNet and COCO weights, or a checkpoint of ours."""
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision import models
+
+from mgdet.errors import CheckpointError, ConfigError
+from mgdet.models.retinanet import RetinaNet, RetinaNetConfig
+
+log = logging.getLogger(__name__)
+
+COCO_VARIANTS: dict[str, dict[str, Any]] = {
+    "coco_v1": {"norm": "frozen_bn", "fpn_norm": "none", "head_norm": "none", "p6_from": "p5"},
+    "coco_v2": {"norm": "bn", "fpn_norm": "none", "head_norm": "gn", "p6_from": "c5"},
+}
+"""The settings under which torchvision's RetinaNet weights mean what they were trained to mean."""
+
+
+def initialise(network: RetinaNet, config: RetinaNetConfig) -> list[str]:
+    """Load what `config.weights` asks for into `network`; returns what was done, a sentence each.
+
+    Raises `CheckpointError` where the weights cannot be downloaded, read, or do not fit, `ConfigError` where the
+    architecture is not the one that they were made for.
+    """
+    if config.weights == "none":
+        return ["weights: random initialisation"]
+    if config.weights == "imagenet":
+        enum = models.get_model_weights(config.backbone).DEFAULT
+        return _load(network, _prefixed(_fetch(enum), "backbone.body."), f"ImageNet weights {enum}", backbone_only=True)
+    if config.weights in COCO_VARIANTS:
+        _check_variant(config)
+        name = "retinanet_resnet50_fpn" + ("_v2" if config.weights == "coco_v2" else "")
+        enum = models.get_model_weights(name).DEFAULT
+        return _load(network, _fetch(enum), f"COCO weights {enum}")
+    path = Path(config.weights)
+    if not path.exists():
+        raise CheckpointError(
+            f"model.weights={config.weights!r}: not a file, and not one of none, imagenet, {', '.join(COCO_VARIANTS)}"
+        )
+    state = load_file(path)
+    return _load(network, state.get("ema") or state.get("model") or state, f"checkpoint {path}")
+
+
+def load_file(path: Path) -> dict[str, Any]:
+    """A torch file, without running any code that it may hold (`weights_only=True`)."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(f"{path}: cannot be read as a checkpoint: {error}") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: holds a {type(state).__name__}, expected a dict of tensors")
+    return state
+
+
+def _fetch(enum: Any) -> dict[str, Tensor]:
+    try:
+        return dict(enum.get_state_dict(progress=False, check_hash=True))
+    except Exception as error:  # URLError, HTTPError, OSError, RuntimeError (hash): all mean the same to the user
+        raise CheckpointError(
+            f"{enum} could not be downloaded from {enum.url} ({error}). Without internet access put the file into "
+            f"{torch.hub.get_dir()}/checkpoints/ by hand, or set model.weights=none, or give the path of a checkpoint."
+        ) from error
+
+
+def _check_variant(config: RetinaNetConfig) -> None:
+    expected = {"backbone": "resnet50", "channels": 256, **COCO_VARIANTS[config.weights]}
+    wrong = {k: (getattr(config, k), v) for k, v in expected.items() if getattr(config, k) != v}
+    if wrong:
+        fix = " ".join(f"model.{k}={v}" for k, (_, v) in wrong.items())
+        raise ConfigError(f"model.weights={config.weights} was trained with another architecture; set {fix}")
+
+
+def _prefixed(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {prefix + k: v for k, v in state.items() if not k.startswith("fc.")}
+
+
+def _load(network: RetinaNet, state: dict[str, Tensor], source: str, backbone_only: bool = False) -> list[str]:
+    notes = [f"weights: {source}"]
+    own = network.state_dict()
+    state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked") or k in own}
+    head = "head.classification_head.cls_logits."
+    if head + "bias" in state and state[head + "bias"].shape != own[head + "bias"].shape:
+        theirs = state[head + "bias"].numel() // network.config.anchors.per_location
+        state = {k: v for k, v in state.items() if not k.startswith(head)}
+        network.reset_class_head()
+        notes.append(f"weights: class head re-initialised ({theirs} classes there, {network.num_classes} here)")
+        own = {k: v for k, v in own.items() if not k.startswith(head)}
+    mismatched = [k for k, v in state.items() if k in own and own[k].shape != v.shape]
+    unexpected = [k for k in state if k not in own]
+    missing = [
+        k
+        for k in own
+        if k not in state
+        and not k.endswith("num_batches_tracked")
+        and (not backbone_only or k.startswith("backbone.body."))
+    ]
+    if mismatched or unexpected or missing:
+        raise CheckpointError(
+            f"{source} does not fit this architecture: "
+            + "; ".join(
+                f"{what} {', '.join(keys[:3])}{f' and {len(keys) - 3} more' if len(keys) > 3 else ''}"
+                for what, keys in (("missing", missing), ("unexpected", unexpected), ("other shape", mismatched))
+                if keys
+            )
+            + ". Make model.* in the configuration the one that the weights were trained with."
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        network.load_state_dict(state, strict=False)
+    return notes
