@@ -26,10 +26,15 @@ class IoUThresholds(Assigner):
             )
         return self
 
-    def owners_by_anchor(self, priors: Priors, targets: Targets, force_match: bool = True) -> Ownership:
-        """Ownership under the plain anchor IoU."""
+    def owners(self, criterion: Criterion, priors: Priors, targets: Targets, force_match: bool = True) -> Ownership:
+        """Ownership under a criterion; an object needs a prior of at least `positive_iou`, or one by force."""
         return find_owners(
-            anchor_iou(priors), priors, targets, chunk_elements=self.chunk_elements, force_match=force_match
+            criterion,
+            priors,
+            targets,
+            chunk_elements=self.chunk_elements,
+            force_match=force_match,
+            enough=self.positive_iou,
         )
 
     def labels_by_anchor(self, owners: Ownership) -> Labels:
@@ -51,7 +56,7 @@ class MaxIoU(IoUThresholds):
 
     def assign(self, priors: Priors, predictions: Predictions, targets: Targets) -> Assignment:
         """Both tasks get the same labels."""
-        labels = self.labels_by_anchor(self.owners_by_anchor(priors, targets, self.force_match))
+        labels = self.labels_by_anchor(self.owners(anchor_iou(priors), priors, targets, self.force_match))
         return Assignment(labels, labels)
 
 

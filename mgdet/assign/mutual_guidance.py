@@ -7,8 +7,8 @@ from pydantic import Field
 from torch import Tensor
 
 from mgdet.assign.base import hard_labels
-from mgdet.assign.max_iou import IoUThresholds
-from mgdet.assign.ownership import Criterion, Ownership, find_owners
+from mgdet.assign.max_iou import IoUThresholds, anchor_iou
+from mgdet.assign.ownership import Criterion, Ownership
 from mgdet.boxes import pairwise_iou
 from mgdet.structures import Assignment, Labels, Predictions, Priors, Targets
 
@@ -39,7 +39,7 @@ class MutualGuidance(IoUThresholds):
 
     def assign(self, priors: Priors, predictions: Predictions, targets: Targets) -> Assignment:
         """Labels of the two tasks, independent of each other: an anchor may be positive for one of them only."""
-        anchors = self.owners_by_anchor(priors, targets)
+        anchors = self.owners(anchor_iou(priors), priors, targets)
         cls = loc = self.labels_by_anchor(anchors)
         if self.direction in ("both", "loc_to_cls"):
             cls = self._labels(regressed_iou(predictions), anchors, priors, targets, ignore=True)
@@ -50,7 +50,7 @@ class MutualGuidance(IoUThresholds):
     def _labels(
         self, criterion: Criterion, anchors: Ownership, priors: Priors, targets: Targets, ignore: bool
     ) -> Labels:
-        owners = find_owners(criterion, priors, targets, chunk_elements=self.chunk_elements)
+        owners = self.owners(criterion, priors, targets)
         num_objects = targets.boxes.shape[1]
         if self.count == "dynamic_k":
             wanted = _dynamic_k(owners, self.top_k, num_objects)
@@ -65,14 +65,19 @@ class MutualGuidance(IoUThresholds):
     def amplified_iou(self, priors: Priors, predictions: Predictions) -> Criterion:
         """IoU_amplified; it is at least IoU_anchor, and 0 exactly where that is 0."""
 
+        scores = predictions.logits.sigmoid()
+        # pow and exp of one number differ in the last bit between SIMD lanes and a loop's remainder, so on a CPU two
+        # identical objects would not tie for every chunk size; in float64 the difference is rounded away
+        dtype = torch.float64 if scores.device.type == "cpu" else torch.float32
+
         def criterion(boxes: Tensor, labels: Tensor) -> Tensor:
-            overlap = pairwise_iou(boxes, priors.boxes)
-            score = score_of_label(predictions.logits, labels)
+            overlap = pairwise_iou(boxes, priors.boxes).to(dtype)
+            score = score_of_label(scores, labels).to(dtype)
             if self.amplify == "power":
                 amplified = overlap ** ((self.sigma - score) / self.sigma)
             else:
                 amplified = (overlap * torch.exp(score / self.sigma)).clamp(max=1)
-            return torch.where(overlap > 0, amplified, 0.0)
+            return torch.where(overlap > 0, amplified, 0.0).float()
 
         return criterion
 
@@ -86,10 +91,10 @@ def regressed_iou(predictions: Predictions) -> Criterion:
     return criterion
 
 
-def score_of_label(logits: Tensor, labels: Tensor) -> Tensor:
-    """Score `[B, g, A]` that each prior gives to the class of each object, from logits `[B, A, C]` and `[B, g]`."""
-    index = labels[:, :, None].expand(-1, -1, logits.shape[1])
-    return logits.transpose(1, 2).gather(1, index).sigmoid().nan_to_num(nan=0.0)
+def score_of_label(scores: Tensor, labels: Tensor) -> Tensor:
+    """Score `[B, g, A]` that each prior gives to the class of each object, from scores `[B, A, C]` and `[B, g]`."""
+    index = labels[:, :, None].expand(-1, -1, scores.shape[1])
+    return scores.transpose(1, 2).gather(1, index).nan_to_num(nan=0.0)
 
 
 def _dynamic_k(owners: Ownership, top_k: int, num_objects: int) -> Tensor:
@@ -97,5 +102,6 @@ def _dynamic_k(owners: Ownership, top_k: int, num_objects: int) -> Tensor:
     if num_objects == 0:
         return torch.zeros(owners.owner.shape[0], 0, dtype=torch.int64, device=owners.owner.device)
     counted = torch.where((owners.owner >= 0) & (owners.rank < top_k), owners.raw, 0.0)
-    total = torch.zeros(owners.owner.shape[0], num_objects, device=counted.device)
-    return total.scatter_add(1, owners.owner.clamp(min=0), counted).floor().long().clamp(min=1)
+    fixed = (counted * 2.0**30).long()  # integers add up to the same sum in any order, floats on a GPU do not
+    total = torch.zeros(owners.owner.shape[0], num_objects, dtype=torch.int64, device=counted.device)
+    return (total.scatter_add(1, owners.owner.clamp(min=0), fixed) >> 30).clamp(min=1)

@@ -47,14 +47,20 @@ def usable_objects(targets: Targets) -> Tensor:
 
 
 def find_owners(
-    criterion: Criterion, priors: Priors, targets: Targets, *, chunk_elements: int, force_match: bool = True
+    criterion: Criterion,
+    priors: Priors,
+    targets: Targets,
+    *,
+    chunk_elements: int,
+    force_match: bool = True,
+    enough: float = 0.0,
 ) -> Ownership:
     """Steps 2 and 3 of Mutual Guidance's matching (papers.md 2.3) for one criterion.
 
     1. Each object's best prior gets quality 1 (`force_match`); an object that overlaps nothing takes the closest prior.
     2. Each prior belongs to the object with the largest quality in its column (ties: first object), or to none.
-    3. An object left without a prior, because its best one was also another's best, takes the best prior that is not
-       some object's last resort. The official code leaves such an object without a positive.
+    3. An object left without a prior of at least `enough` quality, because its best one was also another's best, takes
+       the best prior that is not another object's best. The official code leaves such an object without a positive.
     """
     batch, num_priors = targets.boxes.shape[0], priors.boxes.shape[0]
     usable = usable_objects(targets)
@@ -77,7 +83,8 @@ def find_owners(
         quality = torch.where(better, best, quality)
 
     if force_match and num_objects:
-        owner, quality, raw = _adopt_orphans(criterion, priors, targets, usable, owner, quality, raw)
+        orphan = usable & (_scatter_count(owner, (owner >= 0) & (quality >= enough), num_objects) == 0)
+        owner, quality, raw = _adopt(criterion, priors, targets, orphan, (owner, quality, raw), chunk)
     return Ownership(owner, quality, raw, _rank_within_owner(owner, quality, num_objects))
 
 
@@ -96,30 +103,37 @@ def _qualities(criterion: Criterion, priors: Priors, boxes: Tensor, labels: Tens
     return quality, torch.where(quality.amax(dim=2, keepdim=True) > 0, quality, proximity)
 
 
-def _adopt_orphans(
-    criterion: Criterion, priors: Priors, targets: Targets, usable: Tensor, owner: Tensor, quality: Tensor, raw: Tensor
+def _adopt(
+    criterion: Criterion,
+    priors: Priors,
+    targets: Targets,
+    orphan: Tensor,
+    state: tuple[Tensor, Tensor, Tensor],
+    chunk: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Give every usable object without a prior one that no other object depends on (see `find_owners`, step 3)."""
-    num_objects = targets.boxes.shape[1]
-    orphan = usable & (_scatter_count(owner, owner >= 0, num_objects) == 0)
+    """Give every orphan `[B, G]`, in order, a prior that no other object depends on (see `find_owners`, step 3)."""
+    owner, quality, raw = state
     if owner.device.type == "cpu" and not bool(orphan.any()):  # free here; on an accelerator it would wait for it
         return owner, quality, raw
 
-    kept = (owner >= 0) & (_rank_within_owner(owner, quality, num_objects) == 0)
-    slots = min(num_objects, MAX_ORPHANS)
-    order = torch.argsort(~orphan, dim=1, stable=True)[:, :slots]  # orphans first, in index order
-    waiting = orphan.gather(1, order)
-    boxes = targets.boxes.gather(1, order[..., None].expand(-1, -1, 4))
-    slot_raw, key = _qualities(criterion, priors, boxes, targets.labels.gather(1, order))
-    for slot in range(slots):
-        choice_key = key[:, slot].masked_fill(kept, -torch.inf)
-        choice = choice_key.argmax(dim=1, keepdim=True)
-        adopts = waiting[:, slot, None] & (choice_key.gather(1, choice) > -torch.inf)
-        taken = torch.zeros_like(kept).scatter(1, choice, adopts)
-        owner = torch.where(taken, order[:, slot, None], owner)
-        quality = torch.where(taken, 1.0, quality)
-        raw = torch.where(taken, slot_raw[:, slot], raw)
-        kept = kept | taken
+    num_objects = targets.boxes.shape[1]
+    provided = (owner >= 0) & ~orphan.gather(1, owner.clamp(min=0))
+    kept = provided & (_rank_within_owner(owner, quality, num_objects) == 0)
+    order = torch.argsort(~orphan, dim=1, stable=True)[:, :MAX_ORPHANS]  # orphans first, in index order
+    for start in range(0, order.shape[1], chunk):
+        part = order[:, start : start + chunk]
+        waiting = orphan.gather(1, part)
+        boxes = targets.boxes.gather(1, part[..., None].expand(-1, -1, 4))
+        part_raw, key = _qualities(criterion, priors, boxes, targets.labels.gather(1, part))
+        for slot in range(part.shape[1]):
+            free_key = key[:, slot].masked_fill(kept, -torch.inf)
+            choice = free_key.argmax(dim=1, keepdim=True)
+            adopts = waiting[:, slot, None] & (free_key.gather(1, choice) > -torch.inf)
+            taken = torch.zeros_like(kept).scatter(1, choice, adopts)
+            owner = torch.where(taken, part[:, slot, None], owner)
+            quality = torch.where(taken, 1.0, quality)
+            raw = torch.where(taken, part_raw[:, slot], raw)
+            kept = kept | taken
     return owner, quality, raw
 
 

@@ -110,8 +110,8 @@ class ShardedDataset:
                 raise DataError(f"Cannot read {self.uri}/{shard.file}: {e}. Prepare the data set again.") from e
             if table.num_rows != shard.rows:
                 raise DataError(
-                    f"{self.uri}/{shard.file} has {table.num_rows} rows, its manifest says {shard.rows}: they belong to "
-                    "different versions. Prepare the data set again."
+                    f"{self.uri}/{shard.file} has {table.num_rows} rows, its manifest says {shard.rows}: they belong "
+                    "to different versions. Prepare the data set again."
                 )
             tables.append(table)
         table = pa.concat_tables(tables).combine_chunks()
@@ -129,11 +129,11 @@ class ShardedDataset:
         self._iscrowd: NDArray[np.bool_] = lists["iscrowd"][0].astype(np.bool_)
         self._area: NDArray[np.float64] = lists["area"][0]
         if not len(self._boxes) == len(self._labels) == len(self._iscrowd) == len(self._area):
-            raise DataError(f"{self.uri}, split {self.split}: the annotation columns differ in length. Prepare it again.")
+            raise DataError(f"{self.uri}, split {self.split}: annotation columns differ in length. Prepare it again.")
         if len(self._labels) and not 0 <= self._labels.min() <= self._labels.max() < len(self.categories):
             raise DataError(
-                f"{self.uri}, split {self.split}: labels run from {self._labels.min()} to {self._labels.max()}, allowed are "
-                f"0 to {len(self.categories) - 1}. Prepare the data set again."
+                f"{self.uri}, split {self.split}: labels run from {self._labels.min()} to {self._labels.max()}, "
+                f"allowed are 0 to {len(self.categories) - 1}. Prepare the data set again."
             )
 
     def file_name(self, position: int) -> str:
@@ -192,7 +192,7 @@ class ShardedDataset:
             return self._files[shard].read_row_group(index, columns=["image"], use_threads=False)["image"]
         except (OSError, pa.ArrowException) as e:
             raise DataError(
-                f"Cannot read row group {index} of {self.uri}/{file}: {e}. Check the storage, or prepare the data set again."
+                f"Cannot read row group {index} of {self.uri}/{file}: {e}. Check the storage, or prepare it again."
             ) from e
 
 

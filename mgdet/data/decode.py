@@ -2,8 +2,8 @@
 
 Policy, the same everywhere:
 
-- **EXIF orientation is applied.** Boxes refer to the picture as a person sees it upright, which is what annotation tools
-  in a browser show and what OpenCV, Detectron2 and Ultralytics read. Width and height are those of the turned picture.
+- **EXIF orientation is applied.** Boxes refer to the picture as a person sees it upright, which is what annotation
+  tools in a browser show and what OpenCV reads by default. Width and height are those of the turned picture.
 - The result is 8-bit RGB: grey is repeated, CMYK and palettes are converted, 16 bits keep their upper 8, an alpha
   channel is dropped (not blended), of an animation the first frame is taken.
 - A truncated or otherwise undecodable file is an error, never a half grey picture.

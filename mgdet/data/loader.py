@@ -14,7 +14,7 @@ from mgdet.config_base import Config
 from mgdet.data.dataset import ShardedDataset
 from mgdet.data.decode import decode_image
 from mgdet.data.order import EvalBatches, SampleKey, TrainBatches
-from mgdet.data.transforms import EvalTransform, Transformed, TrainTransform, TransformConfig
+from mgdet.data.transforms import EvalTransform, TrainTransform, TransformConfig, Transformed
 from mgdet.errors import ConfigError
 from mgdet.structures import Batch, pad_targets
 
@@ -174,8 +174,8 @@ def build_eval_loader(
 def resolve_loader_workers(cpus_for_this_worker: float) -> tuple[int, str]:
     """The number of loader processes behind `workers: auto`, and why.
 
-    Two processes on one core are slower than one that does everything (302 against 604 images/s on 2 cores), so processes
-    start only where the training process leaves cores free.
+    Two processes on one core are slower than one that does everything (302 against 604 images/s on 2 cores), so
+    processes start only where the training process leaves cores free.
     """
     cpus = int(cpus_for_this_worker)
     if cpus <= 2:
@@ -218,9 +218,9 @@ def check_shared_memory(needed: int, path: Path = Path("/dev/shm")) -> None:
     free = shutil.disk_usage(path).free
     if free < needed:
         raise ConfigError(
-            f"{path} has {free / 2**20:.0f} MiB free, the loader's batches in flight need {needed / 2**20:.0f} MiB. Give the "
-            "container more (docker run --shm-size=8g; Kubernetes: an emptyDir with medium: Memory mounted there), or use "
-            "fewer data.loader.workers (0 needs none) or less prefetch."
+            f"{path} has {free / 2**20:.0f} MiB free, the loader's batches in flight need {needed / 2**20:.0f} MiB. "
+            "Give the container more (docker run --shm-size=8g; Kubernetes: an emptyDir with medium: Memory mounted "
+            "there), or use fewer loader workers (0 needs none), less prefetch or smaller batches."
         )
     if free < 2 * needed:
         logger.warning("%s: %.0f MiB free, up to %.0f MiB needed by the loader", path, free / 2**20, needed / 2**20)

@@ -27,8 +27,8 @@ class SampleKey(NamedTuple):
 def epoch_order(row_group_sizes: Sequence[int], seed: int, epoch: int, window: int = WINDOW) -> NDArray[np.int64]:
     """The order of all `N` rows in an epoch: a permutation of `0..N-1`.
 
-    Row groups are shuffled, then the rows within each `window` consecutive ones of that order. Reads stay local (a window
-    is in the cache at a time) while a batch mixes images from all over the data set.
+    Row groups are shuffled, then the rows within each `window` consecutive ones of that order. Reads stay local (a
+    window is in the cache at a time) while a batch mixes images from all over the data set.
 
     Args:
         row_group_sizes: rows of each row group, in order of storage.
@@ -129,8 +129,8 @@ class TrainBatches(Sampler[list[SampleKey]]):
         """
         if epoch < 0 or not 0 <= step <= self.steps_per_epoch:
             raise ConfigError(
-                f"Cannot start at epoch {epoch}, step {step}: an epoch has {self.steps_per_epoch} steps. Was the data set, "
-                "the batch size or the number of workers changed since the checkpoint was written?"
+                f"Cannot start at epoch {epoch}, step {step}: an epoch has {self.steps_per_epoch} steps. To resume "
+                "from a checkpoint, use its data set, batch size and number of workers."
             )
         self.epoch, self.first_step = epoch, step
 

@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import fs
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from mgdet.config_base import Config
 from mgdet.data.storage import locate, read_bytes
@@ -126,7 +126,7 @@ class Manifest(Config):
     categories: tuple[CategoryInfo, ...]
     splits: dict[str, SplitInfo]
     changes: Changes = Changes()
-    source: dict[str, Any] = {}  # how it was made; a generator's full configuration
+    source: dict[str, Any] = Field(default_factory=dict)  # how it was made; a generator's full configuration
 
     def category_tuple(self) -> tuple[Category, ...]:
         """The classes in order of their contiguous label."""
@@ -148,8 +148,8 @@ def read_manifest(uri: str) -> Manifest:
     try:
         if not manifest_exists(filesystem, root):
             raise DataError(
-                f"No data set at {uri}: {MANIFEST} is missing. Make one with `python jobs/prepare.py coco ... --out {uri}` "
-                "(or `shapes`), or correct the location."
+                f"No data set at {uri}: {MANIFEST} is missing. Correct the location, or make one with "
+                f"`python jobs/prepare.py coco ... --out {uri}` (or `shapes`)."
             )
         text = read_bytes(filesystem, f"{root}/{MANIFEST}")
     except OSError as e:

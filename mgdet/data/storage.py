@@ -63,8 +63,8 @@ def new_directory(
 ) -> Iterator[tuple[fs.FileSystem, str]]:
     """A directory to fill, which appears at `uri` only if the block ends without an error.
 
-    Local: the block fills a temporary sibling that is renamed at the end. Object stores cannot rename, so the block fills
-    the destination itself and must write the file that commits it last; after an error what it wrote is deleted.
+    Local: the block fills a temporary sibling that is renamed at the end. Object stores cannot rename, so the block
+    fills the destination itself and must write the file that commits it last; after an error what it wrote is deleted.
 
     Args:
         uri: the destination.
@@ -72,7 +72,7 @@ def new_directory(
         is_ours: tells whether an existing directory is a data set of this package.
 
     Raises:
-        DataError: the destination exists and may not be replaced.
+        DataError: the destination exists and may not be replaced, or cannot be written.
     """
     filesystem, target = locate(uri)
     occupied = not is_empty(filesystem, target)
@@ -83,25 +83,25 @@ def new_directory(
             f"{uri} exists and is not a data set of mgdet (it has no dataset.json), so it is not replaced even with "
             "--overwrite. Choose another place or remove it yourself."
         )
-    fill = _fill_local(target) if is_local(filesystem) else _fill_remote(filesystem, target, occupied)
-    with fill as path:
-        yield filesystem, path
+    fill = _fill_local(target, occupied) if is_local(filesystem) else _fill_remote(filesystem, target, occupied)
+    try:
+        with fill as path:
+            yield filesystem, path
+    except OSError as e:
+        raise DataError(f"Cannot write {uri}: {e}. Nothing was kept. Check the space, the rights and the store.") from e
 
 
 @contextmanager
-def _fill_local(target: str) -> Iterator[str]:
+def _fill_local(target: str, occupied: bool) -> Iterator[str]:
     final = Path(target)
     suffix = uuid.uuid4().hex[:8]
     staged, retired = (final.with_name(f".{final.name}.{kind}-{suffix}") for kind in ("tmp", "old"))
-    try:
-        staged.mkdir(parents=True)
-    except OSError as e:
-        raise DataError(f"Cannot create {staged.parent}: {e}. Choose a directory that you may write to.") from e
+    staged.mkdir(parents=True)
     try:
         yield str(staged)
-        if final.exists():
+        if occupied:
             final.rename(retired)
-        staged.rename(final)
+        staged.rename(final)  # fails if another process has filled the destination meanwhile
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)
         if retired.exists() and not final.exists():

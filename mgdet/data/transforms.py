@@ -68,7 +68,7 @@ Resize = Annotated[FixedSize | LongestEdge | ShortestEdge, Field(discriminator="
 
 
 class ColorJitter(Config):
-    """Strengths as in `torchvision.transforms.v2.ColorJitter`; 0 leaves a property alone. About 1 ms per 100k pixels."""
+    """Strengths as in `torchvision.transforms.v2.ColorJitter`; 0 leaves a property alone."""
 
     brightness: Annotated[float, Field(ge=0)] = 0.2
     contrast: Annotated[float, Field(ge=0)] = 0.2
@@ -77,7 +77,7 @@ class ColorJitter(Config):
 
 
 class ScaleJitter(Config):
-    """Large-scale jitter: the size is multiplied by a factor from `[low, high]`, then cut or padded to the fixed size."""
+    """Large-scale jitter: the size is multiplied by a factor of `low` to `high`, then cut or padded to `resize`."""
 
     low: Annotated[float, Field(gt=0)] = 0.5
     high: Annotated[float, Field(gt=0)] = 1.5

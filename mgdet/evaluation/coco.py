@@ -62,7 +62,7 @@ class GroundTruth:
 
 @dataclass(frozen=True)
 class DetectionArrays:
-    """`D` detections of a whole split in flat arrays. Ties of the score are broken by their order here, as COCO does."""
+    """`D` detections of a whole split in flat arrays. Ties of the score are broken by their order, as COCO does."""
 
     image: NDArray[np.int64]  # [D] row of the image in `GroundTruth.image_ids`
     boxes: NDArray[np.floating[Any]]  # [D, 4] xyxy, pixels of the original image file
@@ -204,8 +204,8 @@ def _unique_names(categories: Sequence[Category]) -> list[str]:
 def _xywh(boxes: NDArray[np.floating[Any]]) -> list[list[float]]:
     """COCO's boxes of xyxy boxes, in float64.
 
-    A source's `w` does not survive `(x + w) - x` in binary; the last bit can carry an IoU over its threshold or a
-    detection over a size limit. Rounding to 1e-8 px gives back every `w` written with up to 8 decimals bit for bit.
+    A source's `w` does not survive `(x + w) - x` in binary, and its last bit can carry a detection over a size limit or
+    an IoU over its threshold. Rounding to 1e-8 px gives back every `w` written with up to 8 decimals bit for bit.
     """
     boxes = boxes.astype(np.float64)
     size = np.round(boxes[:, 2:] - boxes[:, :2], _SIZE_DECIMALS)

@@ -63,7 +63,7 @@ class GroupCorrelation(NamedTuple):
 
     groups: NDArray[np.int64]  # [U] the distinct group numbers, ascending
     rho: NDArray[np.float64]  # [U], NaN where undefined
-    count: NDArray[np.int64]  # [U] elements of the group
+    size: NDArray[np.int64]  # [U] elements of the group
 
 
 def spearman_by_group(
@@ -78,10 +78,10 @@ def spearman_by_group(
     if not len(groups):
         return GroupCorrelation(groups, np.zeros(0), count)
     a, b = _centred_ranks(inverse, count, x), _centred_ranks(inverse, count, y)
-    size = len(groups)
+    u = len(groups)
     with np.errstate(invalid="ignore", divide="ignore"):
-        spread = np.sqrt(np.bincount(inverse, a * a, size) * np.bincount(inverse, b * b, size))
-        rho = np.clip(np.bincount(inverse, a * b, size) / spread, -1.0, 1.0)
+        spread = np.sqrt(np.bincount(inverse, a * a, u) * np.bincount(inverse, b * b, u))
+        rho = np.clip(np.bincount(inverse, a * b, u) / spread, -1.0, 1.0)
     rho[(count < 3) | (spread == 0)] = np.nan
     return GroupCorrelation(groups, rho, count)
 
@@ -122,8 +122,12 @@ def match_candidates(
     iou_floor: float = 0.5,
     positions: Tensor | None = None,
     chunk_elements: int = 1 << 24,
+    top: tuple[int, float] | None = None,
 ) -> CandidateBatch:
     """The predictions `[B, A, 4]` (pixels of `targets`) that overlap their best object by at least `iou_floor`.
+
+    With `top = (k, floor)` also those that are among the `k` best of their object by any of the scores, of all whose
+    IoU exceeds `floor`.
 
     Among objects of equal IoU the lowest index wins; padded and degenerate objects take no part. `scores` is one tensor
     (named `raw`) or several by name, each `[B, A, C]`, or `[B, A]` for a score that knows no class. `positions [B]`
@@ -131,9 +135,18 @@ def match_candidates(
     """
     named = {"raw": scores} if isinstance(scores, Tensor) else dict(scores)
     best_iou, best = _best_object(boxes, targets, chunk_elements)
-    image, prior = torch.nonzero(best_iou >= max(iou_floor, torch.finfo(best_iou.dtype).tiny), as_tuple=True)
+    lowest = torch.finfo(best_iou.dtype).tiny  # a box without any overlap has no best object, whatever the floor
+    low = iou_floor if top is None else min(iou_floor, top[1])
+    image, prior = torch.nonzero(best_iou >= max(low, lowest), as_tuple=True)
     index = best[image, prior]
     label = targets.labels.to(boxes.device)[image, index]
+    if top is not None:  # the crowd of weak overlaps stays on the device
+        value = best_iou[image, prior]
+        keep, near = value >= iou_floor, torch.nonzero(value > top[1]).squeeze(1)
+        group = image[near] * OBJECTS_PER_IMAGE + index[near]
+        for score in named.values():
+            keep[near[_top_per_group(group, _pick(score, image[near], prior[near], label[near]), top[0])]] = True
+        image, prior, index, label = (t[keep] for t in (image, prior, index, label))
     rows = torch.arange(len(boxes)) if positions is None else positions
     position = rows.to(boxes.device)[image]
     return CandidateBatch(
@@ -142,12 +155,14 @@ def match_candidates(
         prior=prior.cpu().numpy(),
         label=label.cpu().numpy(),
         iou=best_iou[image, prior].cpu().numpy(),
-        scores={k: _to_numpy(s[image, prior, label] if s.dim() == 3 else s[image, prior]) for k, s in named.items()},
+        scores={name: _pick(score, image, prior, label).cpu().numpy() for name, score in named.items()},
     )
 
 
-def _to_numpy(t: Tensor) -> NDArray[np.floating[Any]]:
-    return t.detach().to(_precise(t.dtype)).cpu().numpy()  # type: ignore[no-any-return]
+def _pick(score: Tensor, image: Tensor, prior: Tensor, label: Tensor) -> Tensor:
+    """The score of each candidate for its object's class, at least float32."""
+    picked = score[image, prior, label] if score.dim() == 3 else score[image, prior]
+    return picked.detach().to(_precise(score.dtype))
 
 
 def _precise(dtype: torch.dtype) -> torch.dtype:
@@ -178,15 +193,13 @@ def _best_object(boxes: Tensor, targets: Targets, chunk_elements: int) -> tuple[
     return best_iou, best
 
 
-def top_per_group(group: NDArray[np.int64], score: NDArray[np.floating[Any]], k: int) -> NDArray[np.bool_]:
-    """True for the `k` best scored elements of each group, `[n]`; among equal scores the earlier ones."""
-    order = np.lexsort((np.arange(len(group)), -score, group))
-    g = group[order]
-    start = np.flatnonzero(np.r_[True, g[1:] != g[:-1]]) if len(g) else np.zeros(0, dtype=np.int64)
-    rank = np.arange(len(g)) - np.repeat(start, np.diff(np.r_[start, len(g)]))
-    keep = np.zeros(len(g), dtype=np.bool_)
-    keep[order] = rank < k
-    return keep
+def _top_per_group(group: Tensor, score: Tensor, k: int) -> Tensor:
+    """Indices of the `k` best scored elements of each group, `[n] -> [m]`; among equal scores the earlier ones."""
+    order = score.argsort(descending=True, stable=True)
+    order = order[group[order].argsort(stable=True)]
+    ordered = group[order]
+    rank = torch.arange(len(group), device=group.device) - torch.searchsorted(ordered, ordered)  # place in its group
+    return order[rank < k]
 
 
 @dataclass(frozen=True)
@@ -243,18 +256,19 @@ class DivergenceAccumulator:
         """
         names = tuple(scores)
         if not names or (self._names and names != self._names):
-            raise MgdetError(f"score names are {names}, but were {self._names or 'at least one'}: pass the same each time")
+            expected = self._names or "at least one"
+            raise MgdetError(f"score names are {names}, but {expected} expected: pass the same names with every batch")
         self._names = names
         cfg = self.config
-        floor = min(cfg.iou_floor, cfg.top_iou_floor)
-        found = match_candidates(boxes, scores, targets, floor, positions, cfg.chunk_elements)
-        dense, near = found.iou >= cfg.iou_floor, found.iou > cfg.top_iou_floor
+        top_rule = (cfg.top_k, cfg.top_iou_floor)
+        found = match_candidates(boxes, scores, targets, cfg.iou_floor, positions, cfg.chunk_elements, top_rule)
+        dense, near = found.iou >= cfg.iou_floor, np.flatnonzero(found.iou > cfg.top_iou_floor)
         part: Arrays = {}
         for name, score in found.scores.items():
             part[f"{name}/pre_nms"] = self._rho(found.object, score, found.iou, dense)
             part[f"{name}/per_image"] = self._rho(found.image, score, found.iou, dense)
-            top = near.copy()
-            top[near] = top_per_group(found.object[near], score[near], cfg.top_k)
+            object_, score_ = torch.from_numpy(found.object[near]), torch.from_numpy(score[near])
+            top = near[_top_per_group(object_, score_, cfg.top_k).numpy()]
             part[f"{name}/{self._top_name}"] = self._rho(found.object, score, found.iou, top)
         part["candidates"] = np.array([dense.sum()])
         part |= self._sample(found, dense)
@@ -294,7 +308,7 @@ class DivergenceAccumulator:
             populations=populations,
             n_candidates=int(state["candidates"].sum()) if "candidates" in state else 0,
             sample_iou=state.get("sample/iou", none),
-            sample_scores={n: state.get(f"sample/{n}", none) for n in self._names},
+            sample_scores={n: state.get(f"sample/score/{n}", none) for n in self._names},
         )
 
     @property
@@ -302,13 +316,15 @@ class DivergenceAccumulator:
         return f"pre_nms_top{self.config.top_k}"
 
     def _rho(
-        self, group: NDArray[np.int64], score: NDArray[Any], iou: NDArray[Any], chosen: NDArray[np.bool_]
+        self, group: NDArray[np.int64], score: NDArray[Any], iou: NDArray[Any], chosen: NDArray[Any]
     ) -> NDArray[np.float64]:
         found = spearman_by_group(group[chosen], score[chosen], iou[chosen])
-        return found.rho[(found.count >= self.config.min_candidates) & ~np.isnan(found.rho)]
+        return found.rho[(found.size >= self.config.min_candidates) & ~np.isnan(found.rho)]
 
     def _post_nms(self, state: Arrays) -> dict[str, Population]:
         label, score, iou = (state[f"matches/{k}"] for k in ("label", "score", "iou"))
+        order = np.lexsort((iou, score, label))  # ranks join in any order; sums of so many are not always exact
+        label, score, iou = label[order], score[order], iou[order]
         pooled = spearman_by_group(np.zeros_like(label), score, iou)
         rho = pooled.rho[~np.isnan(pooled.rho)]
         by_class = spearman_by_group(label, score, iou).rho
@@ -319,7 +335,7 @@ class DivergenceAccumulator:
 
     def _sample(self, found: CandidateBatch, chosen: NDArray[np.bool_]) -> Arrays:
         key = _shuffle_key(found.image[chosen], found.prior[chosen])
-        scores = {f"sample/{name}": score[chosen] for name, score in found.scores.items()}
+        scores = {f"sample/score/{name}": score[chosen] for name, score in found.scores.items()}
         return self._thin({"sample/key": key, "sample/iou": found.iou[chosen], **scores})
 
     def _thin(self, arrays: Arrays) -> Arrays:

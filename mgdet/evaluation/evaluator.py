@@ -1,7 +1,7 @@
 """The evaluation of a split: collect on every rank, gather, compute once.
 
 Nothing here communicates: `state()` is a dictionary of flat arrays that any transport can carry, and `merge()` takes
-the dictionaries of all ranks. An image that was seen twice or not at all would bias every number, so `compute()` refuses.
+the dictionaries of all ranks. An image seen twice or not at all would bias every number, so `compute()` refuses.
 """
 
 import time
@@ -136,8 +136,8 @@ class Evaluator:
         if len(missing) or len(repeated):
             raise DataError(
                 f"{len(positions)} images were evaluated, but the split has {len(ids)} and each must be seen exactly "
-                f"once: {len(missing)} missing{_first(ids[missing])}, {len(repeated)} duplicate{_first(ids[repeated])}; "
-                "evaluate without padding or repeating the shards, and merge the state of every rank once"
+                f"once: {len(missing)} missing{_first(ids[missing])}, {len(repeated)} duplicate{_first(ids[repeated])}"
+                "; evaluate shards without padding, and merge the state of every rank once"
             )
 
 
@@ -197,5 +197,3 @@ def greedy_match(detections: Detections, targets: Targets, iou_floor: float) -> 
         out[:, d] = torch.where(hit, best, 0.0)
         taken |= torch.nn.functional.one_hot(index, taken.shape[1]).bool() & hit[:, None]
     return out
-
-

@@ -88,7 +88,7 @@ class RetinaNet(nn.Module):
         return self._priors[(images.shape[-2], images.shape[-1], str(images.device))]
 
     def scores(self, predictions: Predictions) -> dict[str, Tensor]:
-        """Ranking scores `[B, A, C]` by name; the first one ranks the detections."""
+        """Scores `[B, A, C]` by name; the last one ranks the detections."""
         return {"raw": predictions.logits.sigmoid()}
 
     def reset_class_head(self) -> None:

@@ -17,7 +17,7 @@ def make_priors(boxes: Tensor) -> Priors:
 
 
 def random_boxes(generator: torch.Generator, *shape: int, step: float) -> Tensor:
-    """Boxes on a 64-pixel canvas, all coordinates multiples of `step` (0 for continuous ones), 4 pixels wide at least."""
+    """Boxes of 4 pixels or more on a 64-pixel canvas, all coordinates multiples of `step` (0: continuous)."""
     centre = torch.rand(*shape, 2, generator=generator) * 64
     size = 4 + torch.rand(*shape, 2, generator=generator) * 32
     boxes = torch.cat([centre - size / 2, centre + size / 2], dim=-1)
@@ -121,7 +121,9 @@ def assert_matches(result: Assignment, expected: Outcome, inputs: Inputs) -> Non
     assert_well_formed(result, inputs)
     for task, labels, wanted in (("cls", result.cls, expected.cls), ("loc", result.loc, expected.loc)):
         for b, (row, wanted_row) in enumerate(zip(labels.gt_index.tolist(), wanted, strict=True)):
-            wrong = [f"prior {a}: {r} instead of {w}" for a, (r, w) in enumerate(zip(row, wanted_row, strict=True)) if r != w]
+            wrong = [
+                f"prior {a}: {r} instead of {w}" for a, (r, w) in enumerate(zip(row, wanted_row, strict=True)) if r != w
+            ]
             assert not wrong, f"{task}, image {b}: {'; '.join(wrong)}"
 
 

@@ -8,6 +8,7 @@ vectorised and scalar code: `close_calls` says whether an example's outcome coul
 
 import math
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -132,16 +133,16 @@ def amplify_quality(image: Image, sigma: float, amplify: str) -> dict[int, list]
             if value == 0:
                 amplified[g].append(ZERO)
             elif amplify == "power":
-                amplified[g].append(np.float32(torch.pow(torch.tensor(float(value)), (sigma - p) / sigma).item()))
+                amplified[g].append(np.float32(float(value) ** ((sigma - float(p)) / sigma)))
             elif amplify == "exponential":
-                raised = np.float32((torch.tensor(float(value)) * torch.exp(p / sigma)).item())
+                raised = np.float32(float(value) * math.exp(float(p) / sigma))
                 amplified[g].append(min(ONE, raised))
             else:
                 raise ValueError(amplify)
     return amplified
 
 
-def find_owners(image: Image, quality: dict[int, list], force: bool = True) -> Ownership:
+def find_owners(image: Image, quality: dict[int, list], force: bool = True, enough: float = 0.0) -> Ownership:
     """Steps 1 to 4 of ownership under one criterion; without `force` only the column maximum and the ranks."""
     keys = {g: quality[g] if max(quality[g], default=0) > 0 else image.proximity[g] for g in image.objects}
     boosted = {g: list(quality[g]) for g in image.objects}
@@ -157,11 +158,15 @@ def find_owners(image: Image, quality: dict[int, list], force: bool = True) -> O
         winner = first_best([boosted[g][a] for g in image.objects])
         owner.append(image.objects[winner] if winner is not None and boosted[image.objects[winner]][a] > 0 else None)
 
-    orphans = [g for g in image.objects if g not in owner] if force else []
+    orphans = []
+    for g in image.objects:
+        sufficient = [a for a in range(image.amount) if owner[a] == g and boosted[g][a] >= np.float32(enough)]
+        if force and not sufficient:
+            orphans.append(g)
     untouchable = set()
     for g in image.objects:
         mine = [a for a in range(image.amount) if owner[a] == g]
-        if mine:
+        if mine and g not in orphans:
             untouchable.add(mine[first_best([boosted[g][a] for a in mine])])
     for g in orphans[:MAX_ORPHANS]:
         free = [a for a in range(image.amount) if a not in untouchable]
@@ -237,7 +242,7 @@ def find_close_calls(image: Image, quality: dict[int, list], name: str) -> list[
     close = []
     for where, values in lines:
         ordered = sorted(float(v) for v in values)
-        for low, high in zip(ordered, ordered[1:], strict=False):
+        for low, high in pairwise(ordered):
             if 0 < high - low < TOLERANCE:
                 close.append(f"{where}: {low} and {high}")
     return close
@@ -255,7 +260,9 @@ def assign_max_iou(
     """The static baseline, the same for both tasks."""
     outcome = Outcome()
     for image in read_images(priors, predictions, targets):
-        labels = threshold_labels(find_owners(image, image.prior_iou, force_match), positive_iou, negative_iou)
+        labels = threshold_labels(
+            find_owners(image, image.prior_iou, force_match, positive_iou), positive_iou, negative_iou
+        )
         outcome.cls.append(labels)
         outcome.loc.append(list(labels))
     return outcome
@@ -277,13 +284,13 @@ def assign_mutual_guidance(
     """Each task's positives chosen by the other task's predictions."""
     outcome = Outcome()
     for image in read_images(priors, predictions, targets):
-        static = find_owners(image, image.prior_iou)
+        static = find_owners(image, image.prior_iou, enough=positive_iou)
         static_labels = threshold_labels(static, positive_iou, negative_iou)
         positives = count_at_least(static, positive_iou)
         kept = count_at_least(static, negative_iou)
 
         if direction in ("both", "loc_to_cls"):
-            found = find_owners(image, image.regressed)
+            found = find_owners(image, image.regressed, enough=positive_iou)
             if count == "iou":
                 outcome.cls.append(top_labels(found, positives, kept))
             else:
@@ -294,7 +301,7 @@ def assign_mutual_guidance(
         if direction in ("both", "cls_to_loc"):
             amplified = amplify_quality(image, sigma, amplify)
             outcome.close_calls.extend(find_close_calls(image, amplified, "amplified quality"))
-            found = find_owners(image, amplified)
+            found = find_owners(image, amplified, enough=positive_iou)
             if count == "iou":
                 outcome.loc.append(top_labels(found, positives))
             else:

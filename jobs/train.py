@@ -1,0 +1,64 @@
+"""Train a detector, or continue a training.
+
+    python jobs/train.py                                            # configs/quickstart.yaml
+    python jobs/train.py configs/x.yaml train.epochs=24 assigner.sigma=3
+    python jobs/train.py configs/x.yaml --dry-run                   # one batch through everything, then exit
+
+The same storage and name continue an existing run from its last checkpoint.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from mgdet.config import load
+from mgdet.errors import MgdetError
+
+QUICKSTART = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"
+SHOWN = ("val/AP", "val/AP50", "val/AP75", "val/APs", "val/APm", "val/APl", "val/AR100", "val/divergence")
+
+
+def main() -> int:
+    """Exit status 0: trained to the end; 2: something the user can mend; 130: interrupted."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", nargs="?", help="YAML file; default: configs/quickstart.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override any key, such as train.epochs=24")
+    parser.add_argument("--dry-run", action="store_true", help="build everything, run one batch, report, exit")
+    args = parser.parse_intermixed_args()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
+    logging.getLogger("mgdet").setLevel(logging.INFO)
+
+    config, overrides = args.config or str(QUICKSTART), args.overrides
+    if "=" in config and not Path(config).exists():  # only overrides were given
+        config, overrides = str(QUICKSTART), [config, *overrides]
+    try:
+        experiment = load(config, overrides)
+        if args.dry_run:
+            from mgdet.cluster.dry_run import dry_run
+
+            print(dry_run(experiment))
+            return 0
+        from mgdet.cluster.train import run
+
+        summary, handle = run(experiment)
+    except MgdetError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues from the last checkpoint", file=sys.stderr)
+        return 130
+
+    print(f"\n{'-' * 60}")
+    for key in SHOWN:
+        if key in summary.metrics:
+            print(f"{key:<20} {summary.metrics[key]:.4f}")
+    print(f"{'best epoch':<20} {summary.epoch}")
+    print(f"{'best checkpoint':<20} {summary.checkpoint}")
+    if handle:
+        print(f"{'see it in MLflow':<20} {handle.ui_command}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Ray: the only part of mgdet that imports it."""

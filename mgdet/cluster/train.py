@@ -1,0 +1,186 @@
+"""A training as a Ray Train job: the driver prepares and reports, every worker runs `mgdet.training.loop.Worker`."""
+
+import logging
+import os
+import sys
+import uuid
+from pathlib import Path
+from typing import Any
+
+from mgdet.cluster.config import ClusterConfig
+from mgdet.cluster.session import arithmetic, check_fits, session, this_machine
+from mgdet.config import Experiment, validate
+from mgdet.data.schema import read_manifest
+from mgdet.data.shapes import ensure_shapes
+from mgdet.errors import ClusterError, ConfigError, MgdetError, NonFiniteError
+from mgdet.tracking import MlflowTracker, NullTracker, RunHandle, Status, Tracker, end_run, start_run
+from mgdet.training.distributed import World
+from mgdet.training.loop import OnEpoch, Worker
+from mgdet.training.resolve import resolve
+from mgdet.training.run import Summary, log_directory, open_run, save_run, summarise
+
+log = logging.getLogger(__name__)
+
+
+def absolute(experiment: Experiment) -> Experiment:
+    """The same experiment with absolute local paths: workers run in other directories."""
+
+    def fix(uri: str) -> str:
+        return uri if "://" in uri else str(Path(uri).expanduser().resolve())
+
+    data = experiment.data.model_copy(update={"uri": fix(experiment.data.uri)})
+    return experiment.model_copy(update={"data": data, "storage": fix(experiment.storage)})
+
+
+def prepare(experiment: Experiment, cpus: float, gpus: float) -> tuple[Experiment, list[str]]:
+    """Make or check the data set, and resolve every `auto`; the reasons are returned beside."""
+    experiment = absolute(experiment)
+    data = experiment.data
+    if data.generate is not None:
+        ensure_shapes(data.uri, data.generate)
+    manifest = read_manifest(data.uri)
+    for split in (data.train_split, data.val_split):
+        if split not in manifest.splits:
+            raise ConfigError(f"{data.uri} has no split {split!r}; it has {', '.join(sorted(manifest.splits))}")
+    return resolve(experiment, num_images=manifest.splits[data.train_split].images, cpus=cpus, gpus=gpus)
+
+
+def run(experiment: Experiment) -> tuple[Summary, RunHandle | None]:
+    """Train, or continue the run of the same storage and name, to its end.
+
+    Raises:
+        MgdetError: anything that the user can mend; its message says how. What was saved before stays.
+    """
+    if experiment.cluster.workers == 0:
+        machine = this_machine()
+        experiment, reasons = prepare(experiment, machine.cpus, machine.gpus)
+        return _run(experiment, reasons, _in_process)
+    with session(experiment.cluster) as resources:
+        experiment, reasons = prepare(experiment, resources.cpus, resources.gpus)
+        check_fits(experiment.cluster, resources)
+        return _run(experiment, [*reasons, arithmetic(experiment.cluster, resources)], _on_cluster)
+
+
+def _run(experiment: Experiment, reasons: list[str], execute: Any) -> tuple[Summary, RunHandle | None]:
+    existing = open_run(experiment)
+    log.info("%s", experiment.to_yaml())
+    for reason in reasons:
+        log.info("%s", reason)
+    if existing is not None:
+        summary = summarise(experiment)
+        if summary is not None and summary.already_finished:
+            log.info("the run %s is finished already; nothing to train", experiment.run_uri)
+            return summary, None
+        log.info("continuing the run %s", experiment.run_uri)
+
+    handle = start_run(
+        experiment.tracking,
+        name=experiment.name,
+        params=experiment.model_dump(mode="json"),
+        config_yaml=experiment.to_yaml(),
+        run_id=existing.mlflow_run_id if existing else None,
+        tags={"mgdet.run": experiment.run_uri},
+    )
+    save_run(experiment, handle.run_id if handle else existing.mlflow_run_id if existing else None)
+    status: Status = "FAILED"
+    try:
+        execute(experiment, handle)
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        if handle:
+            end_run(handle, status)
+    summary = summarise(experiment)
+    if summary is None:
+        raise ClusterError(f"training ended, but no checkpoint could be written to {experiment.run_uri}; see the log")
+    return summary, handle
+
+
+def _in_process(experiment: Experiment, handle: RunHandle | None) -> None:
+    tracker = _tracker(experiment, handle)
+    try:
+        Worker(experiment, World.current(_own_device()), tracker).run()
+    finally:
+        tracker.close(None)
+
+
+def _own_device() -> Any:
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _tracker(experiment: Experiment, handle: RunHandle | None) -> Tracker:
+    return MlflowTracker(handle, log_directory(experiment))
+
+
+def _on_cluster(experiment: Experiment, handle: RunHandle | None) -> None:
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    cluster: ClusterConfig = experiment.cluster
+    trainer = TorchTrainer(
+        _worker_main,
+        train_loop_config={"experiment": experiment.model_dump(mode="json"), "handle": handle},
+        torch_config=TorchConfig(timeout_s=int(cluster.collective_timeout_s)),
+        scaling_config=ScalingConfig(
+            num_workers=cluster.workers,
+            use_gpu=bool(cluster.gpu),
+            resources_per_worker={"CPU": cluster.cpus_per_worker, **({"GPU": 1} if cluster.gpu else {})},
+        ),
+        run_config=RunConfig(
+            # Ray keeps only its own bookkeeping here: checkpoints are ours, and resuming does not depend on Ray
+            name=f"attempt-{uuid.uuid4().hex[:8]}",
+            storage_path=f"{experiment.run_uri}/ray",
+            failure_config=FailureConfig(max_failures=cluster.max_failures),
+        ),
+    )
+    again = "Nothing that was saved is lost: the same command continues from the last checkpoint."
+    try:
+        outcome = trainer.fit().return_value
+    except ray.exceptions.RayActorError as error:
+        raise ClusterError(f"the process that controls the training died ({error}). {again}") from error
+    except ray.train.TrainingFailedError as error:
+        cause = _cause(error)
+        text = str(cause) if isinstance(cause, MgdetError) else f"{type(cause).__name__}: {cause}"
+        raise ClusterError(f"training stopped after {cluster.max_failures} restarts: {text}\n{again}") from error
+    if isinstance(outcome, dict) and "error" in outcome:
+        raise NonFiniteError(outcome["error"])
+
+
+def _cause(error: Any) -> BaseException:
+    """The first error that a worker raised itself, under Ray's wrappers."""
+    failures = list(getattr(error, "worker_failures", {}).values()) or [error]
+    causes = []
+    for failure in failures:
+        while getattr(failure, "cause", None) is not None or failure.__cause__ is not None:
+            failure = getattr(failure, "cause", None) or failure.__cause__
+        causes.append(failure)
+    return next((c for c in causes if isinstance(c, MgdetError)), causes[0])
+
+
+def _worker_main(task: dict[str, Any]) -> dict[str, Any]:
+    """What runs in every worker process."""
+    import ray.train
+    import ray.train.torch
+
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("mgdet")
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(logging.INFO if ray.train.get_context().get_world_rank() == 0 else logging.WARNING)
+
+    experiment = validate(task["experiment"], "the driver's experiment")
+    world = World.current(ray.train.torch.get_device())
+    tracker: Tracker = _tracker(experiment, task["handle"]) if world.is_main else NullTracker()
+    report: OnEpoch = ray.train.report
+    log.info("%d workers, this one on %s, process %d", world.size, world.device, os.getpid())
+    try:
+        return {"metrics": Worker(experiment, world, tracker, on_epoch=report).run()}
+    except NonFiniteError as error:  # every rank has it, and a restart would only run into it again
+        return {"error": str(error)}
+    finally:
+        tracker.close(None)

@@ -1,0 +1,212 @@
+"""The experiment: one tree of the components' own configurations, from YAML and `key=value` overrides.
+
+    experiment = load("configs/quickstart.yaml", ["train.epochs=24", "assigner.sigma=3"])
+
+Every error names the key's path, the value, what is allowed and, for a misspelt key, the nearest valid one.
+"""
+
+import difflib
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError
+
+from mgdet.assign import AssignerConfig, MutualGuidance
+from mgdet.cluster.config import ClusterConfig
+from mgdet.config_base import Config
+from mgdet.data.loader import LoaderConfig
+from mgdet.data.shapes import ShapesConfig
+from mgdet.data.transforms import TransformConfig
+from mgdet.errors import ConfigError
+from mgdet.evaluation.evaluator import EvaluationConfig
+from mgdet.models import LossConfig, ModelConfig, RetinaNetConfig
+from mgdet.tracking import TrackingConfig
+from mgdet.training.config import TrainConfig
+
+
+class DataConfig(Config):
+    """Which images, and how they become batches."""
+
+    uri: str = Field(description="prepared data set (see jobs/prepare.py): a local path or a pyarrow.fs URI")
+    train_split: str = "train"
+    val_split: str = "val"
+    generate: ShapesConfig | None = Field(
+        default=None, description="make this synthetic data set at `uri` if nothing is there yet"
+    )
+    transform: TransformConfig = TransformConfig()
+    loader: LoaderConfig = LoaderConfig()
+
+
+class Experiment(Config):
+    """Everything that a training needs; the same `storage` and `name` mean the same run, which is then resumed."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="of the run: letters, digits, . _ -")
+    storage: str = Field(default="runs", description="where runs are kept: a local path or a pyarrow.fs URI")
+    seed: int = Field(default=0, ge=0)
+    data: DataConfig
+    model: ModelConfig = RetinaNetConfig()
+    assigner: AssignerConfig = MutualGuidance()
+    loss: LossConfig = LossConfig()
+    train: TrainConfig = TrainConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @property
+    def run_uri(self) -> str:
+        """Where this run keeps what it writes."""
+        return f"{self.storage.rstrip('/')}/{self.name}"
+
+    def to_yaml(self) -> str:
+        """The whole tree as YAML that `load` reads back to an equal experiment."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+    def what_is_learned(self) -> dict[str, Any]:
+        """The part that decides the result, flat: two runs that agree in it may continue each other."""
+        tree = self.model_dump(mode="json", exclude={"cluster": True, "tracking": True, "storage": True})
+        tree["data"].pop("loader")
+        return flatten(tree)
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Read an experiment; `overrides` are `dotted.key=value` with YAML values.
+
+    Raises:
+        ConfigError: no such file, not YAML, an unknown key, or a value that is not allowed.
+    """
+    tree = read_yaml(path)
+    for override in overrides:
+        _override(tree, override)
+    return validate(tree, str(path))
+
+
+def validate(tree: dict[str, Any], source: str) -> Experiment:
+    """An experiment from a plain tree; `source` stands in error messages."""
+    try:
+        return Experiment.model_validate(tree)
+    except ValidationError as error:
+        lines = [_explain(e) for e in error.errors()]
+        raise ConfigError(f"{source}: " + "\n".join(lines)) from None
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML file whose top level is a mapping. Raises `ConfigError` for anything else, and for repeated keys."""
+    try:
+        text = Path(path).read_text()
+    except OSError as error:
+        known = sorted(str(p) for p in Path("configs").glob("*.yaml"))
+        hint = f" Known configurations: {', '.join(known)}." if known else ""
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}).{hint}") from error
+    try:
+        tree = yaml.load(text, _UniqueKeys)  # a SafeLoader
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected a mapping of keys to values at the top, found {type(tree).__name__}")
+    return tree
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one dict with dotted keys; lists stay values."""
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            out |= flatten(value, f"{prefix}{key}.")
+        else:
+            out[f"{prefix}{key}"] = value
+    return out
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML says the last of two equal keys wins; here the second one is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=deep)
+            if key in seen:
+                raise yaml.MarkedYAMLError(problem=f"key {key!r} stands twice", problem_mark=key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"{override!r}: an override is written key=value, such as train.epochs=24")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{override!r}: the value is not valid YAML: {error}") from error
+    *parents, leaf = key.split(".")
+    node = tree
+    for depth, parent in enumerate(parents):
+        if node.get(parent) is None:
+            node[parent] = {}
+        node = node[parent]
+        if not isinstance(node, dict):
+            raise ConfigError(f"{override!r}: {'.'.join(parents[: depth + 1])} is a value, it has no keys below it")
+    if leaf == "name" and "name" in node and node["name"] != value:
+        _keep_common_keys(node, parents, value)
+    node[leaf] = value
+
+
+def _keep_common_keys(node: dict[str, Any], parents: list[str], name: Any) -> None:
+    """Another variant of a union is chosen: what the file set for the old one stays only where the new one has it."""
+    for variant in _walk(parents)[1]:
+        if _tag(variant) == name:
+            for key in [k for k in node if k not in variant.model_fields]:
+                del node[key]
+
+
+def _walk(location: Sequence[Any]) -> tuple[list[str], list[type[BaseModel]]]:
+    """Where a pydantic error location leads: the path as users write it, and the models that stand there.
+
+    Pydantic puts the tag of the chosen member of a union into the location; users do not write it.
+    """
+    path: list[str] = []
+    models: list[type[BaseModel]] = [Experiment]
+    for part in location:
+        fields = {k: f.annotation for m in models for k, f in m.model_fields.items()}
+        if part not in fields and any(_tag(m) == part for m in models):
+            models = [m for m in models if _tag(m) == part]
+            continue
+        path.append(str(part))
+        models = _variants(fields.get(part))
+    return path, models
+
+
+def _tag(model: type[BaseModel]) -> Any:
+    return model.model_fields["name"].default if "name" in model.model_fields else None
+
+
+def _variants(annotation: Any) -> list[type[BaseModel]]:
+    """The pydantic models that an annotation allows."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [m for a in typing.get_args(annotation) for m in _variants(a)]
+
+
+def _explain(error: Any) -> str:
+    path, models = _walk(error["loc"])
+    key = ".".join(path)
+    if error["type"] == "extra_forbidden":
+        *parents, misspelt = path
+        allowed = sorted({k for m in _walk(error["loc"][:-1])[1] for k in m.model_fields})
+        near = difflib.get_close_matches(misspelt, allowed, n=1)
+        hint = f" Did you mean {'.'.join([*parents, near[0]])}?" if near else ""
+        return f"unknown key {key}.{hint} Allowed here: {', '.join(allowed)}."
+    if error["type"] == "missing":
+        return f"{key} is missing: it has no default, set it in the file or as {key}=..."
+    if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        given = error["input"].get("name") if isinstance(error["input"], dict) else error["input"]
+        return f"{key}.name = {given!r}: allowed are {', '.join(str(_tag(m)) for m in models)}."
+    return f"{key} = {_short(error['input'])}: {error['msg'].removeprefix('Value error, ')}."
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

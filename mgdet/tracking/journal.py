@@ -1,0 +1,176 @@
+"""What a run leaves on disk: metrics.jsonl, in which every metric stands first, and the artifacts still to be sent."""
+
+import contextlib
+import json
+import logging
+import math
+import os
+import shutil
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from mgdet.tracking.store import mlflow_name
+
+logger = logging.getLogger(__name__)
+
+_BLOCK = 1 << 18  # bytes of the journal in memory at a time
+_INCOMING = ".incoming-"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value of one metric as MLflow takes it; `ms` is when it was logged, not when it was sent."""
+
+    key: str
+    value: float
+    ms: int
+    step: int
+
+
+def fresh(points: Iterable[Point], marks: Mapping[str, int]) -> Iterator[Point]:
+    """The points that are beyond `marks`, the highest step known per key, each step of a key once (its first value).
+
+    Steps of a key grow except where a restart replays them, so this is what keeps a replay from standing twice.
+    """
+    reached = dict(marks)
+    for point in points:
+        if point.step > reached.get(point.key, -(1 << 62)):
+            reached[point.key] = point.step
+            yield point
+
+
+class Journal:
+    """metrics.jsonl: one object per call, {"step", "time", "metrics"}, and "replay": true where a restart repeats.
+
+    It is the write-ahead log: a record is with the operating system before `append` returns, so a killed process
+    loses nothing (a power cut may: there is no fsync, which would cost milliseconds a step). A value that is not
+    finite stands as "NaN", "Infinity" or "-Infinity", strings that `float` reads, since JSON has no such numbers.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lost = 0  # points that could not be written
+        self._lock = threading.Lock()
+        self._fd: int | None = None
+        self._torn = False  # the last line has no end: a process was killed, or the disk was full, in mid-write
+        self._warned = False
+        self._before: dict[str, int] = {}
+        for point in self.points():
+            self._before[point.key] = max(point.step, self._before.get(point.key, point.step))
+
+    def append(self, metrics: Mapping[str, float], step: int, time: float) -> None:
+        """Write one record; never raises. A failure is warned of once, and `lost` counts."""
+        values = {k: v if math.isfinite(v) else json.dumps(v).strip('"') for k, v in metrics.items()}
+        record: dict[str, object] = {"step": step, "time": time, "metrics": values}
+        if self._before and all(step <= self._before.get(mlflow_name(k), step - 1) for k in metrics):
+            record["replay"] = True
+        line = json.dumps(record, separators=(",", ":")).encode() + b"\n"
+        with self._lock:
+            try:
+                self._write(line)
+            except OSError as error:
+                self.lost += len(metrics)
+                if not self._warned:
+                    self._warned = True
+                    logger.warning("Metrics are being lost: %s cannot be written (%s).", self.path, error)
+
+    def _write(self, line: bytes) -> None:
+        if self._fd is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+            size = os.fstat(self._fd).st_size
+            self._torn = size > 0 and os.pread(self._fd, 1, size - 1) != b"\n"
+        data = b"\n" + line if self._torn else line
+        written = os.write(self._fd, data)
+        if written < len(data):
+            self._torn = True
+            raise OSError("only a part of the line was written; the disk may be full")
+        self._torn = False
+
+    def read(self, offset: int) -> tuple[list[Point], int]:
+        """The points of the next complete lines and the offset after them; the same offset when there are none."""
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(offset)
+                lines = file.readlines(_BLOCK)
+        except OSError:  # not made yet; or not readable, and then `append` has said so
+            return [], offset
+        if lines and not lines[-1].endswith(b"\n"):
+            del lines[-1]
+        return [point for line in lines for point in _parsed(line)], offset + sum(map(len, lines))
+
+    def points(self, offset: int = 0) -> Iterator[Point]:
+        """Every point from `offset` on."""
+        while True:
+            points, end = self.read(offset)
+            if end == offset:
+                return
+            yield from points
+            offset = end
+
+    def close(self) -> None:
+        """Give the file back; a later `append` opens it again."""
+        with self._lock:
+            if self._fd is not None:
+                os.close(self._fd)
+                self._fd = None
+
+
+def _parsed(line: bytes) -> list[Point]:
+    """The points of a line; none if it is not whole. Infinite values become NaN: 1.8e308, which is what MLflow makes
+    of them, would flatten every chart."""
+    try:
+        record = json.loads(line)
+        step, ms = int(record["step"]), int(record["time"] * 1000)
+        values = {mlflow_name(k): float(v) for k, v in record["metrics"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return []
+    return [Point(k, v if math.isfinite(v) else math.nan, ms, step) for k, v in values.items()]
+
+
+class Outbox:
+    """unsent_artifacts/: a copy of each artifact under its own name until MLflow has it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._lock = threading.Lock()
+        for left in root.glob(f"{_INCOMING}*"):  # copies that a killed process did not finish
+            with contextlib.suppress(OSError):
+                left.unlink()
+
+    def put(self, data: bytes | str | Path, name: str) -> None:
+        """Copy `data` (bytes, text, or the file at a Path) in; one of the same name that still waits is replaced."""
+        pure = PurePosixPath(name)
+        if not pure.name or pure.is_absolute() or ".." in pure.parts:
+            raise ValueError(f"artifact name {name!r}: it must be a relative path such as pictures/score_iou.png")
+        target = self.root / pure
+        target.parent.mkdir(parents=True, exist_ok=True)
+        incoming = self.root / f"{_INCOMING}{os.getpid()}-{threading.get_ident()}"
+        if isinstance(data, Path):
+            shutil.copyfile(data, incoming)
+        else:
+            incoming.write_bytes(data.encode() if isinstance(data, str) else data)
+        with self._lock:
+            incoming.replace(target)
+
+    def waiting(self) -> list[Path]:
+        """The files that still have to be sent, the oldest first."""
+        ages: dict[Path, int] = {}
+        for path in self.root.rglob("*"):
+            if path.is_file() and not path.name.startswith(_INCOMING):
+                with contextlib.suppress(FileNotFoundError):  # sent meanwhile
+                    ages[path] = path.stat().st_mtime_ns
+        return sorted(ages, key=lambda path: (ages[path], path))
+
+    def version(self, path: Path) -> tuple[int, int]:
+        """Changes when `put` replaces the file."""
+        stat = path.stat()
+        return stat.st_ino, stat.st_mtime_ns
+
+    def sent(self, path: Path, version: tuple[int, int]) -> None:
+        """Remove the file, unless it was replaced while that version was being sent."""
+        with self._lock:
+            if self.version(path) == version:
+                path.unlink()

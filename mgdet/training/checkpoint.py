@@ -1,0 +1,172 @@
+"""Checkpoints of a run: committed whole, verified when read, the best and the latest kept.
+
+A checkpoint is `checkpoints/step-00001234.pt` and, written last, `step-00001234.json`: its size, SHA-256, step and
+metrics. A `.pt` without its `.json`, or one that does not match it, was interrupted or damaged and is never loaded.
+Files are read with `weights_only=True`: a checkpoint from elsewhere cannot run code.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from pyarrow import fs
+from pydantic import BaseModel
+
+from mgdet.data.storage import is_local, locate, read_bytes, write_bytes
+from mgdet.errors import CheckpointError
+
+log = logging.getLogger(__name__)
+
+SCORE = "val/AP"
+LATEST_KEPT = 2  # one more than needed: should the newest be damaged, a whole one is left
+ATTEMPTS = 3
+T = TypeVar("T")
+
+
+class CheckpointInfo(BaseModel):
+    """What is known of a checkpoint without loading it."""
+
+    file: str
+    step: int
+    epoch: int
+    """Epochs completed."""
+    size: int
+    sha256: str
+    metrics: dict[str, float]
+
+
+class CheckpointStore:
+    """The checkpoints of one run, under `uri` (a local directory or a `pyarrow.fs` URI)."""
+
+    def __init__(self, uri: str, keep_best: int = 1) -> None:
+        self.keep_best = keep_best
+        self.filesystem, root = locate(uri)
+        self.directory = f"{root.rstrip('/')}/checkpoints"
+
+    def save(self, state: dict[str, Any], *, step: int, epoch: int, metrics: dict[str, float]) -> CheckpointInfo:
+        """Write and commit a checkpoint, then drop those that are no longer wanted.
+
+        Raises `CheckpointError` after `ATTEMPTS` failures; nothing that was saved before is touched in that case.
+        """
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        data = buffer.getvalue()
+        info = CheckpointInfo(
+            file=f"step-{step:08d}.pt",
+            step=step,
+            epoch=epoch,
+            size=len(data),
+            sha256=hashlib.sha256(data).hexdigest(),
+            metrics=metrics,
+        )
+        try:
+            _retry(lambda: self._commit(info, data))
+        except OSError as error:
+            raise CheckpointError(
+                f"checkpoint of step {step} ({len(data) / 2**20:.0f} MiB) not written to {self.directory}: {error}"
+            ) from error
+        self._prune()
+        return info
+
+    def committed(self) -> list[CheckpointInfo]:
+        """The committed checkpoints, oldest first."""
+        selector = fs.FileSelector(self.directory, allow_not_found=True)
+        names = [i.path for i in self.filesystem.get_file_info(selector) if i.path.endswith(".json")]
+        found = []
+        for name in names:
+            try:
+                found.append(CheckpointInfo.model_validate_json(read_bytes(self.filesystem, name)))
+            except (ValueError, OSError) as error:
+                log.warning("%s is not readable and is passed over: %s", name, error)
+        return sorted(found, key=lambda i: i.step)
+
+    def best(self) -> CheckpointInfo | None:
+        """The checkpoint with the highest `val/AP` (the later one on a tie), or None."""
+        scored = [i for i in self.committed() if SCORE in i.metrics]
+        return max(scored, key=lambda i: (i.metrics[SCORE], i.step), default=None)
+
+    def latest(self) -> tuple[CheckpointInfo, dict[str, Any]] | None:
+        """The newest checkpoint that is whole, with its content; damaged ones are named in the log and passed over."""
+        for info in reversed(self.committed()):
+            try:
+                return info, self.load(info)
+            except CheckpointError as error:
+                log.warning("%s; trying the one before it", error)
+        return None
+
+    def load(self, info: CheckpointInfo) -> dict[str, Any]:
+        """The content of a checkpoint. Raises `CheckpointError` where it is damaged."""
+        path = self.path(info)
+        try:
+            data = _retry(lambda: read_bytes(self.filesystem, path))
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read: {error}") from error
+        if len(data) != info.size or hashlib.sha256(data).hexdigest() != info.sha256:
+            raise CheckpointError(f"{path}: damaged ({len(data)} bytes, {info.size} were written, or another checksum)")
+        return read_checkpoint(io.BytesIO(data), path)
+
+    def path(self, info: CheckpointInfo) -> str:
+        """Where the checkpoint's file is."""
+        return f"{self.directory}/{info.file}"
+
+    def _commit(self, info: CheckpointInfo, data: bytes) -> None:
+        self.filesystem.create_dir(self.directory, recursive=True)
+        self._write(self.path(info), data)
+        self._write(_sidecar(self.path(info)), info.model_dump_json(indent=1).encode())
+
+    def _write(self, path: str, data: bytes) -> None:
+        if not is_local(self.filesystem):
+            write_bytes(self.filesystem, path, data)
+            return
+        write_bytes(self.filesystem, path + ".tmp", data)
+        self.filesystem.move(path + ".tmp", path)
+
+    def _prune(self) -> None:
+        found = self.committed()
+        by_score = sorted((i for i in found if SCORE in i.metrics), key=lambda i: (i.metrics[SCORE], i.step))
+        keep = {i.file for i in found[-LATEST_KEPT:]} | {i.file for i in by_score[-self.keep_best :]}
+        for info in found:
+            if info.file in keep:
+                continue
+            for path in (_sidecar(self.path(info)), self.path(info)):
+                try:
+                    self.filesystem.delete_file(path)
+                except OSError as error:  # it only takes up space
+                    log.warning("%s could not be deleted: %s", path, error)
+
+
+def read_checkpoint(file: Any, name: str) -> dict[str, Any]:
+    """A checkpoint's content from a path or file object, on the CPU, without running code that it may hold."""
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(f"{name}: not a checkpoint that can be read safely: {error}") from error
+    if not isinstance(state, dict) or "model" not in state:
+        raise CheckpointError(f"{name}: not a checkpoint of mgdet (no 'model' in it)")
+    return state
+
+
+def parse_categories(state: dict[str, Any]) -> list[tuple[int, str]]:
+    """The data set's (id, name) of each contiguous label."""
+    return [(int(i), str(n)) for i, n in json.loads(state["categories"])]
+
+
+def _sidecar(path: str) -> str:
+    return path.removesuffix(".pt") + ".json"
+
+
+def _retry(action: Callable[[], T]) -> T:
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return action()
+        except OSError as error:
+            if attempt == ATTEMPTS:
+                raise
+            log.warning("storage failed (%s), attempt %d of %d", error, attempt, ATTEMPTS)
+            time.sleep(2.0 ** (attempt - 1))
+    raise AssertionError("unreachable")

@@ -1,0 +1,104 @@
+"""Evaluation over all workers: each one its exact shard, gathered and judged once."""
+
+import logging
+import time
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mgdet.evaluation.coco import GroundTruth
+from mgdet.evaluation.evaluator import EvaluationConfig, EvaluationResult, Evaluator
+from mgdet.models import Detector
+from mgdet.structures import Batch, Detections
+from mgdet.training.distributed import World
+
+log = logging.getLogger(__name__)
+
+SHOWN = 8
+"""Images kept for the picture of sample detections."""
+
+
+class Samples(NamedTuple):
+    """Some evaluated images, for people to look at."""
+
+    images: list[Tensor]  # uint8 [3, h, w] each, network input without padding
+    batch: list[Batch]  # the batch of one image each, on the host
+    detections: list[Detections]  # in pixels of the original file, batch of one
+
+
+class Evaluated(NamedTuple):
+    """What rank 0 has after an evaluation."""
+
+    result: EvaluationResult
+    samples: Samples
+
+
+@torch.no_grad()
+def evaluate(
+    network: Detector,
+    loader: Iterable[Batch],
+    ground_truth: GroundTruth,
+    config: EvaluationConfig,
+    world: World,
+    precision: str = "fp32",
+) -> tuple[dict[str, float], Evaluated | None]:
+    """Metrics on every rank, and the whole result on rank 0.
+
+    No collective runs on the accelerator here and none depends on how many images a rank has: shards may be uneven or
+    empty. Raises `DataError` on every rank where an image was not seen exactly once.
+    """
+    start = time.perf_counter()
+    was_training = network.training
+    network.eval()
+    evaluator = Evaluator(ground_truth, config)
+    samples = Samples([], [], [])
+    for host_batch in loader:
+        batch = host_batch.to(world.device)
+        with torch.autocast(world.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            predictions = network(batch.images, batch.sizes)
+        scores = network.scores(predictions)
+        ranking = next(reversed(scores.values()))
+        detections = network.config.postprocess(
+            ranking, predictions, network.priors(batch.images), batch.sizes, batch.original_sizes
+        )
+        evaluator.update(batch, predictions, detections, scores)
+        if world.is_main:
+            _keep_samples(samples, host_batch, detections)
+    network.train(was_training)
+
+    states = world.gather(evaluator.state())
+    evaluated: Evaluated | None = None
+    outcome: dict[str, float] | Exception = {}
+    if states is not None:
+        try:
+            result = evaluator.merge(states).compute()
+            evaluated = Evaluated(result, samples)
+            outcome = {**result.metrics(), "val/seconds": time.perf_counter() - start}
+        except Exception as error:  # the other ranks wait for an answer, whatever it is
+            outcome = error
+    outcome = world.broadcast(outcome)
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome, evaluated
+
+
+def _keep_samples(samples: Samples, batch: Batch, detections: Detections) -> None:
+    for i in range(min(len(batch.images), SHOWN - len(samples.images))):
+        height, width = batch.sizes[i].tolist()
+        samples.images.append(batch.images[i, :, :height, :width].clone())
+        samples.batch.append(_one(batch, i))
+        samples.detections.append(Detections(*(t[i : i + 1].cpu() for t in detections)))
+
+
+def _one(batch: Batch, i: int) -> Batch:
+    row = slice(i, i + 1)
+    return Batch(
+        batch.images[row, :, :0, :0],
+        batch.sizes[row].clone(),
+        batch.original_sizes[row].clone(),
+        type(batch.targets)(*(t[row].clone() for t in batch.targets)),
+        batch.image_ids[row].clone(),
+        batch.positions[row].clone(),
+    )

@@ -1,0 +1,299 @@
+"""The training of one worker, from the first step (or the last checkpoint) to the final evaluation."""
+
+import json
+import logging
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mgdet.config import Experiment
+from mgdet.config_base import resolved
+from mgdet.data.dataset import ShardedDataset
+from mgdet.data.loader import build_eval_loader, build_train_loader
+from mgdet.errors import CheckpointError
+from mgdet.evaluation.coco import GroundTruth
+from mgdet.models import initialise
+from mgdet.structures import Batch
+from mgdet.tracking import Tracker
+from mgdet.training.checkpoint import SCORE, CheckpointStore
+from mgdet.training.distributed import World
+from mgdet.training.evaluate import Evaluated, evaluate
+from mgdet.training.nonfinite import capture, non_finite_error
+from mgdet.training.optim import EMA, build_optimizer, build_schedule
+from mgdet.training.pictures import log_pictures
+from mgdet.training.progress import Clock, progress_line
+from mgdet.training.resolve import micro_batch, optimizer_steps
+from mgdet.training.step import StepSums, accumulate_gradients
+
+log = logging.getLogger(__name__)
+
+OnEpoch = Callable[[dict[str, float]], None]
+
+
+@dataclass
+class Position:
+    """Where a training stands: everything before it is done."""
+
+    epoch: int = 0
+    micro_step: int = 0  # micro-batches done in this epoch
+    step: int = 0  # optimizer steps done
+    metrics: dict[str, float] = field(default_factory=dict)  # of the last evaluation
+
+
+class Worker:
+    """One worker's share of a training. The experiment must be resolved: it holds no `auto`."""
+
+    def __init__(
+        self, experiment: Experiment, world: World, tracker: Tracker, on_epoch: OnEpoch = lambda metrics: None
+    ) -> None:
+        self.experiment, self.world, self.tracker, self.on_epoch = experiment, world, tracker, on_epoch
+        train = experiment.train
+        _make_reproducible(experiment.seed, world, train.deterministic)
+        self._build_data()
+        self._build_network()
+        self.optimizer = build_optimizer(self.detector, train.optimizer)
+        self.schedule = build_schedule(
+            self.optimizer, train.schedule, self.steps_per_epoch, self.steps_per_epoch * train.epochs
+        )
+        self.ema = EMA(self.detector, train.ema) if train.ema.enabled else None
+        self.store = CheckpointStore(experiment.run_uri, train.keep_best)
+        self.position = Position()
+        self._resume()
+        self.network: nn.Module = self.detector
+        if world.size > 1:
+            self.network = DistributedDataParallel(
+                self.detector, device_ids=[world.device.index] if world.device.type == "cuda" else None
+            )
+
+    def run(self) -> dict[str, float]:
+        """Train to the end; returns the last evaluation's metrics, on every rank."""
+        for epoch in range(self.position.epoch, self.experiment.train.epochs):
+            self._train_epoch(epoch)
+            last = epoch + 1 == self.experiment.train.epochs
+            if last or (epoch + 1) % self.experiment.train.evaluate_every == 0:
+                self._evaluate(last)
+            self._save()
+            self.on_epoch({"epoch": epoch + 1, "step": self.position.step, **self.position.metrics})
+        return self.position.metrics
+
+    # --- set-up
+
+    def _build_data(self) -> None:
+        e, world = self.experiment, self.world
+        self.train_data = ShardedDataset(e.data.uri, e.data.train_split)
+        val_data = ShardedDataset(e.data.uri, e.data.val_split)
+        self.categories = val_data.categories
+        self.ground_truth = GroundTruth(*val_data.ground_truth(), categories=val_data.categories)
+        batch_size = micro_batch(e.train.batch_size, world.size, e.train.accumulate)
+        cpus = resolved(e.cluster.cpus_per_worker)
+        loader = e.data.loader.model_copy(update={"pin_memory": world.device.type == "cuda"})
+        self.loader = build_train_loader(
+            self.train_data,
+            e.data.transform,
+            loader,
+            batch_size=batch_size,
+            seed=e.seed,
+            world=world.size,
+            rank=world.rank,
+            cpus=cpus,
+        )
+        self.val_loader = build_eval_loader(
+            val_data,
+            e.data.transform,
+            loader,
+            batch_size=batch_size,
+            world=world.size,
+            rank=world.rank,
+            cpus=cpus,
+        )
+        self.steps_per_epoch = optimizer_steps(
+            self.train_data.num_images, world.size, e.train.batch_size, e.train.accumulate
+        )
+
+    def _build_network(self) -> None:
+        e = self.experiment
+        self.detector = e.model.build(len(self.categories))
+        for note in initialise(self.detector, e.model):
+            if self.world.is_main:
+                log.info("%s", note)
+        if e.train.sync_bn:
+            self.detector = nn.SyncBatchNorm.convert_sync_batchnorm(self.detector)  # type: ignore[no-untyped-call]
+        layout = torch.channels_last if e.train.channels_last else torch.contiguous_format
+        self.detector.to(self.world.device, memory_format=layout)  # type: ignore[call-overload]  # torch's stub
+        self.detector.train()
+
+    def _resume(self) -> None:
+        """Continue from the newest whole checkpoint; all ranks take the one that rank 0 found."""
+        found = self.store.latest() if self.world.is_main else None
+        info = self.world.broadcast(found[0] if found else None)
+        if info is None:
+            return
+        state = found[1] if found else self.store.load(info)
+        self.load_state_dict(state)
+        if self.world.is_main:
+            log.info("resuming at epoch %d, step %d from %s", self.position.epoch, info.step, self.store.path(info))
+
+    # --- state
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """Everything that decides what comes next, on rank 0; None elsewhere. A collective."""
+        generators = self.world.gather(_generator_state(self.world.device))
+        if generators is None:
+            return None
+        p = self.position
+        return {
+            "model": self.detector.state_dict(),
+            "ema": self.ema.state_dict() if self.ema else None,
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": {"step": p.step},
+            "position": {"epoch": p.epoch, "micro_step": p.micro_step, "step": p.step, "metrics": p.metrics},
+            "generators": generators,
+            "config": self.experiment.to_yaml(),
+            "categories": json.dumps([[c.id, c.name] for c in self.categories]),
+            "format": 1,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`. Raises `CheckpointError` where the state belongs to another experiment."""
+        try:
+            self.detector.load_state_dict(state["model"])
+            if self.ema:
+                self.ema.load_state_dict(state["ema"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, TypeError, KeyError) as error:
+            raise CheckpointError(
+                f"the checkpoint in {self.experiment.run_uri} is of another model: {error}"
+            ) from error
+        self.position = Position(**state["position"])
+        self.schedule.last_epoch = self.position.step
+        for group, base, factor in zip(
+            self.optimizer.param_groups, self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True
+        ):
+            group["lr"] = base * factor(self.position.step)
+        if self.world.rank < len(state["generators"]):  # a larger world than before: new ranks keep their seed
+            _set_generator_state(state["generators"][self.world.rank], self.world.device)
+
+    def _save(self) -> None:
+        state = self.state_dict()
+        if state is not None:
+            p = self.position
+            try:
+                self.store.save(state, step=p.step, epoch=p.epoch, metrics=p.metrics)
+            except CheckpointError as error:  # training on is worth more than stopping: the next save may succeed
+                log.error("%s; training goes on, the newest checkpoint stays the one before", error)
+
+    # --- the loop
+
+    def _train_epoch(self, epoch: int) -> None:
+        train = self.experiment.train
+        log_every = resolved(train.log_every)
+        self.loader.start(epoch, self.position.micro_step)
+        left = self.loader.steps_per_epoch - self.position.micro_step
+        clock, sums = Clock(), StepSums.zero(self.world.device)
+        group: list[Batch] = []
+        for batch in self.loader:
+            group.append(batch.to(self.world.device))
+            left -= 1
+            if len(group) < train.accumulate and left:
+                continue
+            sums = self._step(group, sums)
+            self.position.micro_step += len(group)
+            clock.add(sum(len(b.images) for b in group) * self.world.size)
+            group = []
+            if self.position.step % log_every == 0 or not left:
+                self._log(sums, clock, epoch)
+                clock, sums = Clock(), StepSums.zero(self.world.device)
+            if left and train.checkpoint_every_steps and self.position.step % train.checkpoint_every_steps == 0:
+                self._save()
+        self.position.epoch, self.position.micro_step = epoch + 1, 0
+
+    def _step(self, group: list[Batch], sums: StepSums) -> StepSums:
+        train = self.experiment.train
+        sums = accumulate_gradients(self.network, self.detector, group, self.experiment, self.world, sums)
+        # Gradients are averaged over workers, so a NaN of one is a NaN of all: the ranks agree without asking.
+        norm = nn.utils.clip_grad_norm_(self.detector.parameters(), train.clip_norm or float("inf"))
+        if not bool(torch.isfinite(norm)):
+            self._stop_non_finite(group, float(norm), sums)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.schedule.step()
+        if self.ema:
+            self.ema.update(self.detector)
+        self.position.step += 1
+        return sums
+
+    def _stop_non_finite(self, group: list[Batch], norm: float, sums: StepSums) -> None:
+        path = capture(
+            self.experiment.run_uri,
+            rank=self.world.rank,
+            step=self.position.step,
+            batches=group,
+            network=self.detector,
+            config=self.experiment.model_dump(mode="json"),
+        )
+        loss, cls, box = sums.values[:3].tolist()
+        values = {"gradient norm": norm, "loss": loss, "loss_cls": cls, "loss_box": box}
+        raise non_finite_error(self.position.step, path, values)
+
+    def _log(self, sums: StepSums, clock: Clock, epoch: int) -> None:
+        metrics = sums.metrics(self.world)
+        metrics["train/lr"] = self.optimizer.param_groups[0]["lr"]
+        metrics["train/images_per_s"] = clock.images_per_second()
+        if not self.world.is_main:
+            return
+        done = epoch + self.position.micro_step / self.loader.steps_per_epoch
+        self.tracker.log({**metrics, "epoch": done}, step=self.position.step)
+        total = self.steps_per_epoch * self.experiment.train.epochs
+        remaining = (total - self.position.step) / clock.steps_per_second()
+        log.info(
+            "%s", progress_line(epoch, self.experiment.train.epochs, self.position.step, total, metrics, remaining)
+        )
+
+    def _evaluate(self, last: bool) -> None:
+        self.world.sync_buffers(self.detector)
+        network = self.ema.module if self.ema else self.detector
+        start = time.perf_counter()
+        metrics, evaluated = evaluate(
+            network,
+            self.val_loader,
+            self.ground_truth,
+            self.experiment.evaluation,
+            self.world,
+            self.experiment.train.precision,
+        )
+        self.position.metrics = metrics
+        if not self.world.is_main:
+            return
+        self.tracker.log({**metrics, "epoch": float(self.position.epoch)}, step=self.position.step)
+        shown = [f"{k} {metrics[k]:.3f}" for k in (SCORE, "val/AP50", "val/AP75", "val/divergence") if k in metrics]
+        log.info("epoch %d: %s (%.0f s)", self.position.epoch, ", ".join(shown), time.perf_counter() - start)
+        if last and isinstance(evaluated, Evaluated):
+            log_pictures(self.tracker, evaluated, self.categories)
+
+
+def _make_reproducible(seed: int, world: World, deterministic: bool) -> None:
+    torch.manual_seed(seed)  # the same weights everywhere; data has its own generators
+    random.seed(seed + world.rank)
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    torch.backends.cudnn.benchmark = not deterministic
+
+
+def _generator_state(device: torch.device) -> dict[str, Any]:
+    state = {"torch": torch.get_rng_state(), "python": json.dumps(random.getstate())}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def _set_generator_state(state: dict[str, Any], device: torch.device) -> None:
+    torch.set_rng_state(state["torch"])
+    version, numbers, gauss = json.loads(state["python"])
+    random.setstate((version, tuple(numbers), gauss))
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)

@@ -1,0 +1,70 @@
+"""When a loss or gradient is no longer finite, everything needed to see why is kept, and training stops."""
+
+import io
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mgdet.data.storage import locate, write_bytes
+from mgdet.errors import CheckpointError, NonFiniteError
+from mgdet.structures import Batch, Targets
+
+log = logging.getLogger(__name__)
+
+
+def capture(
+    run_uri: str, *, rank: int, step: int, batches: list[Batch], network: nn.Module, config: dict[str, Any]
+) -> str:
+    """Write this rank's micro-batches and the weights that met them (before the step) to the run; returns the path."""
+    filesystem, root = locate(run_uri)
+    path = f"{root.rstrip('/')}/nonfinite/step-{step:08d}-rank-{rank}.pt"
+    filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
+    buffer = io.BytesIO()
+    torch.save(
+        {
+            "model": {k: v.cpu() for k, v in network.state_dict().items()},
+            "batches": [_flatten(b.to("cpu")) for b in batches],
+            "config": config,
+            "step": step,
+        },
+        buffer,
+    )
+    write_bytes(filesystem, path, buffer.getvalue())
+    return path
+
+
+def non_finite_error(step: int, path: str, values: dict[str, float]) -> NonFiniteError:
+    """The error that all ranks raise together."""
+    shown = ", ".join(f"{k} = {v:g}" for k, v in values.items())
+    return NonFiniteError(
+        f"step {step}: the gradient is not finite ({shown}). Weights and batch of every rank, as they were before this "
+        f"step, are kept; see which layer and which image it comes from with\n    python jobs/replay.py {path}\n"
+        "What usually helps: a lower train.optimizer.lr, a longer train.schedule.warmup_steps, train.clip_norm=10, "
+        "train.precision=fp32."
+    )
+
+
+def load_capture(path: str) -> dict[str, Any]:
+    """Inverse of `capture`; `batches` are `Batch` again."""
+    try:
+        filesystem, file = locate(path)
+        with filesystem.open_input_file(file) as stream:
+            state: dict[str, Any] = torch.load(io.BytesIO(stream.read()), map_location="cpu", weights_only=True)
+        state["batches"] = [_unflatten(b) for b in state["batches"]]
+    except Exception as error:
+        raise CheckpointError(f"{path}: not a capture of a non-finite step: {error}") from error
+    return state
+
+
+def _flatten(batch: Batch) -> dict[str, Tensor]:
+    fields = batch._asdict()
+    targets = fields.pop("targets")
+    return {**fields, **{f"targets.{k}": v for k, v in targets._asdict().items()}}
+
+
+def _unflatten(fields: dict[str, Tensor]) -> Batch:
+    targets = {k.removeprefix("targets."): v for k, v in fields.items() if k.startswith("targets.")}
+    rest = {k: v for k, v in fields.items() if not k.startswith("targets.")}
+    return Batch(targets=Targets(**targets), **rest)

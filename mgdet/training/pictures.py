@@ -1,0 +1,64 @@
+"""The pictures and tables of an evaluation, as artifacts of the run."""
+
+import io
+import logging
+from collections.abc import Callable, Sequence
+
+import torch
+from matplotlib.figure import Figure
+
+from mgdet.evaluation.plots import detections_figure, per_class_table, pr_curves, score_iou_figure
+from mgdet.structures import Category, Detections, Targets, pad_targets
+from mgdet.tracking import Tracker
+from mgdet.training.evaluate import Evaluated, Samples
+
+log = logging.getLogger(__name__)
+
+
+def log_pictures(tracker: Tracker, evaluated: Evaluated, categories: Sequence[Category]) -> None:
+    """Per-class table, PR curves, score against IoU, sample detections. A failed one costs a warning."""
+    result = evaluated.result
+    figures: dict[str, Callable[[], Figure]] = {
+        "pictures/pr_curves.png": lambda: pr_curves(result.coco),
+        "pictures/score_against_iou.png": lambda: score_iou_figure(result.divergence),
+        "pictures/detections.png": lambda: samples_figure(evaluated.samples, categories),
+    }
+    tracker.artifact(per_class_table(result.coco), "per_class.md")
+    tracker.artifact(per_class_table(result.coco, "csv"), "per_class.csv")
+    for name, draw in figures.items():
+        try:
+            buffer = io.BytesIO()
+            draw().savefig(buffer, format="png", dpi=110)
+            tracker.artifact(buffer.getvalue(), name)
+        except Exception as error:
+            log.warning("%s was not drawn: %s", name, error)
+
+
+def samples_figure(samples: Samples, categories: Sequence[Category]) -> Figure:
+    """The kept images with their objects and detections."""
+    height = max(i.shape[1] for i in samples.images)
+    width = max(i.shape[2] for i in samples.images)
+    images = torch.zeros(len(samples.images), 3, height, width, dtype=torch.uint8)
+    for i, image in enumerate(samples.images):
+        images[i, :, : image.shape[1], : image.shape[2]] = image
+    targets: Targets = pad_targets(
+        [b.targets.boxes[0][b.targets.valid[0]] for b in samples.batch],
+        [b.targets.labels[0][b.targets.valid[0]] for b in samples.batch],
+    )
+    return detections_figure(
+        images,
+        targets,
+        _pad(samples.detections),
+        categories,
+        torch.cat([b.sizes for b in samples.batch]),
+        torch.cat([b.original_sizes for b in samples.batch]),
+    )
+
+
+def _pad(detections: Sequence[Detections]) -> Detections:
+    rows = max(d.scores.shape[1] for d in detections)
+
+    def pad(t: torch.Tensor) -> torch.Tensor:
+        return torch.cat([t, t.new_zeros(1, rows - t.shape[1], *t.shape[2:])], dim=1)
+
+    return Detections(*(torch.cat([pad(d[i]) for d in detections]) for i in range(4)))

@@ -1,0 +1,46 @@
+"""What a person sees of a running training."""
+
+import time
+from collections.abc import Mapping
+
+
+class Clock:
+    """Throughput since it was made."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter()
+        self.images = self.steps = 0
+
+    def add(self, images: int) -> None:
+        """One optimizer step over that many images (of all workers)."""
+        self.images += images
+        self.steps += 1
+
+    def images_per_second(self) -> float:
+        """Images of all workers per second."""
+        return self.images / max(time.perf_counter() - self.start, 1e-9)
+
+    def steps_per_second(self) -> float:
+        """Optimizer steps per second."""
+        return self.steps / max(time.perf_counter() - self.start, 1e-9)
+
+
+def progress_line(
+    epoch: int, epochs: int, step: int, total: int, metrics: Mapping[str, float], remaining: float
+) -> str:
+    """One line: where the training is, how it learns, how fast, and how long it still takes (without evaluations)."""
+    return (
+        f"epoch {epoch + 1}/{epochs}  step {step}/{total}  loss {metrics['train/loss']:.4f} "
+        f"(cls {metrics['train/loss_cls']:.4f}, box {metrics['train/loss_box']:.4f})  lr {metrics['train/lr']:.2e}  "
+        f"{metrics['train/images_per_s']:.1f} img/s  ETA {duration(remaining)}"
+    )
+
+
+def duration(seconds: float) -> str:
+    """`4 s`, `3 min 05 s`, `2 h 07 min`."""
+    total = round(seconds)
+    if total < 60:
+        return f"{total} s"
+    if total < 3600:
+        return f"{total // 60} min {total % 60:02d} s"
+    return f"{total // 3600} h {total % 3600 // 60:02d} min"

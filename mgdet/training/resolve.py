@@ -1,0 +1,80 @@
+"""`auto` becomes a number, with the reason."""
+
+from mgdet.config import Experiment
+from mgdet.data.loader import resolve_loader_workers
+from mgdet.data.order import steps_per_epoch
+from mgdet.errors import ConfigError
+from mgdet.training.optim import resolve_warmup
+
+
+def resolve(experiment: Experiment, *, num_images: int, cpus: float, gpus: float) -> tuple[Experiment, list[str]]:
+    """The experiment without any `auto`, and one line of reason for each value that was found.
+
+    `num_images` is the size of the training split; `cpus` and `gpus` are what the cluster (or this machine) has.
+    Raises `ConfigError` where batch, workers and data do not go together.
+    """
+    reasons: list[str] = []
+
+    def found(key: str, value: object, why: str) -> None:
+        reasons.append(f"{key} = {value} ({why})")
+
+    cluster = experiment.cluster
+    gpu = cluster.gpu
+    if gpu == "auto":
+        gpu = gpus >= 1
+        found("cluster.gpu", gpu, f"the cluster has {gpus:g} GPUs")
+    if cluster.workers == "auto":
+        workers = int(gpus) if gpu else max(1, min(2, int(cpus)))
+        found("cluster.workers", workers, "one per GPU" if gpu else f"{cpus:g} CPUs, at most 2 without a GPU")
+    else:
+        workers = cluster.workers
+    cpus_each = cluster.cpus_per_worker
+    if cpus_each == "auto":
+        cpus_each = float(max(1, min(16, int(cpus / max(1, workers)))))
+        found("cluster.cpus_per_worker", cpus_each, f"{cpus:g} CPUs for {max(1, workers)} workers, at most 16 each")
+
+    train = experiment.train
+    steps = optimizer_steps(num_images, max(1, workers), train.batch_size, train.accumulate)
+    log_every, schedule = train.log_every, train.schedule
+    if log_every == "auto":
+        log_every = max(1, min(50, steps // 10))
+        found("train.log_every", log_every, f"{steps} optimizer steps in an epoch")
+    if schedule.warmup_steps == "auto":
+        warmup = resolve_warmup(schedule, steps * train.epochs)
+        schedule = schedule.model_copy(update={"warmup_steps": warmup})
+        found(
+            "train.schedule.warmup_steps",
+            warmup,
+            f"{steps * train.epochs} optimizer steps in all, a tenth, at most 500",
+        )
+    loader = experiment.data.loader
+    if loader.workers == "auto":
+        count, why = resolve_loader_workers(cpus_each)
+        loader = loader.model_copy(update={"workers": count})
+        found("data.loader.workers", count, why)
+    return (
+        experiment.model_copy(
+            update={
+                "cluster": cluster.model_copy(update={"gpu": gpu, "workers": workers, "cpus_per_worker": cpus_each}),
+                "train": train.model_copy(update={"log_every": log_every, "schedule": schedule}),
+                "data": experiment.data.model_copy(update={"loader": loader}),
+            }
+        ),
+        reasons,
+    )
+
+
+def micro_batch(batch_size: int, workers: int, accumulate: int) -> int:
+    """Images that one worker sees at a time. Raises `ConfigError` where the global batch cannot be split evenly."""
+    size, rest = divmod(batch_size, workers * accumulate)
+    if rest or not size:
+        raise ConfigError(
+            f"train.batch_size = {batch_size} images per step cannot be split into {workers} workers x {accumulate} "
+            f"micro-batches (train.accumulate) of equal size; nearest: {max(1, size) * workers * accumulate}"
+        )
+    return size
+
+
+def optimizer_steps(num_images: int, workers: int, batch_size: int, accumulate: int) -> int:
+    """Optimizer steps in an epoch; the last one may hold fewer micro-batches."""
+    return -(-steps_per_epoch(num_images, workers, micro_batch(batch_size, workers, accumulate)) // accumulate)

@@ -1,0 +1,84 @@
+"""A run on disk: which experiment it is, which MLflow run it writes to, what it has reached."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mgdet.config import Experiment
+from mgdet.data.storage import locate, read_bytes, write_bytes
+from mgdet.errors import ConfigError
+from mgdet.training.checkpoint import CheckpointStore
+
+
+@dataclass(frozen=True)
+class Run:
+    """The record `run.json` of a run."""
+
+    learned: dict[str, Any]
+    mlflow_run_id: str | None = None
+
+
+def open_run(experiment: Experiment) -> Run | None:
+    """The existing run of this storage and name, or None.
+
+    Raises:
+        ConfigError: it exists with another experiment; the message lists the keys that differ.
+    """
+    filesystem, root = locate(experiment.run_uri)
+    try:
+        record = json.loads(read_bytes(filesystem, f"{root}/run.json"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ConfigError(f"{root}/run.json is damaged ({error}); move the run away or choose another name=") from error
+    run = Run(record["learned"], record.get("mlflow_run_id"))
+    wanted = json.loads(json.dumps(experiment.what_is_learned()))
+    keys = sorted(k for k in run.learned.keys() | wanted.keys() if run.learned.get(k) != wanted.get(k))
+    if keys:
+        shown = "\n".join(f"  {k}: {run.learned.get(k)!r} there, {wanted.get(k)!r} asked for" for k in keys[:12])
+        more = f"\n  and {len(keys) - 12} more" if len(keys) > 12 else ""
+        raise ConfigError(
+            f"the run {experiment.run_uri} exists with another configuration:\n{shown}{more}\n"
+            f"The same storage and name continue a run. Give this one another name (name={experiment.name}-2), or the "
+            "configuration of the existing run."
+        )
+    return run
+
+
+def save_run(experiment: Experiment, mlflow_run_id: str | None) -> None:
+    """Write `run.json` and `config.yaml`."""
+    filesystem, root = locate(experiment.run_uri)
+    filesystem.create_dir(root, recursive=True)
+    record = {"learned": experiment.what_is_learned(), "mlflow_run_id": mlflow_run_id}
+    write_bytes(filesystem, f"{root}/config.yaml", experiment.to_yaml().encode())
+    write_bytes(filesystem, f"{root}/run.json", json.dumps(record, indent=1).encode())
+
+
+def log_directory(experiment: Experiment) -> Path:
+    """Where this machine keeps the run's JSONL: in the run itself, or for remote storage in the user's cache."""
+    if "://" in experiment.storage and not experiment.storage.startswith("file://"):
+        return Path.home() / ".cache" / "mgdet" / experiment.name
+    return Path(locate(experiment.run_uri)[1])
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a training reached."""
+
+    metrics: dict[str, float]
+    """Of the best checkpoint by val/AP, or of the last evaluation."""
+    checkpoint: str | None
+    epoch: int
+    already_finished: bool = False
+
+
+def summarise(experiment: Experiment) -> Summary | None:
+    """The best checkpoint of a run and its metrics; None if it has none yet."""
+    store = CheckpointStore(experiment.run_uri, experiment.train.keep_best)
+    committed = store.committed()
+    best = store.best() or (committed[-1] if committed else None)
+    if best is None:
+        return None
+    finished = any(c.epoch >= experiment.train.epochs for c in committed)
+    return Summary(best.metrics, store.path(best), best.epoch, finished)

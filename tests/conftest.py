@@ -1,0 +1,11 @@
+"""Settings of the whole suite."""
+
+import os
+
+# One thread: the tensors are small, and threads of several processes that spin for each other cost most of the time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+import torch
+
+torch.set_num_threads(1)

@@ -1,0 +1,207 @@
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mgdet.errors import MgdetError
+from mgdet.evaluation import DivergenceAccumulator, DivergenceConfig, match_candidates, spearman_by_group
+from mgdet.evaluation.divergence import OBJECTS_PER_IMAGE, _top_per_group
+from mgdet.structures import Targets
+from tests.reference import divergence as oracle
+
+values = st.sampled_from([0.0, -0.0, 0.1, 0.25, 0.5, 0.9, 1e-30, -3.0]) | st.floats(-1, 1)
+rows = st.lists(st.tuples(st.integers(-2, 4), values, values), max_size=60)
+
+
+@settings(max_examples=300, deadline=None)
+@given(rows)
+def test_spearman_equals_a_scipy_loop(data):
+    group = np.array([g for g, _, _ in data], dtype=np.int64)
+    x, y = (np.array([row[i] for row in data], dtype=np.float64) for i in (1, 2))
+    found = spearman_by_group(group, x, y)
+    assert found.groups.tolist() == sorted(set(group.tolist()))
+    for g, rho, size in zip(found.groups, found.rho, found.size, strict=True):
+        expected = oracle.rho_of(x[group == g].tolist(), y[group == g].tolist())
+        assert size == (group == g).sum()
+        assert np.isnan(rho) if expected is None else rho == pytest.approx(expected, abs=1e-12)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(0, 1, width=32), min_size=3, max_size=40).filter(lambda v: len(set(v)) > 1))
+def test_oracle_score_has_no_divergence(iou):
+    iou = np.array(iou)
+    assert spearman_by_group(np.zeros(len(iou), dtype=np.int64), iou, iou).rho.tolist() == [1.0]
+    assert spearman_by_group(np.zeros(len(iou), dtype=np.int64), -iou, iou).rho.tolist() == [-1.0]
+
+
+def test_spearman_of_special_groups():
+    group = np.array([7, 7, 7, 1, 2, 2, 3, 3, 3, 4, 4, 4, 5, 5, 5])
+    x = np.array([1, 2, 3, 1, 1, 2, 1, 1, 1, 1, np.nan, 3, np.inf, 1, -np.inf])
+    y = np.array([1, 2, 3, 1, 1, 2, 1, 2, 3, 1, 2, 3, 9, 8, 7.0])
+    found = spearman_by_group(group, x, y)
+    assert found.groups.tolist() == [1, 2, 3, 4, 5, 7]
+    np.testing.assert_array_equal(found.rho, [np.nan, np.nan, np.nan, np.nan, 1, 1])
+    empty = spearman_by_group(np.zeros(0, dtype=np.int64), np.zeros(0), np.zeros(0))
+    assert [len(a) for a in empty] == [0, 0, 0]
+
+
+def test_top_per_group_keeps_the_earlier_of_equals():
+    group, score = torch.tensor([1, 0, 1, 1, 0, 1]), torch.tensor([0.5, 0.1, 0.9, 0.5, 0.2, 0.5])
+    assert sorted(_top_per_group(group, score, 2).tolist()) == [0, 1, 2, 4]
+    assert _top_per_group(group[:0], score[:0], 2).tolist() == []
+
+
+def world(seed, b=3, g=4, a=120, c=3, tied=False):
+    """Boxes scattered around objects, some of which are padding or degenerate. float64, to meet a float64 oracle."""
+    rng = np.random.default_rng(seed)
+    corner = rng.uniform(0, 80, (b, g, 2))
+    objects = np.concatenate([corner, corner + rng.uniform(20, 60, (b, g, 2))], axis=-1)
+    valid = rng.random((b, g)) < 0.8
+    labels = rng.integers(0, c, (b, g))
+    if g > 1:
+        objects[0, 1] = objects[0, 0]  # identical boxes: the lower index wins
+    if g > 2:
+        objects[-1, 2, 2] = objects[-1, 2, 0]  # no area
+    boxes = rng.uniform(0, 100, (b, a, 4))
+    boxes[..., 2:] = boxes[..., :2] + rng.uniform(5, 60, (b, a, 2))
+    if g:
+        source = rng.integers(0, g, (b, a))
+        near = np.take_along_axis(objects, source[..., None], axis=1) + rng.normal(0, 6, (b, a, 4))
+        boxes = np.where(rng.random((b, a, 1)) < 0.8, near, boxes)
+    boxes[..., 2:] = np.maximum(boxes[..., 2:], boxes[..., :2] + 1)
+    scores = rng.integers(0, 6, (b, a, c)) / 5 if tied else rng.random((b, a, c))
+    targets = Targets(torch.from_numpy(objects), torch.from_numpy(labels), torch.from_numpy(valid))
+    return torch.from_numpy(boxes), torch.from_numpy(scores), targets
+
+
+def accumulated(seed, config=None, **kwargs):
+    boxes, scores, targets = world(seed, **kwargs)
+    accumulator = DivergenceAccumulator(config or DivergenceConfig())
+    accumulator.update(torch.arange(len(boxes)), boxes, {"raw": scores}, targets)
+    return accumulator.compute()
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("shape", [{}, {"tied": True}, {"g": 0}, {"g": 1}, {"a": 1}, {"b": 1}, {"a": 400, "c": 1}])
+def test_populations_equal_the_loop_oracle(seed, shape):
+    boxes, scores, targets = world(seed, **shape)
+    config = DivergenceConfig(top_k=11)
+    found = accumulated(seed, config, **shape)
+    nested = (boxes.tolist(), scores.tolist(), targets.boxes.tolist(), targets.labels.tolist(), targets.valid.tolist())
+    for name, (rho, n) in oracle.pre_nms(*nested, top_k=11).items():
+        population = found.populations["raw"][name]
+        assert population.n == n, name
+        assert population.rho == (None if rho is None else pytest.approx(rho, abs=1e-12)), name
+    if "pre_nms_top11" in found.populations["raw"] and shape == {}:
+        assert found.metrics()["val/divergence"] == 1 - found.populations["raw"]["pre_nms"].rho
+
+
+@pytest.mark.parametrize("chunk", [1, 300, 1000, 10**9])
+def test_candidates_do_not_depend_on_chunks(chunk):
+    boxes, scores, targets = world(5, g=9)
+    whole = match_candidates(boxes, scores, targets, 0.3)
+    part = match_candidates(boxes, scores, targets, 0.3, chunk_elements=chunk)
+    for a, b in zip(whole[:-1], part[:-1], strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(whole.scores["raw"], part.scores["raw"])
+
+
+def test_candidates_by_hand():
+    nan = float("nan")
+    objects = torch.tensor([[[0, 0, 10, 10], [0, 0, 10, 10], [50, 50, 50, 90], [nan, 0, 5, 5], [20, 20, 30, 30]]])
+    targets = Targets(objects, torch.tensor([[1, 0, 0, 0, 2]]), torch.tensor([[True, True, True, True, False]]))
+    boxes = torch.tensor([[[0, 0, 10, 10], [0, 0, 10, 6], [0, 0, 10, 5], [0, 0, 10, 4.9], [20, 20, 30, 30], [nan] * 4]])
+    scores = torch.arange(18.0).reshape(1, 6, 3)
+    found = match_candidates(boxes, {"a": scores, "b": scores.sum(-1)}, targets, positions=torch.tensor([41]))
+    assert found.prior.tolist() == [0, 1, 2]  # an IoU of exactly 0.5 is in
+    assert found.iou.tolist() == pytest.approx([1.0, 0.6, 0.5])
+    assert found.image.tolist() == [41] * 3
+    assert found.object.tolist() == [41 * OBJECTS_PER_IMAGE] * 3  # of equal objects the first
+    assert found.label.tolist() == [1] * 3
+    assert found.scores["a"].tolist() == [1, 4, 7]
+    assert found.scores["b"].tolist() == [3, 12, 21]  # a score that knows no class
+
+
+def test_nothing_to_match():
+    boxes, scores, _ = world(0)
+    none = Targets(torch.zeros(3, 0, 4), torch.zeros(3, 0, dtype=torch.int64), torch.zeros(3, 0, dtype=torch.bool))
+    assert len(match_candidates(boxes, scores, none, iou_floor=0.0).iou) == 0
+    assert len(match_candidates(boxes[:, :0], scores[:, :0], world(0)[2]).iou) == 0
+    assert DivergenceAccumulator(DivergenceConfig()).compute().metrics() == {}
+    assert accumulated(0, g=0).metrics() == {}
+    assert accumulated(0, g=0).n_candidates == 0
+
+
+def test_half_precision_is_ranked_in_float32():
+    boxes, scores, targets = world(3)
+    found = match_candidates(boxes.bfloat16(), scores.bfloat16(), targets)
+    assert found.iou.dtype == found.scores["raw"].dtype == np.float32
+
+
+def test_rescored_is_final_and_raw_stands_beside():
+    boxes, scores, targets = world(1)
+    best = match_candidates(boxes, scores, targets, 0.01)
+    quality = torch.zeros(boxes.shape[:2], dtype=torch.float64)
+    quality[best.image, best.prior] = torch.from_numpy(best.iou)
+    accumulator = DivergenceAccumulator(DivergenceConfig())
+    accumulator.update(torch.arange(3), boxes, {"raw": scores, "rescored": quality}, targets)
+    metrics = accumulator.compute().metrics()
+    assert metrics["val/divergence"] == 0.0
+    assert metrics["val/spearman/pre_nms"] == metrics["val/spearman/pre_nms_top50"] == 1.0
+    alone = accumulated(1).metrics()
+    for name in ("pre_nms", "pre_nms_n", "pre_nms_top50", "pre_nms_top50_n", "per_image", "per_image_n"):
+        assert metrics[f"val/spearman/raw/{name}"] == alone[f"val/spearman/{name}"]
+    assert {type(v) for k, v in metrics.items() if k.endswith("_n")} == {int}
+    assert {type(v) for k, v in metrics.items() if not k.endswith("_n")} == {float}
+    with pytest.raises(MgdetError, match="same names"):
+        accumulator.update(torch.arange(3), boxes, {"raw": scores}, targets)
+
+
+def test_constant_scores_are_absent_not_zero():
+    boxes, scores, targets = world(1)
+    accumulator = DivergenceAccumulator(DivergenceConfig())
+    accumulator.update(torch.arange(3), boxes, {"raw": torch.full_like(scores, 0.01)}, targets)
+    assert accumulator.compute().metrics() == {}
+    assert accumulator.compute().n_candidates > 0
+
+
+def test_post_nms_is_one_rho_and_per_class_a_mean():
+    accumulator = DivergenceAccumulator(DivergenceConfig())
+    boxes, scores, targets = world(1)
+    accumulator.update(torch.arange(3), boxes, {"raw": scores}, targets)
+    label = np.array([0, 0, 0, 0, 1, 1, 1, 2, 2])
+    score = np.array([0.9, 0.8, 0.7, 0.6, 0.9, 0.5, 0.1, 0.3, 0.2], dtype=np.float32)
+    iou = np.array([0.9, 0.95, 0.6, 0.5, 0.5, 0.7, 0.9, 0.8, 0.6])
+    accumulator.update_matches(label[:5], score[:5], iou[:5])
+    accumulator.update_matches(label[5:], score[5:], iou[5:])
+    metrics = accumulator.compute().metrics()
+    assert metrics["val/spearman/post_nms"] == pytest.approx(oracle.rho_of(score.tolist(), iou.tolist()), abs=1e-12)
+    assert metrics["val/spearman/post_nms_n"] == 9
+    assert metrics["val/spearman/per_class"] == pytest.approx((0.8 - 1.0) / 2, abs=1e-12)
+    assert metrics["val/spearman/per_class_n"] == 2
+
+
+def test_ranks_join_to_the_same_result_in_any_order():
+    boxes, scores, targets = world(2, b=8, a=300)
+    config = DivergenceConfig(scatter_points=37)
+
+    def seen(*shards):
+        out = []
+        for shard in shards:
+            accumulator = DivergenceAccumulator(config)
+            for i in shard:
+                one = Targets(*(t[i : i + 1] for t in targets))
+                accumulator.update(torch.tensor([i]), boxes[i : i + 1], {"raw": scores[i : i + 1]}, one)
+            out.append(pickle.loads(pickle.dumps(accumulator.state())))
+        return DivergenceAccumulator(config).merge(out).compute()
+
+    whole = accumulated(2, config, b=8, a=300)
+    for split in (seen(range(8)), seen([5, 1, 2], [], [0, 7], [6, 3, 4])):
+        assert split.metrics() == whole.metrics()
+        assert split.n_candidates == whole.n_candidates
+        assert len(split.sample_iou) == 37
+        np.testing.assert_array_equal(split.sample_iou, whole.sample_iou)
+        np.testing.assert_array_equal(split.sample_scores["raw"], whole.sample_scores["raw"])
