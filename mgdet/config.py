@@ -86,7 +86,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
 def validate(tree: dict[str, Any], source: str) -> Experiment:
     """An experiment from a plain tree; `source` stands in error messages."""
     try:
-        return Experiment.model_validate(tree)
+        return Experiment.model_validate(_with_default_names(tree, Experiment))
     except ValidationError as error:
         lines = [_explain(e) for e in error.errors()]
         raise ConfigError(f"{source}: " + "\n".join(lines)) from None
@@ -160,6 +160,21 @@ def _keep_common_keys(node: dict[str, Any], parents: list[str], name: Any) -> No
         if _tag(variant) == name:
             for key in [k for k in node if k not in variant.model_fields]:
                 del node[key]
+
+
+def _with_default_names(tree: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
+    """`assigner: {sigma: 3}` without a name means the default assigner, here and at every other union."""
+    out = dict(tree)
+    for key, field in model.model_fields.items():
+        value = out.get(key)
+        if not isinstance(value, dict):
+            continue
+        default, variants = field.default, _variants(field.annotation)
+        if "name" not in value and isinstance(default, BaseModel) and (tag := _tag(type(default))) is not None:
+            value = {"name": tag, **value}
+        chosen = [m for m in variants if _tag(m) == value.get("name")] or variants[:1]
+        out[key] = _with_default_names(value, chosen[0]) if chosen else value
+    return out
 
 
 def _walk(location: Sequence[Any]) -> tuple[list[str], list[type[BaseModel]]]:

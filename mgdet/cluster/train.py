@@ -91,7 +91,7 @@ def _run(experiment: Experiment, reasons: list[str], execute: Any) -> tuple[Summ
         raise
     finally:
         if handle:
-            end_run(handle, status)
+            end_run(handle, status, experiment.tracking)
     summary = summarise(experiment)
     if summary is None:
         raise ClusterError(f"training ended, but no checkpoint could be written to {experiment.run_uri}; see the log")
@@ -113,7 +113,7 @@ def _own_device() -> Any:
 
 
 def _tracker(experiment: Experiment, handle: RunHandle | None) -> Tracker:
-    return MlflowTracker(handle, log_directory(experiment))
+    return MlflowTracker(handle, log_directory(experiment), experiment.tracking)
 
 
 def _on_cluster(experiment: Experiment, handle: RunHandle | None) -> None:
@@ -177,7 +177,9 @@ def _worker_main(task: dict[str, Any]) -> dict[str, Any]:
     world = World.current(ray.train.torch.get_device())
     tracker: Tracker = _tracker(experiment, task["handle"]) if world.is_main else NullTracker()
     report: OnEpoch = ray.train.report
-    log.info("%d workers, this one on %s, process %d", world.size, world.device, os.getpid())
+    for chatty in ("ray.train", "faster_coco_eval"):  # a line for each report and evaluation, of every worker
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    log.info("%d workers, rank 0 on %s, process %d", world.size, world.device, os.getpid())
     try:
         return {"metrics": Worker(experiment, world, tracker, on_epoch=report).run()}
     except NonFiniteError as error:  # every rank has it, and a restart would only run into it again

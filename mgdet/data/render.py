@@ -16,7 +16,7 @@ Pixels = NDArray[np.float32]  # [h, w, 3] 0..255
 
 SUPERSAMPLE = 3
 MIN_VISIBLE = 0.35
-"""Objects of which less can be seen are not drawn at all."""
+"""Share of an object that can be seen at the highest difficulty; it is more at lower ones."""
 _ATTEMPTS = 8
 
 
@@ -62,7 +62,7 @@ _OUTLINES: dict[str, Callable[[], tuple[Points, ...]]] = {  # further outlines a
 CLASS_NAMES = tuple(_OUTLINES)
 
 
-def draw_scene(rng: np.random.Generator, size: int, *, max_objects: int, negative: bool, clutter: float) -> Scene:
+def draw_scene(rng: np.random.Generator, size: int, *, max_objects: int, negative: bool, difficulty: float) -> Scene:
     """One image of `size` x `size` pixels with 1..`max_objects` objects, or none if `negative`.
 
     Args:
@@ -70,9 +70,9 @@ def draw_scene(rng: np.random.Generator, size: int, *, max_objects: int, negativ
         size: pixels, at least 32.
         max_objects: objects tried; crowded scenes end with fewer.
         negative: draw a background only.
-        clutter: 0 for calm backgrounds, 1 for busy ones.
+        difficulty: 0 to 1: turning, stretching, hiding, contrast, textures and clutter.
     """
-    canvas = _background(rng, size, clutter)
+    canvas = _background(rng, size, difficulty)
     owner = np.full((size, size), -1, dtype=np.int16)  # the object seen at each pixel
     areas: list[float] = []
     boxes: list[NDArray[np.float64]] = []
@@ -80,8 +80,8 @@ def draw_scene(rng: np.random.Generator, size: int, *, max_objects: int, negativ
     for _ in range(0 if negative else int(rng.integers(1, max_objects + 1))):
         for _ in range(_ATTEMPTS):
             label = int(rng.integers(len(CLASS_NAMES)))
-            thing = _draw_object(rng, CLASS_NAMES[label], size)
-            if _place(canvas, owner, areas, thing, rng):
+            thing = _draw_object(rng, CLASS_NAMES[label], size, difficulty)
+            if _place(canvas, owner, areas, thing, rng, difficulty):
                 boxes.append(thing.box)
                 labels.append(label)
                 break
@@ -90,17 +90,17 @@ def draw_scene(rng: np.random.Generator, size: int, *, max_objects: int, negativ
     return Scene(image, np.array(boxes).reshape(-1, 4).clip(0, size), np.array(labels, dtype=np.int32))
 
 
-def _draw_object(rng: np.random.Generator, name: str, size: int) -> _Object:
+def _draw_object(rng: np.random.Generator, name: str, size: int, difficulty: float) -> _Object:
     """An outline turned and stretched so that its box has exactly the drawn width and height."""
     smallest = max(12.0, 0.05 * size)
     side = math.exp(rng.uniform(math.log(smallest), math.log(0.7 * size)))
-    stretch = math.exp(rng.uniform(-0.5, 0.5))  # aspect 0.37 to 2.7
+    stretch = math.exp(rng.uniform(-1, 1) * (0.2 + 0.5 * difficulty))  # its square is the aspect ratio
     extent = np.clip([side * stretch, side / stretch], smallest, 0.7 * size)
-    angle = rng.uniform(0, 2 * math.pi)
+    angle = rng.uniform(-1, 1) * math.pi * (0.05 + 0.95 * difficulty)
     turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
     outlines = [outline @ turn for outline in _OUTLINES[name]()]
     low, high = outlines[0].min(axis=0), outlines[0].max(axis=0)
-    margin = np.where(rng.random(2) < 0.15, -0.3 * extent, 0.0)  # some reach over the border
+    margin = np.where(rng.random(2) < 0.3 * difficulty, -0.3 * extent, 0.0)  # some reach over the border
     start = margin + rng.random(2) * (size - extent - 2 * margin)
     outlines = [(outline - low) / (high - low) * extent + start for outline in outlines]
     corner = np.floor(start).astype(int)
@@ -116,7 +116,12 @@ def _draw_object(rng: np.random.Generator, name: str, size: int) -> _Object:
 
 
 def _place(
-    canvas: Pixels, owner: NDArray[np.int16], areas: list[float], thing: _Object, rng: np.random.Generator
+    canvas: Pixels,
+    owner: NDArray[np.int16],
+    areas: list[float],
+    thing: _Object,
+    rng: np.random.Generator,
+    difficulty: float,
 ) -> bool:
     """Paint the object over what is there, unless it or something below it would be seen too little."""
     size = len(canvas)
@@ -126,28 +131,29 @@ def _place(
     mask = thing.mask[top - y : bottom - y, left - x : right - x]
     solid = mask > 0.5
     area = float(thing.mask.sum())
-    if mask.sum() < MIN_VISIBLE * area:
+    least = max(MIN_VISIBLE, 0.9 - 0.75 * difficulty)
+    if mask.sum() < least * area:
         return False
     below = owner[top:bottom, left:right]
     hit = np.unique(below[solid])
     for other in hit[hit >= 0]:
         seen = np.count_nonzero(owner == other) - np.count_nonzero((below == other) & solid)
-        if seen < MIN_VISIBLE * areas[other]:
+        if seen < least * areas[other]:
             return False
     region = canvas[top:bottom, left:right]
-    paint = _texture(rng, bottom - top, right - left, _contrasting(rng, region), strength=0.5)
+    paint = _texture(rng, bottom - top, right - left, _contrasting(rng, region, 260 - 200 * difficulty), difficulty)
     region += (paint - region) * mask[..., None]
     below[solid] = len(areas)
     areas.append(area)
     return True
 
 
-def _contrasting(rng: np.random.Generator, region: Pixels) -> NDArray[np.float32]:
-    """A random colour that can be told from the mean of what it covers."""
+def _contrasting(rng: np.random.Generator, region: Pixels, distance: float) -> NDArray[np.float32]:
+    """A random colour at least `distance` (sum over RGB) from the mean of what it covers, if one is soon found."""
     mean = region.reshape(-1, 3).mean(axis=0)
     for _ in range(20):
         colour = rng.uniform(0, 255, 3).astype(np.float32)
-        if np.abs(colour - mean).sum() > 130:
+        if np.abs(colour - mean).sum() > distance:
             break
     return colour
 
@@ -174,7 +180,7 @@ def _texture(rng: np.random.Generator, height: int, width: int, colour: NDArray[
 
 def _background(rng: np.random.Generator, size: int, clutter: float) -> Pixels:
     """A texture with lines and specks too small and too thin to be an object."""
-    canvas = _texture(rng, size, size, rng.uniform(30, 225, 3).astype(np.float32), strength=0.8)
+    canvas = _texture(rng, size, size, rng.uniform(30, 225, 3).astype(np.float32), 0.2 + 0.8 * clutter)
     picture = Image.fromarray(canvas.clip(0, 255).astype(np.uint8))
     pen = ImageDraw.Draw(picture)
     for _ in range(int(rng.integers(0, 1 + round(6 * clutter)))):

@@ -1,7 +1,7 @@
 """The generated data set `shapes`: six classes of outlines on textured backgrounds, the same bytes for the same seed.
 
 It needs no download, is learned in minutes, and tells a detector from a poor one: sizes from 12 pixels to 70% of the
-image, aspect ratios from 0.37 to 2.7, objects that hide each other, images with nothing in them.
+image, various aspect ratios, objects that hide each other, images with nothing in them.
 """
 
 import io
@@ -38,8 +38,8 @@ class ShapesConfig(Config):
     max_objects: Annotated[int, Field(ge=1, le=100)] = 8
     negatives: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Share of images without an object."""
-    clutter: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """How busy the backgrounds are."""
+    difficulty: Annotated[float, Field(ge=0, le=1)] = 0.3
+    """From upright outlines of high contrast on calm backgrounds to turned, stretched and camouflaged ones."""
     quality: Annotated[int, Field(ge=10, le=100)] = 92
     """Of the JPEG files."""
 
@@ -104,7 +104,9 @@ def _records(
     for i in range(count):
         rng = np.random.default_rng([config.seed, split_index, i])
         negative = bool(rng.random() < config.negatives)
-        scene = draw_scene(rng, config.size, max_objects=config.max_objects, negative=negative, clutter=config.clutter)
+        scene = draw_scene(
+            rng, config.size, max_objects=config.max_objects, negative=negative, difficulty=config.difficulty
+        )
         buffer = io.BytesIO()
         Image.fromarray(scene.image).save(buffer, format="JPEG", quality=config.quality)
         extent = scene.boxes[:, 2:] - scene.boxes[:, :2]

@@ -59,6 +59,23 @@ class GroundTruth:
                 repeated = [i for i, n in Counter(ids).items() if n > 1][:5]
                 raise DataError(f"the {name} of the ground truth are not unique ({repeated} repeat); number them anew")
 
+    def subset(self, positions: NDArray[np.int64]) -> "GroundTruth":
+        """The ground truth of some images only, which become rows 0, 1, ... in the given order."""
+        row = np.full(len(self.image_ids), -1)
+        row[positions] = np.arange(len(positions))
+        chosen = row[self.box_image] >= 0
+        return GroundTruth(
+            self.image_ids[positions],
+            self.heights[positions],
+            self.widths[positions],
+            row[self.box_image[chosen]],
+            self.boxes[chosen],
+            self.labels[chosen],
+            self.iscrowd[chosen],
+            self.area[chosen],
+            self.categories,
+        )
+
 
 @dataclass(frozen=True)
 class DetectionArrays:

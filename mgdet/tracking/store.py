@@ -1,5 +1,6 @@
 """The door to MLflow: which store, how it is reached without ever blocking for long, and which names it accepts."""
 
+import logging
 import os
 import re
 from pathlib import Path
@@ -86,6 +87,9 @@ def connect(uri: str, config: TrackingConfig, *, create: bool = False) -> Any:
         "GIT_PYTHON_REFRESH": "quiet",
     }.items():
         os.environ.setdefault(key, value)
+    retries = logging.getLogger("urllib3.connectionpool")
+    if retries.level == logging.NOTSET:  # it warns at each retry of each request; our own warning says it once
+        retries.setLevel(logging.ERROR)
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=uri)

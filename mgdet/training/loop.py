@@ -270,9 +270,11 @@ class Worker:
         self.position.metrics = metrics
         if not self.world.is_main:
             return
-        self.tracker.log({**metrics, "epoch": float(self.position.epoch)}, step=self.position.step)
+        seconds = time.perf_counter() - start
+        extra = {"val/seconds": seconds, "epoch": float(self.position.epoch)}
+        self.tracker.log({**metrics, **extra}, step=self.position.step)
         shown = [f"{k} {metrics[k]:.3f}" for k in (SCORE, "val/AP50", "val/AP75", "val/divergence") if k in metrics]
-        log.info("epoch %d: %s (%.0f s)", self.position.epoch, ", ".join(shown), time.perf_counter() - start)
+        log.info("epoch %d: %s (%.0f s)", self.position.epoch, ", ".join(shown), seconds)
         if last and isinstance(evaluated, Evaluated):
             log_pictures(self.tracker, evaluated, self.categories)
 

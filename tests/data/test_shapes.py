@@ -35,7 +35,7 @@ def test_an_image_does_not_depend_on_the_number_of_images(tmp_path: Path) -> Non
 
 
 def test_contents_are_varied(tmp_path: Path) -> None:
-    generate_shapes(tmp_path / "x", ShapesConfig(train=400, val=1))
+    generate_shapes(tmp_path / "x", ShapesConfig(train=400, val=1, difficulty=0.6))
     data = ShardedDataset(str(tmp_path / "x"), "train")
     truth = data.ground_truth()
     size = truth.boxes[:, 2:] - truth.boxes[:, :2]
@@ -60,7 +60,7 @@ def test_boxes_are_tight() -> None:
 
     for i in range(120):
         rng = np.random.default_rng(i)
-        thing = render._draw_object(rng, CLASS_NAMES[i % len(CLASS_NAMES)], 160)
+        thing = render._draw_object(rng, CLASS_NAMES[i % len(CLASS_NAMES)], 160, i % 7 / 6)
         ys, xs = np.nonzero(thing.mask > 0)
         x, y = thing.corner
         seen = np.array([xs.min() + x, ys.min() + y, xs.max() + 1 + x, ys.max() + 1 + y])
@@ -82,7 +82,7 @@ def test_hidden_objects_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(render, "_place", spy)
     for i in range(20):
-        draw_scene(np.random.default_rng(i), 96, max_objects=20, negative=False, clutter=0)
+        draw_scene(np.random.default_rng(i), 96, max_objects=20, negative=False, difficulty=i / 19)
     for owner, area in zip(owners, areas, strict=True):
         seen = np.bincount(owner[owner >= 0], minlength=len(area))
         assert (seen >= MIN_VISIBLE * np.array(area) * 0.9).all()  # the count is of whole pixels

@@ -1,0 +1,103 @@
+"""One batch through everything, without Ray and without leaving anything behind."""
+
+import resource
+import sys
+import tempfile
+import time
+
+import torch
+from torch import Tensor
+
+from mgdet.cluster.session import arithmetic, check_fits, this_machine
+from mgdet.cluster.train import prepare
+from mgdet.config import Experiment
+from mgdet.structures import Assignment, Batch, Labels
+from mgdet.tracking import NullTracker
+from mgdet.training.checkpoint import CheckpointStore
+from mgdet.training.distributed import World
+from mgdet.training.evaluate import evaluate
+from mgdet.training.loop import Worker
+from mgdet.training.resolve import micro_batch
+from mgdet.training.step import forward
+
+
+def dry_run(experiment: Experiment) -> str:
+    """Build everything, run one batch forward, backward, through a checkpoint and an evaluation; returns the report.
+
+    The batch is what one worker of the configured number would see. Raises what the training would raise.
+    """
+    machine = this_machine()
+    experiment, reasons = prepare(experiment, machine.cpus, machine.gpus)
+    lines = [experiment.to_yaml(), *reasons]
+    if experiment.cluster.workers and not experiment.cluster.address:
+        lines.append(f"cluster: {arithmetic(experiment.cluster, machine)}")
+        check_fits(experiment.cluster, machine)
+
+    workers = max(1, int(experiment.cluster.workers))
+    share = micro_batch(experiment.train.batch_size, workers, experiment.train.accumulate)
+    device = torch.device("cuda" if experiment.cluster.gpu else "cpu")
+    with tempfile.TemporaryDirectory() as directory:
+        train = experiment.train.model_copy(update={"batch_size": share, "accumulate": 1})
+        alone = experiment.model_copy(update={"storage": directory, "train": train})
+        worker = Worker(alone, World(0, 1, device), NullTracker())
+        worker.loader.start(0)
+        batch = next(iter(worker.loader)).to(device)
+        lines += _step(worker, batch)
+        lines += _checkpoint_and_evaluation(worker, directory)
+    lines.append(_memory(device))
+    lines.append("dry run: everything works; nothing was kept")
+    return "\n".join(lines)
+
+
+def _step(worker: Worker, batch: Batch) -> list[str]:
+    start = time.perf_counter()
+    out = forward(worker.detector, worker.detector, batch, worker.experiment, worker.world)
+    out.losses.total.backward()  # type: ignore[no-untyped-call]  # torch's stub
+    worker.optimizer.step()
+    seconds = time.perf_counter() - start
+    priors = worker.detector.priors(batch.images)
+    parameters = sum(p.numel() for p in worker.detector.parameters() if p.requires_grad)
+    objects = int(batch.targets.valid.sum())
+    return [
+        f"images {_shape(batch.images)} uint8, {objects} objects, logits {_shape(out.predictions.logits)}",
+        f"priors per level {list(priors.level_counts)}, {parameters:,} trainable parameters",
+        f"positives per object: {_per_object(out.assignment, objects)}",
+        f"loss {float(out.losses.total.detach()):.4f}, one step of {len(batch.images)} images took {seconds:.2f} s",
+        f"{worker.steps_per_epoch} optimizer steps of this size in an epoch",
+    ]
+
+
+def _checkpoint_and_evaluation(worker: Worker, directory: str) -> list[str]:
+    state = worker.state_dict()
+    assert state is not None, "a single worker is rank 0"
+    store = CheckpointStore(directory)
+    info = store.save(state, step=1, epoch=0, metrics={})
+    worker.load_state_dict(store.load(info))
+    batch = next(iter(worker.val_loader))
+    shown = worker.ground_truth.subset(batch.positions.numpy())
+    local = batch._replace(positions=torch.arange(len(batch.images)))
+    metrics, _ = evaluate(
+        worker.detector, [local], shown, worker.experiment.evaluation, worker.world, worker.experiment.train.precision
+    )
+    return [
+        f"checkpoint of {info.size / 2**20:.1f} MiB written, read back and loaded",
+        f"evaluated {len(batch.images)} images: {len(metrics)} metrics",
+    ]
+
+
+def _per_object(assignment: Assignment, objects: int) -> str:
+    def mean(labels: Labels) -> str:
+        return f"{int((labels.gt_index >= 0).sum()) / max(1, objects):.1f}"
+
+    return f"{mean(assignment.cls)} in classification, {mean(assignment.loc)} in localization"
+
+
+def _memory(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"peak memory: {torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB on {device}"
+    unit = 1 if sys.platform == "darwin" else 1024
+    return f"peak memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.2f} GiB of this process"
+
+
+def _shape(t: Tensor) -> str:
+    return str(list(t.shape))

@@ -1,0 +1,43 @@
+"""The smallest experiment that still goes through everything, for tests that train."""
+
+from pathlib import Path
+from typing import Any
+
+from mgdet.config import Experiment, validate
+
+
+def small_experiment(directory: Path, **changes: Any) -> Experiment:
+    """Two epochs of six 64-pixel images on one worker in this process; `changes` are dotted keys with `__` for dots."""
+    tree: dict[str, Any] = {
+        "name": "small",
+        "storage": str(directory / "runs"),
+        "data": {
+            "uri": str(directory / "shapes"),
+            "generate": {"train": 6, "val": 3, "size": 64},
+            "transform": {"resize": {"name": "fixed", "height": 64, "width": 64}},
+        },
+        "model": {
+            "name": "retinanet",
+            "backbone": "resnet18",
+            "norm": "gn",
+            "channels": 32,
+            "anchors": {"sizes": [8, 16, 32, 64, 128], "scales": 1},
+        },
+        "assigner": {"name": "mutual_guidance"},
+        "train": {
+            "epochs": 2,
+            "batch_size": 2,
+            "optimizer": {"name": "adamw", "lr": 1e-3},
+            "schedule": {"name": "cosine"},
+            "ema": {"enabled": True, "decay": 0.9},
+        },
+        "cluster": {"workers": 0},
+        "tracking": {"enabled": False},
+    }
+    for key, value in changes.items():
+        *parents, leaf = key.split("__")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return validate(tree, "test")

@@ -1,0 +1,105 @@
+"""The configuration: overrides, unions, and errors that say what to do."""
+
+from pathlib import Path
+
+import pytest
+
+from mgdet.assign import MaxIoU, MutualGuidance
+from mgdet.config import load, validate
+from mgdet.errors import ConfigError
+from mgdet.training.resolve import micro_batch, resolve
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+MINIMAL = {"name": "x", "data": {"uri": "d"}}
+
+
+def write(tmp_path, text):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.name)
+def test_every_shipped_configuration_loads_and_survives_a_round_trip(path, tmp_path):
+    experiment = load(path)
+    assert load(write(tmp_path, experiment.to_yaml())) == experiment
+
+
+def test_overrides_of_any_depth(tmp_path):
+    path = write(tmp_path, "{name: x, data: {uri: d}}")
+    e = load(path, ["assigner.sigma=3", "train.optimizer.lr=1e-3", "data.transform.resize.width=64", "seed=7",
+                    "data.transform.resize.height=32", "data.transform.resize.name=fixed"])  # fmt: skip
+    assert (e.assigner.sigma, e.train.optimizer.lr, e.seed) == (3.0, 1e-3, 7)
+    assert e.data.transform.resize.width == 64
+
+
+def test_another_variant_of_a_union_is_one_override_away(tmp_path):
+    path = write(tmp_path, "{name: x, data: {uri: d}, assigner: {name: mutual_guidance, sigma: 2, positive_iou: 0.6}}")
+    assert load(path).assigner == MutualGuidance(positive_iou=0.6)
+    assert load(path, ["assigner.name=max_iou"]).assigner == MaxIoU(positive_iou=0.6)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{name: x, data: {uri: d}, assigner: {name: mutual_guidance, sigmaa: 2}}", "Did you mean assigner.sigma?"),
+        ("{name: x, data: {uri: d}, trian: {}}", "Did you mean train?"),
+        (
+            "{name: x, data: {uri: d}, train: {optimizer: {name: sgd, betas: [0, 1]}}}",
+            "unknown key train.optimizer.betas",
+        ),
+        ("{name: x, data: {uri: d}, assigner: {name: max_iuo}}", "allowed are max_iou, mutual_guidance"),
+        ("{name: x, data: {uri: d}, assigner: {sigma: 0.5}}", "assigner"),
+        (
+            "{name: x, data: {uri: d}, train: {epochs: 0}}",
+            "train.epochs = 0: Input should be greater than or equal to 1",
+        ),
+        ("{name: x, data: {uri: d}, train: {epochs: many}}", "train.epochs = 'many'"),
+        ("{name: x}", "data is missing"),
+        ("{name: a/b, data: {uri: d}}", "name = 'a/b'"),
+        ("{name: x, name: y, data: {uri: d}}", "'name' stands twice"),
+        ("[1, 2]", "expected a mapping"),
+        ("{a: [}", "not valid YAML"),
+        (
+            "{name: x, data: {uri: d}, assigner: {name: max_iou, positive_iou: 0.3}}",
+            "negative_iou (0.4) must not exceed positive_iou (0.3)",
+        ),
+    ],
+)
+def test_errors_say_where_and_what(tmp_path, text, said):
+    with pytest.raises(ConfigError) as error:
+        load(write(tmp_path, text))
+    assert said in str(error.value), error.value
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [("epochs", "key=value"), ("name.x=1", "name is a value"), ("a=[", "not valid YAML")],
+)
+def test_bad_overrides(tmp_path, override, said):
+    with pytest.raises(ConfigError, match=said):
+        load(write(tmp_path, "{name: x, data: {uri: d}}"), [override])
+
+
+def test_missing_file_lists_what_there_is():
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load("configs/nope.yaml")
+
+
+def test_yaml_cannot_run_code(tmp_path):
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load(write(tmp_path, f"name: !!python/object/apply:os.system ['touch {tmp_path}/ran']"))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_auto_becomes_a_number_with_a_reason():
+    e, reasons = resolve(validate(MINIMAL, "t"), num_images=1000, cpus=32, gpus=4)
+    assert (e.cluster.workers, e.cluster.gpu, e.cluster.cpus_per_worker) == (4, True, 8.0)
+    assert "auto" not in e.to_yaml().replace("uri: auto", "")
+    assert any("cluster.workers = 4 (one per GPU)" in r for r in reasons)
+
+
+def test_batch_that_does_not_split():
+    with pytest.raises(ConfigError, match="nearest: 15"):
+        micro_batch(16, workers=5, accumulate=1)
+    assert micro_batch(16, 2, 4) == 2

@@ -1,0 +1,133 @@
+"""A training that was stopped and resumed is the training that was not, bit for bit."""
+
+import pytest
+import torch
+
+from mgdet.cluster.train import prepare
+from mgdet.tracking import NullTracker
+from mgdet.training.checkpoint import CheckpointStore, read_checkpoint
+from mgdet.training.distributed import World
+from mgdet.training.loop import Worker
+from tests.small import small_experiment
+
+CPU = World(0, 1, torch.device("cpu"))
+
+
+class Stopped(Exception):
+    """The machine goes away."""
+
+
+def train(experiment, stop_after_step=None):
+    """Run to the end, or to just after an optimizer step; returns the worker."""
+    worker = Worker(experiment, CPU, NullTracker())
+    if stop_after_step is not None:
+        step = worker._step
+
+        def interrupted(group, sums):
+            if worker.position.step == stop_after_step:
+                raise Stopped
+            return step(group, sums)
+
+        worker._step = interrupted
+        with pytest.raises(Stopped):
+            worker.run()
+    else:
+        worker.run()
+    return worker
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    changes = {"train__checkpoint_every_steps": 2, "data__transform__hflip": 0.5}
+    return prepare(small_experiment(tmp_path, **changes), cpus=1, gpus=0)[0]
+
+
+@pytest.mark.parametrize("stop", [2, 3, 4, 5], ids=lambda s: f"stopped before step {s}")
+def test_resumed_equals_straight(experiment, stop):
+    """Three steps an epoch, a checkpoint at every second step and each epoch's end: stops fall in mid-epoch too."""
+    straight = train(experiment.model_copy(update={"name": "straight"}))
+    broken = experiment.model_copy(update={"name": "broken"})
+    train(broken, stop_after_step=stop)
+    resumed = train(broken)
+    assert resumed.position == straight.position
+    for mine, theirs in ((resumed.detector, straight.detector), (resumed.ema.module, straight.ema.module)):
+        for (name, a), (_, b) in zip(mine.state_dict().items(), theirs.state_dict().items(), strict=True):
+            assert torch.equal(a, b), name
+
+
+def test_the_comparison_can_fail(experiment):
+    """Another seed gives other weights: the equality above is not that of constants."""
+    a = train(experiment.model_copy(update={"name": "a"}))
+    b = train(experiment.model_copy(update={"name": "b", "seed": 1}))
+    pairs = zip(a.detector.parameters(), b.detector.parameters(), strict=True)
+    assert not all(torch.equal(x, y) for x, y in pairs)
+
+
+def test_a_damaged_checkpoint_is_passed_over(experiment, caplog):
+    train(experiment, stop_after_step=5)
+    store = CheckpointStore(experiment.run_uri)
+    newest = store.committed()[-1]
+    with open(store.path(newest), "r+b") as file:
+        file.truncate(newest.size // 2)
+    info, state = store.latest()
+    assert info.step < newest.step
+    assert state["position"]["step"] == info.step
+    assert "damaged" in caplog.text
+
+
+def test_an_uncommitted_checkpoint_is_not_seen(experiment):
+    train(experiment)
+    store = CheckpointStore(experiment.run_uri)
+    before = [i.file for i in store.committed()]
+    with open(store.directory + "/step-99999999.pt", "wb") as file:
+        file.write(b"half")
+    assert [i.file for i in store.committed()] == before
+
+
+def test_checkpoint_holds_what_it_promises(experiment):
+    train(experiment)
+    store = CheckpointStore(experiment.run_uri)
+    state = read_checkpoint(store.path(store.committed()[-1]), "newest")
+    assert state.keys() == {
+        "model", "ema", "optimizer", "schedule", "position", "generators", "config", "categories", "format",
+    }  # fmt: skip
+    assert "sigma: 2.0" in state["config"]
+    assert state["position"]["epoch"] == 2
+
+
+def test_best_and_latest_are_kept(tmp_path):
+    store = CheckpointStore(str(tmp_path), keep_best=1)
+    for step, score in enumerate([0.1, 0.5, 0.3, 0.2, 0.4]):
+        store.save({"model": {}}, step=step, epoch=step, metrics={"val/AP": score})
+    assert [i.step for i in store.committed()] == [1, 3, 4]
+    assert store.best().step == 1
+
+
+def test_a_full_disk_costs_no_checkpoint_that_was_there(tmp_path, monkeypatch):
+    from mgdet.errors import CheckpointError
+    from mgdet.training import checkpoint
+
+    store = CheckpointStore(str(tmp_path))
+    store.save({"model": {}}, step=1, epoch=1, metrics={})
+    monkeypatch.setattr(checkpoint.time, "sleep", lambda s: None)
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_bytes", full)
+    with pytest.raises(CheckpointError, match="No space left"):
+        store.save({"model": {}}, step=2, epoch=2, metrics={})
+    assert [i.step for i in store.committed()] == [1]
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path):
+    from mgdet.errors import CheckpointError
+
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    torch.save({"model": Evil()}, tmp_path / "evil.pt")
+    with pytest.raises(CheckpointError, match="read safely"):
+        read_checkpoint(tmp_path / "evil.pt", "evil.pt")
+    assert not (tmp_path / "ran").exists()
