@@ -24,6 +24,7 @@ from mgdet.errors import ConfigError
 from mgdet.evaluation.evaluator import EvaluationConfig
 from mgdet.models import LossConfig, ModelConfig, RetinaNetConfig
 from mgdet.tracking import TrackingConfig
+from mgdet.tracking.store import shown_uri
 from mgdet.training.config import TrainConfig
 
 
@@ -61,13 +62,21 @@ class Experiment(Config):
         return f"{self.storage.rstrip('/')}/{self.name}"
 
     def to_yaml(self) -> str:
-        """The whole tree as YAML that `load` reads back to an equal experiment."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        """The whole tree as YAML that `load` reads back to an equal experiment (but for a password, see `shown`)."""
+        return yaml.safe_dump(self.shown(), sort_keys=False)
+
+    def shown(self) -> dict[str, Any]:
+        """The whole tree as plain values, fit for logs and checkpoints: no user or password in the tracking URI."""
+        tree = self.model_dump(mode="json")
+        tree["tracking"]["uri"] = shown_uri(self.tracking.uri)
+        return tree
 
     def what_is_learned(self) -> dict[str, Any]:
-        """The part that decides the result, flat: two runs that agree in it may continue each other."""
-        tree = self.model_dump(mode="json", exclude={"cluster": True, "tracking": True, "storage": True})
+        """The part that decides the weights, flat: two runs that agree in it may continue each other."""
+        tree = self.model_dump(mode="json", exclude={"cluster", "tracking", "storage", "evaluation"})
         tree["data"].pop("loader")
+        for key in ("evaluate_every", "checkpoint_every_steps", "keep_best", "log_every"):
+            tree["train"].pop(key)
         return flatten(tree)
 
 

@@ -17,4 +17,4 @@ def resolved(value: T | Literal["auto"]) -> T:
     """The value of a key that may be `auto`, after `auto` was resolved; TypeError where it was not."""
     if value == "auto":
         raise TypeError("the experiment still holds an `auto`: pass it through mgdet.training.resolve.resolve first")
-    return value  # type: ignore[return-value]  # the comparison narrows nothing for a type variable
+    return value

@@ -1,6 +1,7 @@
 """A connection to Ray, with every default that matters set on purpose."""
 
 import logging
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -100,7 +101,8 @@ def check_fits(config: ClusterConfig, resources: Resources) -> None:
     """See that the (resolved) workers fit. Raises `ClusterError` with the arithmetic; Ray would wait for ever."""
     workers, cpus, gpus = int(config.workers), float(config.cpus_per_worker), 1.0 if config.gpu else 0.0
     fits = workers * cpus <= resources.cpus and workers * gpus <= resources.gpus
-    if fits and cpus <= resources.node_cpus and gpus <= resources.node_gpus:
+    per_node = min(resources.node_cpus // cpus, resources.node_gpus // gpus if gpus else math.inf)  # of the largest
+    if fits and per_node >= 1 and workers <= per_node * resources.nodes:
         return
     raise ClusterError(
         f"the workers do not fit: {arithmetic(config, resources)} (largest node: {resources.node_cpus:g} CPUs, "

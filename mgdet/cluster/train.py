@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from mgdet.training.resolve import resolve
 from mgdet.training.run import Summary, log_directory, open_run, save_run, summarise
 
 log = logging.getLogger(__name__)
+
+Execute = Callable[[Experiment, RunHandle | None], None]
 
 
 def absolute(experiment: Experiment) -> Experiment:
@@ -51,37 +54,39 @@ def run(experiment: Experiment) -> tuple[Summary, RunHandle | None]:
     Raises:
         MgdetError: anything that the user can mend; its message says how. What was saved before stays.
     """
-    if experiment.cluster.workers == 0:
+    asked = absolute(experiment)
+    if asked.cluster.workers == 0:
         machine = this_machine()
-        experiment, reasons = prepare(experiment, machine.cpus, machine.gpus)
-        return _run(experiment, reasons, _in_process)
-    with session(experiment.cluster) as resources:
-        experiment, reasons = prepare(experiment, resources.cpus, resources.gpus)
-        check_fits(experiment.cluster, resources)
-        return _run(experiment, [*reasons, arithmetic(experiment.cluster, resources)], _on_cluster)
+        resolved, reasons = prepare(asked, machine.cpus, machine.gpus)
+        return _run(asked, resolved, reasons, _in_process)
+    with session(asked.cluster) as resources:
+        resolved, reasons = prepare(asked, resources.cpus, resources.gpus)
+        check_fits(resolved.cluster, resources)
+        return _run(asked, resolved, [*reasons, arithmetic(resolved.cluster, resources)], _on_cluster)
 
 
-def _run(experiment: Experiment, reasons: list[str], execute: Any) -> tuple[Summary, RunHandle | None]:
-    existing = open_run(experiment)
+def _run(
+    asked: Experiment, experiment: Experiment, reasons: list[str], execute: Execute
+) -> tuple[Summary, RunHandle | None]:
+    existing = open_run(asked)
     log.info("%s", experiment.to_yaml())
     for reason in reasons:
         log.info("%s", reason)
-    if existing is not None:
-        summary = summarise(experiment)
-        if summary is not None and summary.already_finished:
-            log.info("the run %s is finished already; nothing to train", experiment.run_uri)
-            return summary, None
-        log.info("continuing the run %s", experiment.run_uri)
-
+    reached = summarise(experiment) if existing else None
+    finished = reached is not None and reached.already_finished
+    if existing:
+        log.info("the run %s is %s", experiment.run_uri, "finished, nothing to train" if finished else "continued")
     handle = start_run(
         experiment.tracking,
         name=experiment.name,
-        params=experiment.model_dump(mode="json"),
+        params=experiment.shown(),
         config_yaml=experiment.to_yaml(),
         run_id=existing.mlflow_run_id if existing else None,
         tags={"mgdet.run": experiment.run_uri},
     )
-    save_run(experiment, handle.run_id if handle else existing.mlflow_run_id if existing else None)
+    save_run(asked, experiment, handle.run_id if handle else existing.mlflow_run_id if existing else None)
+    if finished:
+        execute = _send_what_is_left
     status: Status = "FAILED"
     try:
         execute(experiment, handle)
@@ -104,6 +109,11 @@ def _in_process(experiment: Experiment, handle: RunHandle | None) -> None:
         Worker(experiment, World.current(_own_device()), tracker).run()
     finally:
         tracker.close(None)
+
+
+def _send_what_is_left(experiment: Experiment, handle: RunHandle | None) -> None:
+    """Metrics that MLflow did not have when the run ended are in its journal; they go there now."""
+    _tracker(experiment, handle).close(None)
 
 
 def _own_device() -> Any:
@@ -148,7 +158,7 @@ def _on_cluster(experiment: Experiment, handle: RunHandle | None) -> None:
         text = str(cause) if isinstance(cause, MgdetError) else f"{type(cause).__name__}: {cause}"
         raise ClusterError(f"training stopped after {cluster.max_failures} restarts: {text}\n{again}") from error
     if isinstance(outcome, dict) and "error" in outcome:
-        raise NonFiniteError(outcome["error"])
+        raise MgdetError(outcome["error"])
 
 
 def _cause(error: Any) -> BaseException:
@@ -182,7 +192,7 @@ def _worker_main(task: dict[str, Any]) -> dict[str, Any]:
     log.info("%d workers, rank 0 on %s, process %d", world.size, world.device, os.getpid())
     try:
         return {"metrics": Worker(experiment, world, tracker, on_epoch=report).run()}
-    except NonFiniteError as error:  # every rank has it, and a restart would only run into it again
+    except (NonFiniteError, ConfigError) as error:  # every rank has it, and a restart would only run into it again
         return {"error": str(error)}
     finally:
         tracker.close(None)

@@ -1,7 +1,7 @@
 """Data sets: importers that write Parquet shards, and the sharded reader that makes batches of them."""
 
 from mgdet.data.coco import CocoSplit, import_coco
-from mgdet.data.dataset import Annotation, GroundTruth, ShardedDataset
+from mgdet.data.dataset import Annotation, ShardedDataset
 from mgdet.data.decode import decode_image
 from mgdet.data.loader import (
     Collate,
@@ -21,7 +21,6 @@ __all__ = [
     "CocoSplit",
     "Collate",
     "EvalTransform",
-    "GroundTruth",
     "LoaderConfig",
     "Manifest",
     "Progress",

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from mgdet.data.coco_json import CocoFile, CocoImage, CocoObject, read_coco_json
 from mgdet.data.decode import decode_image
 from mgdet.data.schema import Changes, DroppedBox, Manifest, Progress, Record
-from mgdet.data.storage import is_empty, locate
 from mgdet.data.writer import write_dataset
 from mgdet.errors import DataError
+from mgdet.storage import is_empty, locate
 from mgdet.structures import Category
 
 logger = logging.getLogger(__name__)

@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mgdet.data.schema import Manifest, SplitInfo, read_manifest
-from mgdet.data.storage import locate
 from mgdet.errors import DataError
+from mgdet.ground_truth import GroundTruth
+from mgdet.storage import locate
 from mgdet.structures import Category
 
 CACHED_ROW_GROUPS = 20
@@ -18,19 +19,6 @@ CACHED_ROW_GROUPS = 20
 20 groups of 64 JPEGs of 100 kB are 128 MB."""
 
 _ANNOTATION_COLUMNS = ["image_id", "file_name", "width", "height", "boxes", "labels", "iscrowd", "area"]
-
-
-class GroundTruth(NamedTuple):
-    """The annotations of a split as an evaluator wants them: `N` images, `M` boxes, crowd included."""
-
-    image_ids: NDArray[np.int64]  # [N] the source's own ids
-    heights: NDArray[np.int64]  # [N] pixels
-    widths: NDArray[np.int64]  # [N] pixels
-    image: NDArray[np.int64]  # [M] position of the box's image, 0..N-1, ascending
-    boxes: NDArray[np.float64]  # [M, 4] xyxy pixels of the image file
-    labels: NDArray[np.int64]  # [M] contiguous classes
-    iscrowd: NDArray[np.bool_]  # [M]
-    area: NDArray[np.float64]  # [M] the annotation's own area
 
 
 class Annotation(NamedTuple):
@@ -157,11 +145,12 @@ class ShardedDataset:
             image_ids=self.image_ids,
             heights=self.sizes[:, 0],
             widths=self.sizes[:, 1],
-            image=np.repeat(np.arange(self.num_images, dtype=np.int64), counts),
+            box_image=np.repeat(np.arange(self.num_images, dtype=np.int64), counts),
             boxes=self._boxes,
             labels=self._labels,
             iscrowd=self._iscrowd,
             area=self._area,
+            categories=self.categories,
         )
 
     def read_image(self, position: int) -> bytes:

@@ -1,8 +1,10 @@
 """Draw one image of the generated `shapes` data: textured background, clutter, overlapping objects.
 
-What a thing is follows from its outline alone: colours and textures are drawn alike for all classes and backgrounds.
+At difficulty 1 what a thing is follows from its outline alone: colours are drawn alike for all classes and backgrounds.
+Below, some things wear their class's own hue on a background that is the greyer the lower the difficulty.
 """
 
+import colorsys
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -62,13 +64,16 @@ _OUTLINES: dict[str, Callable[[], tuple[Points, ...]]] = {  # further outlines a
 CLASS_NAMES = tuple(_OUTLINES)
 
 
-def draw_scene(rng: np.random.Generator, size: int, *, max_objects: int, negative: bool, difficulty: float) -> Scene:
+def draw_scene(
+    rng: np.random.Generator, size: int, *, max_objects: int, smallest: float, negative: bool, difficulty: float
+) -> Scene:
     """One image of `size` x `size` pixels with 1..`max_objects` objects, or none if `negative`.
 
     Args:
         rng: the only source of randomness.
         size: pixels, at least 32.
         max_objects: objects tried; crowded scenes end with fewer.
+        smallest: least width and height of an object, share of `size` (and at least 12 pixels).
         negative: draw a background only.
         difficulty: 0 to 1: turning, stretching, hiding, contrast, textures and clutter.
     """
@@ -80,8 +85,8 @@ def draw_scene(rng: np.random.Generator, size: int, *, max_objects: int, negativ
     for _ in range(0 if negative else int(rng.integers(1, max_objects + 1))):
         for _ in range(_ATTEMPTS):
             label = int(rng.integers(len(CLASS_NAMES)))
-            thing = _draw_object(rng, CLASS_NAMES[label], size, difficulty)
-            if _place(canvas, owner, areas, thing, rng, difficulty):
+            thing = _draw_object(rng, CLASS_NAMES[label], size, max(12.0, smallest * size), difficulty)
+            if _place(canvas, owner, areas, thing, label, rng, difficulty):
                 boxes.append(thing.box)
                 labels.append(label)
                 break
@@ -90,9 +95,8 @@ def draw_scene(rng: np.random.Generator, size: int, *, max_objects: int, negativ
     return Scene(image, np.array(boxes).reshape(-1, 4).clip(0, size), np.array(labels, dtype=np.int32))
 
 
-def _draw_object(rng: np.random.Generator, name: str, size: int, difficulty: float) -> _Object:
+def _draw_object(rng: np.random.Generator, name: str, size: int, smallest: float, difficulty: float) -> _Object:
     """An outline turned and stretched so that its box has exactly the drawn width and height."""
-    smallest = max(12.0, 0.05 * size)
     side = math.exp(rng.uniform(math.log(smallest), math.log(0.7 * size)))
     stretch = math.exp(rng.uniform(-1, 1) * (0.2 + 0.5 * difficulty))  # its square is the aspect ratio
     extent = np.clip([side * stretch, side / stretch], smallest, 0.7 * size)
@@ -120,6 +124,7 @@ def _place(
     owner: NDArray[np.int16],
     areas: list[float],
     thing: _Object,
+    label: int,
     rng: np.random.Generator,
     difficulty: float,
 ) -> bool:
@@ -141,11 +146,22 @@ def _place(
         if seen < least * areas[other]:
             return False
     region = canvas[top:bottom, left:right]
-    paint = _texture(rng, bottom - top, right - left, _contrasting(rng, region, 260 - 200 * difficulty), difficulty)
+    if rng.random() < 1 - difficulty:
+        colour = _own_colour(rng, label)
+    else:
+        colour = _contrasting(rng, region, 260 - 200 * difficulty)
+    paint = _texture(rng, bottom - top, right - left, colour, difficulty)
     region += (paint - region) * mask[..., None]
     below[solid] = len(areas)
     areas.append(area)
     return True
+
+
+def _own_colour(rng: np.random.Generator, label: int) -> NDArray[np.float32]:
+    """A saturated colour of the class's hue; neighbouring classes' hues nearly touch."""
+    hue = (label + rng.uniform(-0.4, 0.4)) / len(CLASS_NAMES)
+    rgb = colorsys.hsv_to_rgb(hue % 1, rng.uniform(0.6, 1), rng.uniform(0.55, 1))
+    return np.array(rgb, dtype=np.float32) * 255
 
 
 def _contrasting(rng: np.random.Generator, region: Pixels, distance: float) -> NDArray[np.float32]:
@@ -180,7 +196,9 @@ def _texture(rng: np.random.Generator, height: int, width: int, colour: NDArray[
 
 def _background(rng: np.random.Generator, size: int, clutter: float) -> Pixels:
     """A texture with lines and specks too small and too thin to be an object."""
-    canvas = _texture(rng, size, size, rng.uniform(30, 225, 3).astype(np.float32), 0.2 + 0.8 * clutter)
+    colour = rng.uniform(30, 225, 3).astype(np.float32)
+    colour = colour.mean() + (colour - colour.mean()) * np.float32(0.2 + 0.8 * clutter)
+    canvas = _texture(rng, size, size, colour, 0.2 + 0.8 * clutter)
     picture = Image.fromarray(canvas.clip(0, 255).astype(np.uint8))
     pen = ImageDraw.Draw(picture)
     for _ in range(int(rng.integers(0, 1 + round(6 * clutter)))):

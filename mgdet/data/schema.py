@@ -28,8 +28,8 @@ from pyarrow import fs
 from pydantic import Field, ValidationError
 
 from mgdet.config_base import Config
-from mgdet.data.storage import locate, read_bytes
 from mgdet.errors import DataError
+from mgdet.storage import locate, read_bytes
 from mgdet.structures import Category
 
 FORMAT_VERSION = 1

@@ -16,12 +16,12 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from mgdet.config_base import Config
 from mgdet.data.render import CLASS_NAMES, draw_scene
 from mgdet.data.schema import Manifest, Progress, Record, manifest_exists, read_manifest
-from mgdet.data.storage import locate
 from mgdet.data.writer import write_dataset
 from mgdet.errors import DataError
+from mgdet.storage import locate
 from mgdet.structures import Category
 
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 """To be raised with every change of the drawn pixels, so that old data are not taken for new."""
 
 
@@ -36,10 +36,12 @@ class ShapesConfig(Config):
     """Height and width in pixels."""
     seed: NonNegativeInt = 0
     max_objects: Annotated[int, Field(ge=1, le=100)] = 8
+    smallest: Annotated[float, Field(gt=0, le=0.5)] = 0.08
+    """Least width and height of an object, share of the image's; the largest is 0.7."""
     negatives: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Share of images without an object."""
     difficulty: Annotated[float, Field(ge=0, le=1)] = 0.3
-    """From upright outlines of high contrast on calm backgrounds to turned, stretched and camouflaged ones."""
+    """From upright outlines in their class's own hue on calm backgrounds to turned, stretched and camouflaged ones."""
     quality: Annotated[int, Field(ge=10, le=100)] = 92
     """Of the JPEG files."""
 
@@ -105,7 +107,12 @@ def _records(
         rng = np.random.default_rng([config.seed, split_index, i])
         negative = bool(rng.random() < config.negatives)
         scene = draw_scene(
-            rng, config.size, max_objects=config.max_objects, negative=negative, difficulty=config.difficulty
+            rng,
+            config.size,
+            max_objects=config.max_objects,
+            smallest=config.smallest,
+            negative=negative,
+            difficulty=config.difficulty,
         )
         buffer = io.BytesIO()
         Image.fromarray(scene.image).save(buffer, format="JPEG", quality=config.quality)

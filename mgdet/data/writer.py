@@ -22,8 +22,8 @@ from mgdet.data.schema import (
     SplitInfo,
     manifest_exists,
 )
-from mgdet.data.storage import new_directory, write_bytes
 from mgdet.errors import DataError
+from mgdet.storage import new_directory, write_bytes
 from mgdet.structures import Category
 
 

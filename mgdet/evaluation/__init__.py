@@ -1,6 +1,6 @@
 """How good a detector is: COCO average precision, the divergence of its two tasks, and pictures of both."""
 
-from mgdet.evaluation.coco import Backend, CocoResult, DetectionArrays, GroundTruth, coco_ap
+from mgdet.evaluation.coco import Backend, CocoResult, DetectionArrays, coco_ap
 from mgdet.evaluation.divergence import (
     CandidateBatch,
     DivergenceAccumulator,
@@ -23,7 +23,6 @@ __all__ = [
     "EvaluationConfig",
     "EvaluationResult",
     "Evaluator",
-    "GroundTruth",
     "Population",
     "coco_ap",
     "match_candidates",

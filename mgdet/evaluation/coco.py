@@ -9,7 +9,6 @@ ids, no detections is an AP of 0 rather than an exception, and a value that is u
 import contextlib
 import io
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -17,7 +16,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mgdet.errors import DataError, NonFiniteError
+from mgdet.errors import NonFiniteError
+from mgdet.ground_truth import GroundTruth, require_lengths, require_range
 from mgdet.structures import Category
 
 Backend = Literal["faster", "pycocotools"]
@@ -27,54 +27,6 @@ RECALL_THRESHOLDS: NDArray[np.float64] = np.linspace(0.0, 1.0, 101)
 _AREAS = ("all", "small", "medium", "large")  # the order of both libraries' `params.areaRng`
 _HEADLINE_LIMITS = (1, 10, 100)
 _SIZE_DECIMALS = 8
-
-
-@dataclass(frozen=True)
-class GroundTruth:
-    """The annotated objects of a split, `N` images and `M` objects in flat arrays (crowds included, degenerate not).
-
-    Objects may stand in any order. Boxes are xyxy in pixels of the original image file, areas in square pixels (of the
-    mask where the source has one: COCO's size ranges are defined by it, not by the box).
-    """
-
-    image_ids: NDArray[np.int64]  # [N] the source's own ids: any order, gaps allowed, unique
-    heights: NDArray[np.int64]  # [N] pixels
-    widths: NDArray[np.int64]  # [N] pixels
-    box_image: NDArray[np.int64]  # [M] row of the image, 0..N-1
-    boxes: NDArray[np.float64]  # [M, 4]
-    labels: NDArray[np.int64]  # [M] contiguous class, position in `categories`
-    iscrowd: NDArray[np.bool_]  # [M]
-    area: NDArray[np.float64]  # [M]
-    categories: tuple[Category, ...]
-
-    def __post_init__(self) -> None:
-        """Refuse arrays that contradict each other. Raises DataError."""
-        n, m, c = len(self.image_ids), len(self.box_image), len(self.categories)
-        _require_lengths("GroundTruth", n, heights=self.heights, widths=self.widths)
-        _require_lengths("GroundTruth", m, boxes=self.boxes, labels=self.labels, iscrowd=self.iscrowd, area=self.area)
-        _require_range("GroundTruth.box_image", self.box_image, n, "images")
-        _require_range("GroundTruth.labels", self.labels, c, "categories")
-        for name, ids in (("image ids", self.image_ids.tolist()), ("category ids", [k.id for k in self.categories])):
-            if len(set(ids)) != len(ids):
-                repeated = [i for i, n in Counter(ids).items() if n > 1][:5]
-                raise DataError(f"the {name} of the ground truth are not unique ({repeated} repeat); number them anew")
-
-    def subset(self, positions: NDArray[np.int64]) -> "GroundTruth":
-        """The ground truth of some images only, which become rows 0, 1, ... in the given order."""
-        row = np.full(len(self.image_ids), -1)
-        row[positions] = np.arange(len(positions))
-        chosen = row[self.box_image] >= 0
-        return GroundTruth(
-            self.image_ids[positions],
-            self.heights[positions],
-            self.widths[positions],
-            row[self.box_image[chosen]],
-            self.boxes[chosen],
-            self.labels[chosen],
-            self.iscrowd[chosen],
-            self.area[chosen],
-            self.categories,
-        )
 
 
 @dataclass(frozen=True)
@@ -300,27 +252,13 @@ def _run_pycocotools(
 
 
 def _check_detections(gt: GroundTruth, det: DetectionArrays) -> None:
-    _require_lengths("DetectionArrays", len(det.image), boxes=det.boxes, scores=det.scores, labels=det.labels)
-    _require_range("DetectionArrays.image", det.image, len(gt.image_ids), "images")
-    _require_range("DetectionArrays.labels", det.labels, len(gt.categories), "categories")
+    require_lengths("DetectionArrays", len(det.image), boxes=det.boxes, scores=det.scores, labels=det.labels)
+    require_range("DetectionArrays.image", det.image, len(gt.image_ids), "images")
+    require_range("DetectionArrays.labels", det.labels, len(gt.categories), "categories")
     broken = ~(np.isfinite(det.boxes).all(axis=1) & np.isfinite(det.scores))
     if broken.any():
         first = gt.image_ids[det.image[np.flatnonzero(broken)[0]]]
         raise NonFiniteError(
             f"{int(broken.sum())} of {len(broken)} detections have a box or score that is NaN or infinite (first in "
             f"image id {first}); the weights have probably diverged: evaluate an earlier checkpoint"
-        )
-
-
-def _require_lengths(owner: str, length: int, **arrays: NDArray[Any]) -> None:
-    for name, array in arrays.items():
-        if len(array) != length:
-            raise DataError(f"{owner}.{name} has {len(array)} rows where {length} are expected; pass arrays that match")
-
-
-def _require_range(name: str, values: NDArray[np.int64], end: int, what: str) -> None:
-    if len(values) and (values.min() < 0 or values.max() >= end):
-        raise DataError(
-            f"{name} runs from {values.min()} to {values.max()}, but there are {end} {what} (allowed: 0 to {end - 1}); "
-            "was the detector trained on other data?"
         )

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from mgdet.boxes import is_degenerate, pairwise_iou
 from mgdet.errors import DataError
-from mgdet.evaluation.coco import Backend, CocoResult, DetectionArrays, GroundTruth, coco_ap
+from mgdet.evaluation.coco import Backend, CocoResult, DetectionArrays, coco_ap
 from mgdet.evaluation.divergence import Arrays, DivergenceAccumulator, DivergenceConfig, DivergenceResult
+from mgdet.ground_truth import GroundTruth
 from mgdet.structures import Batch, Detections, Predictions, Targets
 
 

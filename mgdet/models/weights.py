@@ -42,8 +42,7 @@ def initialise(network: RetinaNet, config: RetinaNetConfig) -> list[str]:
         raise CheckpointError(
             f"model.weights={config.weights!r}: not a file, and not one of none, imagenet, {', '.join(COCO_VARIANTS)}"
         )
-    state = load_file(path)
-    return _load(network, state.get("ema") or state.get("model") or state, f"checkpoint {path}")
+    return _load(network, _weights_of(load_file(path), path), f"checkpoint {path}")
 
 
 def load_file(path: Path) -> dict[str, Any]:
@@ -55,6 +54,16 @@ def load_file(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: holds a {type(state).__name__}, expected a dict of tensors")
     return state
+
+
+def _weights_of(state: dict[str, Any], path: Path) -> dict[str, Tensor]:
+    """The averaged weights of a checkpoint of ours, else its raw ones; any other file is a state dict itself."""
+    found = state.get("ema") or state.get("model") or state
+    if isinstance(found, dict) and isinstance(found.get("weights"), dict):  # EMA.state_dict: weights and counter
+        found = found["weights"]
+    if not isinstance(found, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items()):
+        raise CheckpointError(f"{path}: holds no weights: expected a checkpoint of mgdet or a state dict of tensors")
+    return found
 
 
 def _fetch(enum: Any) -> dict[str, Tensor]:

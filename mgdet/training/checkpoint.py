@@ -17,8 +17,8 @@ import torch
 from pyarrow import fs
 from pydantic import BaseModel
 
-from mgdet.data.storage import is_local, locate, read_bytes, write_bytes
 from mgdet.errors import CheckpointError
+from mgdet.storage import is_local, locate, read_bytes, write_bytes
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mgdet.evaluation.coco import GroundTruth
 from mgdet.evaluation.evaluator import EvaluationConfig, EvaluationResult, Evaluator
+from mgdet.ground_truth import GroundTruth
 from mgdet.models import Detector
 from mgdet.structures import Batch, Detections
 from mgdet.training.distributed import World

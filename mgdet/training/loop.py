@@ -17,7 +17,6 @@ from mgdet.config_base import resolved
 from mgdet.data.dataset import ShardedDataset
 from mgdet.data.loader import build_eval_loader, build_train_loader
 from mgdet.errors import CheckpointError
-from mgdet.evaluation.coco import GroundTruth
 from mgdet.models import initialise
 from mgdet.structures import Batch
 from mgdet.tracking import Tracker
@@ -76,9 +75,10 @@ class Worker:
         for epoch in range(self.position.epoch, self.experiment.train.epochs):
             self._train_epoch(epoch)
             last = epoch + 1 == self.experiment.train.epochs
-            if last or (epoch + 1) % self.experiment.train.evaluate_every == 0:
+            evaluated = last or (epoch + 1) % self.experiment.train.evaluate_every == 0
+            if evaluated:
                 self._evaluate(last)
-            self._save()
+            self._save(self.position.metrics if evaluated else {})
             self.on_epoch({"epoch": epoch + 1, "step": self.position.step, **self.position.metrics})
         return self.position.metrics
 
@@ -89,7 +89,7 @@ class Worker:
         self.train_data = ShardedDataset(e.data.uri, e.data.train_split)
         val_data = ShardedDataset(e.data.uri, e.data.val_split)
         self.categories = val_data.categories
-        self.ground_truth = GroundTruth(*val_data.ground_truth(), categories=val_data.categories)
+        self.ground_truth = val_data.ground_truth()
         batch_size = micro_batch(e.train.batch_size, world.size, e.train.accumulate)
         cpus = resolved(e.cluster.cpus_per_worker)
         loader = e.data.loader.model_copy(update={"pin_memory": world.device.type == "cuda"})
@@ -179,12 +179,13 @@ class Worker:
         if self.world.rank < len(state["generators"]):  # a larger world than before: new ranks keep their seed
             _set_generator_state(state["generators"][self.world.rank], self.world.device)
 
-    def _save(self) -> None:
+    def _save(self, metrics: dict[str, float]) -> None:
+        """Write a checkpoint; `metrics` are those of these very weights, by which the best one is kept."""
         state = self.state_dict()
         if state is not None:
             p = self.position
             try:
-                self.store.save(state, step=p.step, epoch=p.epoch, metrics=p.metrics)
+                self.store.save(state, step=p.step, epoch=p.epoch, metrics=metrics)
             except CheckpointError as error:  # training on is worth more than stopping: the next save may succeed
                 log.error("%s; training goes on, the newest checkpoint stays the one before", error)
 
@@ -210,7 +211,7 @@ class Worker:
                 self._log(sums, clock, epoch)
                 clock, sums = Clock(), StepSums.zero(self.world.device)
             if left and train.checkpoint_every_steps and self.position.step % train.checkpoint_every_steps == 0:
-                self._save()
+                self._save({})
         self.position.epoch, self.position.micro_step = epoch + 1, 0
 
     def _step(self, group: list[Batch], sums: StepSums) -> StepSums:
@@ -235,7 +236,7 @@ class Worker:
             step=self.position.step,
             batches=group,
             network=self.detector,
-            config=self.experiment.model_dump(mode="json"),
+            config=self.experiment.shown(),
         )
         loss, cls, box = sums.values[:3].tolist()
         values = {"gradient norm": norm, "loss": loss, "loss_cls": cls, "loss_box": box}

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mgdet.data.storage import locate, write_bytes
 from mgdet.errors import CheckpointError, NonFiniteError
+from mgdet.storage import locate, write_bytes
 from mgdet.structures import Batch, Targets
 
 log = logging.getLogger(__name__)

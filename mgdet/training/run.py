@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from mgdet.config import Experiment
-from mgdet.data.storage import locate, read_bytes, write_bytes
 from mgdet.errors import ConfigError
+from mgdet.storage import locate, read_bytes, write_bytes
 from mgdet.training.checkpoint import CheckpointStore
 
 
@@ -28,11 +28,11 @@ def open_run(experiment: Experiment) -> Run | None:
     filesystem, root = locate(experiment.run_uri)
     try:
         record = json.loads(read_bytes(filesystem, f"{root}/run.json"))
+        run = Run(dict(record["learned"]), record.get("mlflow_run_id"))
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{root}/run.json is damaged ({error}); move the run away or choose another name=") from error
-    run = Run(record["learned"], record.get("mlflow_run_id"))
     wanted = json.loads(json.dumps(experiment.what_is_learned()))
     keys = sorted(k for k in run.learned.keys() | wanted.keys() if run.learned.get(k) != wanted.get(k))
     if keys:
@@ -46,12 +46,12 @@ def open_run(experiment: Experiment) -> Run | None:
     return run
 
 
-def save_run(experiment: Experiment, mlflow_run_id: str | None) -> None:
-    """Write `run.json` and `config.yaml`."""
-    filesystem, root = locate(experiment.run_uri)
+def save_run(asked: Experiment, resolved: Experiment, mlflow_run_id: str | None) -> None:
+    """Write `run.json` and `config.yaml`. The run is known by what was asked for: `auto` may come out otherwise."""
+    filesystem, root = locate(asked.run_uri)
     filesystem.create_dir(root, recursive=True)
-    record = {"learned": experiment.what_is_learned(), "mlflow_run_id": mlflow_run_id}
-    write_bytes(filesystem, f"{root}/config.yaml", experiment.to_yaml().encode())
+    record = {"learned": asked.what_is_learned(), "mlflow_run_id": mlflow_run_id}
+    write_bytes(filesystem, f"{root}/config.yaml", resolved.to_yaml().encode())
     write_bytes(filesystem, f"{root}/run.json", json.dumps(record, indent=1).encode())
 
 

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mgdet.errors import DataError, NonFiniteError
-from mgdet.evaluation import DetectionArrays, GroundTruth, coco_ap
+from mgdet.evaluation import DetectionArrays, coco_ap
 from mgdet.evaluation.coco import _xywh
+from mgdet.ground_truth import GroundTruth
 from mgdet.structures import Category
 
 PAIRS = Path(__file__).parents[2].parent / "shared" / "data" / "coco_eval"

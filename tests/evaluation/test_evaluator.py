@@ -6,8 +6,9 @@ import torch
 from pydantic import ValidationError
 
 from mgdet.errors import DataError
-from mgdet.evaluation import DetectionArrays, EvaluationConfig, Evaluator, GroundTruth, coco_ap
+from mgdet.evaluation import DetectionArrays, EvaluationConfig, Evaluator, coco_ap
 from mgdet.evaluation.evaluator import greedy_match
+from mgdet.ground_truth import GroundTruth
 from mgdet.structures import Batch, Category, Detections, Predictions, pad_targets
 from tests.evaluation.test_divergence import world
 from tests.reference import divergence as oracle

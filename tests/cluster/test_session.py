@@ -1,0 +1,87 @@
+"""Whether the workers fit is arithmetic; no Ray is started here."""
+
+import pytest
+
+from mgdet.cluster.config import ClusterConfig
+from mgdet.cluster.session import Resources, arithmetic, check_fits, this_machine
+from mgdet.errors import ClusterError
+
+
+def cluster(workers, cpus, gpu=False):
+    return ClusterConfig(workers=workers, cpus_per_worker=cpus, gpu=gpu)
+
+
+def resources(cpus, gpus=0.0, nodes=1):
+    """Nodes of equal size."""
+    return Resources(cpus * nodes, gpus * nodes, cpus, gpus, nodes, "cluster at 10.0.0.1:6379")
+
+
+@pytest.mark.parametrize(
+    ("config", "there"),
+    [
+        (cluster(2, 1), resources(2)),
+        (cluster(1, 2.5), resources(2.5)),
+        (cluster(4, 2, gpu=True), resources(8, 4)),
+        (cluster(4, 2, gpu=True), resources(4, 2, nodes=2)),
+        (cluster(2, 3), resources(5, nodes=2)),
+        (cluster(4, 3, gpu=True), resources(8, 4, nodes=2)),
+        (cluster(1, 1, gpu=False), resources(1, 0)),
+        (cluster(1, 1), Resources(5, 0, 4, 0, 2, "nodes of 4 and 1 CPUs")),
+    ],
+)
+def test_fits_exactly(config, there):
+    check_fits(config, there)
+
+
+@pytest.mark.parametrize(
+    ("config", "there"),
+    [
+        (cluster(3, 1), resources(2)),
+        (cluster(1, 2.5), resources(2)),
+        (cluster(4, 1, gpu=True), resources(64, 2)),
+        (cluster(1, 1, gpu=True), resources(64, 0)),
+        (cluster(1, 5), resources(4, nodes=2)),
+        (cluster(5, 2, gpu=True), resources(4, 2, nodes=2)),
+        (cluster(3, 2), resources(3, nodes=2)),
+        (cluster(2, 4, gpu=True), resources(4, 2)),
+        (cluster(5, 3, gpu=True), resources(8, 4, nodes=2)),
+    ],
+    ids=[
+        "CPUs in all",
+        "CPUs of one worker",
+        "GPUs in all",
+        "no GPU at all",
+        "a worker larger than a node",
+        "one too many for both nodes",
+        "6 of 6 CPUs, but a node of 3 holds one worker of 2",
+        "GPUs enough, CPUs not",
+        "15 of 16 CPUs and 5 of 8 GPUs, but two on each node",
+    ],
+)
+def test_does_not_fit(config, there):
+    with pytest.raises(ClusterError) as error:
+        check_fits(config, there)
+    assert arithmetic(config, there) in str(error.value)
+    assert "Lower cluster.workers or cluster.cpus_per_worker" in str(error.value)
+    assert ("cluster.gpu=false" in str(error.value)) == config.gpu
+
+
+def test_the_error_shows_the_calculation():
+    with pytest.raises(ClusterError) as error:
+        check_fits(cluster(3, 2.5, gpu=True), resources(4, 1, nodes=2))
+    assert (
+        "3 workers x 2.5 CPUs = 7.5 CPUs and 3 x 1 = 3 GPUs; cluster at 10.0.0.1:6379 has 8 CPUs and 2 GPUs on 2 nodes "
+        "(largest node: 4 CPUs, 1 GPUs)"
+    ) in str(error.value)
+
+
+def test_one_node_without_gpus_in_words():
+    assert arithmetic(cluster(2, 1), Resources(2, 0, 2, 0, 1, "this machine")) == (
+        "2 workers x 1 CPUs = 2 CPUs; this machine has 2 CPUs and 0 GPUs on 1 node"
+    )
+
+
+def test_this_machine_counts_the_cpus_that_this_process_may_use(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 3, 5})
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert this_machine() == Resources(3, 2, 3, 2, 1, "this machine")

@@ -1,0 +1,42 @@
+"""A gradient that is not finite stops the training with everything that is needed to see why."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mgdet.cluster.train import prepare
+from mgdet.errors import NonFiniteError
+from mgdet.tracking import NullTracker
+from mgdet.training.distributed import World
+from mgdet.training.loop import Worker
+from mgdet.training.nonfinite import load_capture
+from tests.small import small_experiment
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_capture_and_replay(tmp_path):
+    experiment, _ = prepare(small_experiment(tmp_path), cpus=1, gpus=0)
+    worker = Worker(experiment, World(0, 1, torch.device("cpu")), NullTracker())
+    with torch.no_grad():
+        worker.detector.head.regression_head.bbox_reg.weight[0, 0, 0, 0] = float("nan")
+    before = {k: v.clone() for k, v in worker.detector.state_dict().items()}
+    with pytest.raises(NonFiniteError, match=r"jobs/replay\.py") as error:
+        worker.run()
+    after = worker.detector.state_dict()
+    assert all(torch.equal(a.nan_to_num(), after[k].nan_to_num()) for k, a in before.items()), "no step was taken"
+
+    path = next(word for word in str(error.value).split() if word.endswith(".pt"))
+    assert len(load_capture(path)["batches"]) == 1
+    out = subprocess.run(
+        [sys.executable, str(ROOT / "jobs" / "replay.py"), path],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    ).stdout
+    assert "not finite before the step: head.regression_head.bbox_reg.weight" in out
+    assert out.count("first layer not finite: head.regression_head.bbox_reg") == 2

@@ -1,0 +1,181 @@
+"""A run on disk: found again, refused to another experiment, and never changed by asking."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mgdet.errors import ConfigError
+from mgdet.training.checkpoint import CheckpointStore
+from mgdet.training.run import Run, log_directory, open_run, save_run, summarise
+from tests.small import small_experiment
+
+
+def snapshot(directory: Path):
+    """Every file below, with content and time of change."""
+    return {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in sorted(directory.rglob("*")) if p.is_file()}
+
+
+def run_directory(experiment) -> Path:
+    return Path(experiment.run_uri)
+
+
+# --- open_run
+
+
+def test_nothing_there(tmp_path):
+    experiment = small_experiment(tmp_path)
+    assert open_run(experiment) is None
+    assert list(tmp_path.iterdir()) == [], "asking makes nothing"
+
+
+def test_the_same_experiment_finds_its_run(tmp_path):
+    experiment = small_experiment(tmp_path)
+    save_run(experiment, "an-mlflow-id")
+    assert open_run(experiment) == Run(json.loads(json.dumps(experiment.what_is_learned())), "an-mlflow-id")
+    assert open_run(experiment.model_copy(update={"name": "other"})) is None
+    assert (run_directory(experiment) / "config.yaml").read_text() == experiment.to_yaml()
+
+
+def test_a_run_without_mlflow(tmp_path):
+    experiment = small_experiment(tmp_path)
+    save_run(experiment, None)
+    assert open_run(experiment).mlflow_run_id is None
+
+
+def test_another_experiment_is_refused_with_every_difference(tmp_path):
+    save_run(small_experiment(tmp_path), "id")
+    before = snapshot(tmp_path)
+    other = small_experiment(tmp_path, assigner__sigma=3.5, train__epochs=7, train__clip_norm=10.0)
+    with pytest.raises(ConfigError) as error:
+        open_run(other)
+    lines = str(error.value).splitlines()
+    assert lines[1:4] == [
+        "  assigner.sigma: 2.0 there, 3.5 asked for",
+        "  train.clip_norm: None there, 10.0 asked for",
+        "  train.epochs: 2 there, 7 asked for",
+    ]
+    assert other.run_uri in lines[0]
+    assert "name=small-2" in lines[4]
+    assert snapshot(tmp_path) == before
+
+
+def test_a_key_that_only_one_of_them_has(tmp_path):
+    save_run(small_experiment(tmp_path), None)
+    with pytest.raises(ConfigError) as error:
+        open_run(small_experiment(tmp_path, assigner={"name": "max_iou"}))
+    assert "assigner.name: 'mutual_guidance' there, 'max_iou' asked for" in str(error.value)
+    assert "assigner.sigma: 2.0 there, None asked for" in str(error.value)
+
+
+def test_many_differences_are_counted(tmp_path):
+    save_run(small_experiment(tmp_path), None)
+    transform = {"resize": {"name": "fixed", "height": 96, "width": 96}, "hflip": 0.25, "vflip": 0.25}
+    changes = {f"data__generate__{k}": v for k, v in {"train": 7, "val": 4, "seed": 1, "max_objects": 3}.items()}
+    anchors = {"sizes": [9, 17, 33, 65, 129], "scales": 2, "ratios": [1.0]}
+    other = small_experiment(tmp_path, seed=9, data__transform=transform, model__anchors=anchors, **changes)
+    with pytest.raises(ConfigError) as error:
+        open_run(other)
+    assert str(error.value).count(" asked for") == 12
+    assert "and 0 more" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"cluster": {"workers": 2, "max_failures": 9}},
+        {"tracking": {"enabled": False, "experiment": "another"}},
+        {"data__loader": {"workers": 3}},
+        {"evaluation__backend": "pycocotools"},
+        {"train__evaluate_every": 2, "train__checkpoint_every_steps": 7, "train__keep_best": 3, "train__log_every": 1},
+    ],
+    ids=["cluster", "tracking", "loader", "evaluation", "how often"],
+)
+def test_what_does_not_change_the_result_may_change(tmp_path, changes):
+    save_run(small_experiment(tmp_path), "id")
+    changed = small_experiment(tmp_path, **changes)
+    assert changed != small_experiment(tmp_path)
+    assert open_run(changed).mlflow_run_id == "id"
+
+
+def test_a_run_may_be_moved(tmp_path):
+    """The storage is where it lies, not what it is."""
+    experiment = small_experiment(tmp_path)
+    save_run(experiment, "id")
+    (tmp_path / "runs").rename(tmp_path / "elsewhere")
+    assert open_run(experiment) is None
+    assert open_run(experiment.model_copy(update={"storage": str(tmp_path / "elsewhere")})).mlflow_run_id == "id"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b'{"learned": {"seed"', b"\xff\xfe", b"{}", b"[]", b"null", b'{"learned": null}'],
+    ids=["empty", "cut off", "not text", "no record", "a list", "null", "nothing learned"],
+)
+def test_a_damaged_record(tmp_path, content):
+    experiment = small_experiment(tmp_path)
+    save_run(experiment, "id")
+    (run_directory(experiment) / "run.json").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"run\.json is damaged .*choose another name="):
+        open_run(experiment)
+    assert (run_directory(experiment) / "run.json").read_bytes() == content
+
+
+# --- summarise
+
+
+def save(experiment, step, epoch, **metrics):
+    store = CheckpointStore(experiment.run_uri, keep_best=10)
+    named = {k.replace("_", "/"): v for k, v in metrics.items()}
+    return store.path(store.save({"model": {}}, step=step, epoch=epoch, metrics=named))
+
+
+def test_no_checkpoint_no_summary(tmp_path):
+    experiment = small_experiment(tmp_path)
+    assert summarise(experiment) is None
+    save_run(experiment, None)
+    assert summarise(experiment) is None
+
+
+def test_the_best_by_ap_is_reported(tmp_path):
+    experiment = small_experiment(tmp_path, train__epochs=3)
+    save(experiment, 3, 1, val_AP=0.2, val_AP50=0.9)
+    best = save(experiment, 6, 2, val_AP=0.4, val_AP50=0.5)
+    save(experiment, 9, 3, val_AP=0.3, val_AP50=0.8)
+    summary = summarise(experiment)
+    assert (summary.checkpoint, summary.epoch) == (best, 2)
+    assert summary.metrics == {"val/AP": 0.4, "val/AP50": 0.5}
+    assert Path(summary.checkpoint).is_file()
+    assert summary.already_finished
+
+
+def test_without_any_score_it_is_the_newest(tmp_path):
+    experiment = small_experiment(tmp_path)
+    save(experiment, 2, 0)
+    newest = save(experiment, 4, 1)
+    summary = summarise(experiment)
+    assert (summary.checkpoint, summary.epoch, summary.metrics) == (newest, 1, {})
+
+
+@pytest.mark.parametrize(("epochs_done", "finished"), [(0, False), (1, False), (2, True)])
+def test_finished_is_when_the_last_epoch_is_saved(tmp_path, epochs_done, finished):
+    """The best checkpoint may be an earlier one; the run is finished all the same."""
+    experiment = small_experiment(tmp_path, train__epochs=2)
+    save(experiment, 1, 0, val_AP=0.9)
+    save(experiment, 5, epochs_done, val_AP=0.1)
+    summary = summarise(experiment)
+    assert summary.metrics == {"val/AP": 0.9}
+    assert summary.already_finished is finished
+
+
+# --- where the log is kept
+
+
+def test_log_directory(tmp_path, monkeypatch):
+    experiment = small_experiment(tmp_path)
+    assert log_directory(experiment) == tmp_path / "runs" / "small"
+    as_uri = experiment.model_copy(update={"storage": f"file://{tmp_path}/runs"})
+    assert log_directory(as_uri) == tmp_path / "runs" / "small"
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    remote = experiment.model_copy(update={"storage": "s3://bucket/runs"})
+    assert log_directory(remote) == tmp_path / "home" / ".cache" / "mgdet" / "small"
