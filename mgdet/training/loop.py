@@ -284,6 +284,7 @@ def _make_reproducible(seed: int, world: World, deterministic: bool) -> None:
     torch.manual_seed(seed)  # the same weights everywhere; data has its own generators
     random.seed(seed + world.rank)
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a tenth of a step, for a bug we do not have
     torch.backends.cudnn.benchmark = not deterministic
 
 

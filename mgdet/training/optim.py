@@ -22,8 +22,8 @@ def build_optimizer(network: nn.Module, config: SGDConfig | AdamWConfig) -> Opti
         {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": flat_decay},
     ]
     if isinstance(config, SGDConfig):
-        return SGD(groups, lr=config.lr, momentum=config.momentum, foreach=True)
-    return AdamW(groups, lr=config.lr, betas=config.betas, foreach=True)
+        return SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+    return AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
 
 
 def learning_rate_factor(
