@@ -26,7 +26,7 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override any key, such as train.epochs=24")
     parser.add_argument("--dry-run", action="store_true", help="build everything, run one batch, report, exit")
     args = parser.parse_intermixed_args()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
     logging.getLogger("mgdet").setLevel(logging.INFO)
 
     config, overrides = args.config or str(QUICKSTART), args.overrides

@@ -128,7 +128,7 @@ def _tracker(experiment: Experiment, handle: RunHandle | None) -> Tracker:
 
 def _on_cluster(experiment: Experiment, handle: RunHandle | None) -> None:
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     cluster: ClusterConfig = experiment.cluster
@@ -146,6 +146,7 @@ def _on_cluster(experiment: Experiment, handle: RunHandle | None) -> None:
             name=f"attempt-{uuid.uuid4().hex[:8]}",
             storage_path=f"{experiment.run_uri}/ray",
             failure_config=FailureConfig(max_failures=cluster.max_failures),
+            logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
     again = "Nothing that was saved is lost: the same command continues from the last checkpoint."
@@ -178,7 +179,7 @@ def _worker_main(task: dict[str, Any]) -> dict[str, Any]:
     import ray.train.torch
 
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger = logging.getLogger("mgdet")
     logger.handlers, logger.propagate = [handler], False
     logger.setLevel(logging.INFO if ray.train.get_context().get_world_rank() == 0 else logging.WARNING)
@@ -187,7 +188,8 @@ def _worker_main(task: dict[str, Any]) -> dict[str, Any]:
     world = World.current(ray.train.torch.get_device())
     tracker: Tracker = _tracker(experiment, task["handle"]) if world.is_main else NullTracker()
     report: OnEpoch = ray.train.report
-    for chatty in ("ray.train", "faster_coco_eval"):  # a line for each report and evaluation, of every worker
+    # Ray names some of its loggers after their files; they print every report of every worker
+    for chatty in ("faster_coco_eval", *(n for n in logging.root.manager.loggerDict if "ray/train" in n)):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     log.info("%d workers, rank 0 on %s, process %d", world.size, world.device, os.getpid())
     try:

@@ -45,6 +45,8 @@ def test_fits_exactly(config, there):
         (cluster(3, 2), resources(3, nodes=2)),
         (cluster(2, 4, gpu=True), resources(4, 2)),
         (cluster(5, 3, gpu=True), resources(8, 4, nodes=2)),
+        (cluster(6, 1), Resources(5, 0, 4, 0, 2, "nodes of 4 and 1 CPUs")),
+        (cluster(4, 1, gpu=True), Resources(16, 3, 8, 2, 2, "nodes of 2 and 1 GPUs")),
     ],
     ids=[
         "CPUs in all",
@@ -56,6 +58,8 @@ def test_fits_exactly(config, there):
         "6 of 6 CPUs, but a node of 3 holds one worker of 2",
         "GPUs enough, CPUs not",
         "15 of 16 CPUs and 5 of 8 GPUs, but two on each node",
+        "6 of 5 CPUs on unequal nodes",
+        "4 of 3 GPUs on unequal nodes",
     ],
 )
 def test_does_not_fit(config, there):

@@ -205,6 +205,16 @@ def test_a_perfect_box_costs_nothing(name):
     assert float(problem.losses(LossConfig(box=config)).box) > 0.01
 
 
+def test_balanced_l1_is_finite_however_far_the_box_is():
+    """The branch that is not taken must not poison the gradient of the one that is."""
+    loss = BalancedL1Loss()
+    x = torch.tensor([1e3, 1e37], requires_grad=True)
+    value = loss.of_difference(x)
+    value.sum().backward()
+    assert torch.isfinite(value).all()
+    assert x.grad.tolist() == [loss.gamma, loss.gamma]
+
+
 def test_every_box_loss_can_be_chosen_by_name():
     for name, (config, _) in BOX_LOSSES.items():
         assert type(TypeAdapter(BoxLoss).validate_python({"name": name})) is type(config)
@@ -231,6 +241,16 @@ def test_ignored_samples_contribute_nothing():
     assert after.total.item() == before.total.item()
 
 
+def test_weights_of_samples_that_are_not_positive_mean_nothing():
+    problem = random_problem(4)
+    config = LossConfig()
+    heavy = [
+        labels._replace(weight=torch.where(labels.gt_index >= 0, labels.weight, 1.0)) for labels in problem.assignment
+    ]
+    got = one_task(problem, cls=heavy[0], loc=heavy[1]).losses(config).total
+    assert got.item() == problem.losses(config).total.item()
+
+
 def test_positives_of_the_other_task_do_not_normalise():
     """Twice the positives in classification halve nothing in localization, and the other way round."""
     problem = random_problem(5)
@@ -247,7 +267,7 @@ def test_the_normaliser_is_clamped_at_one():
     problem = random_problem(6)
     none = Labels(torch.full_like(problem.assignment.cls.gt_index, -1), torch.zeros_like(problem.assignment.cls.weight))
     got = one_task(problem, cls=none, loc=none).losses(LossConfig(cls=FocalLoss(alpha=-1, gamma=0)))
-    assert float(got.total) == pytest.approx(float(F.softplus(problem.logits).sum()))
+    assert got.total.item() == pytest.approx(F.softplus(problem.logits).sum().item())
     assert [float(v) for v in got[3:]] == [0.0, 0.0, 0.0]
 
 
@@ -335,8 +355,8 @@ def test_the_mean_of_two_workers_is_one_worker_with_all(name, cut):
     for worker in workers:
         losses = worker.losses(config, mean=lambda own: (counts[0] + counts[1]) / 2)
         losses.total.backward()
-        totals.append(float(losses.total))
-    assert sum(totals) / 2 == pytest.approx(float(whole.total))
+        totals.append(losses.total.item())
+    assert sum(totals) / 2 == pytest.approx(whole.total.item())
     for field in ("logits", "deltas"):
         averaged = torch.cat([getattr(worker, field).grad for worker in workers]) / 2
         torch.testing.assert_close(averaged, getattr(problem, field).grad)

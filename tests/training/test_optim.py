@@ -106,6 +106,13 @@ def test_norms_and_biases_do_not_decay(config):
     assert got == {"conv.weight": 0.1, "out.weight": 0.1, **dict.fromkeys(flat, 0.1)}
 
 
+def test_a_matrix_decays():
+    """The weights of a linear layer have two dimensions only."""
+    network = nn.Linear(3, 2)
+    got = decays(network, build_optimizer(network, AdamWConfig(weight_decay=0.1)))
+    assert got == {"weight": 0.1, "bias": 0.0}
+
+
 def test_decay_reaches_the_weights():
     """With a gradient of zero AdamW multiplies weights by 1 - lr * decay and leaves the others alone."""
     network = Net()

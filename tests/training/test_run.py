@@ -16,6 +16,10 @@ def snapshot(directory: Path):
     return {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in sorted(directory.rglob("*")) if p.is_file()}
 
 
+def save(experiment, mlflow_run_id, resolved=None):
+    save_run(experiment, resolved or experiment, mlflow_run_id)
+
+
 def run_directory(experiment) -> Path:
     return Path(experiment.run_uri)
 
@@ -31,20 +35,33 @@ def test_nothing_there(tmp_path):
 
 def test_the_same_experiment_finds_its_run(tmp_path):
     experiment = small_experiment(tmp_path)
-    save_run(experiment, "an-mlflow-id")
+    save(experiment, "an-mlflow-id")
     assert open_run(experiment) == Run(json.loads(json.dumps(experiment.what_is_learned())), "an-mlflow-id")
     assert open_run(experiment.model_copy(update={"name": "other"})) is None
     assert (run_directory(experiment) / "config.yaml").read_text() == experiment.to_yaml()
 
 
+def test_a_run_is_known_by_what_was_asked_for(tmp_path):
+    """On a machine where `auto` comes out otherwise it is still the same run; what came out is written beside."""
+    asked = small_experiment(tmp_path)
+    assert "warmup_steps: auto" in asked.to_yaml()
+    schedule = asked.train.schedule.model_copy(update={"warmup_steps": 3})
+    resolved = asked.model_copy(update={"train": asked.train.model_copy(update={"schedule": schedule})})
+    save(asked, "id", resolved)
+    assert open_run(asked).mlflow_run_id == "id"
+    assert "warmup_steps: 3" in (run_directory(asked) / "config.yaml").read_text()
+    with pytest.raises(ConfigError, match="warmup_steps: 'auto' there, 3 asked for"):
+        open_run(resolved)
+
+
 def test_a_run_without_mlflow(tmp_path):
     experiment = small_experiment(tmp_path)
-    save_run(experiment, None)
+    save(experiment, None)
     assert open_run(experiment).mlflow_run_id is None
 
 
 def test_another_experiment_is_refused_with_every_difference(tmp_path):
-    save_run(small_experiment(tmp_path), "id")
+    save(small_experiment(tmp_path), "id")
     before = snapshot(tmp_path)
     other = small_experiment(tmp_path, assigner__sigma=3.5, train__epochs=7, train__clip_norm=10.0)
     with pytest.raises(ConfigError) as error:
@@ -61,7 +78,7 @@ def test_another_experiment_is_refused_with_every_difference(tmp_path):
 
 
 def test_a_key_that_only_one_of_them_has(tmp_path):
-    save_run(small_experiment(tmp_path), None)
+    save(small_experiment(tmp_path), None)
     with pytest.raises(ConfigError) as error:
         open_run(small_experiment(tmp_path, assigner={"name": "max_iou"}))
     assert "assigner.name: 'mutual_guidance' there, 'max_iou' asked for" in str(error.value)
@@ -69,7 +86,7 @@ def test_a_key_that_only_one_of_them_has(tmp_path):
 
 
 def test_many_differences_are_counted(tmp_path):
-    save_run(small_experiment(tmp_path), None)
+    save(small_experiment(tmp_path), None)
     transform = {"resize": {"name": "fixed", "height": 96, "width": 96}, "hflip": 0.25, "vflip": 0.25}
     changes = {f"data__generate__{k}": v for k, v in {"train": 7, "val": 4, "seed": 1, "max_objects": 3}.items()}
     anchors = {"sizes": [9, 17, 33, 65, 129], "scales": 2, "ratios": [1.0]}
@@ -92,7 +109,7 @@ def test_many_differences_are_counted(tmp_path):
     ids=["cluster", "tracking", "loader", "evaluation", "how often"],
 )
 def test_what_does_not_change_the_result_may_change(tmp_path, changes):
-    save_run(small_experiment(tmp_path), "id")
+    save(small_experiment(tmp_path), "id")
     changed = small_experiment(tmp_path, **changes)
     assert changed != small_experiment(tmp_path)
     assert open_run(changed).mlflow_run_id == "id"
@@ -101,7 +118,7 @@ def test_what_does_not_change_the_result_may_change(tmp_path, changes):
 def test_a_run_may_be_moved(tmp_path):
     """The storage is where it lies, not what it is."""
     experiment = small_experiment(tmp_path)
-    save_run(experiment, "id")
+    save(experiment, "id")
     (tmp_path / "runs").rename(tmp_path / "elsewhere")
     assert open_run(experiment) is None
     assert open_run(experiment.model_copy(update={"storage": str(tmp_path / "elsewhere")})).mlflow_run_id == "id"
@@ -114,7 +131,7 @@ def test_a_run_may_be_moved(tmp_path):
 )
 def test_a_damaged_record(tmp_path, content):
     experiment = small_experiment(tmp_path)
-    save_run(experiment, "id")
+    save(experiment, "id")
     (run_directory(experiment) / "run.json").write_bytes(content)
     with pytest.raises(ConfigError, match=r"run\.json is damaged .*choose another name="):
         open_run(experiment)
@@ -124,7 +141,7 @@ def test_a_damaged_record(tmp_path, content):
 # --- summarise
 
 
-def save(experiment, step, epoch, **metrics):
+def checkpoint(experiment, step, epoch, **metrics):
     store = CheckpointStore(experiment.run_uri, keep_best=10)
     named = {k.replace("_", "/"): v for k, v in metrics.items()}
     return store.path(store.save({"model": {}}, step=step, epoch=epoch, metrics=named))
@@ -133,15 +150,15 @@ def save(experiment, step, epoch, **metrics):
 def test_no_checkpoint_no_summary(tmp_path):
     experiment = small_experiment(tmp_path)
     assert summarise(experiment) is None
-    save_run(experiment, None)
+    save(experiment, None)
     assert summarise(experiment) is None
 
 
 def test_the_best_by_ap_is_reported(tmp_path):
     experiment = small_experiment(tmp_path, train__epochs=3)
-    save(experiment, 3, 1, val_AP=0.2, val_AP50=0.9)
-    best = save(experiment, 6, 2, val_AP=0.4, val_AP50=0.5)
-    save(experiment, 9, 3, val_AP=0.3, val_AP50=0.8)
+    checkpoint(experiment, 3, 1, val_AP=0.2, val_AP50=0.9)
+    best = checkpoint(experiment, 6, 2, val_AP=0.4, val_AP50=0.5)
+    checkpoint(experiment, 9, 3, val_AP=0.3, val_AP50=0.8)
     summary = summarise(experiment)
     assert (summary.checkpoint, summary.epoch) == (best, 2)
     assert summary.metrics == {"val/AP": 0.4, "val/AP50": 0.5}
@@ -151,8 +168,8 @@ def test_the_best_by_ap_is_reported(tmp_path):
 
 def test_without_any_score_it_is_the_newest(tmp_path):
     experiment = small_experiment(tmp_path)
-    save(experiment, 2, 0)
-    newest = save(experiment, 4, 1)
+    checkpoint(experiment, 2, 0)
+    newest = checkpoint(experiment, 4, 1)
     summary = summarise(experiment)
     assert (summary.checkpoint, summary.epoch, summary.metrics) == (newest, 1, {})
 
@@ -161,8 +178,8 @@ def test_without_any_score_it_is_the_newest(tmp_path):
 def test_finished_is_when_the_last_epoch_is_saved(tmp_path, epochs_done, finished):
     """The best checkpoint may be an earlier one; the run is finished all the same."""
     experiment = small_experiment(tmp_path, train__epochs=2)
-    save(experiment, 1, 0, val_AP=0.9)
-    save(experiment, 5, epochs_done, val_AP=0.1)
+    checkpoint(experiment, 1, 0, val_AP=0.9)
+    checkpoint(experiment, 5, epochs_done, val_AP=0.1)
     summary = summarise(experiment)
     assert summary.metrics == {"val/AP": 0.9}
     assert summary.already_finished is finished
