@@ -105,10 +105,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """A YAML file whose top level is a mapping. Raises `ConfigError` for anything else, and for repeated keys."""
     try:
         text = Path(path).read_text()
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         known = sorted(str(p) for p in Path("configs").glob("*.yaml"))
         hint = f" Known configurations: {', '.join(known)}." if known else ""
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}).{hint}") from error
+        raise ConfigError(f"{path}: cannot be read ({error}).{hint}") from error
     try:
         tree = yaml.load(text, _UniqueKeys)  # a SafeLoader
     except yaml.YAMLError as error:
@@ -192,9 +192,13 @@ def _walk(location: Sequence[Any]) -> tuple[list[str], list[type[BaseModel]]]:
     Pydantic puts the tag of the chosen member of a union into the location; users do not write it.
     """
     path: list[str] = []
+    known = False
     models: list[type[BaseModel]] = [Experiment]
     for part in location:
         fields = {k: f.annotation for m in models for k, f in m.model_fields.items()}
+        if path and known and not models:  # below a plain value pydantic goes on with the alternatives of its type
+            break
+        known = part in fields
         if part not in fields and any(_tag(m) == part for m in models):
             models = [m for m in models if _tag(m) == part]
             continue

@@ -8,12 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mgdet.cluster.config import ClusterConfig
 from mgdet.cluster.session import arithmetic, check_fits, session, this_machine
 from mgdet.config import Experiment, validate
 from mgdet.data.schema import read_manifest
 from mgdet.data.shapes import ensure_shapes
 from mgdet.errors import ClusterError, ConfigError, MgdetError, NonFiniteError
+from mgdet.models.weights import NAMED_WEIGHTS
 from mgdet.tracking import MlflowTracker, NullTracker, RunHandle, Status, Tracker, end_run, start_run
 from mgdet.training.distributed import World
 from mgdet.training.loop import OnEpoch, Worker
@@ -32,7 +35,10 @@ def absolute(experiment: Experiment) -> Experiment:
         return uri if "://" in uri else str(Path(uri).expanduser().resolve())
 
     data = experiment.data.model_copy(update={"uri": fix(experiment.data.uri)})
-    return experiment.model_copy(update={"data": data, "storage": fix(experiment.storage)})
+    model = experiment.model
+    if model.weights not in NAMED_WEIGHTS:
+        model = model.model_copy(update={"weights": fix(model.weights)})
+    return experiment.model_copy(update={"data": data, "model": model, "storage": fix(experiment.storage)})
 
 
 def prepare(experiment: Experiment, cpus: float, gpus: float) -> tuple[Experiment, list[str]]:
@@ -106,7 +112,7 @@ def _run(
 def _in_process(experiment: Experiment, handle: RunHandle | None) -> None:
     tracker = _tracker(experiment, handle)
     try:
-        Worker(experiment, World.current(_own_device()), tracker).run()
+        Worker(experiment, World.current(torch.device("cuda" if experiment.cluster.gpu else "cpu")), tracker).run()
     finally:
         tracker.close(None)
 
@@ -114,12 +120,6 @@ def _in_process(experiment: Experiment, handle: RunHandle | None) -> None:
 def _send_what_is_left(experiment: Experiment, handle: RunHandle | None) -> None:
     """Metrics that MLflow did not have when the run ended are in its journal; they go there now."""
     _tracker(experiment, handle).close(None)
-
-
-def _own_device() -> Any:
-    import torch
-
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _tracker(experiment: Experiment, handle: RunHandle | None) -> Tracker:

@@ -118,9 +118,9 @@ class LossConfig(Config):
     ) -> "Losses":
         """Scalars of this worker, for a gradient that is *averaged* over workers.
 
-        Each task is divided by the mean number of its positives per worker, at least 1, so that (with a positive or more
-        per worker) the averaged gradient is that of one worker with the whole batch. Every prior takes part, masked: a
-        batch without objects runs the same graph and the same collectives. Nothing waits for the device.
+        Each task is divided by the mean number of its positives per worker, at least 1, so that (with one positive or
+        more per worker) the averaged gradient is that of one worker with the whole batch. Every prior takes part,
+        masked: a batch without objects runs the same graph and the same collectives. Nothing waits for the device.
         """
         positives = torch.stack([_positive(assignment.cls).sum(), _positive(assignment.loc).sum()]).float()
         normaliser = mean_over_workers(positives).clamp(min=1)

@@ -20,6 +20,9 @@ COCO_VARIANTS: dict[str, dict[str, Any]] = {
 }
 """The settings under which torchvision's RetinaNet weights mean what they were trained to mean."""
 
+NAMED_WEIGHTS = ("none", "imagenet", *COCO_VARIANTS)
+"""Values of `model.weights` that are no path."""
+
 
 def initialise(network: RetinaNet, config: RetinaNetConfig) -> list[str]:
     """Load what `config.weights` asks for into `network`; returns what was done, a sentence each.
@@ -40,7 +43,7 @@ def initialise(network: RetinaNet, config: RetinaNetConfig) -> list[str]:
     path = Path(config.weights)
     if not path.exists():
         raise CheckpointError(
-            f"model.weights={config.weights!r}: not a file, and not one of none, imagenet, {', '.join(COCO_VARIANTS)}"
+            f"model.weights={config.weights!r}: not a file, and not one of {', '.join(NAMED_WEIGHTS)}"
         )
     return _load(network, _weights_of(load_file(path), path), f"checkpoint {path}")
 

@@ -23,6 +23,8 @@ def resolve(experiment: Experiment, *, num_images: int, cpus: float, gpus: float
     if gpu == "auto":
         gpu = gpus >= 1
         found("cluster.gpu", gpu, f"the cluster has {gpus:g} GPUs")
+    if gpu and gpus < 1:
+        raise ConfigError("cluster.gpu = true, but there is no GPU; set cluster.gpu=false or auto, or another cluster")
     if cluster.workers == "auto":
         workers = int(gpus) if gpu else max(1, min(2, int(cpus)))
         found("cluster.workers", workers, "one per GPU" if gpu else f"{cpus:g} CPUs, at most 2 without a GPU")

@@ -1,6 +1,7 @@
 """A run on disk: which experiment it is, which MLflow run it writes to, what it has reached."""
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from mgdet.config import Experiment
 from mgdet.errors import ConfigError
 from mgdet.storage import locate, read_bytes, write_bytes
 from mgdet.training.checkpoint import CheckpointStore
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,10 +34,15 @@ def open_run(experiment: Experiment) -> Run | None:
         run = Run(dict(record["learned"]), record.get("mlflow_run_id"))
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise _unusable(experiment, error) from error
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{root}/run.json is damaged ({error}); move the run away or choose another name=") from error
     wanted = json.loads(json.dumps(experiment.what_is_learned()))
     keys = sorted(k for k in run.learned.keys() | wanted.keys() if run.learned.get(k) != wanted.get(k))
+    if keys and not CheckpointStore(experiment.run_uri).committed():
+        log.info("the run %s never reached a checkpoint; its configuration is replaced", experiment.run_uri)
+        return None
     if keys:
         shown = "\n".join(f"  {k}: {run.learned.get(k)!r} there, {wanted.get(k)!r} asked for" for k in keys[:12])
         more = f"\n  and {len(keys) - 12} more" if len(keys) > 12 else ""
@@ -46,13 +54,23 @@ def open_run(experiment: Experiment) -> Run | None:
     return run
 
 
+def _unusable(experiment: Experiment, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"storage = {experiment.storage!r} cannot be used: {error}. It must be a directory that you may write to, or a "
+        "URI such as s3://bucket/runs"
+    )
+
+
 def save_run(asked: Experiment, resolved: Experiment, mlflow_run_id: str | None) -> None:
     """Write `run.json` and `config.yaml`. The run is known by what was asked for: `auto` may come out otherwise."""
     filesystem, root = locate(asked.run_uri)
-    filesystem.create_dir(root, recursive=True)
     record = {"learned": asked.what_is_learned(), "mlflow_run_id": mlflow_run_id}
-    write_bytes(filesystem, f"{root}/config.yaml", resolved.to_yaml().encode())
-    write_bytes(filesystem, f"{root}/run.json", json.dumps(record, indent=1).encode())
+    try:
+        filesystem.create_dir(root, recursive=True)
+        write_bytes(filesystem, f"{root}/config.yaml", resolved.to_yaml().encode())
+        write_bytes(filesystem, f"{root}/run.json", json.dumps(record, indent=1).encode())
+    except OSError as error:
+        raise _unusable(asked, error) from error
 
 
 def log_directory(experiment: Experiment) -> Path:

@@ -138,6 +138,13 @@ def test_a_damaged_record(tmp_path, content):
     assert (run_directory(experiment) / "run.json").read_bytes() == content
 
 
+def test_what_cannot_be_read_is_not_taken_for_nothing(tmp_path):
+    """Else a second run would be started over the first one."""
+    (tmp_path / "runs").write_text("a file where the runs should be")
+    with pytest.raises((ConfigError, OSError)):
+        open_run(small_experiment(tmp_path))
+
+
 # --- summarise
 
 
