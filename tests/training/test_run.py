@@ -17,7 +17,9 @@ def snapshot(directory: Path):
 
 
 def save(experiment, mlflow_run_id, resolved=None):
+    """A run that has reached its first checkpoint."""
     save_run(experiment, resolved or experiment, mlflow_run_id)
+    CheckpointStore(experiment.run_uri).save({"model": {}}, step=0, epoch=0, metrics={})
 
 
 def run_directory(experiment) -> Path:
@@ -75,6 +77,13 @@ def test_another_experiment_is_refused_with_every_difference(tmp_path):
     assert other.run_uri in lines[0]
     assert "name=small-2" in lines[4]
     assert snapshot(tmp_path) == before
+
+
+def test_a_run_that_reached_no_checkpoint_gives_way(tmp_path):
+    """Its first start failed, say for weights that were not there: the mended command must not be refused."""
+    save_run(small_experiment(tmp_path), small_experiment(tmp_path), "id")
+    assert open_run(small_experiment(tmp_path, assigner__sigma=3.5)) is None
+    assert open_run(small_experiment(tmp_path)).mlflow_run_id == "id"
 
 
 def test_a_key_that_only_one_of_them_has(tmp_path):
@@ -157,7 +166,7 @@ def checkpoint(experiment, step, epoch, **metrics):
 def test_no_checkpoint_no_summary(tmp_path):
     experiment = small_experiment(tmp_path)
     assert summarise(experiment) is None
-    save(experiment, None)
+    save_run(experiment, experiment, None)
     assert summarise(experiment) is None
 
 
