@@ -60,6 +60,7 @@ def test_another_variant_of_a_union_is_one_override_away(tmp_path):
         ("{name: x, name: y, data: {uri: d}}", "'name' stands twice"),
         ("[1, 2]", "expected a mapping"),
         ("{a: [}", "not valid YAML"),
+        ("{name: x, data: {uri: d}, train: {log_every: 0}}", "train.log_every = 0: Input should be greater than 0"),
         (
             "{name: x, data: {uri: d}, assigner: {name: max_iou, positive_iou: 0.3}}",
             "negative_iou (0.4) must not exceed positive_iou (0.3)",
@@ -97,6 +98,16 @@ def test_auto_becomes_a_number_with_a_reason():
     assert (e.cluster.workers, e.cluster.gpu, e.cluster.cpus_per_worker) == (4, True, 8.0)
     assert "auto" not in e.to_yaml().replace("uri: auto", "")
     assert any("cluster.workers = 4 (one per GPU)" in r for r in reasons)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({"train": {"sync_bn": True}}, "GPUs only"), ({"cluster": {"gpu": True}}, "there is no GPU")],
+    ids=["sync_bn on CPUs", "GPU asked for where there is none"],
+)
+def test_what_needs_a_gpu_is_refused_without_one(changes, said):
+    with pytest.raises(ConfigError, match=said):
+        resolve(validate({**MINIMAL, **changes}, "t"), num_images=100, cpus=4, gpus=0)
 
 
 def test_batch_that_does_not_split():

@@ -21,7 +21,7 @@ from mgdet.tracking import MlflowTracker, NullTracker, RunHandle, Status, Tracke
 from mgdet.training.distributed import World
 from mgdet.training.loop import OnEpoch, Worker
 from mgdet.training.resolve import resolve
-from mgdet.training.run import Summary, log_directory, open_run, save_run, summarise
+from mgdet.training.run import Summary, log_directory, open_run, save_run, set_old_journal_aside, summarise
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +82,8 @@ def _run(
     finished = reached is not None and reached.already_finished
     if existing:
         log.info("the run %s is %s", experiment.run_uri, "finished, nothing to train" if finished else "continued")
+    else:
+        set_old_journal_aside(asked)
     handle = start_run(
         experiment.tracking,
         name=experiment.name,

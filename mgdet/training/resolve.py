@@ -36,6 +36,8 @@ def resolve(experiment: Experiment, *, num_images: int, cpus: float, gpus: float
         found("cluster.cpus_per_worker", cpus_each, f"{cpus:g} CPUs for {max(1, workers)} workers, at most 16 each")
 
     train = experiment.train
+    if train.sync_bn and not gpu:
+        raise ConfigError("train.sync_bn = true works on GPUs only; set it to false, or use model.norm=gn")
     steps = optimizer_steps(num_images, max(1, workers), train.batch_size, train.accumulate)
     log_every, schedule = train.log_every, train.schedule
     if log_every == "auto":

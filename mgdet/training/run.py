@@ -80,6 +80,13 @@ def log_directory(experiment: Experiment) -> Path:
     return Path(locate(experiment.run_uri)[1])
 
 
+def set_old_journal_aside(experiment: Experiment) -> None:
+    """A new run must not send the metrics of an earlier one of its name that never reached a checkpoint."""
+    journal = log_directory(experiment) / "metrics.jsonl"
+    if journal.exists():
+        journal.rename(journal.with_name(f"metrics-{int(journal.stat().st_mtime)}.jsonl"))
+
+
 @dataclass(frozen=True)
 class Summary:
     """What a training reached."""

@@ -7,7 +7,7 @@ import pytest
 
 from mgdet.errors import ConfigError
 from mgdet.training.checkpoint import CheckpointStore
-from mgdet.training.run import Run, log_directory, open_run, save_run, summarise
+from mgdet.training.run import Run, log_directory, open_run, save_run, set_old_journal_aside, summarise
 from tests.small import small_experiment
 
 
@@ -84,6 +84,17 @@ def test_a_run_that_reached_no_checkpoint_gives_way(tmp_path):
     save_run(small_experiment(tmp_path), small_experiment(tmp_path), "id")
     assert open_run(small_experiment(tmp_path, assigner__sigma=3.5)) is None
     assert open_run(small_experiment(tmp_path)).mlflow_run_id == "id"
+
+
+def test_the_journal_of_a_run_that_gave_way_is_kept_apart(tmp_path):
+    experiment = small_experiment(tmp_path)
+    set_old_journal_aside(experiment)  # nothing there: nothing to do
+    save_run(experiment, experiment, None)
+    (run_directory(experiment) / "metrics.jsonl").write_text("old")
+    set_old_journal_aside(experiment)
+    kept = [p for p in run_directory(experiment).iterdir() if p.suffix == ".jsonl"]
+    assert [p.read_text() for p in kept] == ["old"]
+    assert kept[0].name != "metrics.jsonl"
 
 
 def test_a_key_that_only_one_of_them_has(tmp_path):
