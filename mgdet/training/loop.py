@@ -32,6 +32,8 @@ from mgdet.training.step import StepSums, accumulate_gradients
 
 log = logging.getLogger(__name__)
 
+SECONDS_BETWEEN_LINES = 5.0
+
 OnEpoch = Callable[[dict[str, float]], None]
 
 
@@ -63,6 +65,7 @@ class Worker:
         self.ema = EMA(self.detector, train.ema) if train.ema.enabled else None
         self.store = CheckpointStore(experiment.run_uri, train.keep_best)
         self.position = Position()
+        self._next_line = 0.0
         self._resume()
         self.network: nn.Module = self.detector
         if world.size > 1:
@@ -250,11 +253,21 @@ class Worker:
             return
         done = epoch + self.position.micro_step / self.loader.steps_per_epoch
         self.tracker.log({**metrics, "epoch": done}, step=self.position.step)
+        if not self._line_due():
+            return
         total = self.steps_per_epoch * self.experiment.train.epochs
         remaining = (total - self.position.step) / clock.steps_per_second()
         log.info(
             "%s", progress_line(epoch, self.experiment.train.epochs, self.position.step, total, metrics, remaining)
         )
+
+    def _line_due(self) -> bool:
+        """Metric points may come faster than anyone reads."""
+        now = time.monotonic()
+        if now < self._next_line:
+            return False
+        self._next_line = now + SECONDS_BETWEEN_LINES
+        return True
 
     def _evaluate(self, last: bool) -> None:
         network = self.ema.module if self.ema else self.detector
