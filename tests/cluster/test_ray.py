@@ -2,6 +2,7 @@
 
 import threading
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -77,7 +78,7 @@ def kill_once(title, when, after=None):
 
 
 def checkpoints(e, at_least):
-    return lambda: len(CheckpointStore(e.run_uri).committed()) >= at_least
+    return lambda: len(list(Path(e.run_uri).glob("checkpoints/*.json"))) >= at_least
 
 
 def test_two_workers_survive_a_killed_one_bit_for_bit(tmp_path):
