@@ -67,7 +67,7 @@ def test_everything_is_kept(tmp_path: Path, convert: Callable[..., Manifest], jp
     assert data.read_image(1) == jpeg
     assert data.file_name(2) == "c.jpg"
     truth = data.ground_truth()
-    assert truth.image.tolist() == [0, 0, 1]
+    assert truth.box_image.tolist() == [0, 0, 1]
     assert truth.labels.tolist() == [2, 1, 0]
     assert truth.iscrowd.tolist() == [False, False, True]
     assert truth.area.tolist() == [31.5, 30, 99]

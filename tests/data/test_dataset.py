@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
-from mgdet.data import ShapesConfig, ShardedDataset, dataset, generate_shapes, read_manifest, storage
+from mgdet import storage
+from mgdet.data import ShapesConfig, ShardedDataset, dataset, generate_shapes, read_manifest
 from mgdet.data.schema import SCHEMA, Record
 from mgdet.data.writer import write_dataset
 from mgdet.errors import DataError
@@ -48,7 +49,7 @@ def test_round_trip(small: str) -> None:
         found = data.annotation(i)
         for name in ("boxes", "labels", "iscrowd", "area"):
             np.testing.assert_array_equal(getattr(found, name), getattr(record, name))
-        np.testing.assert_array_equal(truth.boxes[truth.image == i], record.boxes)
+        np.testing.assert_array_equal(truth.boxes[truth.box_image == i], record.boxes)
     split = data.manifest.splits["train"]
     assert (split.images, split.boxes, split.crowd, split.negatives) == (150, 150, 50, 50)
 
@@ -78,7 +79,7 @@ def test_split_without_any_box(tmp_path: Path) -> None:
     write_dataset(uri, {"val": records(1)}, name="x", categories=CLASSES)
     truth = ShardedDataset(uri, "val").ground_truth()
     assert truth.boxes.shape == (0, 4)
-    assert truth.image.shape == (0,)
+    assert truth.box_image.shape == (0,)
 
 
 def test_pickles_without_open_files(small: str) -> None:

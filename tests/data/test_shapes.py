@@ -46,7 +46,7 @@ def test_contents_are_varied(tmp_path: Path) -> None:
     aspect = size[:, 0] / size[:, 1]
     assert aspect.min() < 0.5
     assert aspect.max() > 2
-    counts = np.bincount(truth.image, minlength=400)
+    counts = np.bincount(truth.box_image, minlength=400)
     assert 0.02 < (counts == 0).mean() < 0.09
     assert counts.max() >= 7
     shares = np.bincount(truth.labels, minlength=len(CLASS_NAMES)) / len(truth.labels)
@@ -60,7 +60,7 @@ def test_boxes_are_tight() -> None:
 
     for i in range(120):
         rng = np.random.default_rng(i)
-        thing = render._draw_object(rng, CLASS_NAMES[i % len(CLASS_NAMES)], 160, i % 7 / 6)
+        thing = render._draw_object(rng, CLASS_NAMES[i % len(CLASS_NAMES)], 160, 12.0, i % 7 / 6)
         ys, xs = np.nonzero(thing.mask > 0)
         x, y = thing.corner
         seen = np.array([xs.min() + x, ys.min() + y, xs.max() + 1 + x, ys.max() + 1 + y])
@@ -82,7 +82,7 @@ def test_hidden_objects_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(render, "_place", spy)
     for i in range(20):
-        draw_scene(np.random.default_rng(i), 96, max_objects=20, negative=False, difficulty=i / 19)
+        draw_scene(np.random.default_rng(i), 96, max_objects=20, smallest=0.08, negative=False, difficulty=i / 19)
     for owner, area in zip(owners, areas, strict=True):
         seen = np.bincount(owner[owner >= 0], minlength=len(area))
         assert (seen >= MIN_VISIBLE * np.array(area) * 0.9).all()  # the count is of whole pixels
