@@ -253,9 +253,9 @@ class Worker:
             return
         done = epoch + self.position.micro_step / self.loader.steps_per_epoch
         self.tracker.log({**metrics, "epoch": done}, step=self.position.step)
-        if not self._line_due():
-            return
         total = self.steps_per_epoch * self.experiment.train.epochs
+        if self.position.step < total and not self._line_due():
+            return
         remaining = (total - self.position.step) / clock.steps_per_second()
         log.info(
             "%s", progress_line(epoch, self.experiment.train.epochs, self.position.step, total, metrics, remaining)

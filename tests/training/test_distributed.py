@@ -21,6 +21,8 @@ CPU = torch.device("cpu")
 ALONE = World(0, 1, CPU)
 CLASSES = 3
 
+pytestmark = pytest.mark.slow  # two processes that import torch each
+
 
 def make_batch(seed, objects):
     """As many images as `objects` has numbers, each with so many objects."""
