@@ -1,7 +1,5 @@
 """Initial weights: torchvision's ImageNet and COCO weights, or a checkpoint of ours."""
 
-import logging
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +9,6 @@ from torchvision import models
 
 from mgdet.errors import CheckpointError, ConfigError
 from mgdet.models.retinanet import RetinaNet, RetinaNetConfig
-
-log = logging.getLogger(__name__)
 
 COCO_VARIANTS: dict[str, dict[str, Any]] = {
     "coco_v1": {"norm": "frozen_bn", "fpn_norm": "none", "head_norm": "none", "p6_from": "p5"},
@@ -121,7 +117,5 @@ def _load(network: RetinaNet, state: dict[str, Tensor], source: str, backbone_on
             )
             + ". Make model.* in the configuration the one that the weights were trained with."
         )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        network.load_state_dict(state, strict=False)
+    network.load_state_dict(state, strict=False)
     return notes

@@ -7,7 +7,6 @@ Files are read with `weights_only=True`: a checkpoint from elsewhere cannot run 
 
 import hashlib
 import io
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -149,11 +148,6 @@ def read_checkpoint(file: Any, name: str) -> dict[str, Any]:
     if not isinstance(state, dict) or "model" not in state:
         raise CheckpointError(f"{name}: not a checkpoint of mgdet (no 'model' in it)")
     return state
-
-
-def parse_categories(state: dict[str, Any]) -> list[tuple[int, str]]:
-    """The data set's (id, name) of each contiguous label."""
-    return [(int(i), str(n)) for i, n in json.loads(state["categories"])]
 
 
 def _sidecar(path: str) -> str:

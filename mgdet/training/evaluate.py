@@ -1,6 +1,5 @@
 """Evaluation over all workers: each one its exact shard, gathered and judged once."""
 
-import logging
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -13,8 +12,6 @@ from mgdet.models import Detector
 from mgdet.structures import Batch, Detections
 from mgdet.training.distributed import World
 
-log = logging.getLogger(__name__)
-
 SHOWN = 8
 """Images kept for the picture of sample detections."""
 
@@ -23,7 +20,9 @@ class Samples(NamedTuple):
     """Some evaluated images, for people to look at."""
 
     images: list[Tensor]  # uint8 [3, h, w] each, network input without padding
-    batch: list[Batch]  # the batch of one image each, on the host
+    boxes: list[Tensor]  # [n, 4] objects, pixels of the network input
+    labels: list[Tensor]  # [n]
+    original_sizes: list[Tensor]  # (height, width) of the files
     detections: list[Detections]  # in pixels of the original file, batch of one
 
 
@@ -51,7 +50,7 @@ def evaluate(
     was_training = network.training
     network.eval()
     evaluator = Evaluator(ground_truth, config)
-    samples = Samples([], [], [])
+    samples = Samples([], [], [], [], [])
     for host_batch in loader:
         batch = host_batch.to(world.device)
         with torch.autocast(world.device.type, torch.bfloat16, enabled=precision == "bf16"):
@@ -86,17 +85,8 @@ def _keep_samples(samples: Samples, batch: Batch, detections: Detections) -> Non
     for i in range(min(len(batch.images), SHOWN - len(samples.images))):
         height, width = batch.sizes[i].tolist()
         samples.images.append(batch.images[i, :, :height, :width].clone())
-        samples.batch.append(_one(batch, i))
+        valid = batch.targets.valid[i]
+        samples.boxes.append(batch.targets.boxes[i][valid])
+        samples.labels.append(batch.targets.labels[i][valid])
+        samples.original_sizes.append(batch.original_sizes[i].clone())
         samples.detections.append(Detections(*(t[i : i + 1].cpu() for t in detections)))
-
-
-def _one(batch: Batch, i: int) -> Batch:
-    row = slice(i, i + 1)
-    return Batch(
-        batch.images[row, :, :0, :0],
-        batch.sizes[row].clone(),
-        batch.original_sizes[row].clone(),
-        type(batch.targets)(*(t[row].clone() for t in batch.targets)),
-        batch.image_ids[row].clone(),
-        batch.positions[row].clone(),
-    )

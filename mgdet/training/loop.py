@@ -22,7 +22,7 @@ from mgdet.structures import Batch
 from mgdet.tracking import Tracker
 from mgdet.training.checkpoint import SCORE, CheckpointStore
 from mgdet.training.distributed import World
-from mgdet.training.evaluate import Evaluated, evaluate
+from mgdet.training.evaluate import evaluate
 from mgdet.training.nonfinite import capture, non_finite_error
 from mgdet.training.optim import EMA, build_optimizer, build_schedule
 from mgdet.training.pictures import log_pictures
@@ -290,7 +290,7 @@ class Worker:
         self.tracker.log({**metrics, **extra}, step=self.position.step)
         shown = [f"{k} {metrics[k]:.3f}" for k in (SCORE, "val/AP50", "val/AP75", "val/divergence") if k in metrics]
         log.info("epoch %d: %s (%.0f s)", self.position.epoch, ", ".join(shown), seconds)
-        if last and isinstance(evaluated, Evaluated):
+        if last and evaluated is not None:
             log_pictures(self.tracker, evaluated, self.categories)
 
 

@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 
 from mgdet.evaluation.plots import detections_figure, per_class_table, pr_curves, score_iou_figure
-from mgdet.structures import Category, Detections, Targets, pad_targets
+from mgdet.structures import Category, Detections, pad_targets
 from mgdet.tracking import Tracker
 from mgdet.training.evaluate import Evaluated, Samples
 
@@ -41,17 +41,13 @@ def samples_figure(samples: Samples, categories: Sequence[Category]) -> Figure:
     images = torch.zeros(len(samples.images), 3, height, width, dtype=torch.uint8)
     for i, image in enumerate(samples.images):
         images[i, :, : image.shape[1], : image.shape[2]] = image
-    targets: Targets = pad_targets(
-        [b.targets.boxes[0][b.targets.valid[0]] for b in samples.batch],
-        [b.targets.labels[0][b.targets.valid[0]] for b in samples.batch],
-    )
     return detections_figure(
         images,
-        targets,
+        pad_targets(samples.boxes, samples.labels),
         _pad(samples.detections),
         categories,
-        torch.cat([b.sizes for b in samples.batch]),
-        torch.cat([b.original_sizes for b in samples.batch]),
+        torch.tensor([i.shape[1:] for i in samples.images]),
+        torch.stack(samples.original_sizes),
     )
 
 
