@@ -46,12 +46,27 @@ class Batch(NamedTuple):
         return _map_tensors(self, lambda t: t.pin_memory())
 
 
-class Priors(NamedTuple):
-    """Where the network predicts: the same for every image of a batch."""
+class PriorLayout(NamedTuple):
+    """What kind of priors a detector has."""
 
-    boxes: Tensor  # [A, 4] float32, anchor boxes (for points: a square around the point)
+    points: bool  # True: locations without a size (FCOS); False: anchor boxes (RetinaNet)
+    per_location: int  # priors at each place of a feature map
+
+    def __str__(self) -> str:
+        kind = "point" if self.points else "anchor"
+        return f"{self.per_location} {kind}{'s' * (self.per_location > 1)} per location"
+
+
+class Priors(NamedTuple):
+    """Where the network predicts: the same for every image of a batch.
+
+    On each level the priors of one location stand together, locations row by row.
+    """
+
+    boxes: Tensor  # [A, 4] float32, anchor boxes (for points: a square of one stride around the point)
     strides: Tensor  # [A] float32, pixels between neighbouring locations of the prior's level
     level_counts: tuple[int, ...]  # priors on each level, finest first; sums to A
+    layout: PriorLayout = PriorLayout(points=False, per_location=1)
 
 
 class Predictions(NamedTuple):
