@@ -1,4 +1,4 @@
-"""Milliseconds per image and peak memory of the assigners at 800x1333 (about 200,000 anchors).
+"""Milliseconds per image and peak memory of the assigners at 800x1333 (201,600 anchors or 22,400 points).
 
 python benchmarks/assign.py [--objects 10 100] [--device cuda]
 """
@@ -6,15 +6,53 @@ python benchmarks/assign.py [--objects 10 100] [--device cuda]
 import argparse
 import resource
 import time
+from collections.abc import Callable
 
 import torch
 
-from mgdet.assign import MaxIoU, MutualGuidance
-from mgdet.models.anchors import AnchorConfig, grid_priors
-from mgdet.structures import Predictions, Targets
+from mgdet.assign import ATSS, Assigner, CenterSampling, MaxIoU, MutualGuidance, MutualLabeling, SimOTA, TaskAligned
+from mgdet.assign.geometry import footprints
+from mgdet.models import FCOSConfig, ModelConfig, RetinaNetConfig
+from mgdet.structures import Predictions, Priors, Targets
 
 IMAGE = (800, 1344)
 CLASSES = 80
+SMALL = {"backbone": "resnet18", "channels": 32}  # only the priors are needed
+
+
+def priors_of(model: ModelConfig) -> Priors:
+    """The priors of a detector at `IMAGE`."""
+    network = model.build(1).eval()
+    image = torch.zeros(1, 3, *IMAGE, dtype=torch.uint8)
+    with torch.no_grad():
+        network(image, torch.tensor([IMAGE]))
+    return network.priors(image)
+
+
+def random_objects(batch: int, count: int, device: torch.device) -> Targets:
+    """Objects of 16 to 316 pixels."""
+    corner = torch.rand(batch, count, 2, device=device) * 700
+    size = torch.rand(batch, count, 2, device=device) * 300 + 16
+    valid = torch.ones(batch, count, dtype=torch.bool, device=device)
+    return Targets(torch.cat([corner, corner + size], 2), torch.zeros_like(valid, dtype=torch.int64), valid)
+
+
+def assigners_for(priors: Priors) -> list[Assigner]:
+    """Those that are defined for such priors."""
+    own = [CenterSampling()] if priors.layout.points else [MaxIoU(), MutualGuidance(count="iou")]
+    guided = [MutualGuidance(count="dynamic_k"), MutualGuidance(count="mean_std"), MutualLabeling()]
+    return [*own, ATSS(), TaskAligned(), SimOTA(), *guided]
+
+
+def timed(action: Callable[[], object], repeat: int, device: torch.device) -> float:
+    """Milliseconds of one call, after one that is not counted."""
+    action()
+    start = time.perf_counter()
+    for _ in range(repeat):
+        action()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) * 1000 / repeat
 
 
 def main() -> None:
@@ -25,27 +63,19 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     device = torch.device(args.device)
-    grids = [(-(-IMAGE[0] // s), -(-IMAGE[1] // s)) for s in (8, 16, 32, 64, 128)]
-    priors = grid_priors(AnchorConfig().generator(), IMAGE, grids, device)
-    a = len(priors.boxes)
-    torch.manual_seed(0)
-    boxes = priors.boxes + 4 * torch.randn(args.batch, a, 4, device=device)
-    predictions = Predictions(torch.randn(args.batch, a, CLASSES, device=device), torch.zeros_like(boxes), boxes)
-    for g in args.objects:
-        corner = torch.rand(args.batch, g, 2, device=device) * 700
-        size = torch.rand(args.batch, g, 2, device=device) * 300 + 16
-        valid = torch.ones(args.batch, g, dtype=torch.bool, device=device)
-        targets = Targets(torch.cat([corner, corner + size], 2), torch.zeros_like(valid, dtype=torch.int64), valid)
-        for assigner in (MaxIoU(), MutualGuidance(), MutualGuidance(count="dynamic_k")):
-            assigner(priors, predictions, targets)
-            start = time.perf_counter()
-            for _ in range(args.repeat):
-                assigner(priors, predictions, targets)
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            milliseconds = (time.perf_counter() - start) * 1000 / args.repeat / args.batch
-            label = f"{assigner.name} {getattr(assigner, 'count', '')}"
-            print(f"{g:4d} objects, {a} anchors, {label:<26} {milliseconds:8.1f} ms/image")
+    for model in (RetinaNetConfig(**SMALL), FCOSConfig(**SMALL)):
+        priors = priors_of(model)
+        priors = priors._replace(boxes=priors.boxes.to(device), strides=priors.strides.to(device))
+        torch.manual_seed(0)
+        boxes = footprints(priors) + 4 * torch.randn(args.batch, len(priors.boxes), 4, device=device)
+        logits = torch.randn(args.batch, len(priors.boxes), CLASSES, device=device)
+        predictions = Predictions(logits, torch.zeros_like(boxes), boxes)
+        for g in args.objects:
+            targets = random_objects(args.batch, g, device)
+            for assigner in assigners_for(priors):
+                milliseconds = timed(lambda: assigner(priors, predictions, targets), args.repeat, device)  # noqa: B023
+                label = f"{assigner.name} {getattr(assigner, 'count', '')}"
+                print(f"{model.name:<10}{g:4d} objects  {label:<26} {milliseconds / args.batch:8.1f} ms/image")
     if device.type == "cuda":
         print(f"peak {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")
     else:

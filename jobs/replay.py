@@ -43,11 +43,12 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
-    classes = capture["model"]["head.classification_head.cls_logits.bias"].numel()
-    network = experiment.model.build(classes // experiment.model.anchors.per_location)
+    outputs = capture["model"]["head.classification_head.cls_logits.bias"].numel()
+    network = experiment.model.build(outputs // experiment.model.layout.per_location)
     network.load_state_dict(capture["model"])
     bad = [n for n, p in network.state_dict().items() if p.is_floating_point() and not torch.isfinite(p).all()]
     print(f"step {capture['step']}: weights not finite before the step: {', '.join(bad) or 'none'}")
+    world = World(0, 1, torch.device("cpu"))
     for batch in capture["batches"]:
         for i, image_id in enumerate(batch.image_ids.tolist()):
             row = slice(i, i + 1)
@@ -55,7 +56,7 @@ def main() -> int:
             one = Batch(*(targets if name == "targets" else value[row] for name, value in batch._asdict().items()))
             layers: list[str] = []
             hooks = first_bad_layers(network, layers)
-            losses = forward(network, network, one, experiment, World(0, 1, torch.device("cpu"))).losses
+            losses = forward(network, network, one, experiment, world, capture["epoch"]).losses
             for hook in hooks:
                 hook.remove()
             network.zero_grad()

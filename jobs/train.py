@@ -16,7 +16,10 @@ from mgdet.config import load
 from mgdet.errors import MgdetError
 
 QUICKSTART = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"
-SHOWN = ("val/AP", "val/AP50", "val/AP75", "val/APs", "val/APm", "val/APl", "val/AR100", "val/divergence")
+SHOWN = (
+    *("val/AP", "val/AP50", "val/AP75", "val/APs", "val/APm", "val/APl", "val/AR100"),
+    *("val/divergence", "val/divergence_raw", "val/divergence_oracle"),
+)
 
 
 def main() -> int:

@@ -44,6 +44,18 @@ def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
     return iou(a.unsqueeze(-2), b.unsqueeze(-3))
 
 
+def pairwise_diou(a: Tensor, b: Tensor) -> Tensor:
+    """DIoU of every `a` with every `b` in [-1, 1] (Zheng et al., AAAI 2020, equation 5), `-> [..., G, A]`.
+
+    The IoU minus the squared distance of the centres over the squared diagonal of the hull; -1 where that overflows.
+    """
+    a, b = a.unsqueeze(-2), b.unsqueeze(-3)
+    dx, dy = (0.5 * (a[..., :2] + a[..., 2:]) - 0.5 * (b[..., :2] + b[..., 2:])).unbind(-1)
+    width, height = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).unbind(-1)
+    penalty = (dx * dx + dy * dy) / (width * width + height * height)
+    return (iou(a, b) - penalty).nan_to_num(nan=-1.0, posinf=-1.0, neginf=-1.0)
+
+
 def giou(a: Tensor, b: Tensor) -> Tensor:
     """Elementwise generalized IoU in [-1, 1] (Rezatofighi et al., CVPR 2019, Algorithm 1), differentiable in both."""
     intersection = _intersection(a, b)

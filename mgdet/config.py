@@ -9,10 +9,10 @@ import difflib
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from mgdet.assign import AssignerConfig, MutualGuidance
 from mgdet.cluster.config import ClusterConfig
@@ -56,6 +56,11 @@ class Experiment(Config):
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
 
+    @model_validator(mode="after")
+    def _assigner_suits_the_detector(self) -> Self:
+        self.assigner.settled(self.model.layout)
+        return self
+
     @property
     def run_uri(self) -> str:
         """Where this run keeps what it writes."""
@@ -83,12 +88,21 @@ class Experiment(Config):
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     """Read an experiment; `overrides` are `dotted.key=value` with YAML values.
 
+    A file may name another one to start from, `base: other.yaml` beside it; it then holds only what differs.
+
     Raises:
         ConfigError: no such file, not YAML, an unknown key, or a value that is not allowed.
     """
-    tree = read_yaml(path)
+    tree = read_tree(path)
     for override in overrides:
-        _override(tree, override)
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{override!r}: an override is written key=value, such as train.epochs=24")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{override!r}: the value is not valid YAML: {error}") from error
+        _set(tree, key, value, repr(override))
     return validate(tree, str(path))
 
 
@@ -99,6 +113,24 @@ def validate(tree: dict[str, Any], source: str) -> Experiment:
     except ValidationError as error:
         lines = [_explain(e) for e in error.errors()]
         raise ConfigError(f"{source}: " + "\n".join(lines)) from None
+
+
+def read_tree(path: str | Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A YAML file on top of its `base`, if it names one. Raises `ConfigError`."""
+    tree = read_yaml(path)
+    base = tree.pop("base", None)
+    if base is None:
+        return tree
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: base = {base!r}: expected the name of a YAML file, relative to this one")
+    here = Path(path).resolve()
+    if here in above:
+        raise ConfigError(f"{path}: its base leads back to itself ({' -> '.join(p.name for p in (*above, here))})")
+    out = read_tree(Path(path).parent / base, (*above, here))
+    leaves = flatten(tree)
+    for key in sorted(leaves, key=lambda k: not k.endswith(".name")):  # the variant first, then its keys
+        _set(out, key, leaves[key], f"{path}: {key}")
+    return out
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -119,10 +151,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one dict with dotted keys; lists stay values."""
+    """Nested dicts as one dict with dotted keys; lists and empty dicts stay values."""
     out: dict[str, Any] = {}
     for key, value in tree.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             out |= flatten(value, f"{prefix}{key}.")
         else:
             out[f"{prefix}{key}"] = value
@@ -142,14 +174,8 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _override(tree: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"{override!r}: an override is written key=value, such as train.epochs=24")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{override!r}: the value is not valid YAML: {error}") from error
+def _set(tree: dict[str, Any], key: str, value: Any, source: str) -> None:
+    """Put a value at a dotted key; `source` stands in the error message."""
     *parents, leaf = key.split(".")
     node = tree
     for depth, parent in enumerate(parents):
@@ -157,7 +183,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
             node[parent] = {}
         node = node[parent]
         if not isinstance(node, dict):
-            raise ConfigError(f"{override!r}: {'.'.join(parents[: depth + 1])} is a value, it has no keys below it")
+            raise ConfigError(f"{source}: {'.'.join(parents[: depth + 1])} is a value, it has no keys below it")
     if leaf == "name" and "name" in node and node["name"] != value:
         _keep_common_keys(node, parents, value)
     node[leaf] = value
@@ -220,6 +246,8 @@ def _variants(annotation: Any) -> list[type[BaseModel]]:
 
 def _explain(error: Any) -> str:
     path, models = _walk(error["loc"])
+    if not path:  # keys that do not go together: the message names them
+        return f"{error['msg'].removeprefix('Value error, ')}."
     key = ".".join(path)
     if error["type"] == "extra_forbidden":
         *parents, misspelt = path

@@ -5,7 +5,7 @@ class MgdetError(Exception):
     """Base of every error that mgdet raises on purpose; its message is meant to be read by the user as it is."""
 
 
-class ConfigError(MgdetError):
+class ConfigError(MgdetError, ValueError):
     """A configuration that cannot be run."""
 
 

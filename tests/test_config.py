@@ -48,7 +48,7 @@ def test_another_variant_of_a_union_is_one_override_away(tmp_path):
             "{name: x, data: {uri: d}, train: {optimizer: {name: sgd, betas: [0, 1]}}}",
             "unknown key train.optimizer.betas",
         ),
-        ("{name: x, data: {uri: d}, assigner: {name: max_iuo}}", "allowed are max_iou, mutual_guidance"),
+        ("{name: x, data: {uri: d}, assigner: {name: max_iuo}}", "allowed are max_iou, center_sampling, atss"),
         ("{name: x, data: {uri: d}, assigner: {sigma: 0.5}}", "assigner"),
         (
             "{name: x, data: {uri: d}, train: {epochs: 0}}",
@@ -114,3 +114,33 @@ def test_batch_that_does_not_split():
     with pytest.raises(ConfigError, match="nearest: 15"):
         micro_batch(16, workers=5, accumulate=1)
     assert micro_batch(16, 2, 4) == 2
+
+
+# --- files that start from another one
+
+
+def test_a_file_holds_only_what_differs_from_its_base(tmp_path):
+    (tmp_path / "parts").mkdir()
+    base = "{name: x, seed: 3, data: {uri: d}, assigner: {name: mutual_guidance, sigma: 3, positive_iou: 0.6}}"
+    (tmp_path / "parts/base.yaml").write_text(base)
+    (tmp_path / "middle.yaml").write_text("{base: parts/base.yaml, train: {epochs: 7}}")
+    path = write(tmp_path, "{base: middle.yaml, name: y, assigner: {name: max_iou, negative_iou: 0.3}}")
+    e = load(path, ["train.batch_size=8"])
+    assert (e.name, e.seed, e.data.uri, e.train.epochs, e.train.batch_size) == ("y", 3, "d", 7, 8)
+    assert e.assigner == MaxIoU(positive_iou=0.6, negative_iou=0.3)
+    assert load(write(tmp_path, e.to_yaml())) == e, "what is kept needs no base"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{base: nowhere.yaml, name: y}", "nowhere.yaml: cannot be read"),
+        ("{base: [a, b], name: y}", "expected the name of a YAML file"),
+        ("{base: c.yaml, name: y}", "its base leads back to itself"),
+        ("{base: b.yaml, name: {x: 1}}", "name is a value, it has no keys below it"),
+    ],
+)
+def test_a_base_that_cannot_be_one(tmp_path, text, said):
+    (tmp_path / "b.yaml").write_text("{name: x, data: {uri: d}}")
+    with pytest.raises(ConfigError, match=said):
+        load(write(tmp_path, text))

@@ -4,10 +4,28 @@ from typing import Annotated
 
 from pydantic import Field
 
+from mgdet.assign.atss import ATSS
 from mgdet.assign.base import Assigner
+from mgdet.assign.center_sampling import CenterSampling
 from mgdet.assign.max_iou import MaxIoU
 from mgdet.assign.mutual_guidance import MutualGuidance
+from mgdet.assign.mutual_labeling import MutualLabeling
+from mgdet.assign.simota import SimOTA
+from mgdet.assign.task_aligned import TaskAligned
 
-AssignerConfig = Annotated[MaxIoU | MutualGuidance, Field(discriminator="name")]
+AssignerConfig = Annotated[
+    MaxIoU | CenterSampling | ATSS | TaskAligned | SimOTA | MutualGuidance | MutualLabeling,
+    Field(discriminator="name"),
+]
 
-__all__ = ["Assigner", "AssignerConfig", "MaxIoU", "MutualGuidance"]
+__all__ = [
+    "ATSS",
+    "Assigner",
+    "AssignerConfig",
+    "CenterSampling",
+    "MaxIoU",
+    "MutualGuidance",
+    "MutualLabeling",
+    "SimOTA",
+    "TaskAligned",
+]

@@ -1,13 +1,15 @@
 """What every assigner is: a frozen set of hyperparameters that can be called."""
 
 from abc import abstractmethod
+from typing import Self
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from mgdet.assign.ownership import Counts, Criterion, Ownership, find_owners
 from mgdet.config_base import Config
-from mgdet.structures import IGNORED, NEGATIVE, Assignment, Labels, Predictions, Priors, Targets
+from mgdet.structures import IGNORED, NEGATIVE, Assignment, Labels, Predictions, PriorLayout, Priors, Targets
 
 
 class Assigner(Config):
@@ -22,13 +24,48 @@ class Assigner(Config):
     )
 
     def __call__(self, priors: Priors, predictions: Predictions, targets: Targets) -> Assignment:
-        """Labels of both tasks for every prior: no gradient, float32, no loop over images, no host synchronisation."""
+        """Labels of both tasks for every prior: no gradient, float32, no loop over images, no host synchronisation.
+
+        Raises `ConfigError` where the method is not defined for such priors.
+        """
         with torch.no_grad(), torch.autocast(priors.boxes.device.type, enabled=False):
-            return self.assign(priors, predictions.detach(), targets)
+            return self.settled(priors.layout).assign(priors, predictions.detach(), targets)
 
     @abstractmethod
     def assign(self, priors: Priors, predictions: Predictions, targets: Targets) -> Assignment:
-        """The method itself; `predictions` are detached and float32."""
+        """The method itself; `predictions` are detached and float32, and no field is `auto`."""
+
+    def settled(self, layout: PriorLayout) -> Self:
+        """The same method for a detector with such priors: every `auto` replaced.
+
+        Raises `ConfigError` where the method is not defined for them.
+        """
+        return self
+
+    def at(self, epoch: float, layout: PriorLayout) -> "Assigner":
+        """The assigner that is in force after `epoch` epochs (with a fraction): another one while this warms up."""
+        return self
+
+    def find_owners(
+        self,
+        criterion: Criterion,
+        priors: Priors,
+        targets: Targets,
+        *,
+        force: bool = False,
+        adopt: bool = True,
+        enough: float = 0.0,
+    ) -> Ownership:
+        """`mgdet.assign.ownership.find_owners` in this assigner's chunks."""
+        return find_owners(
+            criterion,
+            priors,
+            targets,
+            chunk_elements=self.chunk_elements,
+            force=force,
+            adopt=adopt,
+            enough=enough,
+        )
 
 
 def hard_labels(owner: Tensor, positive: Tensor, ignored: Tensor | None = None) -> Labels:
@@ -37,3 +74,15 @@ def hard_labels(owner: Tensor, positive: Tensor, ignored: Tensor | None = None) 
     if ignored is not None:
         gt_index = torch.where(ignored, IGNORED, gt_index)
     return Labels(gt_index, positive.float())
+
+
+def owned_labels(owners: Ownership) -> Labels:
+    """Every prior that has an owner is positive for it."""
+    return hard_labels(owners.owner, owners.owner >= 0)
+
+
+def ranked_labels(owners: Ownership, counts: Counts, ignore: bool = False) -> Labels:
+    """Each object's best priors are positive, as many as `counts` says; with `ignore` the next ones are ignored."""
+    positive = (owners.owner >= 0) & (owners.rank < owners.of_owner(counts.positive))
+    ignored = (owners.owner >= 0) & ~positive & (owners.rank < owners.of_owner(counts.not_negative))
+    return hard_labels(owners.owner, positive, ignored if ignore else None)

@@ -1,18 +1,18 @@
-"""The baseline: positives by the overlap of the anchors with the objects, the same for both tasks."""
+"""The baseline of anchors: positives by the overlap of the anchors with the objects, the same for both tasks."""
 
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from mgdet.assign.base import Assigner, hard_labels
-from mgdet.assign.ownership import Criterion, Ownership, find_owners
-from mgdet.boxes import pairwise_iou
-from mgdet.structures import Assignment, Labels, Predictions, Priors, Targets
+from mgdet.assign.criteria import prior_iou
+from mgdet.assign.ownership import Counts, Ownership
+from mgdet.errors import ConfigError
+from mgdet.structures import Assignment, Labels, Predictions, PriorLayout, Priors, Targets
 
 
 class IoUThresholds(Assigner):
-    """Assigners whose number of samples per object is counted by thresholds on the anchor IoU."""
+    """Assigners whose number of samples per object may be counted by thresholds on the anchor IoU."""
 
     positive_iou: float = Field(default=0.5, ge=0, le=1, description="anchor IoU from which an anchor is positive")
     negative_iou: float = Field(default=0.4, ge=0, le=1, description="anchor IoU below which an anchor is background")
@@ -26,22 +26,22 @@ class IoUThresholds(Assigner):
             )
         return self
 
-    def owners(self, criterion: Criterion, priors: Priors, targets: Targets, force_match: bool = True) -> Ownership:
-        """Ownership under a criterion; an object needs a prior of at least `positive_iou`, or one by force."""
-        return find_owners(
-            criterion,
-            priors,
-            targets,
-            chunk_elements=self.chunk_elements,
-            force_match=force_match,
-            enough=self.positive_iou,
-        )
+    def anchor_owners(self, priors: Priors, targets: Targets, force: bool = True) -> Ownership:
+        """Who owns each anchor by IoU; an object needs one of at least `positive_iou`, or one by force."""
+        return self.find_owners(prior_iou(priors), priors, targets, force=force, adopt=force, enough=self.positive_iou)
 
-    def labels_by_anchor(self, owners: Ownership) -> Labels:
+    def threshold_labels(self, owners: Ownership) -> Labels:
         """Positive from `positive_iou`, ignored from `negative_iou`, background below."""
         positive = (owners.owner >= 0) & (owners.quality >= self.positive_iou)
         ignored = (owners.owner >= 0) & (owners.quality >= self.negative_iou) & ~positive
         return hard_labels(owners.owner, positive, ignored)
+
+    def threshold_counts(self, owners: Ownership, num_objects: int) -> Counts:
+        """How many anchors of each object the thresholds make positive, and positive or ignored."""
+        return Counts(
+            owners.count_owned(owners.quality >= self.positive_iou, num_objects),
+            owners.count_owned(owners.quality >= self.negative_iou, num_objects),
+        )
 
 
 class MaxIoU(IoUThresholds):
@@ -54,16 +54,16 @@ class MaxIoU(IoUThresholds):
     name: Literal["max_iou"] = "max_iou"
     force_match: bool = Field(default=True, description="give each object its best anchor even below positive_iou")
 
+    def settled(self, layout: PriorLayout) -> Self:
+        """Unchanged; refuses points."""
+        if layout.points:
+            raise ConfigError(
+                "assigner max_iou compares anchor boxes with objects, and FCOS's points have no size; "
+                "use assigner.name=center_sampling (FCOS's own rule) or atss, or model.name=retinanet"
+            )
+        return self
+
     def assign(self, priors: Priors, predictions: Predictions, targets: Targets) -> Assignment:
         """Both tasks get the same labels."""
-        labels = self.labels_by_anchor(self.owners(anchor_iou(priors), priors, targets, self.force_match))
+        labels = self.threshold_labels(self.anchor_owners(priors, targets, self.force_match))
         return Assignment(labels, labels)
-
-
-def anchor_iou(priors: Priors) -> Criterion:
-    """IoU_anchor: overlap of the objects with the priors."""
-
-    def criterion(boxes: Tensor, labels: Tensor) -> Tensor:
-        return pairwise_iou(boxes, priors.boxes)
-
-    return criterion

@@ -1,16 +1,18 @@
 """Mutual Guidance: each task chooses the samples of the other (Zhang et al., ACCV 2020, arXiv 2009.14085)."""
 
-from typing import Literal
+from typing import Literal, Self
 
-import torch
-from pydantic import Field
-from torch import Tensor
+from pydantic import Field, PositiveInt
 
-from mgdet.assign.base import hard_labels
-from mgdet.assign.max_iou import IoUThresholds, anchor_iou
-from mgdet.assign.ownership import Criterion, Ownership
-from mgdet.boxes import pairwise_iou
-from mgdet.structures import Assignment, Labels, Predictions, Priors, Targets
+from mgdet.assign.base import owned_labels, ranked_labels
+from mgdet.assign.criteria import adaptive, amplified, centre_prior, prior_iou, regressed_iou
+from mgdet.assign.max_iou import IoUThresholds
+from mgdet.assign.ownership import Criterion
+from mgdet.config_base import resolved
+from mgdet.errors import ConfigError
+from mgdet.structures import Assignment, Labels, Predictions, PriorLayout, Priors, Targets
+
+Direction = Literal["both", "loc_to_cls", "cls_to_loc", "none"]
 
 
 class MutualGuidance(IoUThresholds):
@@ -22,86 +24,90 @@ class MutualGuidance(IoUThresholds):
     - *Classify to Localize*: anchors ranked by IoU_amplified = IoU_anchor ^ ((sigma - p) / sigma) (`power`, the
       paper's), or min(1, IoU_anchor * exp(p / sigma)) (`exponential`, the authors' code since November 2021).
 
-    How many (`count`): with `iou` as many as the plain anchor IoU gives to that object (Np from `positive_iou`, and as
-    ignored in classification the next up to Ni from `negative_iou`), so only *which* anchors learn changes; with
-    `dynamic_k` each task takes max(1, floor(sum of its `top_k` largest qualities)) and ignores none (the authors' code
-    since October 2021). Deviations from the official code: docs/papers.md.
+    A point has no IoU_anchor: there (`prior: centre`) the authors' later code puts how central the point is, on levels
+    of fitting size, see `centre_prior`.
+
+    How many (`count`):
+
+    - `iou`: as many as the plain anchor IoU gives to that object (Np from `positive_iou`, and as ignored in
+      classification the next up to Ni from `negative_iou`), so only *which* anchors learn changes. The paper's.
+    - `dynamic_k`: for each task max(1, floor(sum of its `top_k` largest qualities)), none ignored (the authors' code
+      since October 2021). The rule for points.
+    - `mean_std`: the authors' ATSS-MG: of the `candidates` nearest locations on each level those whose quality, each
+      task's own, is at least mean + standard deviation.
+
+    Deviations from the official code: docs/papers.md.
     """
 
     name: Literal["mutual_guidance"] = "mutual_guidance"
     sigma: float = Field(default=2.0, ge=1, description="the larger, the less the score amplifies an anchor's IoU")
     amplify: Literal["power", "exponential"] = "power"
-    count: Literal["iou", "dynamic_k"] = "iou"
-    top_k: int = Field(default=15, ge=1, description="qualities summed by count=dynamic_k; 5 with one prior per cell")
-    direction: Literal["both", "loc_to_cls", "cls_to_loc", "none"] = Field(
-        default="both", description="which task is guided by the other; `none` is the plain max_iou assignment"
+    prior: Literal["auto", "iou", "centre"] = Field(
+        default="auto", description="what is amplified; auto: centre for points (not with mean_std), else iou"
+    )
+    count: Literal["auto", "iou", "dynamic_k", "mean_std"] = Field(
+        default="auto", description="auto: iou for anchors, dynamic_k for points"
+    )
+    top_k: PositiveInt | Literal["auto"] = Field(
+        default="auto", description="qualities summed by count=dynamic_k; auto: 15, or 5 with one prior per location"
+    )
+    candidates: int = Field(default=9, ge=1, description="locations on each level that count=mean_std looks at")
+    base_scale: float = Field(default=3.0, gt=0, description="strides; object size that prior=centre makes a level for")
+    direction: Direction = Field(
+        default="both", description="which task is guided by the other; `none`: the same count without predictions"
     )
 
+    def settled(self, layout: PriorLayout) -> Self:
+        """`prior`, `count` and `top_k` as numbers and names; refuses to count points by their IoU."""
+        count = self.count
+        if count == "auto":
+            count = "dynamic_k" if layout.points else "iou"
+        if count == "iou" and layout.points:
+            raise ConfigError(
+                "assigner mutual_guidance with count=iou counts anchors by their IoU, and FCOS's points have no size; "
+                "use assigner.count=dynamic_k or mean_std (or auto), or model.name=retinanet"
+            )
+        prior = self.prior
+        if prior == "auto":
+            prior = "centre" if layout.points and count == "dynamic_k" else "iou"
+        return self.model_copy(update={"count": count, "prior": prior, "top_k": settled_top_k(self.top_k, layout)})
+
     def assign(self, priors: Priors, predictions: Predictions, targets: Targets) -> Assignment:
-        """Labels of the two tasks, independent of each other: an anchor may be positive for one of them only."""
-        anchors = self.owners(anchor_iou(priors), priors, targets)
-        cls = loc = self.labels_by_anchor(anchors)
-        if self.direction in ("both", "loc_to_cls"):
-            cls = self._labels(regressed_iou(predictions), anchors, priors, targets, ignore=True)
-        if self.direction in ("both", "cls_to_loc"):
-            loc = self._labels(self.amplified_iou(priors, predictions), anchors, priors, targets, ignore=False)
+        """Labels of the two tasks, independent of each other: a prior may be positive for one of them only."""
+        prior = prior_iou(priors) if self.prior == "iou" else centre_prior(priors, self.base_scale)
+        if self.direction == "none":
+            labels = self._unguided(prior, priors, targets)
+            return Assignment(labels, labels)
+        if self.direction == "cls_to_loc":
+            cls = self._unguided(prior, priors, targets)
+        else:
+            cls = self._labels(regressed_iou(predictions), priors, targets, ignore=True)
+        if self.direction == "loc_to_cls":
+            loc = self._unguided(prior, priors, targets)
+        else:
+            raised = amplified(prior, predictions, self.sigma, self.amplify)
+            loc = self._labels(raised, priors, targets, ignore=False)
         return Assignment(cls, loc)
 
-    def _labels(
-        self, criterion: Criterion, anchors: Ownership, priors: Priors, targets: Targets, ignore: bool
-    ) -> Labels:
-        owners = self.owners(criterion, priors, targets)
+    def _labels(self, criterion: Criterion, priors: Priors, targets: Targets, ignore: bool) -> Labels:
+        if self.count == "mean_std":
+            return owned_labels(self.find_owners(adaptive(criterion, priors, self.candidates), priors, targets))
+        owners = self.find_owners(criterion, priors, targets, force=True, enough=self.positive_iou)
         num_objects = targets.boxes.shape[1]
         if self.count == "dynamic_k":
-            wanted = _dynamic_k(owners, self.top_k, num_objects)
-            return hard_labels(owners.owner, (owners.owner >= 0) & (owners.rank < owners.of_owner(wanted)))
-        num_positive = anchors.count_owned(anchors.quality >= self.positive_iou, num_objects)
-        num_not_negative = anchors.count_owned(anchors.quality >= self.negative_iou, num_objects)
-        owned = owners.owner >= 0
-        positive = owned & (owners.rank < owners.of_owner(num_positive))
-        ignored = owned & ~positive & (owners.rank < owners.of_owner(num_not_negative)) if ignore else None
-        return hard_labels(owners.owner, positive, ignored)
+            return ranked_labels(owners, owners.dynamic_counts(resolved(self.top_k), num_objects))
+        counts = self.threshold_counts(self.anchor_owners(priors, targets), num_objects)
+        return ranked_labels(owners, counts, ignore)
 
-    def amplified_iou(self, priors: Priors, predictions: Predictions) -> Criterion:
-        """IoU_amplified; it is at least IoU_anchor, and 0 exactly where that is 0."""
-
-        scores = predictions.logits.sigmoid()
-        # pow and exp of one number differ in the last bit between SIMD lanes and a loop's remainder, so on a CPU two
-        # identical objects would not tie for every chunk size; in float64 the difference is rounded away
-        dtype = torch.float64 if scores.device.type == "cpu" else torch.float32
-
-        def criterion(boxes: Tensor, labels: Tensor) -> Tensor:
-            overlap = pairwise_iou(boxes, priors.boxes).to(dtype)
-            score = score_of_label(scores, labels).to(dtype)
-            if self.amplify == "power":
-                amplified = overlap ** ((self.sigma - score) / self.sigma)
-            else:
-                amplified = (overlap * torch.exp(score / self.sigma)).clamp(max=1)
-            return torch.where(overlap > 0, amplified, 0.0).float()
-
-        return criterion
+    def _unguided(self, prior: Criterion, priors: Priors, targets: Targets) -> Labels:
+        """The labels of a task that the other one does not guide."""
+        if self.count == "mean_std" or priors.layout.points:
+            return self._labels(prior, priors, targets, ignore=False)
+        return self.threshold_labels(self.anchor_owners(priors, targets))
 
 
-def regressed_iou(predictions: Predictions) -> Criterion:
-    """IoU_regressed: overlap of the objects with the boxes that are now predicted."""
-
-    def criterion(boxes: Tensor, labels: Tensor) -> Tensor:
-        return pairwise_iou(boxes, predictions.boxes)
-
-    return criterion
-
-
-def score_of_label(scores: Tensor, labels: Tensor) -> Tensor:
-    """Score `[B, g, A]` that each prior gives to the class of each object, from scores `[B, A, C]` and `[B, g]`."""
-    index = labels[:, :, None].expand(-1, -1, scores.shape[1])
-    return scores.transpose(1, 2).gather(1, index).nan_to_num(nan=0.0)
-
-
-def _dynamic_k(owners: Ownership, top_k: int, num_objects: int) -> Tensor:
-    """max(1, floor(sum of the `top_k` largest qualities of the object)), `[B, G]`."""
-    if num_objects == 0:
-        return torch.zeros(owners.owner.shape[0], 0, dtype=torch.int64, device=owners.owner.device)
-    counted = torch.where((owners.owner >= 0) & (owners.rank < top_k), owners.raw, 0.0)
-    fixed = (counted * 2.0**30).long()  # integers add up to the same sum in any order, floats on a GPU do not
-    total = torch.zeros(owners.owner.shape[0], num_objects, dtype=torch.int64, device=counted.device)
-    return (total.scatter_add(1, owners.owner.clamp(min=0), fixed) >> 30).clamp(min=1)
+def settled_top_k(top_k: int | Literal["auto"], layout: PriorLayout) -> int:
+    """Qualities that a dynamic k sums: the authors' 15 with several priors per location, 5 with one."""
+    if top_k != "auto":
+        return top_k
+    return 15 if layout.per_location > 1 else 5

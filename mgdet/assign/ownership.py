@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mgdet.boxes import is_degenerate, pairwise_iou
+from mgdet.assign.geometry import footprints
+from mgdet.boxes import is_degenerate, pairwise_diou
 from mgdet.structures import Priors, Targets
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
@@ -20,6 +21,13 @@ Criterion = Callable[[Tensor, Tensor], Tensor]
 
 MAX_ORPHANS = 32
 """Objects of one image that may be helped to a prior of their own; fixed ahead, to need no host sync."""
+
+
+class Counts(NamedTuple):
+    """How many priors each object gets in a task, `[B, G]` int64."""
+
+    positive: Tensor
+    not_negative: Tensor  # positive or ignored
 
 
 class Ownership(NamedTuple):
@@ -34,11 +42,31 @@ class Ownership(NamedTuple):
         """Number of `selected` `[B, A]` priors that each object owns, `[B, G]`."""
         return _scatter_count(self.owner, selected & (self.owner >= 0), num_objects)
 
+    def dynamic_counts(self, top_k: int, num_objects: int) -> Counts:
+        """max(1, floor(sum of the `top_k` largest raw qualities of the object)), none ignored (Ge et al., OTA, CVPR
+        2021, section 3.3, on the priors that the object owns)."""
+        counted = torch.where((self.owner >= 0) & (self.rank < top_k), self.raw, 0.0)
+        total = torch.zeros(self.owner.shape[0], num_objects, dtype=torch.int64, device=counted.device)
+        if num_objects:
+            total = total.scatter_add(1, self.owner.clamp(min=0), to_fixed(counted))
+        count = floor_fixed(total).clamp(min=1)
+        return Counts(count, count)
+
     def of_owner(self, per_object: Tensor) -> Tensor:
         """Value `[B, G]` of each prior's owner, `[B, A]`; 0 where it has none."""
         if per_object.shape[1] == 0:
             return torch.zeros_like(self.owner, dtype=per_object.dtype)
         return torch.where(self.owner >= 0, per_object.gather(1, self.owner.clamp(min=0)), 0)
+
+
+def to_fixed(values: Tensor) -> Tensor:
+    """Values in [0, 1] in units of 2^-30: integers add up to the same sum in any order, floats on a GPU do not."""
+    return (values * 2.0**30).long()
+
+
+def floor_fixed(total: Tensor) -> Tensor:
+    """Whole part of a sum of `to_fixed` values."""
+    return total >> 30
 
 
 def usable_objects(targets: Targets) -> Tensor:
@@ -52,15 +80,19 @@ def find_owners(
     targets: Targets,
     *,
     chunk_elements: int,
-    force_match: bool = True,
+    force: bool = True,
+    adopt: bool = True,
     enough: float = 0.0,
 ) -> Ownership:
     """Steps 2 and 3 of Mutual Guidance's matching (papers.md 2.3) for one criterion.
 
-    1. Each object's best prior gets quality 1 (`force_match`); an object that overlaps nothing takes the closest prior.
+    1. With `force` each object's best prior gets quality 1.
     2. Each prior belongs to the object with the largest quality in its column (ties: first object), or to none.
-    3. An object left without a prior of at least `enough` quality, because its best one was also another's best, takes
-       the best prior that is not another object's best. The official code leaves such an object without a positive.
+    3. With `adopt` an object left without a prior of at least `enough` quality, for instance because its best one was
+       also another's best, takes the best prior that is not another object's best. The official code leaves such an
+       object without a positive.
+
+    Best is the largest quality; of priors without any, the one with the largest DIoU (Zheng et al., AAAI 2020).
     """
     batch, num_priors = targets.boxes.shape[0], priors.boxes.shape[0]
     usable = usable_objects(targets)
@@ -73,34 +105,27 @@ def find_owners(
     chunk = max(1, chunk_elements // max(1, batch * num_priors))
     for start in range(0, num_objects, chunk):
         part = slice(start, min(start + chunk, num_objects))
-        chunk_raw, key = _qualities(criterion, priors, targets.boxes[:, part], targets.labels[:, part])
-        forced = chunk_raw.scatter(2, key.argmax(dim=2, keepdim=True), 1.0) if force_match else chunk_raw
-        forced = torch.where(usable[:, part, None], forced, 0.0)
-        best, index = forced.max(dim=1)
+        chunk_raw = criterion(targets.boxes[:, part], targets.labels[:, part])
+        boosted = chunk_raw
+        if force:
+            key = _preference(chunk_raw, targets.boxes[:, part], priors)
+            boosted = chunk_raw.scatter(2, key.argmax(dim=2, keepdim=True), 1.0)
+        boosted = torch.where(usable[:, part, None], boosted, 0.0)
+        best, index = boosted.max(dim=1)
         better = best > quality  # strict: the earlier object keeps a tie
         owner = torch.where(better, index + start, owner)
         raw = torch.where(better, chunk_raw.gather(1, index[:, None]).squeeze(1), raw)
         quality = torch.where(better, best, quality)
 
-    if force_match and num_objects:
+    if adopt and num_objects:
         orphan = usable & (_scatter_count(owner, (owner >= 0) & (quality >= enough), num_objects) == 0)
         owner, quality, raw = _adopt(criterion, priors, targets, orphan, (owner, quality, raw), chunk)
     return Ownership(owner, quality, raw, _rank_within_owner(owner, quality, num_objects))
 
 
-def _qualities(criterion: Criterion, priors: Priors, boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The criterion `[B, g, A]`, and the key by which an object chooses its best prior.
-
-    The key is the criterion, but an object with no quality anywhere (its predicted boxes all lie elsewhere) goes by
-    overlap with the priors, and where there is none either by the distance of the centres.
-    """
-    quality = criterion(boxes, labels)
-    overlap = pairwise_iou(boxes, priors.boxes)
-    centres = 0.5 * (boxes[..., :2] + boxes[..., 2:])
-    prior_centres = 0.5 * (priors.boxes[:, :2] + priors.boxes[:, 2:])
-    distance = torch.linalg.vector_norm(centres.unsqueeze(2) - prior_centres, dim=-1)
-    proximity = torch.where(overlap > 0, overlap, -distance)
-    return quality, torch.where(quality.amax(dim=2, keepdim=True) > 0, quality, proximity)
+def _preference(quality: Tensor, boxes: Tensor, priors: Priors) -> Tensor:
+    """The key `[B, g, A]` by which an object chooses a prior: the quality, and below all of it the DIoU."""
+    return torch.where(quality > 0, quality, pairwise_diou(boxes, footprints(priors)) - 1)
 
 
 def _adopt(
@@ -124,7 +149,8 @@ def _adopt(
         part = order[:, start : start + chunk]
         waiting = orphan.gather(1, part)
         boxes = targets.boxes.gather(1, part[..., None].expand(-1, -1, 4))
-        part_raw, key = _qualities(criterion, priors, boxes, targets.labels.gather(1, part))
+        part_raw = criterion(boxes, targets.labels.gather(1, part))
+        key = _preference(part_raw, boxes, priors)
         for slot in range(part.shape[1]):
             free_key = key[:, slot].masked_fill(kept, -torch.inf)
             choice = free_key.argmax(dim=1, keepdim=True)

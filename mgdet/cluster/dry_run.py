@@ -51,7 +51,8 @@ def dry_run(experiment: Experiment) -> str:
 
 def _step(worker: Worker, batch: Batch) -> list[str]:
     start = time.perf_counter()
-    out = forward(worker.detector, worker.detector, batch, worker.experiment, worker.world)
+    epoch = float(worker.experiment.train.epochs)  # after any warm-up of the assigner
+    out = forward(worker.detector, worker.detector, batch, worker.experiment, worker.world, epoch)
     out.losses.total.backward()  # type: ignore[no-untyped-call]  # torch's stub
     worker.optimizer.step()
     seconds = time.perf_counter() - start

@@ -14,6 +14,10 @@ divergence is 1 - rho. Which boxes are taken matters, so every number is named b
 - `post_nms`      over all final detections that greedily match an object of their class at IoU >= 0.5: one rho.
 - `per_class`     the same detections class by class; mean over classes (rho_cls of Kahraman et al.).
 
+Three kinds of scores are told apart: `raw`, the classification's; `rescored`, with a predicted quality; and `oracle`,
+the raw score times the true IoU, which is what a perfect quality branch would rank by. The divergence of `raw` says
+what the labels achieve, that of `rescored` what the branch adds, and that of `oracle` what no branch can remove.
+
 The score of a box is that for the class of its best object. A rho of fewer than 3 boxes, or of constant scores or
 IoUs, is undefined: it enters no mean, and a mean of nothing is absent, never 0.
 """
@@ -36,6 +40,7 @@ from mgdet.structures import Targets
 
 OBJECTS_PER_IMAGE = 1 << 20
 """Object indices are `image position * OBJECTS_PER_IMAGE + index in the padded targets`: unique over a data set."""
+ORACLE_NAME = "oracle"
 FINAL_NAME = "rescored"
 """The score tensor that ranks the detections when there are several; else the first one does."""
 
@@ -229,11 +234,14 @@ class DivergenceResult:
     def metrics(self) -> dict[str, float]:
         """What is defined, as `val/divergence`, `val/spearman/<population>` and `..._n`; plain Python numbers.
 
-        Scores other than the final one stand under their name: `val/spearman/raw/pre_nms`.
+        Scores other than the final one carry their name: `val/divergence_raw`, `val/spearman/raw/pre_nms`.
         """
-        out: dict[str, float] = {} if self.divergence is None else {"val/divergence": self.divergence}
+        out: dict[str, float] = {}
         for name, populations in self.populations.items():
             prefix = "val/spearman/" if name == self.final else f"val/spearman/{name}/"
+            dense = populations["pre_nms"].rho
+            if dense is not None:
+                out["val/divergence" if name == self.final else f"val/divergence_{name}"] = 1.0 - dense
             for population, value in populations.items():
                 if value.rho is not None:
                     out |= {prefix + population: value.rho, f"{prefix}{population}_n": value.n}
@@ -270,6 +278,8 @@ class DivergenceAccumulator:
             object_, score_ = torch.from_numpy(found.object[near]), torch.from_numpy(score[near])
             top = near[_top_per_group(object_, score_, cfg.top_k).numpy()]
             part[f"{name}/{self._top_name}"] = self._rho(found.object, score, found.iou, top)
+        for kind, group in (("pre_nms", found.object), ("per_image", found.image)):
+            part[f"{ORACLE_NAME}/{kind}"] = self._rho(group, found.scores[names[0]] * found.iou, found.iou, dense)
         part["candidates"] = np.array([dense.sum()])
         part |= self._sample(found, dense)
         self._parts.append(part)
@@ -299,6 +309,9 @@ class DivergenceAccumulator:
         state = self.state()
         kinds = ("pre_nms", self._top_name, "per_image")
         populations = {n: {kind: _mean(state[f"{n}/{kind}"]) for kind in kinds} for n in self._names}
+        if self._names:
+            oracle = {kind: _mean(state[f"{ORACLE_NAME}/{kind}"]) for kind in ("pre_nms", "per_image")}
+            populations[ORACLE_NAME] = oracle
         final = FINAL_NAME if FINAL_NAME in self._names else next(iter(self._names), None)
         if final is not None and "matches/label" in state:
             populations[final] |= self._post_nms(state)

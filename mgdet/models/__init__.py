@@ -1,10 +1,26 @@
 """Networks, their losses and their test-time processing."""
 
+from typing import Annotated
+
+from pydantic import Field
+
+from mgdet.models.detector import Detector, DetectorConfig
+from mgdet.models.fcos import FCOS, FCOSConfig
 from mgdet.models.losses import LossConfig, Losses
 from mgdet.models.retinanet import RetinaNet, RetinaNetConfig
 from mgdet.models.weights import initialise
 
-ModelConfig = RetinaNetConfig
-Detector = RetinaNet
+ModelConfig = Annotated[RetinaNetConfig | FCOSConfig, Field(discriminator="name")]
 
-__all__ = ["Detector", "LossConfig", "Losses", "ModelConfig", "RetinaNet", "RetinaNetConfig", "initialise"]
+__all__ = [
+    "FCOS",
+    "Detector",
+    "DetectorConfig",
+    "FCOSConfig",
+    "LossConfig",
+    "Losses",
+    "ModelConfig",
+    "RetinaNet",
+    "RetinaNetConfig",
+    "initialise",
+]

@@ -1,4 +1,4 @@
-"""Anchor boxes over a feature pyramid."""
+"""Priors over a feature pyramid."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from pydantic import Field
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from mgdet.config_base import Config
-from mgdet.structures import Priors
+from mgdet.structures import PriorLayout, Priors
 
 
 class AnchorConfig(Config):
@@ -31,12 +31,17 @@ class AnchorConfig(Config):
 
 
 def grid_priors(
-    generator: AnchorGenerator, image_size: tuple[int, int], grids: Sequence[tuple[int, int]], device: torch.device
+    generator: AnchorGenerator,
+    image_size: tuple[int, int],
+    grids: Sequence[tuple[int, int]],
+    device: torch.device,
+    layout: PriorLayout,
 ) -> Priors:
-    """The anchors of every level for a padded `image_size` (height, width) and the levels' `grids` (height, width)."""
+    """The priors of every level for a padded `image_size` (height, width) and the levels' `grids` (height, width)."""
     strides = [(image_size[0] // h, image_size[1] // w) for h, w in grids]
     generator.set_cell_anchors(torch.float32, device)
     levels = generator.grid_anchors([list(g) for g in grids], [list(s) for s in strides])
     counts = tuple(len(level) for level in levels)
     stride = torch.tensor([float(max(s)) for s in strides], device=device)
-    return Priors(torch.cat(levels).float(), stride.repeat_interleave(torch.tensor(counts, device=device)), counts)
+    of_prior = stride.repeat_interleave(torch.tensor(counts, device=device))
+    return Priors(torch.cat(levels).float(), of_prior, counts, layout)

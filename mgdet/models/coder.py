@@ -1,11 +1,22 @@
 """Between boxes and what a head regresses."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from mgdet.boxes import decode_deltas, encode_deltas
 from mgdet.structures import Priors
+
+
+class Coder(Protocol):
+    """How a detector writes a box with respect to a prior."""
+
+    def encode(self, boxes: Tensor, priors: Priors) -> Tensor:
+        """Regression targets `[B, A, 4]` of one box per prior `[B, A, 4]`; no box may be degenerate."""
+
+    def decode(self, deltas: Tensor, priors: Priors) -> Tensor:
+        """Boxes `[B, A, 4]` in pixels from raw regression `[B, A, 4]`, always in float32."""
 
 
 class AnchorCoder(NamedTuple):
@@ -14,9 +25,29 @@ class AnchorCoder(NamedTuple):
     weights: tuple[float, float, float, float]
 
     def encode(self, boxes: Tensor, priors: Priors) -> Tensor:
-        """Regression targets `[B, A, 4]` of one box per prior `[B, A, 4]`; no box may be degenerate."""
+        """See `Coder`."""
         return encode_deltas(boxes, priors.boxes, self.weights)
 
     def decode(self, deltas: Tensor, priors: Priors) -> Tensor:
-        """Boxes `[B, A, 4]` in pixels from raw regression `[B, A, 4]`, always in float32."""
+        """See `Coder`."""
         return decode_deltas(deltas.float(), priors.boxes, self.weights)
+
+
+class PointCoder(NamedTuple):
+    """Distances from a point to the left, top, right and bottom side, in strides (Tian et al., ICCV 2019, eq. 1)."""
+
+    def encode(self, boxes: Tensor, priors: Priors) -> Tensor:
+        """See `Coder`; negative where the point lies outside."""
+        centres, sizes = self._centres_and_sizes(priors)
+        return torch.cat([centres - boxes[..., :2], boxes[..., 2:] - centres], dim=-1) / sizes
+
+    def decode(self, deltas: Tensor, priors: Priors) -> Tensor:
+        """See `Coder`."""
+        centres, sizes = self._centres_and_sizes(priors)
+        distances = deltas.float() * sizes
+        return torch.cat([centres - distances[..., :2], centres + distances[..., 2:]], dim=-1)
+
+    @staticmethod
+    def _centres_and_sizes(priors: Priors) -> tuple[Tensor, Tensor]:
+        low, high = priors.boxes[:, :2], priors.boxes[:, 2:]
+        return 0.5 * (low + high), (high - low).repeat(1, 2)

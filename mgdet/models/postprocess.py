@@ -20,15 +20,23 @@ class PostProcess(Config):
 
     @torch.no_grad()
     def __call__(
-        self, scores: Tensor, predictions: Predictions, priors: Priors, sizes: Tensor, original_sizes: Tensor
+        self,
+        scores: Tensor,
+        predictions: Predictions,
+        priors: Priors,
+        sizes: Tensor,
+        original_sizes: Tensor,
+        gate: Tensor | None = None,
     ) -> Detections:
         """Final detections in the pixels of the original files.
 
-        `scores` `[B, A, C]` are the ranking scores (after rescoring, if any); `sizes` and `original_sizes` `[B, 2]` are
-        (height, width) of the network input without padding and of the file.
+        `scores` `[B, A, C]` are the ranking scores (after rescoring, if any); `gate` `[B, A, C]` those that the
+        threshold applies to, if others; `sizes` and `original_sizes` `[B, 2]` are (height, width) of the network input
+        without padding and of the file.
         """
         boxes = clip_to_image(predictions.boxes.float(), sizes)
-        candidates = self._candidates(scores.float(), boxes, priors)
+        passed = (scores if gate is None else gate) > self.score_threshold
+        candidates = self._candidates(torch.where(passed, scores.float(), 0.0), boxes, priors)
         scale = (original_sizes / sizes).flip(-1).repeat(1, 2).float()
         kept = [self._suppress(*(c[i] for c in candidates)) for i in range(len(boxes))]
         rows = max((len(k[1]) for k in kept), default=0)
@@ -61,7 +69,7 @@ class PostProcess(Config):
         return torch.cat(level_boxes, 1), torch.cat(level_scores, 1), torch.cat(level_labels, 1)
 
     def _suppress(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        over = scores > self.score_threshold
+        over = scores > 0  # what did not pass the threshold was set to 0
         boxes, scores, labels = boxes[over], scores[over], labels[over]
         keep = batched_nms(boxes, scores, labels, self.nms_iou)[: self.max_detections]
         return boxes[keep], scores[keep], labels[keep]

@@ -8,19 +8,15 @@ from torch import Tensor
 from torchvision import models
 
 from mgdet.errors import CheckpointError, ConfigError
-from mgdet.models.retinanet import RetinaNet, RetinaNetConfig
+from mgdet.models.detector import CocoWeights, Detector, DetectorConfig
 
-COCO_VARIANTS: dict[str, dict[str, Any]] = {
-    "coco_v1": {"norm": "frozen_bn", "fpn_norm": "none", "head_norm": "none", "p6_from": "p5"},
-    "coco_v2": {"norm": "bn", "fpn_norm": "none", "head_norm": "gn", "p6_from": "c5"},
-}
-"""The settings under which torchvision's RetinaNet weights mean what they were trained to mean."""
-
-NAMED_WEIGHTS = ("none", "imagenet", *COCO_VARIANTS)
-"""Values of `model.weights` that are no path."""
+QUALITY_BRANCHES = ("quality.", "head.regression_head.bbox_ctrness.")
+"""Where RetinaNet and FCOS keep the branch that predicts a box's quality."""
+NAMED_WEIGHTS = ("none", "imagenet", "coco_v1", "coco_v2")
+"""Values of `model.weights` that are no path; not every detector has both of COCO's."""
 
 
-def initialise(network: RetinaNet, config: RetinaNetConfig) -> list[str]:
+def initialise(network: Detector, config: DetectorConfig) -> list[str]:
     """Load what `config.weights` asks for into `network`; returns what was done, a sentence each.
 
     Raises `CheckpointError` where the weights cannot be downloaded, read, or do not fit, `ConfigError` where the
@@ -31,10 +27,8 @@ def initialise(network: RetinaNet, config: RetinaNetConfig) -> list[str]:
     if config.weights == "imagenet":
         enum = models.get_model_weights(config.backbone).DEFAULT
         return _load(network, _prefixed(_fetch(enum), "backbone.body."), f"ImageNet weights {enum}", backbone_only=True)
-    if config.weights in COCO_VARIANTS:
-        _check_variant(config)
-        name = "retinanet_resnet50_fpn" + ("_v2" if config.weights == "coco_v2" else "")
-        enum = models.get_model_weights(name).DEFAULT
+    if config.weights in NAMED_WEIGHTS:
+        enum = models.get_model_weights(_coco(config).builder).DEFAULT
         return _load(network, _fetch(enum), f"COCO weights {enum}")
     path = Path(config.weights)
     if not path.exists():
@@ -75,29 +69,52 @@ def _fetch(enum: Any) -> dict[str, Tensor]:
         ) from error
 
 
-def _check_variant(config: RetinaNetConfig) -> None:
-    expected = {"backbone": "resnet50", "channels": 256, **COCO_VARIANTS[config.weights]}
-    wrong = {k: (getattr(config, k), v) for k, v in expected.items() if getattr(config, k) != v}
+def _coco(config: DetectorConfig) -> CocoWeights:
+    """The COCO weights asked for, if the architecture is theirs."""
+    if config.weights not in config.coco_weights:
+        known = ", ".join(config.coco_weights)
+        raise ConfigError(
+            f"model.weights={config.weights}: torchvision has no such weights of {config.name}, only {known}"
+        )
+    found = config.coco_weights[config.weights]
+    expected = {"backbone": "resnet50", "channels": 256, **found.settings}
+    wrong = {k: v for k, v in expected.items() if getattr(config, k) != v}
     if wrong:
-        fix = " ".join(f"model.{k}={v}" for k, (_, v) in wrong.items())
+        fix = " ".join(f"model.{k}={v}" for k, v in wrong.items())
         raise ConfigError(f"model.weights={config.weights} was trained with another architecture; set {fix}")
+    return found
+
+
+def _without_branch(
+    network: Detector, own: dict[str, Tensor], state: dict[str, Tensor], notes: list[str]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Both state dicts without the quality branch where only one side has it."""
+    here, there = ({k for k in s if k.startswith(QUALITY_BRANCHES)} for s in (own, state))
+    if here and not there and network.config.weights != "imagenet":
+        notes.append("weights: the quality branch keeps its random initialisation (there is none there)")
+        return {k: v for k, v in own.items() if k not in here}, state
+    if there and not here:
+        notes.append("weights: the quality branch there is left out (model.quality=none)")
+        return own, {k: v for k, v in state.items() if k not in there}
+    return own, state
 
 
 def _prefixed(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {prefix + k: v for k, v in state.items() if not k.startswith("fc.")}
 
 
-def _load(network: RetinaNet, state: dict[str, Tensor], source: str, backbone_only: bool = False) -> list[str]:
+def _load(network: Detector, state: dict[str, Tensor], source: str, backbone_only: bool = False) -> list[str]:
     notes = [f"weights: {source}"]
     own = network.state_dict()
     state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked") or k in own}
     head = "head.classification_head.cls_logits."
     if head + "bias" in state and state[head + "bias"].shape != own[head + "bias"].shape:
-        theirs = state[head + "bias"].numel() // network.config.anchors.per_location
+        theirs = state[head + "bias"].numel() // network.config.layout.per_location
         state = {k: v for k, v in state.items() if not k.startswith(head)}
         network.reset_class_head()
         notes.append(f"weights: class head re-initialised ({theirs} classes there, {network.num_classes} here)")
         own = {k: v for k, v in own.items() if not k.startswith(head)}
+    own, state = _without_branch(network, own, state, notes)
     mismatched = [k for k, v in state.items() if k in own and own[k].shape != v.shape]
     unexpected = [k for k in state if k not in own]
     missing = [

@@ -55,11 +55,7 @@ def evaluate(
         batch = host_batch.to(world.device)
         with torch.autocast(world.device.type, torch.bfloat16, enabled=precision == "bf16"):
             predictions = network(batch.images, batch.sizes)
-        scores = network.scores(predictions)
-        ranking = next(reversed(scores.values()))
-        detections = network.config.postprocess(
-            ranking, predictions, network.priors(batch.images), batch.sizes, batch.original_sizes
-        )
+        detections, scores = network.detect(predictions, batch.images, batch.sizes, batch.original_sizes)
         evaluator.update(batch, predictions, detections, scores)
         if world.is_main:
             _keep_samples(samples, host_batch, detections)

@@ -194,6 +194,10 @@ class Worker:
 
     # --- the loop
 
+    @property
+    def _epochs_done(self) -> float:
+        return self.position.epoch + self.position.micro_step / self.loader.steps_per_epoch
+
     def _train_epoch(self, epoch: int) -> None:
         train = self.experiment.train
         log_every = resolved(train.log_every)
@@ -219,7 +223,9 @@ class Worker:
 
     def _step(self, group: list[Batch], sums: StepSums) -> StepSums:
         train = self.experiment.train
-        sums = accumulate_gradients(self.network, self.detector, group, self.experiment, self.world, sums)
+        sums = accumulate_gradients(
+            self.network, self.detector, group, self.experiment, self.world, self._epochs_done, sums
+        )
         # Gradients are averaged over workers, so a NaN of one is a NaN of all: the ranks agree without asking.
         norm = nn.utils.clip_grad_norm_(self.detector.parameters(), train.clip_norm or float("inf"))
         if not bool(torch.isfinite(norm)):
@@ -237,6 +243,7 @@ class Worker:
             self.experiment.run_uri,
             rank=self.world.rank,
             step=self.position.step,
+            epoch=self._epochs_done,
             batches=group,
             network=self.detector,
             config=self.experiment.shown(),
@@ -251,8 +258,7 @@ class Worker:
         metrics["train/images_per_s"] = clock.images_per_second()
         if not self.world.is_main:
             return
-        done = epoch + self.position.micro_step / self.loader.steps_per_epoch
-        self.tracker.log({**metrics, "epoch": done}, step=self.position.step)
+        self.tracker.log({**metrics, "epoch": self._epochs_done}, step=self.position.step)
         total = self.steps_per_epoch * self.experiment.train.epochs
         if self.position.step < total and not self._line_due():
             return

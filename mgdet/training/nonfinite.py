@@ -15,7 +15,14 @@ log = logging.getLogger(__name__)
 
 
 def capture(
-    run_uri: str, *, rank: int, step: int, batches: list[Batch], network: nn.Module, config: dict[str, Any]
+    run_uri: str,
+    *,
+    rank: int,
+    step: int,
+    epoch: float,
+    batches: list[Batch],
+    network: nn.Module,
+    config: dict[str, Any],
 ) -> str:
     """Write this rank's micro-batches and the weights that met them (before the step) to the run; returns the path."""
     filesystem, root = locate(run_uri)
@@ -28,6 +35,7 @@ def capture(
             "batches": [_flatten(b.to("cpu")) for b in batches],
             "config": config,
             "step": step,
+            "epoch": epoch,
         },
         buffer,
     )

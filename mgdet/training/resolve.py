@@ -51,6 +51,11 @@ def resolve(experiment: Experiment, *, num_images: int, cpus: float, gpus: float
             warmup,
             f"{steps * train.epochs} optimizer steps in all, a tenth, at most 500",
         )
+    layout = experiment.model.layout
+    assigner = experiment.assigner.settled(layout)
+    for key in type(assigner).model_fields:
+        if getattr(experiment.assigner, key) == "auto":
+            found(f"assigner.{key}", getattr(assigner, key), f"{experiment.model.name} has {layout}")
     loader = experiment.data.loader
     if loader.workers == "auto":
         count, why = resolve_loader_workers(cpus_each)
@@ -60,6 +65,7 @@ def resolve(experiment: Experiment, *, num_images: int, cpus: float, gpus: float
         experiment.model_copy(
             update={
                 "cluster": cluster.model_copy(update={"gpu": gpu, "workers": workers, "cpus_per_worker": cpus_each}),
+                "assigner": assigner,
                 "train": train.model_copy(update={"log_every": log_every, "schedule": schedule}),
                 "data": experiment.data.model_copy(update={"loader": loader}),
             }

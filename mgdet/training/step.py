@@ -51,25 +51,39 @@ class Forwarded(NamedTuple):
     losses: Losses
 
 
-def forward(network: nn.Module, detector: Detector, batch: Batch, experiment: Experiment, world: World) -> Forwarded:
-    """Predictions, labels and losses of a micro-batch; `network` is `detector` or its DDP wrapper."""
+def forward(
+    network: nn.Module, detector: Detector, batch: Batch, experiment: Experiment, world: World, epoch: float
+) -> Forwarded:
+    """Predictions, labels and losses of a micro-batch, `epoch` epochs (with a fraction) into the training.
+
+    `network` is `detector` or its DDP wrapper.
+    """
     with torch.autocast(world.device.type, torch.bfloat16, enabled=experiment.train.precision == "bf16"):
         predictions: Predictions = network(batch.images, batch.sizes)
     priors = detector.priors(batch.images)
-    assignment = experiment.assigner(priors, predictions, batch.targets)
-    losses = experiment.loss(priors, predictions, batch.targets, assignment, detector.coder, world.mean)
+    assigner = experiment.assigner.at(epoch, priors.layout)
+    assignment = assigner(priors, predictions, batch.targets)
+    losses = experiment.loss(
+        priors, predictions, batch.targets, assignment, detector.coder, world.mean, detector.config.quality
+    )
     return Forwarded(predictions, assignment, losses)
 
 
 def accumulate_gradients(
-    network: nn.Module, detector: Detector, batches: list[Batch], experiment: Experiment, world: World, sums: StepSums
+    network: nn.Module,
+    detector: Detector,
+    batches: list[Batch],
+    experiment: Experiment,
+    world: World,
+    epoch: float,
+    sums: StepSums,
 ) -> StepSums:
     """Gradients of the mean loss over the micro-batches; workers exchange them only at the last one."""
     for i, batch in enumerate(batches):
         last = i == len(batches) - 1
         ddp = isinstance(network, DistributedDataParallel)
         with nullcontext() if last or not ddp else network.no_sync():  # type: ignore[operator]  # only DDP has it
-            losses = forward(network, detector, batch, experiment, world).losses
+            losses = forward(network, detector, batch, experiment, world, epoch).losses
             (losses.total / len(batches)).backward()  # type: ignore[no-untyped-call]  # torch's stub
         sums = sums.add(losses, len(batch.images))
     return sums

@@ -1,9 +1,11 @@
 """Batches to assign, and the comparison of an assigner with the loop oracle."""
 
 import torch
+from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from mgdet.structures import IGNORED, NEGATIVE, Assignment, Labels, Predictions, Priors, Targets
+from mgdet.structures import IGNORED, NEGATIVE, Assignment, Labels, Predictions, PriorLayout, Priors, Targets
 from tests.reference.assigners import Outcome
 
 Inputs = tuple[Priors, Predictions, Targets]
@@ -61,8 +63,143 @@ def random_inputs(
     )
 
 
+ANCHOR_SHAPES = {1: [(3.0, 3.0)], 2: [(2.0, 2.0), (4.0, 4.0)], 3: [(3.0, 3.0), (2.0, 4.0), (4.0, 2.0)]}
+"""Widths and heights in strides, by the number of anchors per location; all exact in binary, so are the centres."""
+
+DEGENERATE = {
+    "no width": (5.0, 5.0, 5.0, 15.0),
+    "no height": (5.0, 5.0, 15.0, 5.0),
+    "a point": (5.0, 5.0, 5.0, 5.0),
+    "inverted": (15.0, 5.0, 5.0, 15.0),
+    "inverted twice": (15.0, 15.0, 5.0, 5.0),
+    "one NaN": (NAN, 5.0, 15.0, 15.0),
+    "all NaN": (NAN, NAN, NAN, NAN),
+    "infinite corner": (5.0, 5.0, INF, 15.0),
+    "infinite": (-INF, -INF, INF, INF),
+}
+"""Boxes that are no objects, by name."""
+
+
+def pyramid(*levels: tuple[float, int, int], points: bool, per_location: int = 1) -> Priors:
+    """Priors of some levels, each given as (stride, rows, columns)."""
+    shapes = [(1.0, 1.0)] * per_location if points else ANCHOR_SHAPES[per_location]
+    boxes, strides, counts = [], [], []
+    for stride, rows, columns in levels:
+        centres = [((c + 0.5) * stride, (r + 0.5) * stride) for r in range(rows) for c in range(columns)]
+        for x, y in centres:
+            for w, h in shapes:
+                w, h = w * stride / 2, h * stride / 2
+                boxes.append((x - w, y - h, x + w, y + h))
+        counts.append(len(centres) * per_location)
+        strides += [stride] * counts[-1]
+    return Priors(torch.tensor(boxes), torch.tensor(strides), tuple(counts), PriorLayout(points, per_location))
+
+
+def canvas_priors(points: bool, per_location: int = 1, canvas: int = 64) -> Priors:
+    """Levels of strides 8, 16 and 32 over a square canvas."""
+    sides = {stride: canvas // stride for stride in (8, 16, 32)}
+    return pyramid(*((float(s), n, n) for s, n in sides.items()), points=points, per_location=per_location)
+
+
+def grid_inputs(
+    seed: int,
+    *,
+    points: bool,
+    per_location: int = 1,
+    images: int = 2,
+    objects: int = 5,
+    classes: int = 3,
+    step: float = 0.0,
+    canvas: int = 64,
+    clean: bool = False,
+) -> Inputs:
+    """A random batch on the levels of `canvas_priors`, objects from 2 to 60 pixels.
+
+    Some objects are repeated, degenerate or padding and some predicted boxes are wild, unless `clean`. With a `step`
+    the coordinates are multiples of it and the logits whole numbers, so that much is exactly equal.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def rand(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator)
+
+    def snap(values: Tensor, to: float) -> Tensor:
+        return (values / to).round() * to if step else values
+
+    priors = canvas_priors(points, per_location, canvas)
+    amount = len(priors.boxes)
+
+    centre, size = rand(images, objects, 2) * canvas, 2 * 30 ** rand(images, objects, 2)
+    boxes = snap(torch.cat([centre - size / 2, centre + size / 2], dim=-1), step)
+    boxes[..., 2:] = torch.maximum(boxes[..., 2:], boxes[..., :2] + step)
+    labels = torch.randint(classes, (images, objects), generator=generator)
+    valid = torch.ones(images, objects, dtype=torch.bool)
+    if not clean and objects:
+        copied = rand(images, objects) < 0.2
+        boxes = torch.where(copied[..., None], boxes[:, :1], boxes)
+        kinds = torch.tensor(list(DEGENERATE.values()))[torch.randint(9, (images, objects), generator=generator)]
+        boxes = torch.where((rand(images, objects) < 0.1)[..., None], kinds, boxes)
+        valid = rand(images, objects) < 0.85
+
+    # one half of the predicted boxes is near the prior, the other near an object of the image
+    half = 0.5 * (priors.boxes[:, 2:] - priors.boxes[:, :2]) * (2 if points else 1)
+    middle = 0.5 * (priors.boxes[:, 2:] + priors.boxes[:, :2])
+    decoded = torch.cat([middle - half, middle + half], dim=1).repeat(images, 1, 1)
+    if objects:
+        aim = torch.randint(objects, (images, amount), generator=generator)
+        aimed = boxes.nan_to_num(0.0, 0.0, 0.0).gather(1, aim[..., None].expand(-1, -1, 4))
+        decoded = torch.where((rand(images, amount) < 0.5)[..., None], aimed, decoded)
+    decoded = snap(decoded + torch.randn(images, amount, 4, generator=generator) * 3, step)
+    if not clean:
+        values = torch.tensor([NAN, INF, -INF, 1e30, -1e30, 3.0])
+        wild = values[torch.randint(6, (images, amount, 4), generator=generator)]
+        decoded = torch.where((rand(images, amount) < 0.05)[..., None], wild, decoded)
+    logits = snap(torch.randn(images, amount, classes, generator=generator) * 2 - 1, 1.0)
+    return (
+        priors,
+        Predictions(logits, torch.zeros(images, amount, 4), decoded),
+        Targets(torch.where(valid[..., None], boxes, 0.0), labels, valid),
+    )
+
+
+LAYOUTS: dict[str, dict[str, int]] = {
+    "anchors": {"points": False, "per_location": 1, "canvas": 64},
+    "three anchors": {"points": False, "per_location": 3, "canvas": 32},
+    "points": {"points": True, "per_location": 1, "canvas": 64},
+}
+STEPS = [0.0, 1.0, 4.0, 8.0]
+"""Coordinates with steps of 4 and 8 pixels give many equal IoUs, equal boxes and exact thresholds."""
+
+
+def named_inputs(seed: int, layout: str, **options) -> Inputs:
+    """`grid_inputs` on one of `LAYOUTS`."""
+    return grid_inputs(seed, **{**LAYOUTS[layout], **options})
+
+
+def batches(*layouts: str) -> st.SearchStrategy[dict]:
+    """Arguments of `named_inputs`, for hypothesis."""
+    return st.fixed_dictionaries(
+        {
+            "seed": st.integers(0, 2**31),
+            "layout": st.sampled_from(layouts),
+            "images": st.integers(1, 2),
+            "objects": st.integers(0, 7),
+            "step": st.sampled_from(STEPS),
+        }
+    )
+
+
+def positives_of(labels: Labels, image: int = 0) -> dict[int, list[int]]:
+    """Priors of each object that has any, in one image."""
+    found: dict[int, list[int]] = {}
+    for a, g in enumerate(labels.gt_index[image].tolist()):
+        if g >= 0:
+            found.setdefault(g, []).append(a)
+    return found
+
+
 def table_inputs(
-    anchors: list[tuple[float, ...]],
+    anchors: Priors | list[tuple[float, ...]],
     objects: list[list[tuple[float, ...]]],
     *,
     labels: list[list[int]] | None = None,
@@ -70,8 +207,9 @@ def table_inputs(
     logits: Tensor | float | None = None,
     classes: int = 3,
 ) -> Inputs:
-    """A batch written out: `objects` per image; predicted boxes are the anchors and logits random unless given."""
-    images, padded, amount = len(objects), max((len(image) for image in objects), default=0), len(anchors)
+    """A batch written out: `objects` per image; predicted boxes are the priors and logits random unless given."""
+    priors = anchors if isinstance(anchors, Priors) else make_priors(torch.tensor(anchors).reshape(len(anchors), 4))
+    images, padded, amount = len(objects), max((len(image) for image in objects), default=0), len(priors.boxes)
     targets = Targets(
         boxes=torch.zeros(images, padded, 4),
         labels=torch.zeros(images, padded, dtype=torch.int64),
@@ -86,9 +224,9 @@ def table_inputs(
         logits = torch.randn(images, amount, classes, generator=torch.Generator().manual_seed(amount))
     elif not isinstance(logits, Tensor):
         logits = torch.full((images, amount, classes), float(logits))
-    boxes = torch.tensor(decoded or anchors).reshape(amount, 4)
+    boxes = torch.tensor(decoded).reshape(amount, 4) if decoded else priors.boxes
     return (
-        make_priors(torch.tensor(anchors).reshape(amount, 4)),
+        priors,
         Predictions(logits, torch.zeros(images, amount, 4), boxes.expand(images, amount, 4).clone()),
         targets,
     )
@@ -101,8 +239,8 @@ def grid(rows: int, columns: int, *, step: float = 8.0, size: float = 16.0) -> l
     return [(x - half, y - half, x + half, y + half) for x, y in centres]
 
 
-def assert_well_formed(result: Assignment, inputs: Inputs) -> None:
-    """Shapes, types and the range of values that every assigner keeps."""
+def assert_well_formed(result: Assignment, inputs: Inputs, *, soft: bool = False) -> None:
+    """Shapes, types and the range of values that every assigner keeps; `soft` weights need only be above 0."""
     priors, _, targets = inputs
     shape = (targets.boxes.shape[0], priors.boxes.shape[0])
     for labels in result:
@@ -113,18 +251,27 @@ def assert_well_formed(result: Assignment, inputs: Inputs) -> None:
         assert not labels.weight.requires_grad
         assert (labels.gt_index >= IGNORED).all()
         assert (labels.gt_index < max(targets.boxes.shape[1], 0)).all()
-        torch.testing.assert_close(labels.weight, (labels.gt_index >= 0).float(), rtol=0, atol=0)
+        if soft:
+            assert torch.isfinite(labels.weight).all()
+            assert torch.equal(labels.weight > 0, labels.gt_index >= 0)
+            assert (labels.weight >= 0).all()
+        else:
+            assert torch.equal(labels.weight, (labels.gt_index >= 0).float())
 
 
 def assert_matches(result: Assignment, expected: Outcome, inputs: Inputs) -> None:
-    """Both tasks' labels are exactly the oracle's."""
-    assert_well_formed(result, inputs)
+    """Both tasks' labels are exactly the oracle's, and the weights nearly, where it gives them."""
+    soft = expected.weights is not None
+    assert_well_formed(result, inputs, soft=soft)
     for task, labels, wanted in (("cls", result.cls, expected.cls), ("loc", result.loc, expected.loc)):
         for b, (row, wanted_row) in enumerate(zip(labels.gt_index.tolist(), wanted, strict=True)):
             wrong = [
                 f"prior {a}: {r} instead of {w}" for a, (r, w) in enumerate(zip(row, wanted_row, strict=True)) if r != w
             ]
             assert not wrong, f"{task}, image {b}: {'; '.join(wrong)}"
+        if soft:
+            wanted_weight = torch.tensor(expected.weights).reshape(labels.weight.shape)
+            torch.testing.assert_close(labels.weight, wanted_weight, rtol=1e-5, atol=0)
 
 
 def assert_same(left: Assignment, right: Assignment) -> None:
@@ -142,3 +289,22 @@ def all_negative(labels: Labels) -> bool:
 def count_positives(labels: Labels, image: int, objects: int) -> list[int]:
     """Positives of each object of an image."""
     return [int((labels.gt_index[image] == g).sum()) for g in range(objects)]
+
+
+class Recorder(TorchDispatchMode):
+    """Counts the operators whose result the host must wait for."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "equal")
+
+    def __init__(self):
+        super().__init__()
+        self.waits: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        by_mask = name in ("index", "index_put", "index_put_") and any(
+            isinstance(i, torch.Tensor) and i.dtype in (torch.bool, torch.uint8) for i in args[1]
+        )
+        if by_mask or any(name == w or name.startswith(w + "_") for w in self.WAITING):
+            self.waits.append(name)
+        return func(*args, **(kwargs or {}))

@@ -7,23 +7,23 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from mgdet.assign import MaxIoU
-from mgdet.structures import IGNORED, NEGATIVE
+from mgdet.errors import ConfigError
+from mgdet.structures import IGNORED, NEGATIVE, PriorLayout
 from tests.assign.helpers import (
-    INF,
+    DEGENERATE,
     NAN,
+    STEPS,
     all_negative,
     assert_matches,
-    assert_same,
-    assert_well_formed,
+    batches,
     count_positives,
     grid,
+    named_inputs,
+    pyramid,
     random_inputs,
     table_inputs,
 )
 from tests.reference.assigners import assign_max_iou
-
-# Coordinates with steps of 4 and 8 pixels give many equal IoUs, equal boxes and exact thresholds.
-STEPS = [0.0, 1.0, 4.0, 8.0]
 
 
 def check(inputs, **options):
@@ -46,6 +46,12 @@ def check(inputs, **options):
 def test_equals_the_loop_oracle(seed, images, objects, anchors, step, thresholds, force_match):
     inputs = random_inputs(seed, images=images, objects=objects, anchors=anchors, step=step)
     check(inputs, positive_iou=thresholds[0], negative_iou=thresholds[1], force_match=force_match)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(batch=batches("anchors", "three anchors"), force_match=st.booleans())
+def test_equals_the_loop_oracle_on_levels(batch, force_match):
+    check(named_inputs(**batch), force_match=force_match)
 
 
 @pytest.mark.parametrize("force_match", [True, False])
@@ -118,20 +124,7 @@ def test_identical_boxes_without_force_belong_to_the_first():
     assert count_positives(check(inputs, force_match=False).cls, 0, 3)[1:] == [0, 0]
 
 
-@pytest.mark.parametrize(
-    "box",
-    [
-        pytest.param((5.0, 5.0, 5.0, 15.0), id="no width"),
-        pytest.param((5.0, 5.0, 15.0, 5.0), id="no height"),
-        pytest.param((5.0, 5.0, 5.0, 5.0), id="a point"),
-        pytest.param((15.0, 5.0, 5.0, 15.0), id="inverted"),
-        pytest.param((15.0, 15.0, 5.0, 5.0), id="inverted twice"),
-        pytest.param((NAN, 5.0, 15.0, 15.0), id="one NaN"),
-        pytest.param((NAN, NAN, NAN, NAN), id="all NaN"),
-        pytest.param((5.0, 5.0, INF, 15.0), id="infinite corner"),
-        pytest.param((-INF, -INF, INF, INF), id="infinite"),
-    ],
-)
+@pytest.mark.parametrize("box", DEGENERATE.values(), ids=DEGENERATE)
 def test_degenerate_objects_get_nothing_and_disturb_nobody(box):
     alone = table_inputs(grid(4, 4), [[box]])
     assert all_negative(check(alone).cls)
@@ -158,35 +151,13 @@ def test_more_orphans_than_are_helped():
     assert positives[33:] == [0] * 7
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_extra_padding_changes_nothing(seed):
-    priors, predictions, targets = random_inputs(seed, step=[0.0, 4.0][seed % 2])
-    images = targets.boxes.shape[0]
-    padded = targets._replace(
-        boxes=torch.cat([targets.boxes, torch.full((images, 7, 4), NAN)], dim=1),
-        labels=torch.cat([targets.labels, torch.zeros(images, 7, dtype=torch.int64)], dim=1),
-        valid=torch.cat([targets.valid, torch.zeros(images, 7, dtype=torch.bool)], dim=1),
-    )
-    assert_same(MaxIoU()(priors, predictions, targets), MaxIoU()(priors, predictions, padded))
-
-
-@pytest.mark.parametrize("chunk_elements", [1, 7, 1000, 2**40])
-@pytest.mark.parametrize("step", STEPS)
-def test_chunks_change_nothing(step, chunk_elements):
-    inputs = random_inputs(11, images=3, objects=9, step=step)
-    assert_same(MaxIoU(chunk_elements=chunk_elements)(*inputs), MaxIoU()(*inputs))
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_images_are_independent(seed):
-    priors, predictions, targets = random_inputs(seed, images=4, step=4.0)
-    order = torch.tensor([2, 0, 3, 1])
-    result = MaxIoU()(priors, predictions, targets)
-    shuffled = MaxIoU()(
-        priors, type(predictions)(*(t[order] for t in predictions[:3])), type(targets)(*(t[order] for t in targets))
-    )
-    assert torch.equal(shuffled.cls.gt_index, result.cls.gt_index[order])
-    assert_well_formed(shuffled, (priors, predictions, targets))
+@pytest.mark.parametrize("per_location", [1, 9])
+def test_points_are_refused(per_location):
+    with pytest.raises(ConfigError):
+        MaxIoU().settled(PriorLayout(True, per_location))
+    assert MaxIoU().settled(PriorLayout(False, per_location)) == MaxIoU()
+    with pytest.raises(ConfigError):
+        MaxIoU()(*table_inputs(pyramid((8.0, 2, 2), points=True), [[(0.0, 0.0, 8.0, 8.0)]]))
 
 
 @pytest.mark.parametrize(

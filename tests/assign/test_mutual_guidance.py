@@ -7,31 +7,33 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from mgdet.assign import MaxIoU, MutualGuidance
-from mgdet.structures import IGNORED, NEGATIVE, Predictions, Targets
+from mgdet.assign import ATSS, MaxIoU, MutualGuidance
+from mgdet.errors import ConfigError
+from mgdet.structures import IGNORED, NEGATIVE, Predictions, PriorLayout, Targets
 from tests.assign.helpers import (
+    DEGENERATE,
     INF,
     NAN,
+    STEPS,
     all_negative,
     assert_matches,
     assert_same,
+    batches,
     count_positives,
     grid,
+    named_inputs,
+    positives_of,
+    pyramid,
     random_boxes,
     random_inputs,
     table_inputs,
 )
-from tests.reference.assigners import (
-    amplify_quality,
-    assign_mutual_guidance,
-    count_at_least,
-    find_owners,
-    read_images,
-)
+from tests.reference.assigners import assign_mutual_guidance
+from tests.reference.geometry import read_images
+from tests.reference.ownership import count_at_least, find_owners
 
-STEPS = [0.0, 1.0, 4.0, 8.0]
+FOUR_BY_FOUR = pyramid((8.0, 4, 4), points=True)  # points at 4, 12, 20 and 28
 VARIANTS = [{"amplify": a, "count": c} for a, c in product(("power", "exponential"), ("iou", "dynamic_k"))]
 every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: "-".join(v.values()))
 
@@ -64,6 +66,33 @@ def check(inputs, **options):
 def test_equals_the_loop_oracle(seed, images, objects, anchors, step, options, thresholds):
     inputs = random_inputs(seed, images=images, objects=objects, anchors=anchors, step=step)
     options = {**options, "positive_iou": thresholds[0], "negative_iou": thresholds[1]}
+    expected = assign_mutual_guidance(*inputs, **options)
+    assume(not expected.close_calls)
+    assert_matches(MutualGuidance(**options)(*inputs), expected, inputs)
+
+
+SETTINGS = st.fixed_dictionaries(
+    {
+        "prior": st.sampled_from(["auto", "iou", "centre"]),
+        "count": st.sampled_from(["auto", "iou", "dynamic_k", "mean_std"]),
+        "direction": st.sampled_from(["both", "both", "loc_to_cls", "cls_to_loc", "none"]),
+    },
+    optional={
+        "sigma": st.sampled_from([1.0, 1.5, 10.0]),
+        "amplify": st.just("exponential"),
+        "top_k": st.sampled_from([1, 2, 40]),
+        "candidates": st.sampled_from([1, 4, 30]),
+        "base_scale": st.sampled_from([0.5, 1.0, 8.0]),
+        "positive_iou": st.sampled_from([0.4, 0.7, 1.0]),
+    },
+)
+
+
+@settings(max_examples=220, deadline=None, derandomize=True)
+@given(batch=batches("points", "anchors", "three anchors"), options=SETTINGS)
+def test_equals_the_loop_oracle_on_levels(batch, options):
+    assume(batch["layout"] != "points" or options["count"] != "iou")
+    inputs = named_inputs(**batch)
     expected = assign_mutual_guidance(*inputs, **options)
     assume(not expected.close_calls)
     assert_matches(MutualGuidance(**options)(*inputs), expected, inputs)
@@ -128,18 +157,7 @@ def test_as_many_identical_boxes_as_anchors(variant):
 
 
 @every_variant
-@pytest.mark.parametrize(
-    "box",
-    [
-        pytest.param((5.0, 5.0, 5.0, 15.0), id="no width"),
-        pytest.param((5.0, 5.0, 15.0, 5.0), id="no height"),
-        pytest.param((15.0, 15.0, 5.0, 5.0), id="inverted twice"),
-        pytest.param((NAN, 5.0, 15.0, 15.0), id="one NaN"),
-        pytest.param((NAN, NAN, NAN, NAN), id="all NaN"),
-        pytest.param((5.0, 5.0, INF, 15.0), id="infinite corner"),
-        pytest.param((-INF, -INF, INF, INF), id="infinite"),
-    ],
-)
+@pytest.mark.parametrize("box", DEGENERATE.values(), ids=DEGENERATE)
 def test_degenerate_objects_get_nothing_and_disturb_nobody(box, variant):
     for task in check(table_inputs(grid(4, 4), [[box]]), **variant):
         assert all_negative(task)
@@ -313,59 +331,10 @@ def test_an_endless_sigma_is_the_baseline_in_localization(seed, step, amplify):
     assert torch.equal(loc.clamp(min=NEGATIVE), baseline.clamp(min=NEGATIVE))
 
 
-@every_variant
-@pytest.mark.parametrize("seed", [0, 1, 4, 5, 8])
-def test_order_of_objects_does_not_matter(seed, variant):
-    """For objects in general position: no two closest to the same anchor under any criterion."""
-    priors, predictions, targets = random_inputs(seed, images=1, objects=4, anchors=60)
-    image = read_images(priors, predictions, targets)[0]
-    for quality in (image.prior_iou, image.regressed, amplify_quality(image, 2.0, variant["amplify"])):
-        forced = list(find_owners(image, quality).forced.values())
-        assert len(set(forced)) == len(forced), "choose another seed"
-    assigner = MutualGuidance(**variant)
-    result = assigner(priors, predictions, targets)
-    order = torch.randperm(4, generator=torch.Generator().manual_seed(seed))
-    shuffled = assigner(priors, predictions, Targets(*(t[:, order] for t in targets)))
-    for a, b in zip(result, shuffled, strict=True):
-        assert torch.equal(a.gt_index, torch.where(b.gt_index >= 0, order[b.gt_index.clamp(min=0)], b.gt_index))
-
-
-@every_variant
-def test_images_are_independent(variant):
-    priors, predictions, targets = random_inputs(31, images=4)
-    order = torch.tensor([2, 0, 3, 1])
-    result = MutualGuidance(**variant)(priors, predictions, targets)
-    shuffled = MutualGuidance(**variant)(
-        priors, Predictions(*(t[order] for t in predictions[:3])), Targets(*(t[order] for t in targets))
-    )
-    for a, b in zip(result, shuffled, strict=True):
-        assert torch.equal(a.gt_index[order], b.gt_index)
-
-
-@every_variant
-def test_extra_padding_changes_nothing(variant):
-    priors, predictions, targets = random_inputs(32)
-    images = targets.boxes.shape[0]
-    padded = Targets(
-        boxes=torch.cat([targets.boxes, torch.full((images, 7, 4), NAN)], dim=1),
-        labels=torch.cat([targets.labels, torch.zeros(images, 7, dtype=torch.int64)], dim=1),
-        valid=torch.cat([targets.valid, torch.zeros(images, 7, dtype=torch.bool)], dim=1),
-    )
-    assigner = MutualGuidance(**variant)
-    assert_same(assigner(priors, predictions, targets), assigner(priors, predictions, padded))
-
-
-@every_variant
-@pytest.mark.parametrize("chunk_elements", [1, 7, 1000, 2**40])
-def test_chunks_change_nothing(chunk_elements, variant):
-    inputs = random_inputs(33, images=3, objects=9)
-    assert_same(MutualGuidance(chunk_elements=chunk_elements, **variant)(*inputs), MutualGuidance(**variant)(*inputs))
-
-
 @pytest.mark.parametrize("amplify", ["power", "exponential"])
 def test_chunks_change_nothing_for_identical_objects(amplify):
     """Equal boxes of one class tie at every anchor, and the first one has to keep them whatever the memory layout."""
-    for anchors, copies in product(range(3, 240, 4), (2, 3, 5, 9)):
+    for anchors, copies in product(range(3, 240, 16), (2, 5, 9)):
         inputs = random_inputs(anchors, images=1, objects=1, anchors=anchors, classes=1, all_valid=True)
         priors, predictions, targets = inputs
         inputs = priors, predictions, Targets(*(t.repeat_interleave(copies, dim=1) for t in targets))
@@ -374,83 +343,118 @@ def test_chunks_change_nothing_for_identical_objects(amplify):
         assert_same(together, one_by_one)
 
 
-@every_variant
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_predictions_are_assigned_in_float32(dtype, variant):
-    priors, predictions, targets = random_inputs(34)
-    half = predictions._replace(logits=predictions.logits.to(dtype), boxes=predictions.boxes.to(dtype))
-    full = half._replace(logits=half.logits.float(), boxes=half.boxes.float())
-    assigner = MutualGuidance(**variant)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        result = assigner(priors, half, targets)
-    assert_same(result, assigner(priors, full, targets))
-    assert result.cls.weight.dtype == torch.float32
+# Points, and the other settings ---------------------------------------------------------------------------------------
 
 
-@every_variant
-def test_inputs_are_left_alone_and_no_gradient_flows(variant):
-    priors, predictions, targets = random_inputs(35)
-    predictions = predictions._replace(
-        logits=predictions.logits.requires_grad_(), boxes=predictions.boxes.requires_grad_()
-    )
-    tensors = [priors.boxes, priors.strides, *predictions[:3], *targets]
-    before = [t.detach().clone() for t in tensors]
-    for labels in MutualGuidance(**variant)(priors, predictions, targets):
-        assert not labels.weight.requires_grad
-        assert labels.weight.grad_fn is None
-    for tensor, copy in zip(tensors, before, strict=True):
-        assert torch.equal(tensor.detach(), copy)
+@pytest.mark.parametrize(
+    ("layout", "count", "expected"),
+    [
+        (PriorLayout(False, 9), "auto", ("iou", "iou", 15)),
+        (PriorLayout(False, 1), "auto", ("iou", "iou", 5)),
+        (PriorLayout(False, 2), "mean_std", ("iou", "mean_std", 15)),
+        (PriorLayout(False, 1), "dynamic_k", ("iou", "dynamic_k", 5)),
+        (PriorLayout(True, 1), "auto", ("centre", "dynamic_k", 5)),
+        (PriorLayout(True, 1), "mean_std", ("iou", "mean_std", 5)),
+        (PriorLayout(True, 2), "dynamic_k", ("centre", "dynamic_k", 15)),
+    ],
+)
+def test_auto_is_settled_by_the_layout(layout, count, expected):
+    settled = MutualGuidance(count=count, sigma=3.0).settled(layout)
+    assert (settled.prior, settled.count, settled.top_k) == expected
+    assert settled.sigma == 3.0
+    assert settled.settled(layout) == settled
+    chosen = MutualGuidance(prior="centre", count="mean_std", top_k=3)
+    assert chosen.settled(layout) == chosen
 
 
-class Recorder(TorchDispatchMode):
-    """Counts the operators whose result the host must wait for."""
-
-    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "equal")
-
-    def __init__(self):
-        super().__init__()
-        self.waits: list[str] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        by_mask = name in ("index", "index_put", "index_put_") and any(
-            isinstance(i, torch.Tensor) and i.dtype in (torch.bool, torch.uint8) for i in args[1]
-        )
-        if by_mask or any(name == w or name.startswith(w + "_") for w in self.WAITING):
-            self.waits.append(name)
-        return func(*args, **(kwargs or {}))
+def test_counting_by_anchor_iou_is_refused_on_points():
+    with pytest.raises(ConfigError):
+        MutualGuidance(count="iou").settled(PriorLayout(True, 1))
+    with pytest.raises(ConfigError):
+        MutualGuidance(count="iou")(*table_inputs(FOUR_BY_FOUR, [[(0.0, 0.0, 8.0, 8.0)]]))
 
 
-@every_variant
-@pytest.mark.parametrize("objects", [0, 1, 9])
-def test_host_never_waits_for_the_values(objects, variant):
-    """But for the look for orphans, once per criterion, which is free on the CPU and not done elsewhere."""
-    inputs = random_inputs(36, images=4, objects=objects)
-    with Recorder() as recorder:
-        MutualGuidance(chunk_elements=1, **variant)(*inputs)
-    assert set(recorder.waits) <= {"_local_scalar_dense", "is_nonzero"}
-    assert len(recorder.waits) <= 3
+def test_there_is_no_warmup():
+    for layout in (PriorLayout(True, 1), PriorLayout(False, 9)):
+        assert isinstance(MutualGuidance().at(0.0, layout), MutualGuidance)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@every_variant
-@pytest.mark.parametrize("step", [0.0, 8.0])
-def test_gpu_agrees_with_the_oracle_without_waiting(step, variant):
-    inputs = random_inputs(38, images=3, objects=9, step=step)
-    expected = assign_mutual_guidance(*inputs, **variant)
-    priors, predictions, targets = inputs
-    there = (
-        priors._replace(boxes=priors.boxes.cuda(), strides=priors.strides.cuda()),
-        Predictions(*(t.cuda() for t in predictions[:3])),
-        Targets(*(t.cuda() for t in targets)),
-    )
-    assigner = MutualGuidance(**variant)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        result = assigner(*there)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert_matches(type(result)(*(type(t)(*(v.cpu() for v in t)) for t in result)), expected, inputs)
+def test_centre_prior_by_hand():
+    """Of 32 pixels, points at 4, 12, 20 and 28: 12/20 in the middle, 4/28 elsewhere. Four times 0.6 and once 0.14."""
+    inputs = table_inputs(FOUR_BY_FOUR, [[(0.0, 0.0, 32.0, 32.0)]], logits=-80.0)
+    assert positives_of(check(inputs).loc) == {0: [5, 6]}
+    assert positives_of(check(inputs, top_k=16).loc) == {0: [5, 6, 9, 10]}  # 2.4 and 12 times 0.14: 4.1
+    assert positives_of(check(inputs, direction="none").cls) == {0: [5, 6]}
+
+
+def test_scores_amplify_the_centre_prior():
+    """4/28 becomes its root, 0.38, or its 1.65-fold, 0.24; neither is 0.6. With sigma 1 it becomes 1, and is one."""
+    logits = torch.full((1, 16, 3), -80.0)
+    logits[0, 0] = 80.0
+    inputs = table_inputs(FOUR_BY_FOUR, [[(0.0, 0.0, 32.0, 32.0)]], logits=logits)
+    assert positives_of(check(inputs).loc) == {0: [5, 6]}
+    assert positives_of(check(inputs, amplify="exponential").loc) == {0: [5, 6]}
+    assert positives_of(check(inputs, sigma=1.0).loc) == {0: [0, 5, 6]}  # 1 and four times 0.6
+
+
+@pytest.mark.parametrize(
+    ("size", "levels"),
+    [(8.0, {0}), (23.9, {0}), (24.0, {0, 1}), (48.0, {0, 1}), (48.1, {1}), (200.0, {1})],
+)
+def test_scale_decides_on_the_level(size, levels):
+    """Bases of 24 and 48 pixels: the first level to 48, the last from 24, both bounds included."""
+    priors = pyramid((8.0, 25, 25), (16.0, 13, 13), points=True)
+    box = (100.0 - size / 2, 100.0 - size / 2, 100.0 + size / 2, 100.0 + size / 2)
+    result = check(table_inputs(priors, [[box]], logits=-80.0), top_k=10000)
+    assert {int(a >= 625) for a in positives_of(result.loc)[0]} == levels
+
+
+def test_scale_between_the_levels():
+    """Up to 48 pixels on the first and from 96 on the last level: in between one is adopted."""
+    priors = pyramid((8.0, 16, 16), (64.0, 2, 2), points=True)
+    result = check(table_inputs(priors, [[(20.0, 20.0, 100.0, 100.0)]], logits=0.0))
+    assert [len(mine) for mine in positives_of(result.loc).values()] == [1]
+
+
+@pytest.mark.parametrize("layout", ["points", "anchors", "three anchors"])
+@pytest.mark.parametrize("step", STEPS)
+def test_no_direction_with_an_adaptive_threshold_is_atss(layout, step):
+    inputs = named_inputs(9, layout, step=step)
+    assert_same(MutualGuidance(count="mean_std", direction="none")(*inputs), ATSS()(*inputs))
+    fewer = MutualGuidance(count="mean_std", direction="none", candidates=3)
+    assert_same(fewer(*inputs), ATSS(top_k=3)(*inputs))
+
+
+@pytest.mark.parametrize("layout", ["points", "anchors", "three anchors"])
+def test_adaptive_threshold_without_scores_is_atss_in_localization(layout):
+    priors, predictions, targets = named_inputs(9, layout)
+    inputs = priors, predictions._replace(logits=torch.full_like(predictions.logits, -200.0)), targets
+    assert torch.equal(MutualGuidance(count="mean_std")(*inputs).loc.gt_index, ATSS()(*inputs).loc.gt_index)
+
+
+@pytest.mark.parametrize("count", ["dynamic_k", "mean_std"])
+@pytest.mark.parametrize("logit", [NAN, -INF, -80.0, 80.0, INF])
+@pytest.mark.parametrize("value", [NAN, INF, 1e38, 30.0])
+def test_extreme_predictions_on_points(value, logit, count):
+    priors = pyramid((8.0, 4, 4), (16.0, 2, 2), points=True)
+    objects = [[(1.0, 1.0, 30.0, 30.0), (8.0, 8.0, 24.0, 24.0), (8.0, 8.0, 24.0, 24.0)]]
+    inputs = table_inputs(priors, objects, decoded=[(-value, -value, value, value)] * 20, logits=logit)
+    for task in check(inputs, count=count):
+        assert set(positives_of(task)) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("count", ["dynamic_k", "mean_std"])
+@pytest.mark.parametrize("box", [(8.5, 8.5, 10.5, 10.5), (500.0, 500.0, 510.0, 510.0), (-1e30, -1e30, 1e30, 1e30)])
+def test_objects_that_fit_no_point_have_one(box, count):
+    for task in check(table_inputs(FOUR_BY_FOUR, [[box]]), count=count):
+        assert set(positives_of(task)) == {0}
+
+
+def test_one_point():
+    one = pyramid((8.0, 1, 1), points=True)
+    for count in ("dynamic_k", "mean_std"):
+        for task in check(table_inputs(one, [[(40.0, 40.0, 60.0, 60.0)]]), count=count):
+            assert task.gt_index.tolist() == [[0]]
 
 
 @pytest.mark.parametrize(
@@ -462,6 +466,11 @@ def test_gpu_agrees_with_the_oracle_without_waiting(step, variant):
         {"positive_iou": 1.5},
         {"negative_iou": -0.1},
         {"top_k": 0},
+        {"top_k": "all"},
+        {"candidates": 0},
+        {"base_scale": 0.0},
+        {"base_scale": NAN},
+        {"prior": "box"},
         {"amplify": "root"},
         {"count": "all"},
         {"direction": "up"},

@@ -1,22 +1,17 @@
 """The losses against a loop over Python floats, their normalisation, and what happens where there is nothing."""
 
-from typing import NamedTuple
-
 import pytest
 import torch
 import torch.nn.functional as F
 from pydantic import TypeAdapter
-from torch import Tensor
 
 from mgdet.assign import MaxIoU, MutualGuidance
-from mgdet.boxes import decode_deltas
-from mgdet.models.coder import AnchorCoder
 from mgdet.models.losses import BalancedL1Loss, BoxLoss, FocalLoss, GIoULoss, L1Loss, LossConfig, SmoothL1Loss
-from mgdet.structures import Assignment, Labels, Predictions, Priors, Targets, pad_targets
+from mgdet.structures import Assignment, Labels, pad_targets
+from tests.models.loss_problem import CODER, EMPTY, assert_two_workers_are_one, identity, random_problem
 from tests.reference import losses as loop
 from tests.small import small_experiment
 
-CODER = AnchorCoder((10.0, 10.0, 5.0, 5.0))
 BOX_LOSSES = {
     "l1": (L1Loss(weight=0.7), loop.l1),
     "smooth_l1": (SmoothL1Loss(beta=0.5, weight=2.0), lambda x: loop.smooth_l1(x, 0.5)),
@@ -26,75 +21,14 @@ BOX_LOSSES = {
 every_box_loss = pytest.mark.parametrize("name", BOX_LOSSES)
 
 
-def identity(value: Tensor) -> Tensor:
-    return value
-
-
-class Problem(NamedTuple):
-    """Inputs of the losses; `logits` and `deltas` are leaves that require gradients."""
-
-    priors: Priors
-    logits: Tensor
-    deltas: Tensor
-    targets: Targets
-    assignment: Assignment
-
-    @property
-    def predictions(self) -> Predictions:
-        boxes = decode_deltas(self.deltas, self.priors.boxes, CODER.weights)
-        return Predictions(self.logits, self.deltas, boxes)
-
-    def losses(self, config: LossConfig, mean=identity):
-        return config(self.priors, self.predictions, self.targets, self.assignment, CODER, mean)
-
-    def part(self, rows: slice) -> "Problem":
-        """Some images of it, with leaves of their own."""
-        return Problem(
-            self.priors,
-            self.logits.detach()[rows].clone().requires_grad_(),
-            self.deltas.detach()[rows].clone().requires_grad_(),
-            Targets(*(t[rows] for t in self.targets)),
-            Assignment(*(Labels(*(t[rows] for t in labels)) for labels in self.assignment)),
-        )
-
-
-def random_boxes(generator, *shape):
-    corner = torch.rand(*shape, 2, generator=generator, dtype=torch.float64) * 40
-    return torch.cat([corner, corner + 5 + torch.rand(*shape, 2, generator=generator, dtype=torch.float64) * 30], -1)
-
-
-def random_problem(seed=0, images=3, samples=7, objects=3, classes=4) -> Problem:
-    """float64. The last image holds one object less; every kind of sample stands in both tasks, at other places."""
-    g = torch.Generator().manual_seed(seed)
-    count = torch.full((images,), objects)
-    count[-1] -= 1
-    valid = torch.arange(objects) < count[:, None]
-
-    def labels() -> Labels:
-        owner = torch.stack([torch.randint(-2, int(n), (samples,), generator=g) for n in count])
-        return Labels(owner, torch.where(owner >= 0, torch.rand(images, samples, generator=g), 0.0))
-
-    assignment = Assignment(labels(), labels())
-    return Problem(
-        Priors(random_boxes(g, samples), torch.ones(samples), (samples,)),
-        torch.randn(images, samples, classes, generator=g, dtype=torch.float64).requires_grad_(),
-        torch.randn(images, samples, 4, generator=g, dtype=torch.float64).requires_grad_(),
-        Targets(random_boxes(g, images, objects), torch.randint(0, classes, (images, objects), generator=g), valid),
-        assignment,
-    )
-
-
-def one_task(problem: Problem, *, cls: Labels | None = None, loc: Labels | None = None) -> Problem:
-    return problem._replace(assignment=Assignment(cls or problem.assignment.cls, loc or problem.assignment.loc))
-
-
 # --- values
 
 
 @every_box_loss
+@pytest.mark.parametrize("hard", [True, False], ids=["hard", "soft"])
 @pytest.mark.parametrize("seed", [0, 3])
-def test_losses_equal_a_loop(name, seed):
-    problem = random_problem(seed)
+def test_losses_equal_a_loop(name, seed, hard):
+    problem = random_problem(seed, hard=hard)
     config, penalty = BOX_LOSSES[name]
     got = problem.losses(LossConfig(cls=FocalLoss(alpha=0.3, gamma=1.5, weight=1.7), box=config))
 
@@ -109,10 +43,15 @@ def test_losses_equal_a_loop(name, seed):
         return sum(penalty(x - y) for x, y in zip(deltas[image][sample], wanted, strict=True))
 
     cls, loc = problem.assignment
-    expected_box = config.weight * loop.box_loss(loc.gt_index.tolist(), loc.weight.tolist(), one)
-    labels = problem.targets.labels.tolist()
+    cls_weight, loc_weight = cls.weight.tolist(), loc.weight.tolist()
+    expected_box = config.weight * loop.positive_loss(loc.gt_index.tolist(), lambda b, a, _: loc_weight[b][a], one)
     expected_cls = 1.7 * loop.class_loss(
-        p.logits.tolist(), cls.gt_index.tolist(), cls.weight.tolist(), labels, 0.3, 1.5
+        p.logits.tolist(),
+        cls.gt_index.tolist(),
+        cls_weight,
+        problem.targets.labels.tolist(),
+        lambda logit, target: loop.focal(logit, target, 0.3, 1.5),
+        lambda b, a, _: cls_weight[b][a],
     )
     assert float(got.cls) == pytest.approx(expected_cls, rel=1e-6)
     assert float(got.box) == pytest.approx(expected_box, rel=1e-6)
@@ -120,7 +59,8 @@ def test_losses_equal_a_loop(name, seed):
     in_cls, in_loc = cls.gt_index >= 0, loc.gt_index >= 0
     counts = [int(in_cls.sum()), int(in_loc.sum()), int((in_cls & in_loc).sum())]
     assert counts[0] != counts[1], "with equal counts the normalisers could be exchanged"
-    assert [float(v) for v in got[3:]] == counts
+    assert [float(v) for v in got[3:6]] == counts
+    assert [float(v) for v in got[6:]] == [0.0, 0.0], "terms that are off"
 
 
 @every_box_loss
@@ -247,7 +187,7 @@ def test_weights_of_samples_that_are_not_positive_mean_nothing():
     heavy = [
         labels._replace(weight=torch.where(labels.gt_index >= 0, labels.weight, 1.0)) for labels in problem.assignment
     ]
-    got = one_task(problem, cls=heavy[0], loc=heavy[1]).losses(config).total
+    got = problem.labelled(cls=heavy[0], loc=heavy[1]).losses(config).total
     assert got.item() == problem.losses(config).total.item()
 
 
@@ -257,38 +197,55 @@ def test_positives_of_the_other_task_do_not_normalise():
     none = Labels(torch.full_like(problem.assignment.cls.gt_index, -1), torch.zeros_like(problem.assignment.cls.weight))
     config = LossConfig()
     both = problem.losses(config)
-    assert float(one_task(problem, cls=none).losses(config).box) == float(both.box)
-    assert float(one_task(problem, loc=none).losses(config).cls) == float(both.cls)
-    assert float(one_task(problem, loc=none).losses(config).box) == 0.0
+    assert float(problem.labelled(cls=none).losses(config).box) == float(both.box)
+    assert float(problem.labelled(loc=none).losses(config).cls) == float(both.cls)
+    assert float(problem.labelled(loc=none).losses(config).box) == 0.0
 
 
 def test_the_normaliser_is_clamped_at_one():
     """Without positives the class loss is the plain sum over negatives."""
     problem = random_problem(6)
     none = Labels(torch.full_like(problem.assignment.cls.gt_index, -1), torch.zeros_like(problem.assignment.cls.weight))
-    got = one_task(problem, cls=none, loc=none).losses(LossConfig(cls=FocalLoss(alpha=-1, gamma=0)))
+    got = problem.labelled(cls=none, loc=none).losses(LossConfig(cls=FocalLoss(alpha=-1, gamma=0)))
     assert got.total.item() == pytest.approx(F.softplus(problem.logits).sum().item())
-    assert [float(v) for v in got[3:]] == [0.0, 0.0, 0.0]
+    assert [float(v) for v in got[3:]] == [0.0] * 5
 
 
 @every_box_loss
-def test_hard_and_soft_labels_scale_the_box_loss(name):
-    problem = random_problem(7)
+def test_soft_labels_weigh_positives_against_each_other(name):
+    """Weights that are all the same mean nothing; with others it is a weighted mean."""
+    problem = random_problem(7, samples=30, hard=True)
     loc = problem.assignment.loc
     config = LossConfig(box=BOX_LOSSES[name][0])
-    full = one_task(problem, loc=loc._replace(weight=torch.ones_like(loc.weight))).losses(config).box
-    half = one_task(problem, loc=loc._replace(weight=torch.full_like(loc.weight, 0.5))).losses(config).box
-    assert float(half) == pytest.approx(float(full) / 2)
+
+    def box(weight):
+        return float(problem.labelled(loc=loc._replace(weight=weight)).losses(config).box)
+
+    full, half = box(loc.weight), box(loc.weight / 2)
+    assert float(loc.weight.sum()) > 20
+    assert half == pytest.approx(full)
+    first = torch.where(torch.arange(3)[:, None] == 0, loc.weight, 0.0)
+    assert float(first.sum()) > 1
+    assert (box(first) * first.sum() + box(loc.weight - first) * (loc.weight - first).sum()) / loc.weight.sum() == (
+        pytest.approx(full)
+    )
+
+
+def test_class_loss_is_divided_by_the_assigned_weights():
+    """Not by how many positives there are: tripled weights below it divide the same loss by three."""
+    problem = random_problem(7, samples=30)
+    cls = problem.assignment.cls
+    config = LossConfig(cls=FocalLoss(target="iou"))
+    divisor = float(cls.weight.sum())
+    assert divisor > 5
+    got = [float(problem.labelled(cls=cls._replace(weight=cls.weight * f)).losses(config).cls) for f in (1, 3)]
+    assert got[0] == pytest.approx(3 * got[1])
+    ones = cls._replace(weight=(cls.gt_index >= 0).float())
+    hard = float(problem.labelled(cls=ones).losses(config).cls)
+    assert got[0] * divisor == pytest.approx(hard * float(ones.weight.sum()))
 
 
 # --- no objects
-
-EMPTY = {
-    "no columns": lambda n: Targets(torch.zeros(n, 0, 4), torch.zeros(n, 0, dtype=torch.int64), torch.zeros(n, 0) > 0),
-    "only padding": lambda n: Targets(
-        torch.zeros(n, 2, 4), torch.zeros(n, 2, dtype=torch.int64), torch.zeros(n, 2) > 0
-    ),
-}
 
 
 @pytest.mark.parametrize("empty", EMPTY)
@@ -344,30 +301,17 @@ def test_the_mean_of_two_workers_is_one_worker_with_all(name, cut):
     for labels in problem.assignment:
         labels.gt_index[3] = -1
         labels.weight[3] = 0.0
-    config = LossConfig(box=BOX_LOSSES[name][0])
-    whole = problem.losses(config)
-    whole.total.backward()
-
-    workers = [problem.part(slice(None, cut)), problem.part(slice(cut, None))]
-    counts = [torch.stack(worker.losses(config)[3:5]) for worker in workers]
-    assert not torch.equal(counts[0], counts[1]), "with equal counts local normalisation would do as well"
-    totals = []
-    for worker in workers:
-        losses = worker.losses(config, mean=lambda own: (counts[0] + counts[1]) / 2)
-        losses.total.backward()
-        totals.append(losses.total.item())
-    assert sum(totals) / 2 == pytest.approx(whole.total.item())
-    for field in ("logits", "deltas"):
-        averaged = torch.cat([getattr(worker, field).grad for worker in workers]) / 2
-        torch.testing.assert_close(averaged, getattr(problem, field).grad)
+    sums = assert_two_workers_are_one(problem, LossConfig(box=BOX_LOSSES[name][0]), cut)
+    assert not torch.equal(*sums), "with equal sums local normalisation would do as well"
 
 
-def test_this_workers_positives_are_what_is_averaged():
+def test_this_workers_weights_are_what_is_averaged():
     problem = random_problem(10)
     seen = []
     problem.losses(LossConfig(), mean=lambda own: seen.append(own) or own)
-    expected = [float((labels.gt_index >= 0).sum()) for labels in problem.assignment]
-    assert [t.tolist() for t in seen] == [expected], "one collective for both tasks"
+    expected = [float(labels.weight.sum()) for labels in problem.assignment]
+    expected.append(float((problem.assignment.loc.gt_index >= 0).sum()))
+    assert [t.tolist() for t in seen] == [pytest.approx(expected)], "one collective for all terms"
 
 
 def test_pad_targets_and_losses_agree_on_an_image_without_objects():

@@ -1,311 +1,353 @@
 """The assigners once more, as slow and obvious as they can be written: loops over images, objects and priors.
 
-Every number is one numpy float32 scalar (or one 0-d torch tensor where a power, an exponential or a sigmoid is
-needed), combined in the order a float32 implementation would, so that the IoUs are the same to the last bit and exact
-ties and exact thresholds mean the same on both sides. Powers and exponentials may differ in the last bit between
-vectorised and scalar code: `close_calls` says whether an example's outcome could hinge on that.
+Every number is one numpy float32 scalar, combined in the order a float32 implementation would, so that the IoUs are
+the same to the last bit and exact ties and exact thresholds mean the same on both sides; powers, roots and logarithms
+are float64. Scores may differ in the last bit between vectorised and scalar code: `close_calls` says whether an
+example's outcome could hinge on that.
 """
 
 import math
 from dataclasses import dataclass, field
-from itertools import pairwise
+from functools import wraps
 
 import numpy as np
-import torch
 
-from mgdet.structures import IGNORED, NEGATIVE, Predictions, Priors, Targets
-
-MAX_ORPHANS = 32
-TOLERANCE = 2e-6
-"""Two different qualities that are closer than this are not told apart reliably."""
-
-ZERO = np.float32(0)
-ONE = np.float32(1)
-
-
-def overlap(a, b):
-    """IoU of two boxes given as four float32 scalars each; 0 for anything that is not a box."""
-    for value in (*a, *b):
-        if not math.isfinite(value):
-            return ZERO
-    with np.errstate(all="ignore"):
-        width = min(a[2], b[2]) - max(a[0], b[0])
-        height = min(a[3], b[3]) - max(a[1], b[1])
-        intersection = width * height if width > 0 and height > 0 else ZERO
-        union = area(a) + area(b) - intersection
-        if not union > 0:
-            return ZERO
-        ratio = intersection / union
-    return ratio if math.isfinite(ratio) else ZERO
-
-
-def area(box):
-    """Width times height, 0 where either is negative."""
-    return max(box[2] - box[0], ZERO) * max(box[3] - box[1], ZERO)
-
-
-def centre_distance(a, b):
-    """Euclidean distance of two box centres."""
-    half = np.float32(0.5)
-    with np.errstate(all="ignore"):
-        dx = (a[0] + half * (a[2] - a[0])) - (b[0] + half * (b[2] - b[0]))
-        dy = (a[1] + half * (a[3] - a[1])) - (b[1] + half * (b[3] - b[1]))
-        return np.sqrt(dx * dx + dy * dy)
-
-
-def is_usable(box):
-    """True for a box with finite coordinates, a positive width and a positive height."""
-    return all(math.isfinite(value) for value in box) and box[2] > box[0] and box[3] > box[1]
-
-
-def first_best(values):
-    """Index of the largest value, the lowest index of several equal ones; None of no values."""
-    best = None
-    for index, value in enumerate(values):
-        if best is None or value > values[best]:
-            best = index
-    return best
-
-
-@dataclass
-class Image:
-    """One image's objects and what is known of them against all priors."""
-
-    objects: list[int]  # indices of the objects that count
-    prior_iou: dict[int, list]  # object -> one value per prior
-    proximity: dict[int, list]
-    regressed: dict[int, list]
-    probability: dict[int, list]  # 0-d torch tensors
-    amount: int  # of priors
-
-
-@dataclass
-class Ownership:
-    """Who owns each prior of an image."""
-
-    owner: list[int | None]
-    boosted: list  # boosted quality of (owner, prior), 0 where nobody owns it
-    raw: list  # the same before boosting
-    owned: dict[int, list[int]]  # object -> its priors, rank 0 first
-    forced: dict[int, int | None]  # object -> the prior boosted for it in the first step
-    orphans: list[int]
+from mgdet.structures import Predictions, Priors, Targets
+from tests.reference.geometry import ONE, ZERO, Image, area, read_images
+from tests.reference.ownership import (
+    Ownership,
+    adaptive_quality,
+    best_quality,
+    count_at_least,
+    count_dynamic,
+    find_owners,
+    note_close_calls,
+    owner_labels,
+    threshold_labels,
+    top_labels,
+    whole_part,
+)
 
 
 @dataclass
 class Outcome:
-    """`gt_index` of both tasks, and why the outcome may hinge on rounding."""
+    """`gt_index` of both tasks, weights where they are not 1 for every positive, and what the outcome hinges on."""
 
     cls: list[list[int]] = field(default_factory=list)
     loc: list[list[int]] = field(default_factory=list)
+    weights: list[list[float]] | None = None  # the same for both tasks
     close_calls: list[str] = field(default_factory=list)
+    order_matters: list[str] = field(default_factory=list)
 
 
-def read_images(priors: Priors, predictions: Predictions, targets: Targets) -> list[Image]:
-    """Every pairwise quantity, one scalar at a time."""
-    anchors = [tuple(np.float32(v) for v in box) for box in priors.boxes.tolist()]
-    images = []
-    for b in range(targets.boxes.shape[0]):
-        objects, prior_iou, proximity, regressed, probability = [], {}, {}, {}, {}
-        decoded = [tuple(np.float32(v) for v in box) for box in predictions.boxes[b].float().tolist()]
-        for g in range(targets.boxes.shape[1]):
-            box = tuple(np.float32(v) for v in targets.boxes[b, g].tolist())
-            if not targets.valid[b, g] or not is_usable(box):
-                continue
-            label = int(targets.labels[b, g])
-            objects.append(g)
-            prior_iou[g], proximity[g], regressed[g], probability[g] = [], [], [], []
-            for a, anchor in enumerate(anchors):
-                value = overlap(box, anchor)
-                prior_iou[g].append(value)
-                proximity[g].append(value if value > 0 else -centre_distance(box, anchor))
-                regressed[g].append(overlap(decoded[a], box))
-                probability[g].append(torch.sigmoid(predictions.logits[b, a, label].detach().float()))
-        images.append(Image(objects, prior_iou, proximity, regressed, probability, len(anchors)))
-    return images
+def image_by_image(label):
+    """Make `label(image, **options)`, which gives the labels of both tasks and maybe weights, label a batch."""
+
+    @wraps(label)
+    def assign(priors: Priors, predictions: Predictions, targets: Targets, **options) -> Outcome:
+        outcome = Outcome()
+        for image in read_images(priors, predictions, targets):
+            cls, loc, *weights = label(image, **options)
+            outcome.cls.append(cls)
+            outcome.loc.append(loc)
+            if weights:
+                outcome.weights = [*(outcome.weights or []), *weights]
+            outcome.close_calls += image.close_calls
+            outcome.order_matters += image.order_matters
+        return outcome
+
+    return assign
 
 
-def amplify_quality(image: Image, sigma: float, amplify: str) -> dict[int, list]:
-    """Prior IoU raised by the classification score of the object's class."""
-    amplified = {}
-    for g in image.objects:
-        amplified[g] = []
-        for value, p in zip(image.prior_iou[g], image.probability[g], strict=True):
-            if value == 0:
-                amplified[g].append(ZERO)
-            elif amplify == "power":
-                amplified[g].append(np.float32(float(value) ** ((sigma - float(p)) / sigma)))
-            elif amplify == "exponential":
-                raised = np.float32(float(value) * math.exp(float(p) / sigma))
-                amplified[g].append(min(ONE, raised))
-            else:
-                raise ValueError(amplify)
-    return amplified
+def auto_top_k(image: Image, top_k: int | str) -> int:
+    """How many qualities are summed."""
+    return top_k if top_k != "auto" else 5 if image.layout.per_location == 1 else 15
 
 
-def find_owners(image: Image, quality: dict[int, list], force: bool = True, enough: float = 0.0) -> Ownership:
-    """Steps 1 to 4 of ownership under one criterion; without `force` only the column maximum and the ranks."""
-    keys = {g: quality[g] if max(quality[g], default=0) > 0 else image.proximity[g] for g in image.objects}
-    boosted = {g: list(quality[g]) for g in image.objects}
-    forced: dict[int, int | None] = {}
-    if force:
-        for g in image.objects:
-            forced[g] = first_best(keys[g])
-            if forced[g] is not None:
-                boosted[g][forced[g]] = ONE
-
-    owner: list[int | None] = []
-    for a in range(image.amount):
-        winner = first_best([boosted[g][a] for g in image.objects])
-        owner.append(image.objects[winner] if winner is not None and boosted[image.objects[winner]][a] > 0 else None)
-
-    orphans = []
-    for g in image.objects:
-        sufficient = [a for a in range(image.amount) if owner[a] == g and boosted[g][a] >= np.float32(enough)]
-        if force and not sufficient:
-            orphans.append(g)
-    untouchable = set()
-    for g in image.objects:
-        mine = [a for a in range(image.amount) if owner[a] == g]
-        if mine and g not in orphans:
-            untouchable.add(mine[first_best([boosted[g][a] for a in mine])])
-    for g in orphans[:MAX_ORPHANS]:
-        free = [a for a in range(image.amount) if a not in untouchable]
-        if free:
-            taken = free[first_best([keys[g][a] for a in free])]
-            owner[taken] = g
-            boosted[g][taken] = ONE
-            untouchable.add(taken)
-
-    owned = {}
-    for g in image.objects:
-        mine = [a for a in range(image.amount) if owner[a] == g]
-        owned[g] = sorted(mine, key=lambda a: (-boosted[g][a], a))
-    return Ownership(
-        owner=owner,
-        boosted=[ZERO if g is None else boosted[g][a] for a, g in enumerate(owner)],
-        raw=[ZERO if g is None else quality[g][a] for a, g in enumerate(owner)],
-        owned=owned,
-        forced=forced,
-        orphans=orphans,
-    )
+# What one image's priors are to its objects ---------------------------------------------------------------------------
 
 
-def threshold_labels(found: Ownership, positive_iou: float, negative_iou: float) -> list[int]:
-    """The static rule. A prior that nobody owns is negative whatever the thresholds."""
-    labels = []
-    for g, value in zip(found.owner, found.boosted, strict=True):
-        if g is None:
-            labels.append(NEGATIVE)
-        elif value >= np.float32(positive_iou):
-            labels.append(g)
-        elif value >= np.float32(negative_iou):
-            labels.append(IGNORED)
-        else:
-            labels.append(NEGATIVE)
-    return labels
+def amplify_quality(image: Image, base: dict[int, list], sigma: float, amplify: str) -> dict[int, list]:
+    """A quality raised by the classification score of the object's class."""
+
+    def amplified(g, a):
+        value, p = float(base[g][a]), float(image.probability[g][a])
+        if value == 0:
+            return ZERO
+        if amplify == "power":
+            return np.float32(value ** ((sigma - p) / sigma))
+        if amplify == "exponential":
+            return min(ONE, np.float32(value * math.exp(p / sigma)))
+        raise ValueError(amplify)
+
+    return image.pairwise(amplified)
 
 
-def top_labels(found: Ownership, positives: dict[int, int], kept: dict[int, int] | None = None) -> list[int]:
-    """The first `positives[g]` priors of each object are positive, those up to `kept[g]` ignored."""
-    labels = [NEGATIVE] * len(found.owner)
-    for g, mine in found.owned.items():
-        for rank, a in enumerate(mine):
-            if rank < positives[g]:
-                labels[a] = g
-            elif kept is not None and rank < kept[g]:
-                labels[a] = IGNORED
-    return labels
+def centre_quality(image: Image, base_scale: float) -> dict[int, list]:
+    """How central the prior is in the object, if the object's size suits the prior's level."""
+
+    def quality(g, a):
+        prior, sides, scale = image.priors[a], image.sides[g][a], np.sqrt(area(image.boxes[g]))
+        base = np.float32(base_scale) * prior.stride
+        large_enough = prior.is_first or scale >= np.float32(0.5) * base
+        small_enough = prior.is_last or scale <= np.float32(2) * base
+        return min(sides.balance) if sides.least > 0 and large_enough and small_enough else ZERO
+
+    return image.pairwise(quality)
 
 
-def count_at_least(found: Ownership, threshold: float) -> dict[int, int]:
-    """How many priors each object owns with a boosted quality of `threshold` or more."""
-    return {g: sum(1 for a in mine if found.boosted[a] >= np.float32(threshold)) for g, mine in found.owned.items()}
+def centerness(image: Image) -> dict[int, list]:
+    """FCOS's measure of how central a prior is in the object, 0 outside."""
+
+    def quality(g, a):
+        if not image.sides[g][a].least > 0:
+            return ZERO
+        horizontal, vertical = image.sides[g][a].balance
+        return np.sqrt(horizontal * vertical)
+
+    return image.pairwise(quality)
 
 
-def count_dynamic(found: Ownership, top_k: int, close_calls: list[str]) -> dict[int, int]:
-    """At least one, else the whole part of the summed raw quality of the best `top_k` priors."""
-    counts = {}
-    for g, mine in found.owned.items():
-        terms = [float(found.raw[a]) for a in mine[:top_k]]
-        total = math.fsum(terms)
-        if abs(total - round(total)) < 1e-5 and any(term * 1024 % 1 for term in terms):
-            close_calls.append(f"object {g}: the qualities sum to {total}")
-        counts[g] = max(1, math.floor(total))
-    return counts
+def is_near_centre(image: Image, g: int, a: int, radius: float) -> bool:
+    """The prior is less than `radius` strides from the object's centre in both directions."""
+    return bool(image.offset[g][a] < np.float32(radius) * image.priors[a].stride)
 
 
-def find_close_calls(image: Image, quality: dict[int, list], name: str) -> list[str]:
-    """Rows and columns of a quality matrix in which two different values are nearly equal."""
-    lines = [(f"{name} of object {g}", quality[g]) for g in image.objects]
-    for a in range(image.amount):
-        lines.append((f"{name} of prior {a}", [quality[g][a] for g in image.objects]))
-    close = []
-    for where, values in lines:
-        ordered = sorted(float(v) for v in values)
-        for low, high in pairwise(ordered):
-            if 0 < high - low < TOLERANCE:
-                close.append(f"{where}: {low} and {high}")
-    return close
+def is_in_range(image: Image, g: int, a: int, regress_range: tuple[float, float]) -> bool:
+    """The distances to the object's sides suit the prior's level."""
+    prior = image.priors[a]
+    lower = ZERO if prior.is_first else np.float32(regress_range[0]) * prior.stride
+    upper = np.float32(math.inf) if prior.is_last else np.float32(regress_range[1]) * prior.stride
+    return bool(lower < image.sides[g][a].most <= upper)
 
 
-def assign_max_iou(
-    priors: Priors,
-    predictions: Predictions,
-    targets: Targets,
-    *,
-    positive_iou: float = 0.5,
-    negative_iou: float = 0.4,
-    force_match: bool = True,
-) -> Outcome:
+def own_centre_samples(image: Image, radius: float | None, regress_range: tuple[float, float]) -> Ownership:
+    """Each object's central priors on the level that suits its size; a prior of several goes to the smallest."""
+
+    def quality(g, a):
+        if not image.sides[g][a].least > 0 or not is_in_range(image, g, a, regress_range):
+            return ZERO
+        if radius is not None and not is_near_centre(image, g, a, radius):
+            return ZERO
+        return ONE / (ONE + min(area(image.boxes[g]), np.float32(1e30)))
+
+    return find_owners(image, image.pairwise(quality), force=False)
+
+
+def own_adaptive(image: Image, quality: dict[int, list], k: int) -> Ownership:
+    """ATSS's rule for any quality."""
+    return find_owners(image, adaptive_quality(image, quality, k), force=False)
+
+
+# The assigners --------------------------------------------------------------------------------------------------------
+
+
+@image_by_image
+def assign_max_iou(image: Image, *, positive_iou: float = 0.5, negative_iou: float = 0.4, force_match: bool = True):
     """The static baseline, the same for both tasks."""
-    outcome = Outcome()
-    for image in read_images(priors, predictions, targets):
-        labels = threshold_labels(
-            find_owners(image, image.prior_iou, force_match, positive_iou), positive_iou, negative_iou
-        )
-        outcome.cls.append(labels)
-        outcome.loc.append(list(labels))
-    return outcome
+    found = find_owners(image, image.prior_iou, force=force_match, adopt=force_match, enough=positive_iou)
+    labels = threshold_labels(found, positive_iou, negative_iou)
+    return labels, labels
 
 
+@image_by_image
+def assign_center_sampling(
+    image: Image, *, radius: float | None = 1.5, regress_range: tuple[float, float] = (4.0, 8.0)
+):
+    """FCOS's rule, the same for both tasks."""
+    labels = owner_labels(own_centre_samples(image, radius, regress_range))
+    return labels, labels
+
+
+@image_by_image
+def assign_atss(image: Image, *, top_k: int = 9):
+    """A threshold for each object, from the overlaps of the priors around its centre."""
+    labels = owner_labels(own_adaptive(image, image.prior_iou, top_k))
+    return labels, labels
+
+
+@image_by_image
+def assign_task_aligned(image: Image, *, alpha: float = 1.0, beta: float = 6.0, top_k: int = 13):
+    """The priors inside an object that are best at both tasks now, weighted by how good they are."""
+    u, p = image.regressed, image.probability
+    alignment = image.pairwise(lambda g, a: np.float32(float(p[g][a]) ** alpha * float(u[g][a]) ** beta))
+    inside = image.pairwise(lambda g, a: alignment[g][a] if image.sides[g][a].least > 0.01 else ZERO)
+    selected = best_quality(image, inside, dict.fromkeys(image.objects, top_k))
+    found = find_owners(image, image.pairwise(lambda g, a: u[g][a] if a in selected[g] else ZERO), force=False)
+
+    weights = [0.0] * image.amount
+    for g, mine in found.owned.items():
+        largest = max((alignment[g][a] for a in mine), default=ZERO)
+        if 0 < largest < 1e-36:
+            image.close_calls.append(f"object {g}: alignments of {largest} have few digits")
+        best = max((u[g][a] for a in mine), default=ZERO)
+        for a in mine:
+            weights[a] = float(alignment[g][a] / largest * best) if largest > 0 else 1.0
+    labels = owner_labels(found)
+    return labels, labels, weights
+
+
+@image_by_image
+def assign_simota(
+    image: Image, *, radius: float = 2.5, top_k: int = 10, iou_weight: float = 3.0, cls_weight: float = 1.0
+):
+    """The cheapest priors of each object, as many as its best overlaps add up to."""
+    in_box = image.pairwise(lambda g, a: image.sides[g][a].least > 0)
+    in_centre = image.pairwise(lambda g, a: is_near_centre(image, g, a, radius))
+
+    def quality(g, a):
+        if not in_box[g][a] and not in_centre[g][a]:
+            return 0.0
+        bce = 0.0
+        for label, p in enumerate(image.scores[a]):
+            s = math.sqrt(float(p))
+            right = s if label == image.labels[g] else 1 - s
+            bce -= max(math.log(right), -100.0) if right > 0 else -100.0
+        cost = cls_weight * bce + iou_weight * -math.log(float(image.regressed[g][a]) + 1e-8)
+        return (1.0 if in_box[g][a] and in_centre[g][a] else 0.0) + 1 / (1 + cost)
+
+    exact = image.pairwise(quality)
+    note_close_calls(image, exact, "quality")
+    rounded = image.pairwise(lambda g, a: np.float32(exact[g][a]))
+    counts = {}
+    for g in image.objects:
+        overlaps = [float(image.regressed[g][a]) for a in range(image.amount) if in_box[g][a] or in_centre[g][a]]
+        counts[g] = whole_part(image, g, sorted(overlaps, reverse=True)[:top_k])
+    selected = best_quality(image, rounded, counts)
+    found = find_owners(image, image.pairwise(lambda g, a: rounded[g][a] if a in selected[g] else ZERO), force=False)
+    labels = owner_labels(found)
+    return labels, labels
+
+
+@image_by_image
 def assign_mutual_guidance(
-    priors: Priors,
-    predictions: Predictions,
-    targets: Targets,
+    image: Image,
     *,
     sigma: float = 2.0,
     positive_iou: float = 0.5,
     negative_iou: float = 0.4,
     amplify: str = "power",
-    count: str = "iou",
-    top_k: int = 15,
+    prior: str = "auto",
+    count: str = "auto",
+    top_k: int | str = "auto",
+    candidates: int = 9,
+    base_scale: float = 3.0,
     direction: str = "both",
-) -> Outcome:
+):
     """Each task's positives chosen by the other task's predictions."""
-    outcome = Outcome()
-    for image in read_images(priors, predictions, targets):
+    points = image.layout.points
+    if count == "auto":
+        count = "dynamic_k" if points else "iou"
+    if prior == "auto":
+        prior = "centre" if points and count != "mean_std" else "iou"
+    base = image.prior_iou if prior == "iou" else centre_quality(image, base_scale)
+    static = None if points else find_owners(image, image.prior_iou, enough=positive_iou)
+
+    def adaptive(quality):
+        return owner_labels(own_adaptive(image, quality, candidates))
+
+    def dynamic(quality):
+        found = find_owners(image, quality, enough=positive_iou)
+        return top_labels(found, count_dynamic(image, found, auto_top_k(image, top_k)))
+
+    def guided(quality, ignore):
+        if count == "mean_std":
+            return adaptive(quality)
+        if count == "dynamic_k":
+            return dynamic(quality)
+        kept = count_at_least(static, negative_iou) if ignore else None
+        return top_labels(find_owners(image, quality, enough=positive_iou), count_at_least(static, positive_iou), kept)
+
+    def unguided():
+        if count == "mean_std":
+            return adaptive(base)
+        if points:
+            return dynamic(base)
+        return threshold_labels(static, positive_iou, negative_iou)
+
+    cls = guided(image.regressed, ignore=True) if direction in ("both", "loc_to_cls") else unguided()
+    if direction not in ("both", "cls_to_loc"):
+        return cls, unguided()
+    amplified = amplify_quality(image, base, sigma, amplify)
+    note_close_calls(image, amplified, "amplified quality")
+    return cls, guided(amplified, ignore=False)
+
+
+@image_by_image
+def assign_mutual_labeling(
+    image: Image,
+    *,
+    direction: str,
+    count: str,
+    criterion: str,
+    sigma: float = 2.0,
+    alpha: float = 1 / 3,
+    theta: float = 4.0,
+    top_k: int | str = "auto",
+    candidates: int = 9,
+    region: str = "box",
+    positive_iou: float = 0.5,
+    negative_iou: float = 0.4,
+    radius: float | None = 1.5,
+    regress_range: tuple[float, float] = (4.0, 8.0),
+):
+    """Each task's positives chosen by the other task's predictions among what the baseline could choose from."""
+    points = image.layout.points
+    u, p = image.regressed, image.probability
+    closeness = centerness(image) if points else image.prior_iou
+
+    def allowed(g, a):
+        if not points:
+            return image.prior_iou[g][a] > 0
+        if not image.sides[g][a].least > 0 or not is_in_range(image, g, a, regress_range):
+            return False
+        return region == "box" or radius is None or is_near_centre(image, g, a, radius)
+
+    def cls_quality(g, a):
+        if not allowed(g, a):
+            return ZERO
+        if criterion == "regularised":
+            return np.float32(float(u[g][a]) ** theta * float(p[g][a]) ** alpha)
+        return u[g][a]
+
+    def loc_quality(g, a):
+        if not allowed(g, a):
+            return ZERO
+        if criterion == "score":
+            return p[g][a]
+        if criterion == "regularised":
+            return np.float32(float(p[g][a]) * float(u[g][a]) ** (theta * alpha))
+        if closeness[g][a] == 0:
+            return ZERO
+        return np.float32(float(closeness[g][a]) ** ((sigma - float(p[g][a])) / sigma))
+
+    if points:
+        enough = 0.0
+        static = own_centre_samples(image, radius, regress_range)
+        static_labels = owner_labels(static)
+        positives = kept = {g: len(mine) for g, mine in static.owned.items()}
+    else:
+        enough = positive_iou
         static = find_owners(image, image.prior_iou, enough=positive_iou)
         static_labels = threshold_labels(static, positive_iou, negative_iou)
-        positives = count_at_least(static, positive_iou)
-        kept = count_at_least(static, negative_iou)
+        positives, kept = count_at_least(static, positive_iou), count_at_least(static, negative_iou)
 
-        if direction in ("both", "loc_to_cls"):
-            found = find_owners(image, image.regressed, enough=positive_iou)
-            if count == "iou":
-                outcome.cls.append(top_labels(found, positives, kept))
-            else:
-                outcome.cls.append(top_labels(found, count_dynamic(found, top_k, outcome.close_calls)))
-        else:
-            outcome.cls.append(static_labels)
+    def guided(quality, ignore):
+        if count == "mean_std":
+            return owner_labels(own_adaptive(image, quality, candidates))
+        if count == "dynamic_k":
+            found = find_owners(image, quality)
+            return top_labels(found, count_dynamic(image, found, auto_top_k(image, top_k)))
+        return top_labels(find_owners(image, quality, enough=enough), positives, kept if ignore else None)
 
-        if direction in ("both", "cls_to_loc"):
-            amplified = amplify_quality(image, sigma, amplify)
-            outcome.close_calls.extend(find_close_calls(image, amplified, "amplified quality"))
-            found = find_owners(image, amplified, enough=positive_iou)
-            if count == "iou":
-                outcome.loc.append(top_labels(found, positives))
-            else:
-                outcome.loc.append(top_labels(found, count_dynamic(found, top_k, outcome.close_calls)))
-        else:
-            outcome.loc.append(list(static_labels))
-    return outcome
+    cls, loc = static_labels, static_labels
+    if direction in ("both", "loc_to_cls"):
+        quality = image.pairwise(cls_quality)
+        if criterion == "regularised":
+            note_close_calls(image, quality, "cls quality")
+        cls = guided(quality, ignore=True)
+    if direction in ("both", "cls_to_loc"):
+        quality = image.pairwise(loc_quality)
+        note_close_calls(image, quality, "loc quality")
+        loc = guided(quality, ignore=False)
+    return cls, loc

@@ -69,26 +69,87 @@ def deltas_of(box: Box, anchor: Box, weights: Sequence[float]) -> list[float]:
     return [v * w for v, w in zip(out, weights, strict=True)]
 
 
-def class_loss(logits, gt_index, weight, labels, alpha: float, gamma: float) -> float:  # type: ignore[no-untyped-def]
-    """Sum over images, samples that take part, and classes, divided by the positives (at least 1). Nested lists."""
-    total, positives = 0.0, 0
+def cross_entropy(logit: float, target: float) -> float:
+    """-(y log p + (1 - y) log(1 - p))."""
+    p = 1 / (1 + math.exp(-logit))
+    return -(target * math.log(p) + (1 - target) * math.log(1 - p))
+
+
+def quality_focal(logit: float, target: float, beta: float) -> float:
+    """Cross-entropy times the distance to the target, to a power."""
+    return abs(target - 1 / (1 + math.exp(-logit))) ** beta * cross_entropy(logit, target)
+
+
+def varifocal(logit: float, target: float, alpha: float, gamma: float) -> float:
+    """Positives count as much as their target says; negatives are turned down by their score."""
+    if target > 0:
+        return target * cross_entropy(logit, target)
+    return alpha * (1 / (1 + math.exp(-logit))) ** gamma * cross_entropy(logit, 0.0)
+
+
+def centerness(prior: Box, box: Box) -> float:
+    """FCOS's formula for the centre of the prior; 0 unless strictly inside."""
+    x, y = (prior[0] + prior[2]) / 2, (prior[1] + prior[3]) / 2
+    left, right, top, bottom = x - box[0], box[2] - x, y - box[1], box[3] - y
+    if min(left, right, top, bottom) <= 0:
+        return 0.0
+    return math.sqrt(min(left, right) / max(left, right) * min(top, bottom) / max(top, bottom))
+
+
+Value = Callable[[int, int, int], float]
+"""A number for (image, sample, object)."""
+
+
+def class_loss(logits, gt_index, weight, labels, penalty: Callable[[float, float], float], target: Value) -> float:  # type: ignore[no-untyped-def]
+    """Sum over images, samples that take part, and classes, divided by the positives' weights (at least 1)."""
+    total, weights = 0.0, 0.0
     for image, indices in enumerate(gt_index):
         for sample, owner in enumerate(indices):
             if owner == -2:
                 continue
-            positives += owner >= 0
+            weights += weight[image][sample] if owner >= 0 else 0.0
             for c, logit in enumerate(logits[image][sample]):
                 hit = owner >= 0 and labels[image][owner] == c
-                total += focal(logit, weight[image][sample] if hit else 0.0, alpha, gamma)
-    return total / max(1, positives)
+                total += penalty(logit, target(image, sample, owner) if hit else 0.0)
+    return total / max(1.0, weights)
 
 
-def box_loss(gt_index, weight, one: Callable[[int, int, int], float]) -> float:  # type: ignore[no-untyped-def]
-    """Sum of `one(image, sample, object)` over the positives, divided by their number (at least 1)."""
-    total, positives = 0.0, 0
+def positive_loss(gt_index, weight: Value, one: Value) -> float:  # type: ignore[no-untyped-def]
+    """Weighted sum of `one` over the positives, divided by the sum of the weights (at least 1)."""
+    total, divisor = 0.0, 0.0
     for image, indices in enumerate(gt_index):
         for sample, owner in enumerate(indices):
             if owner >= 0:
-                positives += 1
-                total += weight[image][sample] * one(image, sample, owner)
-    return total / max(1, positives)
+                total += weight(image, sample, owner) * one(image, sample, owner)
+                divisor += weight(image, sample, owner)
+    return total / max(1.0, divisor)
+
+
+def concordance(x: Sequence[float], y: Sequence[float]) -> float:
+    """Lin's: how near the points are to the line y = x."""
+    n = len(x)
+    mean_x, mean_y = sum(x) / n, sum(y) / n
+    spread = sum((a - mean_x) ** 2 for a in x) + sum((b - mean_y) ** 2 for b in y)
+    joint = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
+    return 2 * joint / (spread + n * (mean_x - mean_y) ** 2)
+
+
+def pearson(x: Sequence[float], y: Sequence[float]) -> float:
+    """Cosine of the angle between the centred vectors."""
+    n = len(x)
+    dx, dy = [a - sum(x) / n for a in x], [b - sum(y) / n for b in y]
+    return math.fsum(a * b for a, b in zip(dx, dy, strict=True)) / math.hypot(*dx) / math.hypot(*dy)
+
+
+def soft_spearman(x: Sequence[float], y: Sequence[float], temperature: float) -> float:
+    """Pearson of y's average ranks and x's soft ones: how many are smaller, as sigmoids of standardised differences."""
+    n = len(x)
+    mean = sum(x) / n
+    std = math.sqrt(sum((v - mean) ** 2 for v in x) / n)
+
+    def softly(v: float, others: Sequence[float]) -> float:
+        return 1 + sum(1 / (1 + math.exp((w - v) / std / temperature)) for w in others)
+
+    soft = [softly(x[i], [*x[:i], *x[i + 1 :]]) for i in range(n)]
+    hard = [1 + sum(w < v for w in y) + (sum(w == v for w in y) - 1) / 2 for v in y]
+    return pearson(soft, hard)

@@ -1,0 +1,169 @@
+"""What the detectors share: images to a feature pyramid, priors, scores, final detections."""
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+
+from mgdet.config_base import Config
+from mgdet.models.anchors import grid_priors
+from mgdet.models.backbone import Norm, ResNetName, build_backbone
+from mgdet.models.coder import Coder
+from mgdet.models.losses.quality import QualityKind
+from mgdet.models.postprocess import PostProcess
+from mgdet.models.rescoring import Rescoring
+from mgdet.structures import Detections, Predictions, PriorLayout, Priors
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+PRIOR_PROBABILITY = 0.01
+"""Score that an untrained class head gives to everything (Lin et al., ICCV 2017, section 4.1)."""
+REMEMBERED_SHAPES = 64
+
+
+class CocoWeights(Config):
+    """One of torchvision's detectors trained on COCO."""
+
+    builder: str
+    """Name of the torchvision model."""
+    settings: dict[str, Any]
+    """Under which its weights mean what they were trained to mean."""
+    frozen_eps: float = 1e-5
+    """Of its frozen batch norms."""
+
+
+class DetectorConfig(Config):
+    """The keys that all detectors have."""
+
+    coco_weights: ClassVar[Mapping[str, CocoWeights]] = {}
+
+    name: str
+    backbone: ResNetName = "resnet50"
+    weights: str = Field(
+        default="none",
+        description="none, imagenet (backbone), coco_v1 or coco_v2 (torchvision's detectors), or a checkpoint's path",
+    )
+    norm: Norm = Field(default="bn", description="norm of the ResNet; frozen_bn only makes sense with weights")
+    fpn_norm: Norm = "none"
+    head_norm: Norm = "none"
+    channels: int = Field(default=256, ge=8, multiple_of=8, description="width of pyramid and head")
+    p6_from: str = "p5"
+    trainable_layers: int = Field(default=5, ge=0, le=5, description="ResNet stages that train, counted from the last")
+    quality: QualityKind = "none"
+    rescoring: Rescoring = Rescoring()
+    postprocess: PostProcess = PostProcess()
+
+    @property
+    @abstractmethod
+    def layout(self) -> PriorLayout:
+        """What kind of priors it has."""
+
+    @abstractmethod
+    def build(self, num_classes: int) -> "Detector":
+        """The network with random weights; `mgdet.models.weights.initialise` loads what `weights` asks for."""
+
+
+class Detector(nn.Module):
+    """Backbone, pyramid and head; parameter names are those of torchvision's detectors.
+
+    A subclass sets `head`, `coder` and `anchor_generator`, and says in `predict` what its head makes of the pyramid.
+    """
+
+    mean: Tensor
+    std: Tensor
+    head: nn.Module
+    coder: Coder
+    anchor_generator: AnchorGenerator
+
+    def __init__(self, config: DetectorConfig, num_classes: int) -> None:
+        super().__init__()
+        self.config = config
+        self.num_classes = num_classes
+        pretrained = config.coco_weights.get(config.weights)
+        self.backbone = build_backbone(
+            config.backbone,
+            norm=config.norm,
+            fpn_norm=config.fpn_norm,
+            channels=config.channels,
+            p6_from="c5" if config.p6_from == "c5" else "p5",
+            trainable_layers=config.trainable_layers,
+            frozen_eps=pretrained.frozen_eps if pretrained else 1e-5,
+        )
+        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
+        self._priors: dict[tuple[int, int, str], Priors] = {}
+
+    @abstractmethod
+    def predict(self, features: list[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Logits `[B, A, C]`, deltas `[B, A, 4]` and quality logits `[B, A]` from the maps of the pyramid."""
+
+    @property
+    @abstractmethod
+    def class_layer(self) -> nn.Conv2d:
+        """The layer that depends on the number of classes."""
+
+    def forward(self, images: Tensor, sizes: Tensor) -> Predictions:
+        """Predict for `images` `[B, 3, H, W]` uint8 RGB with unpadded `sizes` `[B, 2]` (height, width)."""
+        features = list(self.backbone(normalise(images, sizes, self.mean, self.std)).values())
+        logits, deltas, quality = self.predict(features)
+        boxes = self.coder.decode(deltas.float(), self._remember_priors(images, features))
+        return Predictions(logits.float(), deltas.float(), boxes, None if quality is None else quality.float())
+
+    def priors(self, images: Tensor) -> Priors:
+        """The priors of a batch of this shape, after `forward` has seen that shape."""
+        return self._priors[(images.shape[-2], images.shape[-1], str(images.device))]
+
+    def scores(self, predictions: Predictions) -> dict[str, Tensor]:
+        """Scores `[B, A, C]` by name; the last one ranks the detections."""
+        raw = predictions.logits.sigmoid()
+        if predictions.quality is None:
+            return {"raw": raw}
+        return {"raw": raw, "rescored": self.config.rescoring(raw, predictions.quality)}
+
+    def detect(
+        self, predictions: Predictions, images: Tensor, sizes: Tensor, original_sizes: Tensor
+    ) -> tuple[Detections, dict[str, Tensor]]:
+        """Final detections in pixels of the original files, and the scores of everything before suppression."""
+        scores = self.scores(predictions)
+        ranking = next(reversed(scores.values()))
+        gate = self.config.rescoring.gate(scores["raw"], ranking)
+        detections = self.config.postprocess(
+            ranking, predictions, self.priors(images), sizes, original_sizes, gate=gate
+        )
+        return detections, scores
+
+    def reset_class_head(self) -> None:
+        """Fresh weights for the layer that depends on the number of classes."""
+        nn.init.normal_(self.class_layer.weight, std=0.01)
+        bias = -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY)
+        nn.init.constant_(self.class_layer.bias, bias)  # type: ignore[arg-type]  # the layer has one
+
+    def _remember_priors(self, images: Tensor, features: list[Tensor]) -> Priors:
+        key = (images.shape[-2], images.shape[-1], str(images.device))
+        if key not in self._priors:
+            if len(self._priors) >= REMEMBERED_SHAPES:  # many image shapes: do not hold the priors of all of them
+                self._priors.clear()
+            grids = [(f.shape[-2], f.shape[-1]) for f in features]
+            self._priors[key] = grid_priors(self.anchor_generator, key[:2], grids, images.device, self.config.layout)
+        return self._priors[key]
+
+
+def flatten_map(output: Tensor, channels: int) -> Tensor:
+    """`[B, P * channels, H, W]` of one level as `[B, H * W * P, channels]`, the priors of a location together."""
+    batch, _, height, width = output.shape
+    out = output.view(batch, -1, channels, height, width).permute(0, 3, 4, 1, 2)
+    return out.reshape(batch, -1, channels)
+
+
+def normalise(images: Tensor, sizes: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """uint8 `[B, 3, H, W]` to the network's float input; padding is 0 after normalisation, as in torchvision."""
+    x = (images.float() / 255.0 - mean) / std
+    rows = torch.arange(images.shape[-2], device=images.device)
+    columns = torch.arange(images.shape[-1], device=images.device)
+    inside = (rows[None, :, None] < sizes[:, 0, None, None]) & (columns[None, None, :] < sizes[:, 1, None, None])
+    return x * inside.unsqueeze(1)

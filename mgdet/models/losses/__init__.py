@@ -1,0 +1,31 @@
+"""The training losses: one for each task, a quality branch's, and one that ties the tasks together."""
+
+from mgdet.models.losses.box import BalancedL1Loss, BoxLoss, BoxWeighting, GIoULoss, L1Loss, SmoothL1Loss
+from mgdet.models.losses.classification import ClassLoss, FocalLoss, QualityFocalLoss, VarifocalLoss
+from mgdet.models.losses.correlation import CorrelationLoss
+from mgdet.models.losses.quality import QualityKind, QualityLoss
+from mgdet.models.losses.targets import box_targets, centerness, class_targets, own_iou
+from mgdet.models.losses.total import LossConfig, Losses, MeanOverWorkers
+
+__all__ = [
+    "BalancedL1Loss",
+    "BoxLoss",
+    "BoxWeighting",
+    "ClassLoss",
+    "CorrelationLoss",
+    "FocalLoss",
+    "GIoULoss",
+    "L1Loss",
+    "LossConfig",
+    "Losses",
+    "MeanOverWorkers",
+    "QualityFocalLoss",
+    "QualityKind",
+    "QualityLoss",
+    "SmoothL1Loss",
+    "VarifocalLoss",
+    "box_targets",
+    "centerness",
+    "class_targets",
+    "own_iou",
+]

@@ -1,0 +1,32 @@
+"""Every recipe trains: two epochs of a few tiny images for each pair of detector and assigner."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from mgdet.cluster.train import run
+from mgdet.config import load
+
+pytestmark = pytest.mark.slow
+RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("bccd_*.yaml"))
+TINY = (
+    *("data.generate.train=6", "data.generate.val=3", "data.generate.size=64"),
+    *("data.transform.resize.height=64", "data.transform.resize.width=64", "data.loader.workers=0"),
+    *("train.epochs=2", "train.evaluate_every=1", "train.batch_size=2"),
+    *("cluster.workers=0", "tracking.enabled=false"),
+)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: p.stem)
+def test_two_epochs_of_a_recipe(recipe, tmp_path_factory):
+    data = tmp_path_factory.getbasetemp() / "recipes" / "shapes"
+    warmed_up = ["assigner.warmup_epochs=1"] if recipe.stem.endswith(("task_aligned", "mutual_labeling")) else []
+    storage = tmp_path_factory.mktemp("runs")
+    experiment = load(recipe, [*TINY, *warmed_up, f"data.uri={data}", f"storage={storage}"])
+    summary, _ = run(experiment)
+    assert summary.epoch in (1, 2)
+    assert 0 <= summary.metrics["val/AP"] <= 1
+    assert all(math.isfinite(v) for v in summary.metrics.values())
+    rescored = experiment.model.quality != "none"
+    assert ("val/divergence_raw" in summary.metrics) <= rescored
