@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.nn import GroupNorm
 from torchvision.models import get_model_weights, resnet18
-from torchvision.models.detection import retinanet_resnet50_fpn, retinanet_resnet50_fpn_v2
+from torchvision.models.detection import fcos_resnet50_fpn, retinanet_resnet50_fpn, retinanet_resnet50_fpn_v2
 
 from mgdet.errors import CheckpointError, ConfigError
-from mgdet.models import RetinaNetConfig, initialise
+from mgdet.models import FCOSConfig, RetinaNetConfig, initialise
 from mgdet.training.config import EMAConfig
 from mgdet.training.optim import EMA
 
@@ -277,3 +277,61 @@ def test_wrong_shapes_change_nothing(tmp_path, theirs, what):
     assert what in str(error.value)
     assert "model.*" in str(error.value)
     assert_equal(copy_of(network), before)
+
+
+# --- FCOS, and the quality branch
+
+
+def coco_fcos():
+    torch.manual_seed(3)
+    return fcos_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91).state_dict()
+
+
+def test_fcos_takes_torchvisions_coco_weights(monkeypatch):
+    source = {k: v for k, v in coco_fcos().items() if not k.endswith("num_batches_tracked")}
+    serve(monkeypatch, source)
+    network = FCOSConfig(weights="coco_v1", norm="frozen_bn").build(91)
+    (note,) = initialise(network, network.config)
+    assert "FCOS_ResNet50_FPN_Weights.COCO_V1" in note
+    assert_equal(copy_of(network), source)
+
+
+def test_fcos_with_other_classes_and_without_the_branch(monkeypatch):
+    source = coco_fcos()
+    serve(monkeypatch, source)
+    network = FCOSConfig(weights="coco_v1", norm="frozen_bn", quality="none").build(3)
+    notes = initialise(network, network.config)
+    assert any("class head re-initialised (91 classes there, 3 here)" in n for n in notes)
+    assert any("quality branch there is left out" in n for n in notes)
+    after = copy_of(network)
+    for key in ("head.regression_head.bbox_reg.weight", "backbone.fpn.inner_blocks.0.0.weight"):
+        assert torch.equal(after[key], source[key])
+
+
+def test_retinanet_with_a_branch_takes_weights_without_one(monkeypatch):
+    torch.manual_seed(4)
+    source = retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91).state_dict()
+    serve(monkeypatch, source)
+    network = RetinaNetConfig(**V1, quality="iou").build(91)
+    before = copy_of(network)
+    notes = initialise(network, network.config)
+    assert any("quality branch keeps its random initialisation" in n for n in notes)
+    after = copy_of(network)
+    assert torch.equal(after["quality.weight"], before["quality.weight"])
+    assert torch.equal(after[HEAD + "weight"], source[HEAD + "weight"])
+
+
+def test_a_checkpoint_with_a_branch_starts_a_network_with_one(tmp_path):
+    trained = small(quality="iou")
+    torch.save({"model": trained.state_dict(), "ema": None}, tmp_path / "c.pt")
+    network = small(seed=1, quality="iou", weights=str(tmp_path / "c.pt"))
+    assert len(initialise(network, network.config)) == 1
+    assert_equal(copy_of(network), copy_of(trained))
+
+
+def test_fcos_has_one_set_of_coco_weights():
+    config = FCOSConfig(weights="coco_v2")
+    with pytest.raises(ConfigError, match="no such weights of fcos, only coco_v1"):
+        initialise(FCOSConfig(backbone="resnet18", channels=32).build(2), config)
+    with pytest.raises(ConfigError, match="model.norm=frozen_bn"):
+        initialise(FCOSConfig(backbone="resnet18", channels=32).build(2), FCOSConfig(weights="coco_v1"))

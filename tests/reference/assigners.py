@@ -191,7 +191,11 @@ def assign_task_aligned(image: Image, *, alpha: float = 1.0, beta: float = 6.0, 
 def assign_simota(
     image: Image, *, radius: float = 2.5, top_k: int = 10, iou_weight: float = 3.0, cls_weight: float = 1.0
 ):
-    """The cheapest priors of each object, as many as its best overlaps add up to."""
+    """The cheapest priors of each object, as many as its best overlaps add up to.
+
+    Roots and logarithms are of float32 scores: above a logit of about 9, where 1 - s has few digits left, other codes
+    may rank otherwise.
+    """
     in_box = image.pairwise(lambda g, a: image.sides[g][a].least > 0)
     in_centre = image.pairwise(lambda g, a: is_near_centre(image, g, a, radius))
 

@@ -1,0 +1,88 @@
+"""How a predicted quality joins the score, and which score the threshold is compared with."""
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from mgdet.models import FCOSConfig
+from mgdet.models.postprocess import PostProcess
+from mgdet.models.rescoring import Rescoring
+from mgdet.structures import Predictions, Priors
+
+P = torch.tensor([[[0.81, 0.04], [0.25, 0.64]]])  # [B, A, C]
+LOGITS = torch.tensor([[0.0, -40.0]])  # v = 0.5 and 0
+
+
+@pytest.mark.parametrize(
+    ("rescoring", "expected"),
+    [
+        (Rescoring(), [[0.405**0.5, 0.02**0.5], [0.0, 0.0]]),
+        (Rescoring(combine="product"), [[0.405, 0.02], [0.0, 0.0]]),
+        (Rescoring(combine="power", exponent=0.5), [[0.405**0.5, 0.02**0.5], [0.0, 0.0]]),
+        (Rescoring(combine="power", exponent=0.25), [[0.81**0.75 * 0.5**0.25, 0.04**0.75 * 0.5**0.25], [0.0, 0.0]]),
+        (Rescoring(combine="power", exponent=0.0), P[0].tolist()),
+        (Rescoring(combine="power", exponent=1.0), [[0.5, 0.5], [0.0, 0.0]]),
+    ],
+)
+def test_by_hand(rescoring, expected):
+    torch.testing.assert_close(rescoring(P, LOGITS), torch.tensor([expected]), atol=1e-4, rtol=1e-5)
+
+
+def test_extreme_logits_stay_in_range():
+    score = torch.tensor([0.0, 1e-38, 0.5, 1.0]).view(1, 4, 1)
+    for quality in (-1e4, 0.0, 1e4):
+        for combine in ("geometric_mean", "product", "power"):
+            out = Rescoring(combine=combine)(score, torch.full((1, 4), quality))
+            assert ((out >= 0) & (out <= 1)).all()
+
+
+def test_product_and_geometric_mean_rank_alike():
+    g = torch.Generator().manual_seed(0)
+    p, q = torch.rand(1, 200, 3, generator=g), torch.randn(1, 200, generator=g)
+    orders = [Rescoring(combine=c)(p, q).flatten().argsort() for c in ("product", "geometric_mean")]
+    assert torch.equal(*orders)
+
+
+def test_an_exponent_is_a_share():
+    with pytest.raises(ValidationError):
+        Rescoring(combine="power", exponent=1.5)
+
+
+@pytest.fixture
+def far_apart():
+    """Three boxes that do not overlap, one class: raw scores 0.9, 0.06, 0.04 with qualities 0.1, 0.9, 0.9."""
+    boxes = torch.tensor([[[0.0, 0, 10, 10], [20.0, 0, 30, 10], [40.0, 0, 50, 10]]])
+    raw = torch.tensor([0.9, 0.06, 0.04]).view(1, 3, 1)
+    quality = torch.tensor([[0.1, 0.9, 0.9]]).logit()
+    priors = Priors(boxes[0], torch.full((3,), 8.0), (3,))
+    return Predictions(raw.logit(), torch.zeros(1, 3, 4), boxes, quality), priors
+
+
+@pytest.mark.parametrize(
+    ("combine", "kept"),
+    # thresholds at 0.05: of the product on p (the third is out), of the mean on sqrt(p v) (0.3, 0.23, 0.19: all in)
+    [("product", [0.09, 0.054]), ("geometric_mean", [0.3, 0.054**0.5, 0.036**0.5])],
+)
+def test_the_threshold_is_compared_with_the_score_that_it_was_made_for(combine, kept, far_apart):
+    predictions, priors = far_apart
+    config = FCOSConfig(backbone="resnet18", norm="gn", channels=32, rescoring={"combine": combine})
+    network = config.build(1)
+    network._priors[(64, 64, "cpu")] = priors
+    sizes = torch.tensor([[64, 64]])
+    detections, scores = network.detect(predictions, torch.zeros(1, 3, 64, 64), sizes, sizes)
+    torch.testing.assert_close(detections.scores[0], torch.tensor(kept), atol=1e-5, rtol=1e-5)
+    assert list(scores) == ["raw", "rescored"]
+
+
+def test_suppression_goes_by_the_ranking_score():
+    """Two boxes of one object: the one with the better raw score has the worse rescored one and is suppressed."""
+    boxes = torch.tensor([[[0.0, 0, 10, 10], [0.0, 0, 10, 9]]])
+    priors = Priors(boxes[0], torch.full((2,), 8.0), (2,))
+    predictions = Predictions(torch.zeros(1, 2, 1), torch.zeros(1, 2, 4), boxes)
+    ranking, gate = torch.tensor([[[0.2], [0.3]]]), torch.tensor([[[0.9], [0.5]]])
+    sizes = torch.tensor([[64, 64]])
+    out = PostProcess()(ranking, predictions, priors, sizes, sizes, gate=gate)
+    assert out.scores[0].tolist() == pytest.approx([0.3])
+    assert out.boxes[0, 0].tolist() == [0, 0, 10, 9]
+    nothing = PostProcess(score_threshold=0.95)(ranking, predictions, priors, sizes, sizes, gate=gate)
+    assert nothing.scores.shape == (1, 0)
