@@ -7,7 +7,7 @@ from pydantic import Field, PositiveInt
 from mgdet.assign.base import owned_labels, ranked_labels
 from mgdet.assign.criteria import adaptive, amplified, centre_prior, prior_iou, regressed_iou
 from mgdet.assign.max_iou import IoUThresholds
-from mgdet.assign.ownership import Criterion
+from mgdet.assign.ownership import Counts, Criterion
 from mgdet.config_base import resolved
 from mgdet.errors import ConfigError
 from mgdet.structures import Assignment, Labels, Predictions, PriorLayout, Priors, Targets
@@ -75,34 +75,39 @@ class MutualGuidance(IoUThresholds):
     def assign(self, priors: Priors, predictions: Predictions, targets: Targets) -> Assignment:
         """Labels of the two tasks, independent of each other: a prior may be positive for one of them only."""
         prior = prior_iou(priors) if self.prior == "iou" else centre_prior(priors, self.base_scale)
-        if self.direction == "none":
-            labels = self._unguided(prior, priors, targets)
-            return Assignment(labels, labels)
-        if self.direction == "cls_to_loc":
-            cls = self._unguided(prior, priors, targets)
-        else:
-            cls = self._labels(regressed_iou(predictions), priors, targets, ignore=True)
-        if self.direction == "loc_to_cls":
-            loc = self._unguided(prior, priors, targets)
-        else:
+        counts = self._counts(priors, targets)
+        cls = loc = None
+        if self.direction != "both":
+            cls = loc = self._unguided(prior, counts, priors, targets)
+        if self.direction in ("both", "loc_to_cls"):
+            cls = self._labels(regressed_iou(predictions), counts, priors, targets, ignore=True)
+        if self.direction in ("both", "cls_to_loc"):
             raised = amplified(prior, predictions, self.sigma, self.amplify)
-            loc = self._labels(raised, priors, targets, ignore=False)
+            loc = self._labels(raised, counts, priors, targets)
+        assert cls is not None
+        assert loc is not None
         return Assignment(cls, loc)
 
-    def _labels(self, criterion: Criterion, priors: Priors, targets: Targets, ignore: bool) -> Labels:
+    def _counts(self, priors: Priors, targets: Targets) -> Counts | None:
+        """Np and Ni, where they are fixed by the anchor IoU."""
+        if self.count != "iou":
+            return None
+        return self.threshold_counts(self.anchor_owners(priors, targets), targets.boxes.shape[1])
+
+    def _labels(
+        self, criterion: Criterion, counts: Counts | None, priors: Priors, targets: Targets, ignore: bool = False
+    ) -> Labels:
         if self.count == "mean_std":
             return owned_labels(self.find_owners(adaptive(criterion, priors, self.candidates), priors, targets))
         owners = self.find_owners(criterion, priors, targets, force=True, enough=self.positive_iou)
-        num_objects = targets.boxes.shape[1]
-        if self.count == "dynamic_k":
-            return ranked_labels(owners, owners.dynamic_counts(resolved(self.top_k), num_objects))
-        counts = self.threshold_counts(self.anchor_owners(priors, targets), num_objects)
+        if counts is None:
+            counts = owners.dynamic_counts(resolved(self.top_k), targets.boxes.shape[1])
         return ranked_labels(owners, counts, ignore)
 
-    def _unguided(self, prior: Criterion, priors: Priors, targets: Targets) -> Labels:
+    def _unguided(self, prior: Criterion, counts: Counts | None, priors: Priors, targets: Targets) -> Labels:
         """The labels of a task that the other one does not guide."""
         if self.count == "mean_std" or priors.layout.points:
-            return self._labels(prior, priors, targets, ignore=False)
+            return self._labels(prior, counts, priors, targets)
         return self.threshold_labels(self.anchor_owners(priors, targets))
 
 

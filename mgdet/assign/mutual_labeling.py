@@ -79,13 +79,29 @@ class MutualLabeling(IoUThresholds, CentreRegion):
 
     def assign(self, priors: Priors, predictions: Predictions, targets: Targets) -> Assignment:
         """Labels of the two tasks, independent of each other: a prior may be positive for one of them only."""
-        cls, loc = self.baseline(priors.layout).assign(priors, predictions, targets)
+        cls = loc = None
+        if self.direction != "both":
+            cls, loc = self.baseline(priors.layout).assign(priors, predictions, targets)
+        counts = self._counts(priors, targets)
         by_localization, by_classification = self._criteria(priors, predictions)
         if self.direction in ("both", "loc_to_cls"):
-            cls = self._labels(by_localization, priors, targets, ignore=True)
+            cls = self._labels(by_localization, counts, priors, targets, ignore=True)
         if self.direction in ("both", "cls_to_loc"):
-            loc = self._labels(by_classification, priors, targets, ignore=False)
+            loc = self._labels(by_classification, counts, priors, targets)
+        assert cls is not None
+        assert loc is not None
         return Assignment(cls, loc)
+
+    def _counts(self, priors: Priors, targets: Targets) -> Counts | None:
+        """How many the baseline gives to each object, where that counts."""
+        num_objects = targets.boxes.shape[1]
+        if self.count != "baseline":
+            return None
+        if not priors.layout.points:
+            return self.threshold_counts(self.anchor_owners(priors, targets), num_objects)
+        owners = self.centre_owners(priors, targets)
+        count = owners.count_owned(owners.owner >= 0, num_objects)
+        return Counts(count, count)
 
     def _criteria(self, priors: Priors, predictions: Predictions) -> tuple[Criterion, Criterion]:
         """What labels classification, and what labels localization, both 0 outside Omega."""
@@ -103,21 +119,14 @@ class MutualLabeling(IoUThresholds, CentreRegion):
             loc = product(p, u, (1.0, self.theta * self.alpha), predictions.logits)
         return within(cls, omega), within(loc, omega)
 
-    def _labels(self, criterion: Criterion, priors: Priors, targets: Targets, ignore: bool) -> Labels:
+    def _labels(
+        self, criterion: Criterion, counts: Counts | None, priors: Priors, targets: Targets, ignore: bool = False
+    ) -> Labels:
         if self.count == "mean_std":
             return owned_labels(self.find_owners(adaptive(criterion, priors, self.candidates), priors, targets))
-        num_objects = targets.boxes.shape[1]
-        if self.count == "dynamic_k":
-            owners = self.find_owners(criterion, priors, targets, force=True)
-            return ranked_labels(owners, owners.dynamic_counts(resolved(self.top_k), num_objects))
-        enough = 0.0 if priors.layout.points else self.positive_iou
+        thresholds = self.count == "baseline" and not priors.layout.points
+        enough = self.positive_iou if thresholds else 0.0
         owners = self.find_owners(criterion, priors, targets, force=True, enough=enough)
-        return ranked_labels(owners, self._baseline_counts(priors, targets), ignore)
-
-    def _baseline_counts(self, priors: Priors, targets: Targets) -> Counts:
-        num_objects = targets.boxes.shape[1]
-        if not priors.layout.points:
-            return self.threshold_counts(self.anchor_owners(priors, targets), num_objects)
-        owners = self.centre_owners(priors, targets)
-        count = owners.count_owned(owners.owner >= 0, num_objects)
-        return Counts(count, count)
+        if counts is None:
+            counts = owners.dynamic_counts(resolved(self.top_k), targets.boxes.shape[1])
+        return ranked_labels(owners, counts, ignore)

@@ -16,7 +16,8 @@ divergence is 1 - rho. Which boxes are taken matters, so every number is named b
 
 Three kinds of scores are told apart: `raw`, the classification's; `rescored`, with a predicted quality; and `oracle`,
 the raw score times the true IoU, which is what a perfect quality branch would rank by. The divergence of `raw` says
-what the labels achieve, that of `rescored` what the branch adds, and that of `oracle` what no branch can remove.
+what the labels achieve, that of `rescored` what the branch adds, and that of `oracle` what would be left with a perfect
+branch in a product or geometric mean.
 
 The score of a box is that for the class of its best object. A rho of fewer than 3 boxes, or of constant scores or
 IoUs, is undefined: it enters no mean, and a mean of nothing is absent, never 0.
