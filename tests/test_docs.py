@@ -28,6 +28,7 @@ def section(page: str, title: str) -> str:
     return re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)[1]
 
 
+@pytest.mark.slow
 def test_the_worked_example_of_an_assigner_runs(tmp_path):
     """One file and one line in the union of a copy of the package, then the command of the page."""
     new_file, change = re.findall(r"```python\n(.*?)```", section("architecture.md", "Add an assigner"), re.DOTALL)

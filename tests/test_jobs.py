@@ -69,6 +69,7 @@ def snapshot(directory: Path):
 # --- as a process of its own
 
 
+@pytest.mark.slow
 def test_an_unknown_key_in_a_fresh_process(tmp_path):
     """From another directory, without a configuration file: quickstart is found beside the job."""
     done = subprocess.run(
@@ -89,7 +90,7 @@ def test_an_unknown_key_in_a_fresh_process(tmp_path):
     [
         (["configs/nope.yaml"], "configs/nope.yaml: cannot be read"),
         (["seed=-1"], "seed = -1"),
-        (["assigner.name=mutual"], "allowed are max_iou, mutual_guidance"),
+        (["assigner.name=mutual"], "allowed are max_iou, center_sampling, atss"),
         (["train.epochs=1", "epochs"], "an override is written key=value"),
     ],
     ids=["missing file", "bad value", "unknown assigner", "not an override"],

@@ -4,7 +4,6 @@ from typing import Annotated
 
 from pydantic import Field
 
-from mgdet.models.coder import AnchorCoder, Coder, PointCoder
 from mgdet.models.detector import Detector, DetectorConfig
 from mgdet.models.fcos import FCOS, FCOSConfig
 from mgdet.models.losses import LossConfig, Losses
@@ -15,15 +14,12 @@ ModelConfig = Annotated[RetinaNetConfig | FCOSConfig, Field(discriminator="name"
 
 __all__ = [
     "FCOS",
-    "AnchorCoder",
-    "Coder",
     "Detector",
     "DetectorConfig",
     "FCOSConfig",
     "LossConfig",
     "Losses",
     "ModelConfig",
-    "PointCoder",
     "RetinaNet",
     "RetinaNetConfig",
     "initialise",

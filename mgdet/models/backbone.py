@@ -24,7 +24,13 @@ def norm_layer(norm: Norm, frozen_eps: float = 1e-5) -> Callable[[int], nn.Modul
         return nn.BatchNorm2d
     if norm == "frozen_bn":
         return partial(FrozenBatchNorm2d, eps=frozen_eps)
-    return lambda channels: nn.GroupNorm(GROUPS if channels % GROUPS == 0 else 1, channels)
+    return _group_norm
+
+
+def _group_norm(channels: int) -> nn.Module:
+    """At least two channels in a group: with one, a map of one pixel would be normalised to nothing."""
+    groups = min(GROUPS, channels // 2)
+    return nn.GroupNorm(groups if channels % groups == 0 else 1, channels)
 
 
 def build_backbone(

@@ -1,8 +1,9 @@
-"""FCOS (Tian et al., ICCV 2019 and arXiv 2006.09214) from torchvision's parts, on whole batch tensors."""
+"""FCOS (Tian et al., ICCV 2019, and arXiv 2006.09214) from torchvision's parts, on whole batch tensors."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -10,44 +11,42 @@ from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSRegres
 
 from mgdet.models.backbone import Norm, norm_layer
 from mgdet.models.coder import PointCoder
-from mgdet.models.detector import CocoWeights, Detector, DetectorConfig, HeadOutputs, regress
+from mgdet.models.detector import CocoWeights, Detector, DetectorConfig, flatten_map
 from mgdet.models.postprocess import PostProcess
 from mgdet.structures import PriorLayout
 
 STRIDES = (8, 16, 32, 64, 128)
-"""Sides of the squares that stand for the points of P3 to P7, pixels."""
-INITIAL_DISTANCE = 4.0
-"""Sides of its square from a point to each side of the box that an untrained network predicts there."""
+FIRST_REACH = 4.0
+"""Strides from a point to each side of the box that it predicts before training: ATSS's square of 8 strides."""
 
 
 class FCOSPostProcess(PostProcess):
-    """The test-time settings; defaults are those of arXiv 2006.09214."""
+    """FCOS's boxes overlap more before they are suppressed; 0.6 as in torchvision and MMDetection."""
 
     nms_iou: float = Field(default=0.6, gt=0, le=1, description="same-class boxes that overlap more are suppressed")
 
 
 class FCOSConfig(DetectorConfig):
-    """Defaults build torchvision's `fcos_resnet50_fpn`."""
+    """Defaults build torchvision's `fcos_resnet50_fpn`; see `weights` for what can be loaded into it."""
 
-    coco: ClassVar[Mapping[str, CocoWeights]] = {
+    coco_weights: ClassVar[Mapping[str, CocoWeights]] = {
         "coco_v1": CocoWeights(
-            "fcos_resnet50_fpn",
-            {"norm": "frozen_bn", "fpn_norm": "none", "head_norm": "gn", "p6_from": "p5"},
-            quality="centerness",
-        )
+            builder="fcos_resnet50_fpn",
+            settings={"norm": "frozen_bn", "fpn_norm": "none", "head_norm": "gn", "p6_from": "p5"},
+        ),
     }
 
     name: Literal["fcos"] = "fcos"
     head_norm: Norm = "gn"
+    p6_from: Literal["p5", "c5"] = Field(default="p5", description="input of P6")
     quality: Literal["none", "centerness", "iou"] = Field(
-        default="centerness",
-        description="what the branch beside the box regression predicts: centre-ness, or the IoU of each box",
+        default="centerness", description="what the branch beside the boxes predicts; iou: IoU rescoring in its place"
     )
     postprocess: FCOSPostProcess = FCOSPostProcess()
 
     @property
     def layout(self) -> PriorLayout:
-        """One point per location."""
+        """One point at each location."""
         return PriorLayout(points=True, per_location=1)
 
     def build(self, num_classes: int) -> "FCOS":
@@ -56,33 +55,43 @@ class FCOSConfig(DetectorConfig):
 
 
 class FCOS(Detector):
-    """Points, and a head of two towers of four convolutions with the quality branch on the box tower.
+    """A point at each location of five levels predicts the distances to the sides of its box, in strides.
 
-    The box layer's bias starts at 4, not at torchvision's 0: each point first predicts the square of 8 strides around
-    it, the size of ATSS's anchor. With 0 it predicts an empty box, all IoUs are 0, and an assigner that goes by the
-    predicted boxes is blind at the start.
+    Before training every point predicts the square of 8 strides around it (torchvision starts from empty boxes), so
+    that assigners which look at predicted boxes see something from the first step on.
     """
 
-    quality_prefix: ClassVar[str] = "head.regression_head.bbox_ctrness."
-
     def __init__(self, config: FCOSConfig, num_classes: int) -> None:
-        generator = AnchorGenerator(tuple((s,) for s in STRIDES), ((1.0,),) * len(STRIDES))
-        super().__init__(config, num_classes, PointCoder(), generator)
-        norm = _always(norm_layer(config.head_norm))
-        classification = FCOSClassificationHead(config.channels, 1, num_classes, norm_layer=norm)
-        regression = FCOSRegressionHead(config.channels, 1, norm_layer=norm)
-        nn.init.constant_(regression.bbox_reg.bias, INITIAL_DISTANCE)
-        if config.quality == "none":
-            regression.bbox_ctrness = None  # a parameter without a gradient would stop DDP
-        self.head = nn.ModuleDict({"classification_head": classification, "regression_head": regression})
+        super().__init__(config, num_classes)
+        self.head = _Head(config.channels, num_classes, config.head_norm, with_quality=config.quality != "none")
+        self.coder = PointCoder()
+        self.anchor_generator = AnchorGenerator(tuple((s,) for s in STRIDES), ((1.0,),) * len(STRIDES))
 
-    def predict(self, features: list[Tensor]) -> HeadOutputs:
-        """Run the head on the levels' maps `[B, channels, h, w]`, finest first."""
-        regression = self.head.regression_head
-        deltas, quality = regress(regression, regression.bbox_ctrness, features)
-        return HeadOutputs(self.head.classification_head(features), deltas.relu(), quality)
+    @property
+    def class_layer(self) -> nn.Conv2d:
+        """The last convolution of the classification tower."""
+        return self.head.classification_head.cls_logits  # type: ignore[union-attr, return-value]  # torchvision is untyped
+
+    def predict(self, features: list[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """See `Detector.predict`; distances are never negative."""
+        boxes = self.head.regression_head
+        towers = [boxes.conv(f) for f in features]  # type: ignore[union-attr, operator]  # torchvision is untyped
+        deltas = [flatten_map(boxes.bbox_reg(t).relu(), 4) for t in towers]  # type: ignore[union-attr, operator]
+        quality = None
+        if self.config.quality != "none":
+            maps = [flatten_map(boxes.bbox_ctrness(t), 1) for t in towers]  # type: ignore[union-attr, operator]
+            quality = torch.cat(maps, dim=1).squeeze(-1)
+        return self.head.classification_head(features), torch.cat(deltas, dim=1), quality  # type: ignore[operator]
 
 
-def _always(norm: Callable[[int], nn.Module] | None) -> Callable[[int], nn.Module]:
-    """torchvision's head takes None for GroupNorm, so no norm must be a module that does nothing."""
-    return norm or (lambda channels: nn.Identity())
+class _Head(nn.Module):
+    """torchvision's two towers, with a choice of norm, under its names."""
+
+    def __init__(self, channels: int, num_classes: int, norm: Norm, with_quality: bool) -> None:
+        super().__init__()
+        layer = norm_layer(norm) or nn.Identity
+        self.classification_head = FCOSClassificationHead(channels, 1, num_classes, norm_layer=layer)
+        self.regression_head = FCOSRegressionHead(channels, 1, norm_layer=layer)
+        nn.init.constant_(self.regression_head.bbox_reg.bias, FIRST_REACH)
+        if not with_quality:  # DDP would wait for the gradient of a layer that nobody uses
+            del self.regression_head.bbox_ctrness

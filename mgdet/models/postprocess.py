@@ -9,9 +9,6 @@ from mgdet.boxes import clip_to_image
 from mgdet.config_base import Config
 from mgdet.structures import Detections, Predictions, Priors
 
-DROPPED = -1.0
-"""Ranking score of what the threshold dropped: below all others, so that it takes no place in the top-k."""
-
 
 class PostProcess(Config):
     """The test-time settings; defaults are COCO's usual ones for RetinaNet."""

@@ -1,4 +1,4 @@
-"""One ranking score from a class score and a predicted localization quality."""
+"""Rescoring: a predicted localization quality joins the class score at test time."""
 
 from typing import Literal
 
@@ -9,28 +9,26 @@ from mgdet.config_base import Config
 
 
 class Rescoring(Config):
-    """How a quality branch takes part in the scores; without such a branch nothing is rescored.
+    """How class score p and predicted quality v become the score that ranks the detections.
 
-    `product` is FCOS's (Tian et al., ICCV 2019, section 3.3), `geometric_mean` its root: the order of the detections is
-    the same, the numbers are those of torchvision and of arXiv 2006.09214. `power` is that of IoU-aware RetinaNet (Wu
-    et al., 2020).
+    `geometric_mean`: sqrt(p v), torchvision's FCOS; `product`: p v, FCOS's paper (Tian et al., ICCV 2019, section 3.3);
+    `power`: p^(1 - exponent) v^exponent, IoU-aware RetinaNet (Wu et al., 2020). Geometric mean and product rank alike:
+    they differ in what `postprocess.score_threshold` is compared with, sqrt(p v) or, for the product, p. A product of
+    two scores is small, and the threshold was made for one.
     """
 
-    combine: Literal["geometric_mean", "product", "power"] = Field(
-        default="geometric_mean",
-        description="sqrt(p v), p v or p^(1 - exponent) v^exponent of class score p and predicted quality v",
-    )
-    exponent: float = Field(default=0.5, ge=0, le=1, description="of the quality, for `power` only")
+    combine: Literal["geometric_mean", "product", "power"] = "geometric_mean"
+    exponent: float = Field(default=0.5, ge=0, le=1, description="of `power`: share of the predicted quality")
 
-    @property
-    def threshold_on_class_score(self) -> bool:
-        """Whether the score threshold is for p alone: it was made for p, and a product of two scores is smaller."""
-        return self.combine == "product"
+    def __call__(self, score: Tensor, quality: Tensor) -> Tensor:
+        """Scores `[B, A, C]` from class scores `[B, A, C]` in [0, 1] and quality logits `[B, A]`."""
+        v = quality.sigmoid().unsqueeze(-1)
+        if self.combine == "product":
+            return score * v
+        if self.combine == "geometric_mean":
+            return (score * v).sqrt()
+        return score ** (1 - self.exponent) * v**self.exponent
 
-    def __call__(self, class_scores: Tensor, quality: Tensor) -> Tensor:
-        """Scores `[B, A, C]` in [0, 1] from class scores `[B, A, C]` and qualities `[B, A]`, both in [0, 1]."""
-        v = quality.unsqueeze(-1)
-        if self.combine == "power":
-            return class_scores ** (1 - self.exponent) * v**self.exponent
-        combined = class_scores * v
-        return combined if self.combine == "product" else combined.sqrt()
+    def gate(self, score: Tensor, rescored: Tensor) -> Tensor:
+        """The scores that the threshold applies to."""
+        return score if self.combine == "product" else rescored

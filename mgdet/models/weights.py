@@ -108,10 +108,10 @@ def _load(network: Detector, state: dict[str, Tensor], source: str, backbone_onl
     own = network.state_dict()
     state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked") or k in own}
     head = "head.classification_head.cls_logits."
-    if head + "bias" in state and state[head + "bias"].shape != own[head + "bias"].shape:
+    other_classes = head + "bias" in state and state[head + "bias"].shape != own[head + "bias"].shape
+    if other_classes:
         theirs = state[head + "bias"].numel() // network.config.layout.per_location
         state = {k: v for k, v in state.items() if not k.startswith(head)}
-        network.reset_class_head()
         notes.append(f"weights: class head re-initialised ({theirs} classes there, {network.num_classes} here)")
         own = {k: v for k, v in own.items() if not k.startswith(head)}
     own, state = _without_branch(network, own, state, notes)
@@ -135,4 +135,6 @@ def _load(network: Detector, state: dict[str, Tensor], source: str, backbone_onl
             + ". Make model.* in the configuration the one that the weights were trained with."
         )
     network.load_state_dict(state, strict=False)
+    if other_classes:
+        network.reset_class_head()
     return notes

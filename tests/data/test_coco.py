@@ -269,6 +269,7 @@ def run_job(*args: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, job, *map(str, args)], capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_job_ends_with_a_table_or_status_2(tmp_path: Path, images: Path) -> None:
     annotations = tmp_path / "train.json"
     annotations.write_text(json.dumps(BASE))

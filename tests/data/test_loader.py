@@ -67,6 +67,7 @@ def test_batches_are_as_the_values_say(shapes: ShardedDataset) -> None:
     assert sorted(int(p) for b in batches for p in b.positions) == list(range(150))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("workers", "method"), [(1, "forkserver"), (2, "spawn")])
 def test_same_batches_for_any_number_of_workers(shapes: ShardedDataset, workers: int, method: str) -> None:
     reference = train_loader(shapes)

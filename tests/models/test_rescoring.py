@@ -74,6 +74,10 @@ def test_the_threshold_is_compared_with_the_score_that_it_was_made_for(combine, 
     assert list(scores) == ["raw", "rescored"]
 
 
+def test_one_key_of_the_post_processing_leaves_the_others_at_the_detectors_own():
+    assert FCOSConfig(postprocess={"score_threshold": 0.2}).postprocess.nms_iou == 0.6
+
+
 def test_suppression_goes_by_the_ranking_score():
     """Two boxes of one object: the one with the better raw score has the worse rescored one and is suppressed."""
     boxes = torch.tensor([[[0.0, 0, 10, 10], [0.0, 0, 10, 9]]])

@@ -333,5 +333,5 @@ def test_fcos_has_one_set_of_coco_weights():
     config = FCOSConfig(weights="coco_v2")
     with pytest.raises(ConfigError, match="no such weights of fcos, only coco_v1"):
         initialise(FCOSConfig(backbone="resnet18", channels=32).build(2), config)
-    with pytest.raises(ConfigError, match="model.norm=frozen_bn"):
+    with pytest.raises(ConfigError, match=r"model\.norm=frozen_bn"):
         initialise(FCOSConfig(backbone="resnet18", channels=32).build(2), FCOSConfig(weights="coco_v1"))
