@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from mgdet.assign import MaxIoU, MutualLabeling
 from mgdet.cluster.train import prepare
 from mgdet.tracking import NullTracker
 from mgdet.training.checkpoint import CheckpointStore, read_checkpoint
@@ -38,7 +39,11 @@ def train(experiment, stop_after_step=None):
 
 @pytest.fixture
 def experiment(tmp_path):
-    changes = {"train__checkpoint_every_steps": 2, "data__transform__hflip": 0.5}
+    changes = {
+        "train__checkpoint_every_steps": 2,
+        "data__transform__hflip": 0.5,
+        "assigner": {"name": "mutual_labeling", "warmup_epochs": 1.3},  # another assigner takes over in mid-epoch
+    }
     return prepare(small_experiment(tmp_path, **changes), cpus=1, gpus=0)[0]
 
 
@@ -53,6 +58,19 @@ def test_resumed_equals_straight(experiment, stop):
     for mine, theirs in ((resumed.detector, straight.detector), (resumed.ema.module, straight.ema.module)):
         for (name, a), (_, b) in zip(mine.state_dict().items(), theirs.state_dict().items(), strict=True):
             assert torch.equal(a, b), name
+
+
+def test_the_assigner_changes_at_its_epoch(experiment, monkeypatch):
+    used = []
+
+    def noted(self, *args, _assign=MutualLabeling.assign):
+        used.append(self.name)
+        return _assign(self, *args)
+
+    monkeypatch.setattr(MutualLabeling, "assign", noted)
+    monkeypatch.setattr(MaxIoU, "assign", lambda *args, _assign=MaxIoU.assign: used.append("max_iou") or _assign(*args))
+    train(experiment)  # epochs done before each step: 0, 1/3, 2/3, 1, 4/3, 5/3
+    assert used == ["max_iou"] * 4 + ["mutual_labeling"] * 2
 
 
 def test_the_comparison_can_fail(experiment):
