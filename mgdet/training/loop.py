@@ -28,7 +28,7 @@ from mgdet.training.optim import EMA, build_optimizer, build_schedule
 from mgdet.training.pictures import log_pictures
 from mgdet.training.progress import Clock, progress_line
 from mgdet.training.resolve import micro_batch, optimizer_steps
-from mgdet.training.step import StepSums, accumulate_gradients
+from mgdet.training.step import TERMS, StepSums, accumulate_gradients
 
 log = logging.getLogger(__name__)
 
@@ -248,12 +248,11 @@ class Worker:
             network=self.detector,
             config=self.experiment.shown(),
         )
-        loss, cls, box = sums.values[:3].tolist()
-        values = {"gradient norm": norm, "loss": loss, "loss_cls": cls, "loss_box": box}
+        values = {"gradient norm": norm, **dict(zip(TERMS, sums.values.tolist(), strict=False))}
         raise non_finite_error(self.position.step, path, values)
 
     def _log(self, sums: StepSums, clock: Clock, epoch: int) -> None:
-        metrics = sums.metrics(self.world)
+        metrics = sums.metrics(self.world, self.experiment)
         metrics["train/lr"] = self.optimizer.param_groups[0]["lr"]
         metrics["train/images_per_s"] = clock.images_per_second()
         if not self.world.is_main:

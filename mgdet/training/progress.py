@@ -29,9 +29,10 @@ def progress_line(
     epoch: int, epochs: int, step: int, total: int, metrics: Mapping[str, float], remaining: float
 ) -> str:
     """One line: where the training is, how it learns, how fast, and how long it still takes (without evaluations)."""
+    parts = {k.removeprefix("train/loss_"): v for k, v in metrics.items() if k.startswith("train/loss_")}
     return (
         f"epoch {epoch + 1}/{epochs}  step {step}/{total}  loss {metrics['train/loss']:.4f} "
-        f"(cls {metrics['train/loss_cls']:.4f}, box {metrics['train/loss_box']:.4f})  lr {metrics['train/lr']:.2e}  "
+        f"({', '.join(f'{k} {v:.4f}' for k, v in parts.items())})  lr {metrics['train/lr']:.2e}  "
         f"{metrics['train/images_per_s']:.1f} img/s  ETA {duration(remaining)}"
     )
 

@@ -12,34 +12,34 @@ from mgdet.models import Detector, Losses
 from mgdet.structures import Assignment, Batch, Predictions
 from mgdet.training.distributed import World
 
+TERMS = ("loss", "loss_cls", "loss_box", "loss_quality", "loss_correlation")
+"""The sum, and what it is the sum of."""
+
 
 class StepSums(NamedTuple):
     """Sums over the images of one worker since the last metric point, on its device."""
 
-    values: Tensor  # [7]: loss, cls, box (each times images), positives cls, loc, both, images
+    values: Tensor  # [9]: TERMS (each times images), positives cls, loc, both, images
 
     @classmethod
     def zero(cls, device: torch.device) -> "StepSums":
         """Nothing seen yet."""
-        return cls(torch.zeros(7, device=device))
+        return cls(torch.zeros(len(TERMS) + 4, device=device))
 
     def add(self, losses: Losses, images: int) -> "StepSums":
         """With one more micro-batch."""
         n = torch.ones((), device=self.values.device) * images
-        parts = [losses.total.detach() * n, losses.cls * n, losses.box * n]
+        parts = [losses.total.detach(), losses.cls, losses.box, losses.quality, losses.correlation]
         positives = [losses.positives_cls, losses.positives_loc, losses.positives_both]
-        return StepSums(self.values + torch.stack([*parts, *positives, n]))
+        return StepSums(self.values + torch.stack([*(part * n for part in parts), *positives, n]))
 
-    def metrics(self, world: World) -> dict[str, float]:
-        """Means over images and workers under their tracking names; a collective."""
-        loss, cls, box, n_cls, n_loc, n_both, images = world.mean(self.values).tolist()
-        out = {
-            "train/loss": loss / images,
-            "train/loss_cls": cls / images,
-            "train/loss_box": box / images,
-            "train/positives_cls": n_cls / images,
-            "train/positives_loc": n_loc / images,
-        }
+    def metrics(self, world: World, experiment: Experiment) -> dict[str, float]:
+        """Means over images and workers under their tracking names, of the terms that are on; a collective."""
+        *losses, n_cls, n_loc, n_both, images = world.mean(self.values).tolist()
+        off = set() if experiment.loss.correlation else {"loss_correlation"}
+        off |= {"loss_quality"} if experiment.model.quality == "none" else set()
+        out = {f"train/{k}": v / images for k, v in zip(TERMS, losses, strict=True) if k not in off}
+        out |= {"train/positives_cls": n_cls / images, "train/positives_loc": n_loc / images}
         return out | ({"train/agreement": n_both / n_cls} if n_cls else {})
 
 

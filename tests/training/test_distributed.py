@@ -51,9 +51,16 @@ def concatenated(a, b):
     return Batch(*(targets if n == "targets" else torch.cat([v, getattr(b, n)]) for n, v in a._asdict().items()))
 
 
-def build(directory):
+FCOS = {
+    "model": {"name": "fcos", "backbone": "resnet18", "norm": "gn", "channels": 32, "quality": "iou"},
+    "assigner": {"name": "center_sampling"},
+    "loss": {"cls": {"name": "quality_focal"}, "box": {"name": "giou"}},
+}
+
+
+def build(directory, **changes):
     torch.manual_seed(0)
-    experiment = small_experiment(Path(directory))
+    experiment = small_experiment(Path(directory), **changes)
     return experiment, experiment.model.build(CLASSES)
 
 
@@ -70,6 +77,26 @@ class Counting:
     def hook(self, state, bucket):
         self.calls += 1
         return allreduce_hook(None, bucket)
+
+
+def observe_steps(seen, prefix, world, experiment, detector):
+    """Gradients, exchanges and metrics of some steps go into `seen`."""
+    network, counting = DistributedDataParallel(detector), Counting()
+    network.register_comm_hook(None, counting.hook)
+
+    def run(name, batches):
+        detector.zero_grad(set_to_none=True)
+        before = counting.calls
+        sums = accumulate_gradients(network, detector, batches, experiment, world, 0.0, StepSums.zero(CPU))
+        seen[name] = gradients(detector)
+        seen[f"{name}, exchanges"] = counting.calls - before
+        seen[f"{name}, metrics"] = sums.metrics(world, experiment)
+
+    first, second = FIRST[world.rank], SECOND[world.rank]
+    run(f"{prefix}warm", [second])  # DDP lays out its buckets anew after the first step
+    run(f"{prefix}first", [first])
+    run(f"{prefix}second", [second])
+    run(f"{prefix}both", [first, second])
 
 
 def worker(rank, directory):
@@ -94,22 +121,8 @@ def worker(rank, directory):
     world.sync_buffers(norm)
     seen["norm"] = norm.state_dict()
 
-    experiment, detector = build(directory)
-    network, counting = DistributedDataParallel(detector), Counting()
-    network.register_comm_hook(None, counting.hook)
-
-    def run(name, batches):
-        detector.zero_grad(set_to_none=True)
-        before = counting.calls
-        sums = accumulate_gradients(network, detector, batches, experiment, world, StepSums.zero(CPU))
-        seen[name] = gradients(detector)
-        seen[f"{name}, exchanges"] = counting.calls - before
-        seen[f"{name}, metrics"] = sums.metrics(world)
-
-    run("warm", [SECOND[rank]])  # DDP lays out its buckets anew after the first step
-    run("first", [FIRST[rank]])
-    run("second", [SECOND[rank]])
-    run("both", [FIRST[rank], SECOND[rank]])
+    observe_steps(seen, "", world, *build(directory))
+    observe_steps(seen, "fcos ", world, *build(directory, **FCOS))
     world.barrier()
     torch.save(seen, f"{directory}/rank-{rank}.pt")
     dist.destroy_process_group()
@@ -132,12 +145,11 @@ def ranks(tmp_path_factory):
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """The same batches in this process: gradients and metrics for a list of micro-batches."""
-    experiment, detector = build(tmp_path_factory.mktemp("one"))
 
-    def run(batches):
-        detector.zero_grad(set_to_none=True)
-        sums = accumulate_gradients(detector, detector, batches, experiment, ALONE, StepSums.zero(CPU))
-        return gradients(detector), sums.metrics(ALONE)
+    def run(batches, **changes):
+        experiment, detector = build(tmp_path_factory.mktemp("one"), **changes)
+        sums = accumulate_gradients(detector, detector, batches, experiment, ALONE, 0.0, StepSums.zero(CPU))
+        return gradients(detector), sums.metrics(ALONE, experiment)
 
     return run
 
@@ -195,7 +207,7 @@ def test_the_inputs_are_what_these_tests_are_about():
     assert FIRST[1].targets.boxes.shape[1] == 0
 
 
-@pytest.mark.parametrize("name", ["first", "second", "both"])
+@pytest.mark.parametrize("name", ["first", "second", "both", "fcos first", "fcos second", "fcos both"])
 def test_gradients_are_equal_on_both_ranks(ranks, name):
     for parameter, gradient in ranks[0][name].items():
         assert torch.equal(gradient, ranks[1][name][parameter]), parameter
@@ -203,8 +215,12 @@ def test_gradients_are_equal_on_both_ranks(ranks, name):
 
 
 @pytest.mark.parametrize(("name", "batches"), [("first", FIRST), ("second", SECOND)])
-def test_two_workers_are_one_with_the_whole_batch(ranks, alone, name, batches):
-    expected, metrics = alone([concatenated(*batches)])
+@pytest.mark.parametrize(("prefix", "changes"), [("", {}), ("fcos ", FCOS)], ids=["retinanet", "fcos"])
+def test_two_workers_are_one_with_the_whole_batch(ranks, alone, prefix, changes, name, batches):
+    """The quality branch of FCOS and its soft targets included."""
+    name = prefix + name
+    expected, metrics = alone([concatenated(*batches)], **changes)
+    assert ("train/loss_quality" in metrics) == bool(changes)
     assert metrics["train/positives_loc"] * 4 > 2, "below one positive a worker the clamp makes a difference"
     assert_close(ranks[0][name], expected)
     for seen in ranks:
