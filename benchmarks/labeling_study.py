@@ -1,6 +1,6 @@
 """The switches of mutual labeling against each other and the controls, on the generated shapes: docs/results.md.
 
-    python benchmarks/labeling_study.py --parallel 2 --seeds 0 1 2 [--detectors fcos retinanet] [--only baseline mutual]
+    python benchmarks/labeling_study.py --parallel 2 --seeds 0 1 2 [--detectors fcos retinanet] [--arms baseline]
 
 Each training runs in a process of its own with one thread, under `runs/study`; what is finished there is not run again.
 Prints a markdown table: mean over seeds, and half the range.
@@ -8,6 +8,7 @@ Prints a markdown table: mean over seeds, and half the range.
 
 import argparse
 import logging
+import re
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -34,6 +35,12 @@ ARMS: dict[str, list[str]] = {
         for criterion in ("amplified", "score", "regularised")
         for count in ("baseline", "mean_std", "dynamic_k")
     },
+    **{
+        f"regularised, baseline, {change}": [LABELING, "assigner.criterion=regularised", f"assigner.{change}"]
+        for change in ("direction=loc_to_cls", "direction=cls_to_loc", "warmup_epochs=2", "region=centre")
+    },
+    "baseline, IoU branch": ["model.quality=iou"],
+    "baseline, quality focal loss": ["loss.cls.name=quality_focal"],
 }
 METRICS = ("val/AP", "val/AP75", "val/divergence_raw", "val/divergence")
 
@@ -41,14 +48,14 @@ METRICS = ("val/AP", "val/AP75", "val/divergence_raw", "val/divergence")
 def overrides(detector: str, arm: str) -> list[str]:
     """What is changed in quickstart."""
     own = "assigner.name=max_iou" if detector == "retinanet" else "assigner.name=center_sampling"
-    return [*BUDGET, *DETECTORS[detector], *(ARMS[arm] or [own])]
+    return [*BUDGET, *DETECTORS[detector], own, *ARMS[arm]]
 
 
 def train(detector: str, arm: str, seed: int, storage: str) -> dict[str, float]:
     """Metrics of one training's last evaluation."""
     torch.set_num_threads(1)
     logging.getLogger("mgdet").setLevel(logging.WARNING)
-    name = f"{detector}-{arm}-{seed}".replace(", ", "-").replace(" ", "-")
+    name = re.sub(r"[^\w]+", "-", f"{detector}-{arm}-{seed}")
     experiment = load(QUICKSTART, [*overrides(detector, arm), f"seed={seed}", f"name={name}", f"storage={storage}"])
     return run(experiment)[0].metrics
 
@@ -71,11 +78,10 @@ def main() -> None:
     parser.add_argument("--parallel", type=int, default=2)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--detectors", nargs="+", default=list(DETECTORS), choices=list(DETECTORS))
-    parser.add_argument("--only", nargs="+", default=[""], help="arms whose name contains one of these")
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS), metavar="ARM")
     parser.add_argument("--storage", default="runs/study")
     args = parser.parse_args()
-    arms = [a for a in ARMS if any(part in a for part in args.only)]
-    jobs = [(d, a, s) for s in args.seeds for d in args.detectors for a in arms]
+    jobs = [(d, a, s) for s in args.seeds for d in args.detectors for a in args.arms]
     results = {}
     with ProcessPoolExecutor(args.parallel, mp_context=get_context("spawn")) as pool:
         waiting = {pool.submit(train, *job, args.storage): job for job in jobs}

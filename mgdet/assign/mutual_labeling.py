@@ -46,7 +46,7 @@ class MutualLabeling(IoUThresholds, CentreRegion):
     name: Literal["mutual_labeling"] = "mutual_labeling"
     direction: Direction = Field(default="both", description="which task is labelled by the other")
     count: Literal["baseline", "mean_std", "dynamic_k"] = "baseline"
-    criterion: Literal["score", "amplified", "regularised"] = "amplified"
+    criterion: Literal["score", "amplified", "regularised"] = "regularised"
     sigma: float = Field(default=2.0, ge=1, description="of `amplified`: the larger, the less the score counts")
     alpha: float = Field(default=1 / 3, ge=0, le=1, description="of `regularised`: power of the task's own quality")
     theta: float = Field(default=4.0, gt=0, description="of `regularised`: power that brings an IoU to a score's scale")
