@@ -9,6 +9,7 @@ from torchvision import models
 
 from mgdet.errors import CheckpointError, ConfigError
 from mgdet.models.detector import CocoWeights, Detector, DetectorConfig
+from mgdet.safe_load import load_tensors
 
 QUALITY_BRANCHES = ("quality.", "head.regression_head.bbox_ctrness.")
 """Where RetinaNet and FCOS keep the branch that predicts a box's quality."""
@@ -35,18 +36,7 @@ def initialise(network: Detector, config: DetectorConfig) -> list[str]:
         raise CheckpointError(
             f"model.weights={config.weights!r}: not a file, and not one of {', '.join(NAMED_WEIGHTS)}"
         )
-    return _load(network, _weights_of(load_file(path), path), f"checkpoint {path}")
-
-
-def load_file(path: Path) -> dict[str, Any]:
-    """A torch file, without running any code that it may hold (`weights_only=True`)."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(f"{path}: cannot be read as a checkpoint: {error}") from error
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path}: holds a {type(state).__name__}, expected a dict of tensors")
-    return state
+    return _load(network, _weights_of(load_tensors(path, str(path)), path), f"checkpoint {path}")
 
 
 def _weights_of(state: dict[str, Any], path: Path) -> dict[str, Tensor]:

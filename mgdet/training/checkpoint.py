@@ -17,6 +17,7 @@ from pyarrow import fs
 from pydantic import BaseModel
 
 from mgdet.errors import CheckpointError
+from mgdet.safe_load import load_tensors
 from mgdet.storage import is_local, locate, read_bytes, write_bytes
 
 log = logging.getLogger(__name__)
@@ -141,11 +142,8 @@ class CheckpointStore:
 
 def read_checkpoint(file: Any, name: str) -> dict[str, Any]:
     """A checkpoint's content from a path or file object, on the CPU, without running code that it may hold."""
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(f"{name}: not a checkpoint that can be read safely: {error}") from error
-    if not isinstance(state, dict) or "model" not in state:
+    state = load_tensors(file, name)
+    if "model" not in state:
         raise CheckpointError(f"{name}: not a checkpoint of mgdet (no 'model' in it)")
     return state
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mgdet.errors import CheckpointError, NonFiniteError
+from mgdet.safe_load import load_tensors
 from mgdet.storage import locate, write_bytes
 from mgdet.structures import Batch, Targets
 
@@ -59,7 +60,7 @@ def load_capture(path: str) -> dict[str, Any]:
     try:
         filesystem, file = locate(path)
         with filesystem.open_input_file(file) as stream:
-            state: dict[str, Any] = torch.load(io.BytesIO(stream.read()), map_location="cpu", weights_only=True)
+            state = load_tensors(io.BytesIO(stream.read()), path)
         state["batches"] = [_unflatten(b) for b in state["batches"]]
     except Exception as error:
         raise CheckpointError(f"{path}: not a capture of a non-finite step: {error}") from error

@@ -1,0 +1,21 @@
+"""Files of tensors, read so that they cannot run code: the one place that calls `torch.load`."""
+
+from typing import Any
+
+import torch
+
+from mgdet.errors import CheckpointError
+
+
+def load_tensors(file: Any, name: str) -> dict[str, Any]:
+    """A dictionary of tensors and plain values from a path or file object, on the CPU; `name` stands in errors.
+
+    Raises `CheckpointError` where it is something else, or holds anything that would have to be executed.
+    """
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(f"{name}: not a file that can be read safely: {error}") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{name}: holds a {type(state).__name__}, expected a dict of tensors")
+    return state
