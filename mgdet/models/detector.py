@@ -46,7 +46,8 @@ class DetectorConfig(Config):
     backbone: ResNetName = "resnet50"
     weights: str = Field(
         default="none",
-        description="none, imagenet (backbone), coco_v1 or coco_v2 (torchvision's detectors), or a checkpoint's path",
+        description="none; imagenet (backbone, torchvision's newest) or imagenet_v1; coco_v1 or coco_v2 (torchvision's "
+        "detectors); or a checkpoint's path",
     )
     norm: Norm = Field(default="bn", description="norm of the ResNet; frozen_bn only makes sense with weights")
     fpn_norm: Norm = "none"

@@ -13,7 +13,8 @@ from mgdet.safe_load import load_tensors
 
 QUALITY_BRANCHES = ("quality.", "head.regression_head.bbox_ctrness.")
 """Where RetinaNet and FCOS keep the branch that predicts a box's quality."""
-NAMED_WEIGHTS = ("none", "imagenet", "coco_v1", "coco_v2")
+IMAGENET = ("imagenet", "imagenet_v1")
+NAMED_WEIGHTS = ("none", *IMAGENET, "coco_v1", "coco_v2")
 """Values of `model.weights` that are no path; not every detector has both of COCO's."""
 
 
@@ -25,8 +26,9 @@ def initialise(network: Detector, config: DetectorConfig) -> list[str]:
     """
     if config.weights == "none":
         return ["weights: random initialisation"]
-    if config.weights == "imagenet":
-        enum = models.get_model_weights(config.backbone).DEFAULT
+    if config.weights in IMAGENET:
+        found = models.get_model_weights(config.backbone)
+        enum = found.DEFAULT if config.weights == "imagenet" else found["IMAGENET1K_V1"]
         return _load(network, _prefixed(_fetch(enum), "backbone.body."), f"ImageNet weights {enum}", backbone_only=True)
     if config.weights in NAMED_WEIGHTS:
         enum = models.get_model_weights(_coco(config).builder).DEFAULT
@@ -80,7 +82,7 @@ def _without_branch(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Both state dicts without the quality branch where only one side has it."""
     here, there = ({k for k in s if k.startswith(QUALITY_BRANCHES)} for s in (own, state))
-    if here and not there and network.config.weights != "imagenet":
+    if here and not there and network.config.weights not in IMAGENET:
         notes.append("weights: the quality branch keeps its random initialisation (there is none there)")
         return {k: v for k, v in own.items() if k not in here}, state
     if there and not here:

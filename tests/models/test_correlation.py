@@ -165,6 +165,7 @@ CONSTANT = {
     "IoUs 0.7": (torch.linspace(0, 1, 6), torch.full((6,), 0.7), 6),
     "IoUs 0": (torch.linspace(0, 1, 6), torch.zeros(6), 6),
     "both": (torch.full((6,), 0.3), torch.full((6,), 0.3), 6),
+    "both 0": (torch.zeros(6), torch.zeros(6), 6),
     "scores of one rounding": (0.3 + torch.arange(6) * 3e-8, torch.linspace(1, 0, 6), 6),
 }
 
@@ -184,8 +185,10 @@ def test_undefined_is_zero_without_gradient(case, kind):
 @every_kind
 def test_three_positives_are_enough(kind):
     scores = torch.tensor([[0.1, 0.5, 0.4, 0.0]], requires_grad=True)
-    loss = CorrelationLoss(kind=kind)(scores, torch.tensor([[0.9, 0.1, 0.3, 0.0]]), scores > 0)
+    overlaps = torch.tensor([[0.9, 0.1, 0.3, 0.0]], requires_grad=True)
+    loss = CorrelationLoss(kind=kind)(scores, overlaps, scores > 0)
     loss.backward()
+    assert overlaps.grad is None
     assert loss.item() > 1
     assert (scores.grad[0, :3] != 0).all()
     assert scores.grad[0, 3] == 0

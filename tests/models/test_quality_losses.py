@@ -306,7 +306,7 @@ def test_half_precision_is_computed_in_single(arm, dtype):
     got, expected = losses(half), losses(Predictions(*(t.float() for t in half)))
     assert got.total.dtype == torch.float32
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
-    assert config.cls(half.logits, torch.zeros(half.logits.shape)).dtype == torch.float32
+    assert config.cls(half.logits, torch.zeros_like(half.logits)).dtype == torch.float32
 
 
 @every_arm

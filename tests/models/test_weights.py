@@ -229,7 +229,7 @@ def test_missing_path(tmp_path):
     with pytest.raises(CheckpointError) as error:
         load_into_new(tmp_path / "nothing.pt")
     assert "nothing.pt" in str(error.value)
-    assert "none, imagenet, coco_v1, coco_v2" in str(error.value)
+    assert "none, imagenet, imagenet_v1, coco_v1, coco_v2" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -277,6 +277,14 @@ def test_wrong_shapes_change_nothing(tmp_path, theirs, what):
     assert what in str(error.value)
     assert "model.*" in str(error.value)
     assert_equal(copy_of(network), before)
+
+
+def test_the_older_imagenet_weights_can_be_asked_for(monkeypatch):
+    torch.manual_seed(1)
+    serve(monkeypatch, resnet18(weights=None).state_dict())
+    network = small(weights="imagenet_v1", norm="bn", quality="iou")
+    (note,) = initialise(network, network.config)
+    assert "IMAGENET1K_V1" in note
 
 
 # --- FCOS, and the quality branch
