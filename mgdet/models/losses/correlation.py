@@ -18,10 +18,9 @@ class CorrelationLoss(Config):
     concordance: Lin's coefficient (1989); pearson; spearman: Pearson's of the ranks, those of the scores made
     differentiable by pairwise sigmoids in the manner of Qin et al. (2010). Kahraman et al. report 38.7 -> 39.8 AP for
     ATSS on COCO (known to us second-hand). Deviations from their code: its soft ranks come from a sorting library with
-    regularisation 1 on the raw scores, ours from sigmoids on standardised ones; for RetinaNet
-    it takes rho on every pyramid level with 2 positives and averages, for ATSS one over all levels, as we always do
-    (from 3 positives on); its concordance has unbiased variances, ours Lin's. Workers' terms are averaged, however
-    many positives each has.
+    regularisation 1 on the raw scores, ours from sigmoids on standardised ones; for RetinaNet it takes rho on every
+    pyramid level with 2 positives and averages, for ATSS one over all levels, as we always do (from 3 positives on);
+    its concordance has unbiased variances, ours Lin's. Workers' terms are averaged, however many positives each has.
     """
 
     kind: Literal["concordance", "pearson", "spearman"] = "concordance"
