@@ -55,11 +55,11 @@ def main() -> int:
     print(f"\n{'-' * 60}")
     for key in SHOWN:
         if key in summary.metrics:
-            print(f"{key:<20} {summary.metrics[key]:.4f}")
-    print(f"{'best epoch':<20} {summary.epoch}")
-    print(f"{'best checkpoint':<20} {summary.checkpoint}")
+            print(f"{key:<22} {summary.metrics[key]:.4f}")
+    print(f"{'best epoch':<22} {summary.epoch}")
+    print(f"{'best checkpoint':<22} {summary.checkpoint}")
     if handle:
-        print(f"{'see it in MLflow':<20} {handle.ui_command}")
+        print(f"{'see it in MLflow':<22} {handle.ui_command}")
     return 0
 
 
