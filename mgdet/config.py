@@ -5,11 +5,12 @@
 Every error names the key's path, the value, what is allowed and, for a misspelt key, the nearest valid one.
 """
 
+import copy
 import difflib
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -26,6 +27,8 @@ from mgdet.models import LossConfig, ModelConfig, RetinaNetConfig
 from mgdet.tracking import TrackingConfig
 from mgdet.tracking.store import shown_uri
 from mgdet.training.config import TrainConfig
+
+M = TypeVar("M", bound=BaseModel)
 
 
 class DataConfig(Config):
@@ -95,23 +98,41 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     """
     tree = read_tree(path)
     for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"{override!r}: an override is written key=value, such as train.epochs=24")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{override!r}: the value is not valid YAML: {error}") from error
+        key, value = parse_override(override)
         _set(tree, key, value, repr(override))
     return validate(tree, str(path))
 
 
+def parse_override(override: str) -> tuple[str, Any]:
+    """Key and value of `dotted.key=value`, the value read as YAML. Raises `ConfigError`."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"{override!r}: an override is written key=value, such as train.epochs=24")
+    try:
+        return key, yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{override!r}: the value is not valid YAML: {error}") from error
+
+
+def with_settings(tree: dict[str, Any], settings: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """A copy of the tree with values at dotted keys; where one of them chooses a variant, that one comes first."""
+    out = copy.deepcopy(tree)
+    for key in sorted(settings, key=lambda k: not k.endswith(".name")):
+        _set(out, key, settings[key], f"{source}: {key}")
+    return out
+
+
 def validate(tree: dict[str, Any], source: str) -> Experiment:
     """An experiment from a plain tree; `source` stands in error messages."""
+    return validate_as(Experiment, tree, source)
+
+
+def validate_as(root: type[M], tree: dict[str, Any], source: str) -> M:
+    """The same for any model of configuration."""
     try:
-        return Experiment.model_validate(_with_default_names(tree, Experiment))
+        return root.model_validate(_with_default_names(tree, root))
     except ValidationError as error:
-        lines = [_explain(e) for e in error.errors()]
+        lines = [_explain(e, root) for e in error.errors()]
         raise ConfigError(f"{source}: " + "\n".join(lines)) from None
 
 
@@ -126,11 +147,7 @@ def read_tree(path: str | Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     here = Path(path).resolve()
     if here in above:
         raise ConfigError(f"{path}: its base leads back to itself ({' -> '.join(p.name for p in (*above, here))})")
-    out = read_tree(Path(path).parent / base, (*above, here))
-    leaves = flatten(tree)
-    for key in sorted(leaves, key=lambda k: not k.endswith(".name")):  # the variant first, then its keys
-        _set(out, key, leaves[key], f"{path}: {key}")
-    return out
+    return with_settings(read_tree(Path(path).parent / base, (*above, here)), flatten(tree), str(path))
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -212,14 +229,14 @@ def _with_default_names(tree: dict[str, Any], model: type[BaseModel]) -> dict[st
     return out
 
 
-def _walk(location: Sequence[Any]) -> tuple[list[str], list[type[BaseModel]]]:
+def _walk(location: Sequence[Any], root: type[BaseModel] = Experiment) -> tuple[list[str], list[type[BaseModel]]]:
     """Where a pydantic error location leads: the path as users write it, and the models that stand there.
 
     Pydantic puts the tag of the chosen member of a union into the location; users do not write it.
     """
     path: list[str] = []
     known = False
-    models: list[type[BaseModel]] = [Experiment]
+    models: list[type[BaseModel]] = [root]
     for part in location:
         fields = {k: f.annotation for m in models for k, f in m.model_fields.items()}
         if path and known and not models:  # below a plain value pydantic goes on with the alternatives of its type
@@ -244,14 +261,14 @@ def _variants(annotation: Any) -> list[type[BaseModel]]:
     return [m for a in typing.get_args(annotation) for m in _variants(a)]
 
 
-def _explain(error: Any) -> str:
-    path, models = _walk(error["loc"])
+def _explain(error: Any, root: type[BaseModel]) -> str:
+    path, models = _walk(error["loc"], root)
     if not path:  # keys that do not go together: the message names them
         return f"{error['msg'].removeprefix('Value error, ')}."
     key = ".".join(path)
     if error["type"] == "extra_forbidden":
         *parents, misspelt = path
-        allowed = sorted({k for m in _walk(error["loc"][:-1])[1] for k in m.model_fields})
+        allowed = sorted({k for m in _walk(error["loc"][:-1], root)[1] for k in m.model_fields})
         near = difflib.get_close_matches(misspelt, allowed, n=1)
         hint = f" Did you mean {'.'.join([*parents, near[0]])}?" if near else ""
         return f"unknown key {key}.{hint} Allowed here: {', '.join(allowed)}."

@@ -57,6 +57,15 @@ def write_bytes(filesystem: fs.FileSystem, path: str, data: bytes) -> None:
         stream.write(data)
 
 
+def replace_bytes(filesystem: fs.FileSystem, path: str, data: bytes) -> None:
+    """Create or replace a file so that a reader, now or after a crash, sees the old or the new one, never a part."""
+    if not is_local(filesystem):  # an object appears when it is complete
+        write_bytes(filesystem, path, data)
+        return
+    write_bytes(filesystem, path + ".tmp", data)
+    filesystem.move(path + ".tmp", path)
+
+
 @contextmanager
 def new_directory(
     uri: str | os.PathLike[str], *, overwrite: bool, is_ours: Callable[[fs.FileSystem, str], bool]

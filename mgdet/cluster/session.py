@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -23,22 +24,39 @@ _ENVIRONMENT = {
 }
 
 
-@dataclass(frozen=True)
-class Resources:
-    """What a cluster, or this machine, has in all and on its largest node."""
+class Node(NamedTuple):
+    """What one node has."""
 
     cpus: float
     gpus: float
-    node_cpus: float
-    node_gpus: float
-    nodes: int
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a cluster, or this machine, has."""
+
+    nodes: tuple[Node, ...]
     where: str
+
+    @property
+    def cpus(self) -> float:
+        """Of all nodes."""
+        return sum(n.cpus for n in self.nodes)
+
+    @property
+    def gpus(self) -> float:
+        """Of all nodes."""
+        return sum(n.gpus for n in self.nodes)
+
+    def slots(self, config: ClusterConfig) -> int:
+        """How many workers of this (resolved) configuration fit; a worker lies on one node."""
+        cpus = float(config.cpus_per_worker)
+        return sum(int(min(n.cpus // cpus, n.gpus if config.gpu else math.inf)) for n in self.nodes)
 
 
 def this_machine() -> Resources:
     """The resources of this machine, without Ray."""
-    cpus, gpus = float(len(os.sched_getaffinity(0))), float(torch.cuda.device_count())
-    return Resources(cpus, gpus, cpus, gpus, 1, "this machine")
+    return Resources((Node(float(len(os.sched_getaffinity(0))), float(torch.cuda.device_count())),), "this machine")
 
 
 @contextmanager
@@ -76,14 +94,10 @@ def session(config: ClusterConfig) -> Iterator[Resources]:
 def _resources(address: str | None) -> Resources:
     import ray
 
-    nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
+    alive = [n["Resources"] for n in ray.nodes() if n["Alive"]]
     return Resources(
-        cpus=sum(n.get("CPU", 0.0) for n in nodes),
-        gpus=sum(n.get("GPU", 0.0) for n in nodes),
-        node_cpus=max((n.get("CPU", 0.0) for n in nodes), default=0.0),
-        node_gpus=max((n.get("GPU", 0.0) for n in nodes), default=0.0),
-        nodes=len(nodes),
-        where=f"cluster at {address}" if address else "this machine",
+        tuple(Node(n.get("CPU", 0.0), n.get("GPU", 0.0)) for n in alive),
+        f"cluster at {address}" if address else "this machine",
     )
 
 
@@ -92,21 +106,27 @@ def arithmetic(config: ClusterConfig, resources: Resources) -> str:
     gpus = f" and {config.workers} x 1 = {config.workers} GPUs" if config.gpu else ""
     return (
         f"{config.workers} workers x {config.cpus_per_worker:g} CPUs = "
-        f"{int(config.workers) * float(config.cpus_per_worker):g} CPUs{gpus}; {resources.where} has {resources.cpus:g} "
-        f"CPUs and {resources.gpus:g} GPUs on {resources.nodes} node{'s' if resources.nodes != 1 else ''}"
+        f"{int(config.workers) * float(config.cpus_per_worker):g} CPUs{gpus}; {there(resources)}"
+    )
+
+
+def there(resources: Resources) -> str:
+    """What there is, in words."""
+    nodes = len(resources.nodes)
+    return (
+        f"{resources.where} has {resources.cpus:g} CPUs and {resources.gpus:g} GPUs on {nodes} "
+        f"node{'s' if nodes != 1 else ''}"
     )
 
 
 def check_fits(config: ClusterConfig, resources: Resources) -> None:
     """See that the (resolved) workers fit. Raises `ClusterError` with the arithmetic; Ray would wait for ever."""
-    workers, cpus, gpus = int(config.workers), float(config.cpus_per_worker), 1.0 if config.gpu else 0.0
-    fits = workers * cpus <= resources.cpus and workers * gpus <= resources.gpus
-    per_node = min(resources.node_cpus // cpus, resources.node_gpus // gpus if gpus else math.inf)  # of the largest
-    if fits and per_node >= 1 and workers <= per_node * resources.nodes:
+    if int(config.workers) <= resources.slots(config):
         return
+    largest = max(resources.nodes, default=Node(0, 0))
     raise ClusterError(
-        f"the workers do not fit: {arithmetic(config, resources)} (largest node: {resources.node_cpus:g} CPUs, "
-        f"{resources.node_gpus:g} GPUs). Lower cluster.workers or cluster.cpus_per_worker"
+        f"the workers do not fit: {arithmetic(config, resources)} (largest node: {largest.cpus:g} CPUs, "
+        f"{largest.gpus:g} GPUs). Lower cluster.workers or cluster.cpus_per_worker"
         + (", or set cluster.gpu=false" if config.gpu else "")
         + ", or add nodes."
     )

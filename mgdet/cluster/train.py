@@ -1,10 +1,11 @@
 """A training as a Ray Train job: the driver prepares and reports, every worker runs `mgdet.training.loop.Worker`."""
 
+import functools
 import logging
 import os
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,14 @@ import torch
 
 from mgdet.cluster.config import ClusterConfig
 from mgdet.cluster.session import arithmetic, check_fits, session, this_machine
-from mgdet.config import Experiment, validate
+from mgdet.config import DataConfig, Experiment, validate
 from mgdet.data.schema import read_manifest
 from mgdet.data.shapes import ensure_shapes
 from mgdet.errors import ClusterError, ConfigError, MgdetError, NonFiniteError
 from mgdet.models.weights import NAMED_WEIGHTS
 from mgdet.tracking import MlflowTracker, NullTracker, RunHandle, Status, Tracker, end_run, start_run
 from mgdet.training.distributed import World
-from mgdet.training.loop import OnEpoch, Worker
+from mgdet.training.loop import Worker
 from mgdet.training.resolve import resolve
 from mgdet.training.run import Summary, log_directory, open_run, save_run, set_old_journal_aside, summarise
 
@@ -44,14 +45,18 @@ def absolute(experiment: Experiment) -> Experiment:
 def prepare(experiment: Experiment, cpus: float, gpus: float) -> tuple[Experiment, list[str]]:
     """Make or check the data set, and resolve every `auto`; the reasons are returned beside."""
     experiment = absolute(experiment)
-    data = experiment.data
+    return resolve(experiment, num_images=training_images(experiment.data), cpus=cpus, gpus=gpus)
+
+
+def training_images(data: DataConfig) -> int:
+    """Make or check the data set; the size of its training split. Raises `ConfigError` or `DataError`."""
     if data.generate is not None:
         ensure_shapes(data.uri, data.generate)
     manifest = read_manifest(data.uri)
     for split in (data.train_split, data.val_split):
         if split not in manifest.splits:
             raise ConfigError(f"{data.uri} has no split {split!r}; it has {', '.join(sorted(manifest.splits))}")
-    return resolve(experiment, num_images=manifest.splits[data.train_split].images, cpus=cpus, gpus=gpus)
+    return manifest.splits[data.train_split].images
 
 
 def run(experiment: Experiment) -> tuple[Summary, RunHandle | None]:
@@ -71,8 +76,23 @@ def run(experiment: Experiment) -> tuple[Summary, RunHandle | None]:
         return _run(asked, resolved, [*reasons, arithmetic(resolved.cluster, resources)], _on_cluster)
 
 
+def run_trial(asked: Experiment, parent_run_id: str | None, callback: Any) -> Summary:
+    """Train, or continue, a trial of a sweep within a Ray session that is there; `asked` holds its cluster resolved.
+
+    Quietly: the sweep speaks for its trials. `callback` (a Ray Train `UserCallback`) gets every evaluation but the
+    last, which is the caller's to report: by then everything of the run is saved, and it may be ended.
+    """
+    resolved, _ = prepare(asked, float(asked.cluster.cpus_per_worker), float(bool(asked.cluster.gpu)))
+    execute = functools.partial(_on_cluster, callbacks=(callback,), trial=True)
+    return _run(asked, resolved, [], execute, parent_run_id)[0]
+
+
 def _run(
-    asked: Experiment, experiment: Experiment, reasons: list[str], execute: Execute
+    asked: Experiment,
+    experiment: Experiment,
+    reasons: list[str],
+    execute: Execute,
+    parent_run_id: str | None = None,
 ) -> tuple[Summary, RunHandle | None]:
     existing = open_run(asked)
     log.info("%s", experiment.to_yaml())
@@ -90,6 +110,7 @@ def _run(
         params=experiment.shown(),
         config_yaml=experiment.to_yaml(),
         run_id=existing.mlflow_run_id if existing else None,
+        parent_run_id=parent_run_id,
         tags={"mgdet.run": experiment.run_uri},
     )
     save_run(asked, experiment, handle.run_id if handle else existing.mlflow_run_id if existing else None)
@@ -128,7 +149,9 @@ def _tracker(experiment: Experiment, handle: RunHandle | None) -> Tracker:
     return MlflowTracker(handle, log_directory(experiment), experiment.tracking)
 
 
-def _on_cluster(experiment: Experiment, handle: RunHandle | None) -> None:
+def _on_cluster(
+    experiment: Experiment, handle: RunHandle | None, callbacks: Sequence[Any] = (), trial: bool = False
+) -> None:
     import ray
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -136,7 +159,7 @@ def _on_cluster(experiment: Experiment, handle: RunHandle | None) -> None:
     cluster: ClusterConfig = experiment.cluster
     trainer = TorchTrainer(
         _worker_main,
-        train_loop_config={"experiment": experiment.model_dump(mode="json"), "handle": handle},
+        train_loop_config={"experiment": experiment.model_dump(mode="json"), "handle": handle, "trial": trial},
         torch_config=TorchConfig(timeout_s=int(cluster.collective_timeout_s)),
         scaling_config=ScalingConfig(
             num_workers=cluster.workers,
@@ -148,6 +171,7 @@ def _on_cluster(experiment: Experiment, handle: RunHandle | None) -> None:
             name=f"attempt-{uuid.uuid4().hex[:8]}",
             storage_path=f"{experiment.run_uri}/ray",
             failure_config=FailureConfig(max_failures=cluster.max_failures),
+            callbacks=list(callbacks),
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
@@ -184,18 +208,23 @@ def _worker_main(task: dict[str, Any]) -> dict[str, Any]:
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger = logging.getLogger("mgdet")
     logger.handlers, logger.propagate = [handler], False
-    logger.setLevel(logging.INFO if ray.train.get_context().get_world_rank() == 0 else logging.WARNING)
+    speaks = ray.train.get_context().get_world_rank() == 0 and not task["trial"]
+    logger.setLevel(logging.INFO if speaks else logging.WARNING)
 
     experiment = validate(task["experiment"], "the driver's experiment")
     world = World.current(ray.train.torch.get_device())
     tracker: Tracker = _tracker(experiment, task["handle"]) if world.is_main else NullTracker()
-    report: OnEpoch = ray.train.report
+
+    def report(metrics: dict[str, float]) -> None:
+        if not task["trial"] or metrics["epoch"] < experiment.train.epochs:  # see run_trial
+            ray.train.report(metrics)
+
     # Ray names some of its loggers after their files; they print every report of every worker
     for chatty in ("faster_coco_eval", *(n for n in logging.root.manager.loggerDict if "ray/train" in n)):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     log.info("%d workers, rank 0 on %s, process %d", world.size, world.device, os.getpid())
     try:
-        return {"metrics": Worker(experiment, world, tracker, on_epoch=report).run()}
+        return {"metrics": Worker(experiment, world, tracker, on_evaluation=report).run()}
     except (NonFiniteError, ConfigError) as error:  # every rank has it, and a restart would only run into it again
         return {"error": str(error)}
     finally:

@@ -7,9 +7,11 @@ it is cheap. The driver makes or reopens a run (`start_run`) and hands the `RunH
 
 from mgdet.tracking.run import RunHandle, Status, end_run, start_run
 from mgdet.tracking.store import TrackingConfig
+from mgdet.tracking.sweep import Child, children, close_child, tag
 from mgdet.tracking.tracker import CloseReport, MlflowTracker, NullTracker, Tracker
 
 __all__ = [
+    "Child",
     "CloseReport",
     "MlflowTracker",
     "NullTracker",
@@ -17,6 +19,9 @@ __all__ = [
     "Status",
     "Tracker",
     "TrackingConfig",
+    "children",
+    "close_child",
     "end_run",
     "start_run",
+    "tag",
 ]

@@ -44,7 +44,8 @@ def start_run(
     """Make the run, or reopen `run_id` if the store still has it; None if tracking is off or the store is away.
 
     Called once, in the driver: one run per training whatever the workers and restarts. `params` is flattened with
-    dots. None is no error: the training goes on and its metrics are in `metrics.jsonl` only.
+    dots. None is no error: the training goes on and its metrics are in `metrics.jsonl` only. A child that the parent
+    already has under this name is reopened: a process may be killed before it could note the id.
     """
     if not config.enabled:
         return None
@@ -52,9 +53,12 @@ def start_run(
     try:
         with _alone(uri):
             client = connect(uri, config, create=True)
+            experiment_id = _experiment_id(client, config.experiment, uri)
+            if run_id is None and parent_run_id is not None:
+                run_id = _child(client, experiment_id, parent_run_id, name)
             run = _reopened(client, run_id)
             if run is None:
-                run = _created(client, _experiment_id(client, config.experiment, uri), name, parent_run_id, tags or {})
+                run = _created(client, experiment_id, name, parent_run_id, tags or {})
     except Exception as error:
         # Whatever a store can raise (driver, network, permission, schema version): none of it is worth a training.
         logger.warning(
@@ -119,6 +123,15 @@ def _experiment_id(client: Any, name: str, uri: str) -> str:
             if (found := client.get_experiment_by_name(name)) is None:
                 raise
     return str(found.experiment_id)
+
+
+def _child(client: Any, experiment_id: str, parent_run_id: str, name: str) -> str | None:
+    found = client.search_runs(
+        [experiment_id],
+        f"tags.`mlflow.parentRunId` = '{parent_run_id}' and attributes.run_name = '{name}'",
+        max_results=1,
+    )
+    return str(found[0].info.run_id) if found else None
 
 
 def _reopened(client: Any, run_id: str | None) -> Any:

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from mgdet.errors import CheckpointError
 from mgdet.safe_load import load_tensors
-from mgdet.storage import is_local, locate, read_bytes, write_bytes
+from mgdet.storage import locate, read_bytes, replace_bytes
 
 log = logging.getLogger(__name__)
 
@@ -116,15 +116,8 @@ class CheckpointStore:
 
     def _commit(self, info: CheckpointInfo, data: bytes) -> None:
         self.filesystem.create_dir(self.directory, recursive=True)
-        self._write(self.path(info), data)
-        self._write(_sidecar(self.path(info)), info.model_dump_json(indent=1).encode())
-
-    def _write(self, path: str, data: bytes) -> None:
-        if not is_local(self.filesystem):
-            write_bytes(self.filesystem, path, data)
-            return
-        write_bytes(self.filesystem, path + ".tmp", data)
-        self.filesystem.move(path + ".tmp", path)
+        replace_bytes(self.filesystem, self.path(info), data)
+        replace_bytes(self.filesystem, _sidecar(self.path(info)), info.model_dump_json(indent=1).encode())
 
     def _prune(self) -> None:
         found = self.committed()

@@ -34,7 +34,8 @@ log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 5.0
 
-OnEpoch = Callable[[dict[str, float]], None]
+OnEvaluation = Callable[[dict[str, float]], None]
+"""Gets `epoch`, `step` and the metrics, on every rank, when the checkpoint of these weights is saved."""
 
 
 @dataclass
@@ -51,9 +52,13 @@ class Worker:
     """One worker's share of a training. The experiment must be resolved: it holds no `auto`."""
 
     def __init__(
-        self, experiment: Experiment, world: World, tracker: Tracker, on_epoch: OnEpoch = lambda metrics: None
+        self,
+        experiment: Experiment,
+        world: World,
+        tracker: Tracker,
+        on_evaluation: OnEvaluation = lambda metrics: None,
     ) -> None:
-        self.experiment, self.world, self.tracker, self.on_epoch = experiment, world, tracker, on_epoch
+        self.experiment, self.world, self.tracker, self.on_evaluation = experiment, world, tracker, on_evaluation
         train = experiment.train
         _make_reproducible(experiment.seed, world, train.deterministic)
         self._build_data()
@@ -82,7 +87,8 @@ class Worker:
             if evaluated:
                 self._evaluate(last)
             self._save(self.position.metrics if evaluated else {})
-            self.on_epoch({"epoch": epoch + 1, "step": self.position.step, **self.position.metrics})
+            if evaluated:
+                self.on_evaluation({"epoch": epoch + 1, "step": self.position.step, **self.position.metrics})
         return self.position.metrics
 
     # --- set-up

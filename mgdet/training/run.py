@@ -8,7 +8,7 @@ from typing import Any
 
 from mgdet.config import Experiment
 from mgdet.errors import ConfigError
-from mgdet.storage import locate, read_bytes, write_bytes
+from mgdet.storage import locate, read_bytes, replace_bytes
 from mgdet.training.checkpoint import CheckpointStore
 
 log = logging.getLogger(__name__)
@@ -67,8 +67,8 @@ def save_run(asked: Experiment, resolved: Experiment, mlflow_run_id: str | None)
     record = {"learned": asked.what_is_learned(), "mlflow_run_id": mlflow_run_id}
     try:
         filesystem.create_dir(root, recursive=True)
-        write_bytes(filesystem, f"{root}/config.yaml", resolved.to_yaml().encode())
-        write_bytes(filesystem, f"{root}/run.json", json.dumps(record, indent=1).encode())
+        replace_bytes(filesystem, f"{root}/config.yaml", resolved.to_yaml().encode())
+        replace_bytes(filesystem, f"{root}/run.json", json.dumps(record, indent=1).encode())
     except OSError as error:
         raise _unusable(asked, error) from error
 
@@ -98,11 +98,12 @@ class Summary:
     already_finished: bool = False
 
 
-def summarise(experiment: Experiment) -> Summary | None:
-    """The best checkpoint of a run and its metrics; None if it has none yet."""
+def summarise(experiment: Experiment, last: bool = False) -> Summary | None:
+    """The best checkpoint of a run and its metrics; None if it has none yet. `last`: the last evaluated one instead."""
     store = CheckpointStore(experiment.run_uri, experiment.train.keep_best)
     committed = store.committed()
-    best = store.best() or (committed[-1] if committed else None)
+    scored = [c for c in committed if c.metrics]
+    best = (scored[-1] if last and scored else store.best()) or (committed[-1] if committed else None)
     if best is None:
         return None
     finished = any(c.epoch >= experiment.train.epochs for c in committed)

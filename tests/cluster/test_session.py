@@ -3,7 +3,7 @@
 import pytest
 
 from mgdet.cluster.config import ClusterConfig
-from mgdet.cluster.session import Resources, arithmetic, check_fits, this_machine
+from mgdet.cluster.session import Node, Resources, arithmetic, check_fits, this_machine
 from mgdet.errors import ClusterError
 
 
@@ -13,7 +13,7 @@ def cluster(workers, cpus, gpu=False):
 
 def resources(cpus, gpus=0.0, nodes=1):
     """Nodes of equal size."""
-    return Resources(cpus * nodes, gpus * nodes, cpus, gpus, nodes, "cluster at 10.0.0.1:6379")
+    return Resources((Node(cpus, gpus),) * nodes, "cluster at 10.0.0.1:6379")
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ def resources(cpus, gpus=0.0, nodes=1):
         (cluster(2, 3), resources(5, nodes=2)),
         (cluster(4, 3, gpu=True), resources(8, 4, nodes=2)),
         (cluster(1, 1, gpu=False), resources(1, 0)),
-        (cluster(1, 1), Resources(5, 0, 4, 0, 2, "nodes of 4 and 1 CPUs")),
+        (cluster(1, 1), Resources((Node(4, 0), Node(1, 0)), "nodes of 4 and 1 CPUs")),
     ],
 )
 def test_fits_exactly(config, there):
@@ -45,8 +45,8 @@ def test_fits_exactly(config, there):
         (cluster(3, 2), resources(3, nodes=2)),
         (cluster(2, 4, gpu=True), resources(4, 2)),
         (cluster(5, 3, gpu=True), resources(8, 4, nodes=2)),
-        (cluster(6, 1), Resources(5, 0, 4, 0, 2, "nodes of 4 and 1 CPUs")),
-        (cluster(4, 1, gpu=True), Resources(16, 3, 8, 2, 2, "nodes of 2 and 1 GPUs")),
+        (cluster(6, 1), Resources((Node(4, 0), Node(1, 0)), "nodes of 4 and 1 CPUs")),
+        (cluster(4, 1, gpu=True), Resources((Node(8, 2), Node(8, 1)), "nodes of 2 and 1 GPUs")),
     ],
     ids=[
         "CPUs in all",
@@ -80,7 +80,7 @@ def test_the_error_shows_the_calculation():
 
 
 def test_one_node_without_gpus_in_words():
-    assert arithmetic(cluster(2, 1), Resources(2, 0, 2, 0, 1, "this machine")) == (
+    assert arithmetic(cluster(2, 1), Resources((Node(2, 0),), "this machine")) == (
         "2 workers x 1 CPUs = 2 CPUs; this machine has 2 CPUs and 0 GPUs on 1 node"
     )
 
@@ -88,4 +88,4 @@ def test_one_node_without_gpus_in_words():
 def test_this_machine_counts_the_cpus_that_this_process_may_use(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 3, 5})
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    assert this_machine() == Resources(3, 2, 3, 2, 1, "this machine")
+    assert this_machine() == Resources((Node(3, 2),), "this machine")

@@ -1,0 +1,138 @@
+"""What the driver of a sweep does at each event: write it down, end runs in MLflow, show where everything stands."""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from mgdet.cluster.search import trial_experiment
+from mgdet.sweep.config import ASHA, Sweep
+from mgdet.sweep.table import headline, table
+from mgdet.sweep.trials import Book, Trial
+from mgdet.tracking import RunHandle, Status, TrackingConfig, children, close_child
+from mgdet.training.run import log_directory
+
+log = logging.getLogger(__name__)
+
+_GRACE_S = 5.0
+"""After a trial was stopped, until its worker, which writes metrics, is surely gone."""
+
+
+class Recorder(tune.Callback):  # type: ignore[misc]  # ray has no types
+    """Keeps `trial.json` of each trial up to date and closes the MLflow runs of trials whose processes are gone."""
+
+    def __init__(
+        self, sweep: Sweep, book: Book, concurrent: int, parent: RunHandle | None, tracking: TrackingConfig
+    ) -> None:
+        self.sweep, self.book, self.concurrent, self.parent, self.tracking = sweep, book, concurrent, parent, tracking
+        self._closing: list[tuple[float, int]] = []
+        self._next_table = time.monotonic() + sweep.report_every_s
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A process of the trial is there."""
+        self._set(trial, state="running")
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """An evaluation."""
+        known = self._trial(trial)
+        if known.add(int(result["epoch"]), result):
+            self._save(known)
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """It failed and is tried again."""
+        log.warning("%s failed and is tried again: %s", self._trial(trial).name, _error(trial))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """It failed for good."""
+        self._done(trial, "failed", _error(trial))
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """It came to its end, or the scheduler stopped it."""
+        known = self._trial(trial)
+        if known.epoch >= known.epochs:
+            self._done(trial, "finished", "")
+        else:
+            self._done(trial, "stopped", why_stopped(self.sweep, known))
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Whatever is due."""
+        now = time.monotonic()
+        due = [number for when, number in self._closing if when <= now]
+        self._closing = [(when, number) for when, number in self._closing if when > now]
+        for number in due:
+            self._close(self.book.trials[number])
+        if now >= self._next_table:
+            self._next_table = now + self.sweep.report_every_s
+            log.info("%s", table(self.sweep, self.book.trials, self.concurrent))
+
+    def settle(self) -> None:
+        """At the start and at the end, when no trial's process is there: no run of a trial stays open in MLflow."""
+        if self.parent is None:
+            return
+        by_name = {t.name: t for t in self.book.trials}
+        for child in children(self.parent, self.tracking):
+            if child.running and child.name in by_name:
+                self._close(by_name[child.name], child.run_id)
+
+    def _trial(self, trial: Any) -> Trial:
+        return self.book.trials[int(trial.config["number"])]
+
+    def _set(self, trial: Any, **changes: Any) -> None:
+        known = self._trial(trial)
+        for key, value in changes.items():
+            setattr(known, key, value)
+        self._save(known)
+
+    def _save(self, trial: Trial) -> None:
+        try:
+            self.book.save(trial)
+        except OSError as error:  # the sweep is worth more than its record, which the next event writes again
+            log.error("%s cannot be written down: %s", trial.name, error)
+
+    def _done(self, trial: Any, state: str, reason: str) -> None:
+        self._set(trial, state=state, reason=reason)
+        known = self._trial(trial)
+        if state != "finished":  # a trial that finished has ended its run itself
+            self._closing.append((time.monotonic() + _GRACE_S, known.number))
+        log.info("%s", headline(self.sweep, known))
+
+    def _close(self, trial: Trial, run_id: str | None = None) -> None:
+        """End the trial's run with what is known of the trial."""
+        from mgdet.training.run import open_run
+
+        if self.parent is None:
+            return
+        experiment = trial_experiment(self.sweep, trial, {})
+        if run_id is None:
+            run = open_run(experiment)
+            run_id = run.mlflow_run_id if run else None
+        if run_id is None:
+            return
+        status: Status = {"finished": "FINISHED", "failed": "FAILED"}.get(trial.state, "KILLED")  # type: ignore[assignment]
+        tags = {"mgdet.state": trial.state, **({"mgdet.reason": trial.reason} if trial.reason else {})}
+        close_child(self.parent, run_id, status, tags, Path(log_directory(experiment)), self.tracking)
+
+
+def why_stopped(sweep: Sweep, trial: Trial) -> str:
+    """In words."""
+    metric, _ = sweep.lead
+    value = f"{metric} = {trial.metrics.get(metric, float('nan')):.4f} at epoch {trial.epoch} of {trial.epochs}"
+    if isinstance(sweep.scheduler, ASHA):
+        return (
+            f"asha: {value} is not among the best 1/{sweep.scheduler.reduction_factor:g} of the trials that got there"
+        )
+    return f"{sweep.scheduler.name}: {value} is worse than the other trials' median"
+
+
+def _error(trial: Any) -> str:
+    """The last line of what Tune knows of a failure; the lines above it are a traceback."""
+    try:
+        text = str(trial.get_error() or trial.get_pickled_error() or "")
+    except Exception as error:  # the pickled error may be of a class that cannot be made again
+        text = repr(error)
+    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+    return lines[-1] if lines else "the process of the trial died"

@@ -1,0 +1,143 @@
+"""Ray Tune's searcher and scheduler, both fed from the sweep's own record, so that a restarted sweep knows its past.
+
+Tune's own restore loses what a scheduler has seen (rungs, medians), and its saved state may be seconds old, so that a
+trial started just before a crash would be drawn anew. Here each trial is on disk before Tune hears of it.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import optuna
+from optuna.study import StudyDirection
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
+from ray.tune.search import Searcher
+
+from mgdet.config import Experiment
+from mgdet.sweep.config import ASHA, TPE, Median, Sweep
+from mgdet.sweep.space import Space
+from mgdet.sweep.trials import Book, Trial, tell, values
+
+
+class BookSearcher(Searcher):  # type: ignore[misc]  # ray has no types
+    """Gives Tune the trials that are not done, then new ones, which Optuna chooses.
+
+    A trial that goes on after a restart keeps its number, its values and its directory.
+    """
+
+    def __init__(self, sweep: Sweep, book: Book, unfinished: Sequence[Trial], cluster: dict[str, Any]) -> None:
+        super().__init__(metric=list(sweep.metric), mode=list(sweep.metric.values()))
+        self._sweep, self._book, self._cluster = sweep, book, cluster
+        self._unfinished = list(unfinished)
+        self._space = Space(sweep.space)
+        self._running: dict[str, tuple[Trial, optuna.Trial]] = {}
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._study = optuna.create_study(sampler=_sampler(sweep, len(book.trials)), directions=_directions(sweep))
+        for trial in book.trials:
+            if trial.done:
+                tell(self._study, sweep, trial)
+        for trial in self._unfinished:
+            self._study.enqueue_trial(trial.params)
+        points = sweep.points
+        for number in range(len(book.trials), sweep.total):
+            if point := points[number % len(points)]:
+                self._study.enqueue_trial(point)
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The next trial as the configuration that its process gets."""
+        if not self._unfinished and len(self._book.trials) >= self._sweep.total:
+            return str(Searcher.FINISHED)
+        chosen = self._study.ask()
+        params = self._space.suggest(chosen)
+        if self._unfinished:
+            trial = self._unfinished.pop(0)
+        else:
+            trial = self._book.new(self._sweep, params, self._space.settings(params))
+        self._running[trial_id] = trial, chosen
+        return {
+            "number": trial.number,
+            "experiment": trial_experiment(self._sweep, trial, self._cluster).model_dump(mode="json"),
+        }
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Tell Optuna what the trial's last evaluation was."""
+        trial, chosen = self._running.pop(trial_id)
+        found = None if error else values(self._sweep, trial)
+        state = optuna.trial.TrialState.FAIL if found is None else optuna.trial.TrialState.COMPLETE
+        self._study.tell(chosen, found, state=state)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: all of it is in the book."""
+        open(checkpoint_path, "w").close()
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing, as in `save`."""
+
+
+def trial_experiment(sweep: Sweep, trial: Trial, cluster: dict[str, Any]) -> Experiment:
+    """The experiment of a trial, with absolute paths and the resolved cluster of the sweep."""
+    from mgdet.cluster.train import absolute
+
+    experiment = absolute(sweep.trial(trial.name, trial.settings))
+    return experiment.model_copy(update={"cluster": experiment.cluster.model_copy(update=cluster)})
+
+
+def _directions(sweep: Sweep) -> list[StudyDirection]:
+    return [StudyDirection.MINIMIZE if mode == "min" else StudyDirection.MAXIMIZE for mode in sweep.metric.values()]
+
+
+def _sampler(sweep: Sweep, known: int) -> optuna.samplers.BaseSampler:
+    """`known` trials are there already: a sampler that starts again must not draw them once more."""
+    config = sweep.searcher
+    seed = config.seed + 1_000_003 * known
+    if isinstance(config, TPE):
+        # a running trial counts as a bad one, so that those at work at the same time do not crowd into one place
+        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=config.startup_trials, constant_liar=True)
+    return optuna.samplers.RandomSampler(seed=seed)
+
+
+def build_scheduler(sweep: Sweep, book: Book, longest: int) -> TrialScheduler:
+    """The configured scheduler; `longest` is the number of epochs of the longest trial."""
+    metric, mode = sweep.lead
+    config, common = sweep.scheduler, {"time_attr": "epoch", "metric": metric, "mode": mode}
+    if isinstance(config, ASHA):
+        inner = ASHAScheduler(
+            max_t=longest, grace_period=config.grace_epochs, reduction_factor=config.reduction_factor, **common
+        )
+    elif isinstance(config, Median):
+        inner = MedianStoppingRule(grace_period=config.grace_epochs, min_samples_required=config.min_trials, **common)
+    else:
+        return FIFOScheduler()
+    return RememberingScheduler(inner, book)
+
+
+class _Known:
+    """What a scheduler needs to know of a trial: an identity that outlives Tune's."""
+
+    def __init__(self, number: int) -> None:
+        self.trial_id = str(number)
+
+
+class RememberingScheduler(FIFOScheduler):  # type: ignore[misc]  # ray has no types
+    """Another scheduler that has seen all evaluations of the book, and knows a trial by its number."""
+
+    def __init__(self, inner: TrialScheduler, book: Book) -> None:
+        super().__init__()
+        self._inner = inner
+        self._known: dict[int, _Known] = {}
+        self._seen: dict[int, int] = {}
+        for trial in book.trials:
+            for evaluation in trial.evaluations:
+                self._judge(trial.number, {"epoch": evaluation.epoch, **evaluation.metrics})
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """The inner scheduler's decision."""
+        return self._judge(trial.config["number"], result)
+
+    def _judge(self, number: int, result: dict[str, Any]) -> str:
+        if number not in self._known:
+            self._known[number] = _Known(number)
+            self._inner.on_trial_add(None, self._known[number])
+        if result.get("epoch", 0) <= self._seen.get(number, 0):  # a restart repeats it
+            return str(TrialScheduler.CONTINUE)
+        self._seen[number] = result["epoch"]
+        return str(self._inner.on_trial_result(None, self._known[number], result))

@@ -1,0 +1,291 @@
+"""A sweep as a Ray Tune job: each trial is a Ray Train job of its own, with its own workers."""
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from mgdet.cluster.config import ClusterConfig
+from mgdet.cluster.recorder import Recorder
+from mgdet.cluster.search import BookSearcher, build_scheduler
+from mgdet.cluster.session import Resources, session, there
+from mgdet.cluster.train import absolute, run_trial, training_images
+from mgdet.config import Experiment, validate
+from mgdet.errors import ClusterError, ConfigError
+from mgdet.storage import locate, read_bytes, replace_bytes
+from mgdet.sweep.config import Sweep
+from mgdet.sweep.report import report
+from mgdet.sweep.table import table
+from mgdet.sweep.trials import Book, Trial, definition, ranked
+from mgdet.tracking import MlflowTracker, RunHandle, Status, children, end_run, start_run, tag
+from mgdet.training.resolve import resolve
+from mgdet.training.run import log_directory, summarise
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a sweep came to."""
+
+    trials: list[Trial]
+    winner: Trial | None
+    """The best by the first metric among those that ran to their end (or else among all); None: none has a value."""
+    winner_config: str | None
+    """Where its YAML is."""
+    table: str
+    handle: RunHandle | None
+
+
+def run_sweep(sweep: Sweep, *, retry_failed: bool = False) -> Outcome:
+    """Run a sweep, or continue the one of the same storage and name, to its end.
+
+    Trials that are done are not run again (but for the failed ones with `retry_failed`); others go on from their
+    checkpoints.
+
+    Raises:
+        MgdetError: anything that the user can mend; its message says how.
+        KeyboardInterrupt: after Ctrl-C, with everything in place to continue.
+    """
+    first = absolute(next(sweep.corners())[1])  # storage, cluster and tracking belong to the sweep, not to a trial
+    uri = f"{first.storage.rstrip('/')}/{sweep.name}"
+    parent_id = _open(sweep, uri)
+    with session(first.cluster) as resources:
+        cluster = one_trial(first.cluster, resources)
+        concurrent = how_many(sweep, cluster, resources)
+        log.info("%s", trial_arithmetic(sweep, cluster, concurrent, resources))
+        _check_corners(sweep, cluster)
+        book = Book(uri, sweep.name)
+        parent = start_run(
+            first.tracking,
+            name=sweep.name,
+            params={"sweep": {**sweep.model_dump(mode="json", exclude={"base"}), "trials": sweep.total}},
+            config_yaml=yaml.safe_dump(definition(sweep), sort_keys=False),
+            run_id=parent_id,
+            tags={"mgdet.sweep": uri},
+        )
+        _save(sweep, uri, parent.run_id if parent else parent_id)
+        status: Status = "FAILED"
+        try:
+            _fit(sweep, book, uri, cluster, concurrent, parent, first, retry_failed)
+            outcome = _finish(sweep, book, uri, first, parent, concurrent)
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            end_run(parent, status, first.tracking)
+    return outcome
+
+
+def one_trial(config: ClusterConfig, resources: Resources) -> ClusterConfig:
+    """The cluster's part of one trial: unless said otherwise one worker, with a GPU if there are any, and its share
+    of the CPUs. Raises `ConfigError`."""
+    if config.workers == 0:
+        raise ConfigError("cluster.workers = 0: the trials of a sweep are Ray Train jobs; set 1 or more, or auto (1)")
+    gpu = resources.gpus >= 1 if config.gpu == "auto" else config.gpu
+    workers = 1 if config.workers == "auto" else config.workers
+    cpus = config.cpus_per_worker
+    if cpus == "auto":
+        cpus = float(max(1, min(16, int(resources.cpus / resources.gpus)))) if gpu and resources.gpus else 1.0
+    return config.model_copy(update={"gpu": gpu, "workers": workers, "cpus_per_worker": cpus})
+
+
+def how_many(sweep: Sweep, cluster: ClusterConfig, resources: Resources) -> int:
+    """Trials at a time. Raises `ClusterError` with the arithmetic where not even one, or not so many, fit."""
+    fit = resources.slots(cluster) // int(cluster.workers)
+    if fit < 1 or (sweep.concurrent != "auto" and sweep.concurrent > fit):
+        wanted = 1 if sweep.concurrent == "auto" else sweep.concurrent
+        raise ClusterError(
+            f"{wanted} trial{'s' if wanted > 1 else ''} at a time do not fit: "
+            f"{trial_arithmetic(sweep, cluster, fit, resources)}. Lower "
+            + ("concurrent, " if wanted > 1 else "")
+            + "cluster.workers or cluster.cpus_per_worker"
+            + (", or set cluster.gpu=false" if cluster.gpu else "")
+            + ", or add nodes."
+        )
+    return min(fit, sweep.total) if sweep.concurrent == "auto" else sweep.concurrent
+
+
+def trial_arithmetic(sweep: Sweep, cluster: ClusterConfig, concurrent: int, resources: Resources) -> str:
+    """What a trial needs, what there is, and how many trials that makes, in words."""
+    gpu = " and 1 GPU" if cluster.gpu else ""
+    return (
+        f"{sweep.total} trials; each has {cluster.workers} workers x ({cluster.cpus_per_worker:g} CPUs{gpu}), and its "
+        f"own process, which reserves none; {there(resources)}, room for {resources.slots(cluster)} workers: "
+        f"{concurrent} trials at a time"
+    )
+
+
+def _open(sweep: Sweep, uri: str) -> str | None:
+    """The MLflow run of the existing sweep, if there is one. Raises `ConfigError` where something else is there."""
+    filesystem, root = locate(uri)
+    try:
+        record = json.loads(read_bytes(filesystem, f"{root}/sweep.json"))
+        known, run_id = dict(record["definition"]), record.get("mlflow_run_id")
+    except FileNotFoundError:
+        if filesystem.get_file_info(f"{root}/run.json").type.name != "NotFound":
+            raise ConfigError(f"{uri} is a training, not a sweep; give the sweep another name=") from None
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{root}/sweep.json cannot be used ({error}); move the sweep away or choose another name="
+        ) from error
+    wanted = definition(sweep)
+    if keys := sorted(k for k in known.keys() | wanted.keys() if known.get(k) != wanted.get(k)):
+        shown = "\n".join(f"  {k}: {known.get(k)!r} there, {wanted.get(k)!r} asked for"[:600] for k in keys)
+        raise ConfigError(
+            f"the sweep {uri} exists with another definition:\n{shown}\nThe same storage and name continue a sweep. "
+            f"Give this one another name (name={sweep.name}-2), or the definition of the existing one; trials, "
+            "concurrent and max_failures may change."
+        )
+    log.info("the sweep %s is continued", uri)
+    return run_id if isinstance(run_id, str) else None
+
+
+def _save(sweep: Sweep, uri: str, run_id: str | None) -> None:
+    filesystem, root = locate(uri)
+    record = {"definition": definition(sweep), "mlflow_run_id": run_id}
+    try:
+        filesystem.create_dir(root, recursive=True)
+        replace_bytes(filesystem, f"{root}/sweep.json", json.dumps(record, indent=1).encode())
+    except OSError as error:
+        raise ConfigError(f"storage: {root} cannot be written: {error}") from error
+
+
+def _check_corners(sweep: Sweep, cluster: ClusterConfig) -> None:
+    """Make or check the data of every trial, and that batches can be split among its workers."""
+    sizes: dict[str, int] = {}
+    for settings, experiment in sweep.corners():
+        e = absolute(experiment.model_copy(update={"cluster": cluster}))
+        key = e.data.model_dump_json(exclude={"transform", "loader"})
+        if key not in sizes:
+            sizes[key] = training_images(e.data)
+        try:
+            resolve(e, num_images=sizes[key], cpus=float(cluster.cpus_per_worker), gpus=float(bool(cluster.gpu)))
+        except ConfigError as error:
+            raise ConfigError(f"{error}\n  searched: {settings}") from error
+
+
+def _fit(
+    sweep: Sweep,
+    book: Book,
+    uri: str,
+    cluster: ClusterConfig,
+    concurrent: int,
+    parent: RunHandle | None,
+    first: Experiment,
+    retry_failed: bool,
+) -> None:
+    """Run what is not done."""
+    for trial in book.trials:
+        if trial.state == "running" or (retry_failed and trial.state == "failed"):
+            trial.state, trial.reason = "waiting", ""
+    unfinished = [t for t in book.trials if not t.done]
+    todo = len(unfinished) + max(0, sweep.total - len(book.trials))
+    recorder = Recorder(sweep, book, concurrent, parent, first.tracking)
+    recorder.settle()
+    if not todo:
+        return
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # our own record and MLflow hold more
+    os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+    from ray import tune
+
+    parent_run_id = parent.run_id if parent else None
+
+    def run_one(config: dict[str, Any]) -> None:
+        _trial(config, parent_run_id)
+
+    longest = max(e.train.epochs for _, e in sweep.corners())
+    tuner = tune.Tuner(
+        # Not a CPU: Ray's default of one for each trial's own process takes what its workers wait for, for ever.
+        tune.with_resources(run_one, {"memory": 1 << 20}),
+        tune_config=tune.TuneConfig(
+            num_samples=todo,
+            max_concurrent_trials=concurrent,
+            search_alg=BookSearcher(sweep, book, unfinished, cluster.model_dump()),
+            scheduler=build_scheduler(sweep, book, longest),
+            trial_name_creator=lambda t: f"{sweep.name}-{t.config['number']:03d}",
+            trial_dirname_creator=lambda t: f"{sweep.name}-{t.config['number']:03d}-{t.trial_id}",
+        ),
+        run_config=tune.RunConfig(
+            # Ray keeps only its own bookkeeping here; a sweep is continued from its own record
+            name=f"attempt-{os.getpid()}-{len(book.trials)}",
+            storage_path=f"{uri}/ray",
+            failure_config=tune.FailureConfig(max_failures=sweep.max_failures),
+            callbacks=[recorder],
+            verbose=0,
+        ),
+    )
+    tuner.fit()
+    recorder.settle()
+    left = [t.name for t in book.trials if not t.done]
+    if left or len(book.trials) < sweep.total:  # Tune turns Ctrl-C into a quiet end
+        log.warning("stopped with %d of %d trials not done", sweep.total - len(book.trials) + len(left), sweep.total)
+        raise KeyboardInterrupt
+
+
+def _trial(config: dict[str, Any], parent_run_id: str | None) -> None:
+    """What runs in the process of a trial."""
+    from ray import tune
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    logging.getLogger("mgdet").setLevel(logging.WARNING)
+    experiment = validate(config["experiment"], "the sweep's experiment")
+    known = summarise(experiment, last=True)
+    if known is not None and known.metrics and not known.already_finished:
+        tune.report({"epoch": known.epoch, **known.metrics})  # a driver that was killed may not have heard of it
+    run_trial(experiment, parent_run_id, TuneReportCallback())
+    reached = summarise(experiment, last=True)
+    if reached is None or not reached.metrics:
+        raise ClusterError(f"{experiment.name} ended without an evaluation that could be saved")
+    tune.report({"epoch": reached.epoch, **reached.metrics})
+
+
+def _finish(
+    sweep: Sweep, book: Book, uri: str, first: Experiment, parent: RunHandle | None, concurrent: int
+) -> Outcome:
+    """Write the report, tag the winner; the report goes to the parent's run."""
+    winner = next(iter(ranked(sweep, book.trials)), None)
+    files = report(sweep, book.trials)
+    filesystem, root = locate(uri)
+    filesystem.create_dir(f"{root}/report", recursive=True)
+    for name, data in files.items():
+        replace_bytes(filesystem, f"{root}/report/{name}", data)
+    if parent is not None:
+        _publish(sweep, book.trials, files, first.model_copy(update={"name": sweep.name}), parent, winner)
+    return Outcome(
+        trials=book.trials,
+        winner=winner,
+        winner_config=f"{root}/report/winner.yaml" if winner else None,
+        table=table(sweep, book.trials, concurrent, everything=True),
+        handle=parent,
+    )
+
+
+def _publish(
+    sweep: Sweep,
+    trials: Sequence[Trial],
+    files: dict[str, bytes],
+    named: Experiment,
+    parent: RunHandle,
+    winner: Trial | None,
+) -> None:
+    tracker = MlflowTracker(parent, log_directory(named), named.tracking)
+    for name, data in files.items():
+        tracker.artifact(data, name)
+    if winner is not None:
+        tracker.log(winner.metrics, step=sum(t.done for t in trials))
+    tracker.close(None)
+    runs = {c.name: c.run_id for c in children(parent, named.tracking)}
+    for trial in trials:
+        if trial.name not in runs:
+            continue
+        child = RunHandle(parent.uri, runs[trial.name], parent.experiment_id, parent.ui_command)
+        tag(child, {"mgdet.state": trial.state, "mgdet.winner": str(trial is winner).lower()}, named.tracking)
+    if winner is not None:
+        tag(parent, {"mgdet.winner": winner.name, "mgdet.winner_run_id": runs.get(winner.name, "")}, named.tracking)

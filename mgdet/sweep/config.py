@@ -1,0 +1,242 @@
+"""A sweep: a base experiment, the keys that are searched in it, and how.
+
+    sweep = load_sweep("configs/sweeps/quick.yaml", ["trials=20", "train.epochs=4"])
+
+Everything that a trial could be is validated against the experiment's own types when the file is read.
+"""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, PositiveInt, field_validator, model_validator
+
+from mgdet.config import Experiment, flatten, parse_override, read_tree, read_yaml, validate, validate_as, with_settings
+from mgdet.config_base import Config
+from mgdet.errors import ConfigError
+from mgdet.sweep.space import AnyDomain, Params, Space
+
+Mode = Literal["max", "min"]
+
+_METRIC = re.compile(
+    r"val/(AP(50|75|s|m|l|/.+)?|AR(\d+|s|m|l)|divergence(_raw|_oracle)?|spearman/.+)"  # evaluation's names
+)
+
+
+class ASHA(Config):
+    """Asynchronous successive halving (Li et al., MLSys 2020): at epochs `grace_epochs * reduction_factor^k` a trial
+    goes on only if it is among the best 1 / `reduction_factor` of those that have been there."""
+
+    name: Literal["asha"] = "asha"
+    grace_epochs: PositiveInt = Field(default=2, description="no trial is stopped before")
+    reduction_factor: float = Field(default=3, gt=1, description="one in so many goes on")
+
+
+class Median(Config):
+    """A trial stops when its best evaluation is worse than the median of the others' means so far (Golovin et al., KDD
+    2017)."""
+
+    name: Literal["median"] = "median"
+    grace_epochs: PositiveInt = Field(default=2, description="no trial is stopped before")
+    min_trials: PositiveInt = Field(default=3, description="trials to compare with")
+
+
+class NoScheduler(Config):
+    """Every trial runs to its end."""
+
+    name: Literal["none"] = "none"
+
+
+class TPE(Config):
+    """Optuna's tree-structured Parzen estimator (Bergstra et al., NeurIPS 2011); it takes several metrics as well."""
+
+    name: Literal["tpe"] = "tpe"
+    seed: int = Field(default=0, ge=0)
+    startup_trials: PositiveInt = Field(default=10, description="random ones, before the estimator begins")
+
+
+class RandomSearch(Config):
+    """Every trial independent of the others."""
+
+    name: Literal["random"] = "random"
+    seed: int = Field(default=0, ge=0)
+
+
+class Sweep(Config):
+    """What a sweep file holds. The same storage and name mean the same sweep, which is then continued."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="of the sweep: letters, digits, . _ -")
+    base: dict[str, Any] = Field(description="the experiment that is varied; in the file: its path relative to it")
+    set: dict[str, Any] = Field(default={}, description="dotted keys that are the same in every trial")
+    space: dict[str, AnyDomain] = Field(min_length=1, description="dotted keys that are searched")
+    metric: dict[str, Mode] = Field(default={"val/AP": "max"}, description="one or several; the first one leads")
+    trials: PositiveInt | Literal["auto"] = Field(default="auto", description="auto: every point of the grids once")
+    scheduler: Annotated[ASHA | Median | NoScheduler, Field(discriminator="name")] = ASHA()
+    searcher: Annotated[TPE | RandomSearch, Field(discriminator="name")] = TPE()
+    concurrent: PositiveInt | Literal["auto"] = Field(default="auto", description="auto: as many as fit the cluster")
+    max_failures: int = Field(default=1, ge=0, description="retries of a trial, beside cluster.max_failures of workers")
+    report_every_s: float = Field(default=30, gt=0, description="seconds between tables in the log")
+
+    @field_validator("metric", mode="before")
+    @classmethod
+    def _short_metric(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = [value]
+        if isinstance(value, list):
+            value = {m: "min" if "divergence" in str(m) else "max" for m in value}
+        return value
+
+    @field_validator("metric")
+    @classmethod
+    def _known_metric(cls, value: dict[str, Mode]) -> dict[str, Mode]:
+        if not value:
+            raise ValueError("expected at least one metric, such as val/AP")
+        for name in value:
+            if not _METRIC.fullmatch(name):
+                raise ValueError(
+                    f"{name!r} is not a metric of the evaluation; there are val/AP, val/AP50, val/AP75, val/APs, "
+                    "val/APm, val/APl, val/AR100, val/AP/<class>, val/divergence, val/divergence_raw, "
+                    "val/divergence_oracle, val/spearman/<population>"
+                )
+        return value
+
+    @field_validator("space")
+    @classmethod
+    def _followable(cls, value: dict[str, AnyDomain]) -> dict[str, AnyDomain]:
+        Space(value)
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if both := sorted(self.set.keys() & self.space.keys()):
+            raise ValueError(f"{', '.join(both)}: searched, and set to a value as well; take it out of one of them")
+        points = len(self.points)
+        if self.trials == "auto" and points == 1:
+            raise ValueError("trials is missing: without a grid of several points, say how many there shall be")
+        if self.trials != "auto" and self.trials % points:
+            raise ValueError(
+                f"trials = {self.trials}: the grids have {points} points, each of which is run equally often; choose a "
+                f"multiple of {points}, or leave trials out"
+            )
+        return self
+
+    @property
+    def points(self) -> list[Params]:
+        """The grid points; one empty one without a grid."""
+        return Space(self.space).grid()
+
+    @property
+    def total(self) -> int:
+        """Number of trials."""
+        return len(self.points) if self.trials == "auto" else self.trials
+
+    @property
+    def lead(self) -> tuple[str, Mode]:
+        """The first metric, by which trials are stopped and the winner is chosen."""
+        return next(iter(self.metric.items()))
+
+    def experiment(self, settings: Mapping[str, Any]) -> Experiment:
+        """The experiment of these values of the searched keys. Raises `ConfigError`."""
+        tree = with_settings(self.base, {**self.set, **settings}, f"sweep {self.name}")
+        return validate(tree, f"sweep {self.name}")
+
+    def trial(self, name: str, settings: Mapping[str, Any]) -> Experiment:
+        """The same under a trial's name, kept in the sweep's directory."""
+        e = self.experiment(settings)
+        return e.model_copy(update={"name": name, "storage": f"{e.storage.rstrip('/')}/{self.name}"})
+
+    def corners(self) -> Iterator[tuple[dict[str, Any], Experiment]]:
+        """Experiments that together hold every option and both ends of every interval. Raises `ConfigError`."""
+        for settings in Space(self.space).corners():
+            try:
+                yield settings, self.experiment(settings)
+            except ConfigError as error:
+                raise ConfigError(f"{error}\n{self._culprits(settings, str(error))}") from None
+
+    def _culprits(self, settings: Mapping[str, Any], message: str) -> str:
+        """Which ranges led to an error that names some of the searched keys, or none."""
+        named = {k: v for k, v in settings.items() if k in message}
+        lines = []
+        for key, value in named.items() or settings.items():
+            domain = self.space[key].model_dump(exclude_defaults=True)
+            lines.append(f"  searched: {key}: {domain} allows {value!r}")
+        return "\n".join(lines)
+
+
+def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
+    """Read a sweep and see that every trial of it would be a valid experiment.
+
+    Overrides are `key=value`: keys of the sweep (`trials=20`, `scheduler.grace_epochs=1`,
+    `space.assigner.sigma={uniform: [1, 2]}`), and any other key is one of the experiment (`train.epochs=4`).
+
+    Raises:
+        ConfigError: naming the key, the value and the range that led to it.
+    """
+    tree = read_yaml(path)
+    for part in ("set", "space"):
+        if isinstance(tree.get(part), dict):
+            tree[part] = _dotted(tree[part], searched=part == "space")
+    for override in overrides:
+        _apply(tree, override)
+    base = tree.get("base")
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: base = {base!r}: expected the name of an experiment's YAML file beside this one")
+    tree["base"] = read_tree(Path(path).parent / base)
+    sweep = validate_as(Sweep, tree, str(path))
+    experiments = [experiment for _, experiment in sweep.corners()]
+    _check_epochs(sweep, experiments, str(path))
+    return sweep
+
+
+def _dotted(tree: dict[str, Any], *, searched: bool) -> dict[str, Any]:
+    """Keys may be written dotted or nested; a mapping is a domain, not a parent, where it holds one of the kinds."""
+    if not searched:
+        return flatten(tree)
+    out: dict[str, Any] = {}
+    kinds = {"uniform", "loguniform", "integers", "choice", "grid", "when"}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value and not kinds & value.keys():
+            out |= {f"{key}.{k}": v for k, v in _dotted(value, searched=True).items()}
+        else:
+            out[key] = value
+    return out
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, value = parse_override(override)
+    head, _, rest = key.partition(".")
+    if head in ("set", "space") and rest:
+        tree.setdefault(head, {})[rest] = value
+    elif head in Sweep.model_fields and head not in ("set", "space"):
+        node = tree
+        if rest:
+            node = tree.setdefault(head, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"{override!r}: {head} is a value, it has no keys below it")
+        node[rest or head] = value
+    elif head in Experiment.model_fields:
+        tree.setdefault("set", {})[key] = value
+    else:
+        allowed = [*Sweep.model_fields, *Experiment.model_fields]
+        near = difflib.get_close_matches(head, allowed, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"{override!r}: unknown key {head}.{hint} Allowed: {', '.join(dict.fromkeys(allowed))}.")
+
+
+def _check_epochs(sweep: Sweep, experiments: Sequence[Experiment], source: str) -> None:
+    if isinstance(sweep.scheduler, NoScheduler):
+        return
+    shortest = min(e.train.epochs for e in experiments)
+    if sweep.scheduler.grace_epochs >= shortest:
+        raise ConfigError(
+            f"{source}: scheduler.grace_epochs = {sweep.scheduler.grace_epochs}: trials have {shortest} epochs, so "
+            "none would ever be stopped early; choose a smaller number, or scheduler.name=none"
+        )
+    for e in experiments:
+        if e.train.evaluate_every >= e.train.epochs:
+            raise ConfigError(
+                f"{source}: train.evaluate_every = {e.train.evaluate_every} of {e.train.epochs} epochs: a trial is "
+                "judged only at its end, so none would be stopped early; evaluate more often, or scheduler.name=none"
+            )

@@ -1,0 +1,153 @@
+"""The pictures of a sweep, as PNG."""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from mgdet.sweep.config import Sweep
+from mgdet.sweep.space import Integers, LogUniform, Uniform
+from mgdet.sweep.trials import Trial, front, ranked
+
+_STATES = {"finished": "o", "stopped": "x", "running": "."}
+_COLORS = "viridis"
+
+
+def parallel_coordinates(sweep: Sweep, trials: Sequence[Trial]) -> bytes | None:
+    """One vertical axis for each searched key and one for the first metric, one line for each trial.
+
+    A line is broken where a key does not exist in the trial. Dashed: stopped before its end. None without a value.
+    """
+    metric, mode = sweep.lead
+    shown = ranked(sweep, trials)
+    if not shown:
+        return None
+    keys = list(sweep.space)
+    low, high = min(t.metrics[metric] for t in shown), max(t.metrics[metric] for t in shown)
+    figure = Figure(figsize=(2.2 + 1.9 * (len(keys) + 1), 5.2), layout="constrained")
+    axes = figure.subplots()
+    from matplotlib import colormaps
+
+    for rank, trial in reversed(list(enumerate(shown))):
+        heights = [_height(sweep, key, trial.settings) for key in keys]
+        heights.append((trial.metrics[metric] - low) / (high - low) if high > low else 0.5)
+        good = heights[-1] if mode == "max" else 1 - heights[-1]
+        axes.plot(
+            range(len(heights)),
+            heights,
+            color=colormaps[_COLORS](good * 0.9),
+            linestyle="-" if trial.state == "finished" else "--",
+            linewidth=2.6 if rank == 0 else 1.1,
+            alpha=0.95 if rank == 0 else 0.7,
+            marker="o",
+            markersize=4,
+        )
+    for x, key in enumerate(keys):
+        _axis(axes, x, _ticks(sweep, key))
+    _axis(axes, len(keys), [(h, f"{low + h * (high - low):.3f}") for h in (0, 0.25, 0.5, 0.75, 1)])
+    axes.set_xticks(range(len(keys) + 1), [*keys, metric], fontsize=9)
+    axes.set(xlim=(-0.35, len(keys) + 0.45), ylim=(-0.06, 1.06), yticks=[])
+    for side in axes.spines.values():
+        side.set_visible(False)
+    axes.set_title(
+        f"{sweep.name}: {len(shown)} trials, thick the best ({shown[0].name}), dashed stopped early", fontsize=10
+    )
+    return _png(figure)
+
+
+def divergence_against_ap(sweep: Sweep, trials: Sequence[Trial]) -> bytes | None:
+    """Each trial's last evaluation; colour: the first searched key. None where no trial has both."""
+    shown = [t for t in trials if "val/AP" in t.metrics and "val/divergence" in t.metrics]
+    if not shown:
+        return None
+    key = next(iter(sweep.space))
+    figure = Figure(figsize=(6.4, 4.8), layout="constrained")
+    axes = figure.subplots()
+    heights = [_height(sweep, key, t.settings) for t in shown]
+    for state, marker in _STATES.items():
+        group = [(t, h) for t, h in zip(shown, heights, strict=True) if t.state == state]
+        if group:
+            points = axes.scatter(
+                [t.metrics["val/divergence"] for t, _ in group],
+                [t.metrics["val/AP"] for t, _ in group],
+                c=[h for _, h in group],
+                vmin=0,
+                vmax=1,
+                cmap=_COLORS,
+                marker=marker,
+                label=state,
+            )
+    best = ranked(sweep, shown)[:1]
+    for trial in {t.number: t for t in [*best, *(front(sweep, trials) if len(sweep.metric) > 1 else [])]}.values():
+        if trial in shown:
+            axes.annotate(
+                trial.name,
+                (trial.metrics["val/divergence"], trial.metrics["val/AP"]),
+                xytext=(5, 5),
+                textcoords="offset points",
+                fontsize=8,
+            )
+    bar = figure.colorbar(points, ax=axes, label=key)
+    ticks = _ticks(sweep, key)
+    bar.set_ticks([h for h, _ in ticks], labels=[text for _, text in ticks])
+    axes.set(xlabel="val/divergence (lower: the tasks agree more)", ylabel="val/AP")
+    axes.set_title(f"{sweep.name}: last evaluation of {len(shown)} trials", fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return _png(figure)
+
+
+def importance_bars(sweep: Sweep, importance: Mapping[str, float]) -> bytes:
+    """One bar for each key, the most important on top."""
+    figure = Figure(figsize=(6.4, 1.2 + 0.45 * len(importance)), layout="constrained")
+    axes = figure.subplots()
+    items = list(importance.items())[::-1]
+    bars = axes.barh([k for k, _ in items], [v for _, v in items], color="#3b6ea5")
+    axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
+    axes.set(xlim=(0, 1.1), xlabel=f"share of the variation of {sweep.lead[0]} (PED-ANOVA)")
+    axes.set_title(f"{sweep.name}: importance of the searched keys", fontsize=10)
+    return _png(figure)
+
+
+def _height(sweep: Sweep, key: str, settings: Mapping[str, Any]) -> float:
+    """Where a trial's value lies on the key's axis, from 0 to 1; NaN where it has none."""
+    if key not in settings:
+        return math.nan
+    domain, value = sweep.space[key], settings[key]
+    match domain:
+        case Uniform() | LogUniform() | Integers():
+            low, high = domain.options()
+            if isinstance(domain, LogUniform) or (isinstance(domain, Integers) and domain.log):
+                return (math.log(value) - math.log(low)) / (math.log(high) - math.log(low))
+            return float((value - low) / (high - low))
+    options = domain.options()
+    return options.index(value) / (len(options) - 1) if len(options) > 1 else 0.5
+
+
+def _ticks(sweep: Sweep, key: str) -> list[tuple[float, str]]:
+    domain = sweep.space[key]
+    options = domain.options()
+    if isinstance(domain, Uniform | LogUniform | Integers):
+        low, high = options
+        middle = math.sqrt(low * high) if isinstance(domain, LogUniform) else (low + high) / 2
+        if isinstance(domain, Integers):
+            middle = int(middle)
+        options = [low, middle, high]
+    texts = [f"{o:.3g}" if isinstance(o, float) else str(o) for o in options]
+    return [(_height(sweep, key, {key: o}), text) for o, text in zip(options, texts, strict=True)]
+
+
+def _axis(axes: Any, x: float, ticks: Sequence[tuple[float, str]]) -> None:
+    axes.axvline(x, color="0.75", linewidth=1, zorder=0)
+    for height, text in ticks:
+        axes.annotate(
+            text, (x, height), xytext=(6, 0), textcoords="offset points", fontsize=8, va="center", color="0.25"
+        )
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    return buffer.getvalue()

@@ -1,0 +1,111 @@
+"""What a sweep found, as files: the table of trials, pictures, importances, and the winner's configuration."""
+
+import csv
+import io
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import optuna
+import yaml
+
+from mgdet.sweep.config import Sweep
+from mgdet.sweep.pictures import divergence_against_ap, importance_bars, parallel_coordinates
+from mgdet.sweep.table import sweep_metrics
+from mgdet.sweep.trials import Trial, front, ranked, tell, values
+
+_FEWEST = 4
+"""Trials below which an importance would be made of noise alone."""
+
+
+def report(sweep: Sweep, trials: Sequence[Trial]) -> dict[str, bytes]:
+    """Name and content of each file; those that would be empty are left out.
+
+    `winner.yaml` is a configuration that `jobs/train.py` runs as it is, under a name of its own. With several metrics
+    there is one, `front-<trial>.yaml`, for each trial of the Pareto front as well.
+    """
+    files = {"trials.csv": trials_csv(sweep, trials).encode()}
+    best = ranked(sweep, trials)
+    if best:
+        files["winner.yaml"] = winner_yaml(sweep, best[0], "winner").encode()
+    if len(sweep.metric) > 1:
+        files |= {f"front-{t.name}.yaml": winner_yaml(sweep, t, t.name).encode() for t in front(sweep, trials)}
+    if seeds := seeds_csv(sweep, trials):
+        files["seeds.csv"] = seeds.encode()
+    pictures = {
+        "parallel_coordinates.png": parallel_coordinates(sweep, trials),
+        "divergence_against_ap.png": divergence_against_ap(sweep, trials),
+    }
+    if found := importance(sweep, trials):
+        files["importance.csv"] = _csv([["key", "importance"], *([k, f"{v:.4f}"] for k, v in found.items())]).encode()
+        pictures["importance.png"] = importance_bars(sweep, found)
+    return files | {name: picture for name, picture in pictures.items() if picture}
+
+
+def trials_csv(sweep: Sweep, trials: Sequence[Trial]) -> str:
+    """One row a trial: the searched values, then the last evaluation. The best trial stands first."""
+    keys = list(sweep.space)
+    metrics = list(dict.fromkeys([*sweep_metrics(sweep), *sorted({m for t in trials for m in t.metrics})]))
+    best = ranked(sweep, trials)
+    rows: list[list[Any]] = [["trial", "state", "epoch", "epochs", *keys, *metrics, "reason"]]
+    for t in [*best, *(t for t in trials if t not in best)]:
+        searched = [t.settings.get(k, "") for k in keys]
+        rows.append([t.name, t.state, t.epoch, t.epochs, *searched, *(t.metrics.get(m, "") for m in metrics), t.reason])
+    return _csv(rows)
+
+
+def seeds_csv(sweep: Sweep, trials: Sequence[Trial]) -> str | None:
+    """Mean and sample standard deviation over seeds, where `seed` is searched; only of trials that ran to their end."""
+    if "seed" not in sweep.space:
+        return None
+    keys = [k for k in sweep.space if k != "seed"]
+    groups: dict[tuple[str, ...], list[Trial]] = defaultdict(list)
+    for t in trials:
+        if t.state == "finished":
+            groups[tuple(str(t.settings.get(k, "")) for k in keys)].append(t)
+    metrics = sweep_metrics(sweep)
+    rows: list[list[Any]] = [[*keys, "seeds", *(f"{m} {what}" for m in metrics for what in ("mean", "deviation"))]]
+    for group, members in groups.items():
+        cells: list[Any] = []
+        for m in metrics:
+            found = [t.metrics[m] for t in members if m in t.metrics]
+            cells.append(f"{statistics.mean(found):.4f}" if found else "")
+            cells.append(f"{statistics.stdev(found):.4f}" if len(found) > 1 else "")
+        rows.append([*group, len(members), *cells])
+    return _csv(rows)
+
+
+def winner_yaml(sweep: Sweep, trial: Trial, suffix: str) -> str:
+    """The trial's configuration as it was asked for, to be trained anew as `<sweep>-<suffix>`."""
+    experiment = sweep.experiment(trial.settings)
+    name = suffix if suffix.startswith(sweep.name) else f"{sweep.name}-{suffix}"
+    tree = experiment.model_copy(update={"name": name}).shown()
+    found = ", ".join(f"{m} {trial.metrics[m]:.4f}" for m in sweep_metrics(sweep) if m in trial.metrics)
+    return f"# {trial.name} of the sweep {sweep.name}: {found} at epoch {trial.epoch}\n" + yaml.safe_dump(
+        tree, sort_keys=False
+    )
+
+
+def importance(sweep: Sweep, trials: Sequence[Trial]) -> dict[str, float] | None:
+    """Share of the first metric's variance that each key explains, by PED-ANOVA (Watanabe et al., IJCAI 2023).
+
+    Keys that do not exist in every trial are left out. Trials that were stopped count with what they had reached.
+    None for too few trials, or where nothing varies.
+    """
+    metric, mode = sweep.lead
+    study = optuna.create_study(direction="minimize" if mode == "min" else "maximize")
+    one = sweep.model_copy(update={"metric": {metric: mode}})
+    scored = [t for t in trials if t.done and t.state != "failed" and values(one, t) is not None]
+    if len(scored) < _FEWEST or len({t.metrics[metric] for t in scored}) < 2:
+        return None
+    for trial in scored:
+        tell(study, one, trial)
+    found = optuna.importance.get_param_importances(study, evaluator=optuna.importance.PedAnovaImportanceEvaluator())
+    return {k: float(v) for k, v in found.items()} or None
+
+
+def _csv(rows: Sequence[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,263 @@
+"""The search space of a sweep: for each searched key its values, and under which choice of another key it exists."""
+
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Self, TypeAlias
+
+from optuna import Trial
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from mgdet.config_base import Config
+
+Scalar: TypeAlias = bool | int | float | str | None
+Params: TypeAlias = dict[str, Scalar]
+"""What the searcher knows of a trial: a plain value for each key that exists in it."""
+
+
+class Domain(Config):
+    """What a key may be; `when: {other.key: value or [values]}` restricts it to trials where the others are such."""
+
+    when: dict[str, Scalar | list[Scalar]] = Field(default={})
+
+    def active(self, values: Mapping[str, Any]) -> bool:
+        """Whether the key exists beside these values of the keys before it."""
+        return all(
+            key in values and values[key] in (allowed if isinstance(allowed, list) else [allowed])
+            for key, allowed in self.when.items()
+        )
+
+    def options(self) -> list[Any]:
+        """Every value of a finite domain; the two ends of an interval."""
+        raise NotImplementedError
+
+    def distribution(self) -> BaseDistribution:
+        """The same for a searcher."""
+        raise NotImplementedError
+
+    def encode(self, value: Any) -> Scalar:
+        """The plain value that stands for `value` in a searcher, which knows neither lists nor mappings."""
+        return value if isinstance(value, bool | int | float | str | None) else json.dumps(value, sort_keys=True)
+
+    def decode(self, value: Scalar) -> Any:
+        """Inverse of `encode`."""
+        return value
+
+
+class _Interval(Domain):
+    def options(self) -> list[Any]:
+        return list(self._ends())
+
+    def _ends(self) -> tuple[float, float]:
+        raise NotImplementedError
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        low, high = self._ends()
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise ValueError(f"[{low}, {high}]: expected two finite numbers, the lower one first")
+        return self
+
+
+class Uniform(_Interval):
+    """Any number of the interval, all alike."""
+
+    uniform: tuple[float, float]
+
+    def _ends(self) -> tuple[float, float]:
+        return self.uniform
+
+    def distribution(self) -> BaseDistribution:
+        """Flat over the interval."""
+        return FloatDistribution(*self.uniform)
+
+
+class LogUniform(_Interval):
+    """Any number of the interval, all orders of magnitude alike."""
+
+    loguniform: tuple[Annotated[float, Field(gt=0)], float]
+
+    def _ends(self) -> tuple[float, float]:
+        return self.loguniform
+
+    def distribution(self) -> BaseDistribution:
+        """Flat over the logarithm."""
+        return FloatDistribution(*self.loguniform, log=True)
+
+
+class Integers(_Interval):
+    """A whole number, both ends included; `log: true` treats all orders of magnitude alike (from 1 on)."""
+
+    integers: tuple[int, int]
+    log: bool = False
+
+    def _ends(self) -> tuple[float, float]:
+        return self.integers
+
+    @model_validator(mode="after")
+    def _log_of_positive(self) -> Self:
+        if self.log and self.integers[0] < 1:
+            raise ValueError(f"log: true needs a lower end of at least 1, not {self.integers[0]}")
+        return self
+
+    def distribution(self) -> BaseDistribution:
+        """Flat over the numbers, or over their logarithm."""
+        return IntDistribution(*self.integers, log=self.log)
+
+
+class _Finite(Domain):
+    def options(self) -> list[Any]:
+        raise NotImplementedError
+
+    def distribution(self) -> BaseDistribution:
+        return CategoricalDistribution([self.encode(v) for v in self.options()])
+
+    def decode(self, value: Scalar) -> Any:
+        return next(v for v in self.options() if self.encode(v) == value)
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        encoded = [json.dumps(v, sort_keys=True) for v in self.options()]
+        if len(set(encoded)) < len(encoded):
+            raise ValueError(f"{self.options()}: a value stands twice")
+        return self
+
+
+class Choice(_Finite):
+    """One of these values, chosen by the searcher."""
+
+    choice: Annotated[list[Any], Field(min_length=1)]
+
+    def options(self) -> list[Any]:
+        """The values."""
+        return self.choice
+
+
+class Grid(_Finite):
+    """Each of these values, together with each value of every other grid."""
+
+    grid: Annotated[list[Any], Field(min_length=1)]
+
+    def options(self) -> list[Any]:
+        """The values."""
+        return self.grid
+
+
+_KINDS = {"uniform": Uniform, "loguniform": LogUniform, "integers": Integers, "choice": Choice, "grid": Grid}
+
+
+def _kind(value: Any) -> str | None:
+    if isinstance(value, Domain):
+        return next(k for k, v in _KINDS.items() if isinstance(value, v))
+    found = [k for k in _KINDS if isinstance(value, dict) and k in value]
+    return found[0] if len(found) == 1 else None
+
+
+AnyDomain = Annotated[
+    Annotated[Uniform, Tag("uniform")]
+    | Annotated[LogUniform, Tag("loguniform")]
+    | Annotated[Integers, Tag("integers")]
+    | Annotated[Choice, Tag("choice")]
+    | Annotated[Grid, Tag("grid")],
+    Discriminator(
+        _kind,
+        custom_error_type="domain",
+        custom_error_message="expected exactly one of uniform: [low, high], loguniform: [low, high], "
+        "integers: [low, high], choice: [values], grid: [values], and optionally when: {key: value}",
+    ),
+]
+
+
+class Space:
+    """The searched keys, those that others depend on first. Raises ValueError where `when` cannot be followed."""
+
+    def __init__(self, domains: Mapping[str, Domain]) -> None:
+        self.domains: dict[str, Domain] = {}
+        waiting = dict(domains)
+        while waiting:
+            ready = [k for k, d in waiting.items() if all(parent in self.domains for parent in d.when)]
+            if not ready:
+                raise ValueError(_why_not_ordered(waiting, domains))
+            for key in ready:
+                self.domains[key] = waiting.pop(key)
+        for key, domain in self.domains.items():
+            self._check_parents(key, domain)
+
+    def suggest(self, trial: Trial) -> Params:
+        """Let a searcher choose a value for each key that exists, given the ones before it."""
+        params: Params = {}
+        values: dict[str, Any] = {}
+        for key, domain in self.domains.items():
+            if domain.active(values):
+                params[key] = _suggest(trial, key, domain.distribution())
+                values[key] = domain.decode(params[key])
+        return params
+
+    def settings(self, params: Mapping[str, Scalar]) -> dict[str, Any]:
+        """The values themselves, of what the searcher chose."""
+        return {key: self.domains[key].decode(value) for key, value in params.items()}
+
+    def grid(self) -> list[Params]:
+        """Every combination of the grids, without the keys that a searcher chooses; one empty one without a grid."""
+        grids = {k: d for k, d in self.domains.items() if isinstance(d, Grid)}
+        return [{k: grids[k].encode(v) for k, v in point.items()} for point in _product(grids)]
+
+    def corners(self, limit: int = 2048) -> Iterator[dict[str, Any]]:
+        """Settings that together hold every option and both ends of every interval.
+
+        All combinations if there are at most `limit`. Else all combinations of the keys that others depend on, and
+        within each of them the other keys one at a time, beside the first option of the rest.
+        """
+        some = list(itertools.islice(_product(self.domains), limit + 1))
+        if len(some) <= limit:
+            yield from some
+            return
+        parents = {p for d in self.domains.values() for p in d.when}
+        for chosen in _product({k: d for k, d in self.domains.items() if k in parents}):
+            rest = {k: d for k, d in self.domains.items() if k not in parents and d.active(chosen)}
+            first = chosen | {k: d.options()[0] for k, d in rest.items()}
+            yield first
+            yield from (first | {k: v} for k, d in rest.items() for v in d.options()[1:])
+
+    def _check_parents(self, key: str, domain: Domain) -> None:
+        for parent, allowed in domain.when.items():
+            options = self.domains[parent]
+            if not isinstance(options, _Finite):
+                raise ValueError(f"{key}: when names {parent}, which is an interval; only choice and grid can decide")
+            for value in allowed if isinstance(allowed, list) else [allowed]:
+                if value not in options.options():
+                    raise ValueError(f"{key}: when {parent} = {value!r} never holds; it is one of {options.options()}")
+            if isinstance(domain, Grid) and not isinstance(options, Grid):
+                raise ValueError(f"{key} is a grid, but {parent}, on which it depends, is chosen by the searcher")
+
+
+def _product(domains: Mapping[str, Domain], values: Mapping[str, Any] | None = None) -> Iterator[dict[str, Any]]:
+    """All combinations of the options of these keys, in order, each key only where it exists beside `values`."""
+    values = values or {}
+    if not domains:
+        yield dict(values)
+        return
+    (key, domain), *rest = domains.items()
+    for more in [{key: option} for option in domain.options()] if domain.active(values) else [{}]:
+        yield from _product(dict(rest), {**values, **more})
+
+
+def _suggest(trial: Trial, key: str, distribution: BaseDistribution) -> Scalar:
+    match distribution:
+        case FloatDistribution():
+            return trial.suggest_float(key, distribution.low, distribution.high, log=distribution.log)
+        case IntDistribution():
+            return trial.suggest_int(key, distribution.low, distribution.high, log=distribution.log)
+        case CategoricalDistribution():
+            return trial.suggest_categorical(key, distribution.choices)
+    raise TypeError(f"{key}: {distribution}")
+
+
+def _why_not_ordered(waiting: Mapping[str, Domain], domains: Mapping[str, Domain]) -> str:
+    for key, domain in waiting.items():
+        for parent in domain.when:
+            if parent not in domains:
+                return f"{key}: when names {parent}, which is not in the space (there: {', '.join(domains)})"
+    return f"{', '.join(waiting)}: each depends on another one of them"

@@ -1,0 +1,95 @@
+"""Where a sweep stands, as text for a terminal or a job's log."""
+
+import itertools
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mgdet.sweep.config import Sweep
+from mgdet.sweep.trials import DONE, Trial, ranked
+
+_SHOWN_DONE = 5
+
+
+def table(sweep: Sweep, trials: Sequence[Trial], concurrent: int, everything: bool = False) -> str:
+    """Trials by state, the best so far, and a row for each running trial and the last few that are done.
+
+    `everything` shows all of them, the best first, then those without a value.
+    """
+    best = ranked(sweep, trials)
+    if everything:
+        shown = [*best, *(t for t in trials if t not in best)]
+    else:
+        shown = [t for t in trials if t.done][-_SHOWN_DONE:] + [t for t in trials if not t.done]
+    lines = [_summary(sweep, trials, concurrent)]
+    if best:
+        lines.append(f"best {headline(sweep, best[0])}")
+    pace = seconds_per_epoch(trials)
+    rows = [_row(sweep, t, pace) for t in shown]
+    return "\n".join(
+        [*lines, *_aligned([["trial", "state", "epoch", *sweep_metrics(sweep), "left", "searched"], *rows])]
+    )
+
+
+def headline(sweep: Sweep, trial: Trial) -> str:
+    """One trial in one line."""
+    found = ", ".join(f"{m} {trial.metrics[m]:.4f}" for m in sweep_metrics(sweep) if m in trial.metrics)
+    reached = f"at epoch {trial.epoch} of {trial.epochs}: {found}" if found else "without an evaluation"
+    why = f" ({trial.reason})" if trial.reason else ""
+    return f"{trial.name} {trial.state} {reached}; {settings_text(trial.settings)}{why}"
+
+
+def sweep_metrics(sweep: Sweep) -> list[str]:
+    """The metrics that a table shows: AP and divergence beside those of the sweep."""
+    return list(dict.fromkeys([*sweep.metric, "val/AP", "val/divergence"]))
+
+
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """`sigma=2.31 lr=0.0004`: keys by their last part where that is enough to tell them apart."""
+    lasts = [k.rpartition(".")[2] for k in settings]
+    short = {
+        k: last if lasts.count(last) == 1 and last != "name" else k for k, last in zip(settings, lasts, strict=True)
+    }
+    return " ".join(f"{short[k]}={f'{v:.4g}' if isinstance(v, float) else v}" for k, v in settings.items())
+
+
+def seconds_per_epoch(trials: Sequence[Trial]) -> float | None:
+    """Median over all gaps between evaluations (a restart may lie in one); None before a second one."""
+    gaps = [
+        (later.time - earlier.time) / (later.epoch - earlier.epoch)
+        for t in trials
+        for earlier, later in itertools.pairwise(t.evaluations)
+    ]
+    return statistics.median(gaps) if gaps else None
+
+
+def _summary(sweep: Sweep, trials: Sequence[Trial], concurrent: int) -> str:
+    counts = {state: sum(t.state == state for t in trials) for state in DONE}
+    done, running = sum(counts.values()), sum(t.state == "running" for t in trials)
+    parts = ", ".join(f"{n} {state}" for state, n in counts.items() if n)
+    text = f"{sweep.name}: {done} of {sweep.total} trials done{f' ({parts})' if parts else ''}, {running} running"
+    pace = seconds_per_epoch(trials)
+    if pace is None or done >= sweep.total:
+        return text
+    mine = [t.epochs - t.epoch for t in trials if not t.done]
+    longest = max(t.epochs for t in trials)
+    epochs = sum(mine) + longest * (sweep.total - len(trials))
+    return f"{text}; at most {_duration(epochs * pace / concurrent)} left"
+
+
+def _row(sweep: Sweep, trial: Trial, pace: float | None) -> list[str]:
+    left = _duration((trial.epochs - trial.epoch) * pace) if trial.state == "running" and pace else ""
+    found = [f"{trial.metrics[m]:.4f}" if m in trial.metrics else "" for m in sweep_metrics(sweep)]
+    searched = settings_text(trial.settings) + (f"  {trial.reason}" if trial.state == "failed" else "")
+    return [trial.name, trial.state, f"{trial.epoch}/{trial.epochs}", *found, left, searched]
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

@@ -1,0 +1,173 @@
+"""What is known of each trial: `trial.json` in its directory, written before the trial is started.
+
+These files are all that a sweep is continued from. Ray's own state of a sweep is neither read nor needed.
+"""
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+from optuna import Study
+from optuna.trial import TrialState, create_trial
+from pydantic import BaseModel, ConfigDict
+
+from mgdet.errors import ConfigError
+from mgdet.storage import locate, read_bytes, replace_bytes
+from mgdet.sweep.config import Sweep
+from mgdet.sweep.space import Params
+
+State = Literal["waiting", "running", "finished", "stopped", "failed"]
+DONE: tuple[State, ...] = ("finished", "stopped", "failed")
+
+
+class Evaluation(BaseModel):
+    """One evaluation of a trial."""
+
+    epoch: int
+    metrics: dict[str, float]
+    time: float
+    """Seconds since 1970."""
+
+
+class Trial(BaseModel):
+    """One trial of a sweep."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    number: int
+    name: str
+    params: Params
+    """What the searcher chose."""
+    settings: dict[str, Any]
+    """The same as values of the configuration's keys."""
+    epochs: int
+    """Its length."""
+    state: State = "waiting"
+    reason: str = ""
+    """Why it was stopped, or the error with which it failed."""
+    evaluations: list[Evaluation] = []
+    """By epoch."""
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing more will come of it."""
+        return self.state in DONE
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of its last evaluation; 0 before the first."""
+        return self.evaluations[-1].epoch if self.evaluations else 0
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Of its last evaluation. Not of its best one: choosing the best of many evaluations would flatter a trial."""
+        return self.evaluations[-1].metrics if self.evaluations else {}
+
+    def add(self, epoch: int, metrics: Mapping[str, float]) -> bool:
+        """Take in an evaluation; False if it is one that a restart repeats."""
+        if epoch <= self.epoch:
+            return False
+        values = {k: float(v) for k, v in metrics.items() if k.startswith("val/")}
+        self.evaluations.append(Evaluation(epoch=epoch, metrics=values, time=time.time()))
+        return True
+
+
+class Book:
+    """The trials of a sweep on disk, under its directory `uri`."""
+
+    def __init__(self, uri: str, name: str) -> None:
+        self.uri, self.name = uri, name
+        self.trials: list[Trial] = []
+        while (trial := self._read(len(self.trials))) is not None:
+            self.trials.append(trial)
+
+    def new(self, sweep: Sweep, params: Params, settings: dict[str, Any]) -> Trial:
+        """The next trial, on disk when this returns. Raises `ConfigError` if its experiment would not be valid."""
+        number = len(self.trials)
+        name = self._name(number)
+        epochs = sweep.trial(name, settings).train.epochs
+        trial = Trial(number=number, name=name, params=params, settings=settings, epochs=epochs)
+        self.trials.append(trial)
+        self.save(trial)
+        return trial
+
+    def save(self, trial: Trial) -> None:
+        """Write it down. Raises OSError."""
+        filesystem, root = locate(self._uri(trial.number))
+        filesystem.create_dir(root, recursive=True)
+        replace_bytes(filesystem, f"{root}/trial.json", trial.model_dump_json(indent=1).encode())
+
+    def _name(self, number: int) -> str:
+        return f"{self.name}-{number:03d}"
+
+    def _uri(self, number: int) -> str:
+        return f"{self.uri}/{self._name(number)}"
+
+    def _read(self, number: int) -> Trial | None:
+        filesystem, root = locate(self._uri(number))
+        try:
+            data = read_bytes(filesystem, f"{root}/trial.json")
+        except FileNotFoundError:
+            return None
+        try:
+            return Trial.model_validate_json(data)
+        except ValueError as error:
+            raise ConfigError(
+                f"{root}/trial.json is damaged ({error}); move the sweep away or choose another name="
+            ) from error
+
+
+def values(sweep: Sweep, trial: Trial) -> list[float] | None:
+    """The sweep's metrics of the trial's last evaluation, in their order; None where one is undefined."""
+    found = [trial.metrics.get(m) for m in sweep.metric]
+    return None if any(v is None or v != v for v in found) else [float(v) for v in found if v is not None]
+
+
+def ranked(sweep: Sweep, trials: Iterable[Trial]) -> list[Trial]:
+    """Those with a value of the first metric, the best first.
+
+    A trial that ran to its end stands before every one that was stopped: those were trained for a shorter time.
+    """
+    metric, mode = sweep.lead
+    sign = 1 if mode == "min" else -1
+    scored = [t for t in trials if t.state != "failed" and t.metrics.get(metric, float("nan")) == t.metrics.get(metric)]
+    return sorted(scored, key=lambda t: (t.state != "finished", sign * t.metrics[metric], t.number))
+
+
+def front(sweep: Sweep, trials: Iterable[Trial]) -> list[Trial]:
+    """The trials that ran to their end and that no other such trial beats in one metric without losing in another."""
+    signs = [1 if mode == "min" else -1 for mode in sweep.metric.values()]
+    points = {}
+    for trial in trials:
+        if trial.state == "finished" and (found := values(sweep, trial)) is not None:
+            points[trial.number] = (trial, [s * v for s, v in zip(signs, found, strict=True)])
+
+    def beaten(mine: Sequence[float]) -> bool:
+        return any(
+            all(a <= b for a, b in zip(o, mine, strict=True)) and list(o) != list(mine) for _, o in points.values()
+        )
+
+    return [trial for trial, mine in points.values() if not beaten(mine)]
+
+
+def tell(study: Study, sweep: Sweep, trial: Trial) -> None:
+    """Add a trial that is done to a study of Optuna."""
+    found = values(sweep, trial) if trial.state != "failed" else None
+    study.add_trial(
+        create_trial(
+            state=TrialState.FAIL if found is None else TrialState.COMPLETE,
+            values=found,
+            params=trial.params,
+            distributions={key: sweep.space[key].distribution() for key in trial.params},
+        )
+    )
+
+
+def definition(sweep: Sweep) -> dict[str, Any]:
+    """What decides the trials: two sweeps that agree in it may continue each other. JSON values."""
+    tree = json.loads(sweep.model_dump_json(exclude={"trials", "concurrent", "max_failures", "report_every_s"}))
+    for part in ("cluster", "tracking"):
+        tree["base"].pop(part, None)
+    tree["set"] = {k: v for k, v in tree["set"].items() if k.split(".")[0] not in ("cluster", "tracking")}
+    return dict(tree)

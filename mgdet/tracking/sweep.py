@@ -1,0 +1,63 @@
+"""What a sweep's driver does to the runs of its trials, whose own processes may be gone."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mgdet.tracking.run import RunHandle, Status, first_line
+from mgdet.tracking.store import TrackingConfig, connect
+from mgdet.tracking.tracker import MlflowTracker
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Child:
+    """A trial's run as MLflow has it."""
+
+    run_id: str
+    name: str
+    running: bool
+
+
+def children(parent: RunHandle, config: TrackingConfig) -> list[Child]:
+    """The runs under a parent; empty, with a warning, if the store is away."""
+    try:
+        client = connect(parent.uri, config)
+        found, token = [], None
+        while True:
+            page = client.search_runs(
+                [parent.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.run_id}'", page_token=token
+            )
+            found += page
+            if not (token := page.token):
+                break
+    except Exception as error:
+        logger.warning("MLflow does not tell the runs of the trials (%s).", first_line(error))
+        return []
+    return [Child(r.info.run_id, r.info.run_name, r.info.status == "RUNNING") for r in found]
+
+
+def close_child(
+    parent: RunHandle, run_id: str, status: Status, tags: Mapping[str, str], directory: Path, config: TrackingConfig
+) -> None:
+    """Send what `directory` still holds of a run whose process is gone, tag it, and end it; never raises."""
+    handle = RunHandle(parent.uri, run_id, parent.experiment_id, parent.ui_command)
+    if (directory / "metrics.jsonl").exists():  # else it is on the machine where the trial ran, or nothing was logged
+        MlflowTracker(handle, directory, config).close(None)
+    tag(handle, tags, config)
+    try:
+        connect(handle.uri, config).set_terminated(run_id, status)
+    except Exception as error:
+        logger.warning("MLflow run %s could not be ended as %s: %s", run_id, status, first_line(error))
+
+
+def tag(handle: RunHandle, tags: Mapping[str, str], config: TrackingConfig) -> None:
+    """Set tags of a run; a store that is away costs a warning."""
+    try:
+        client = connect(handle.uri, config)
+        for key, value in tags.items():
+            client.set_tag(handle.run_id, key, value[:5000])
+    except Exception as error:
+        logger.warning("MLflow run %s could not be tagged: %s", handle.run_id, first_line(error))
