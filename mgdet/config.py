@@ -207,11 +207,22 @@ def _set(tree: dict[str, Any], key: str, value: Any, source: str) -> None:
 
 
 def _keep_common_keys(node: dict[str, Any], parents: list[str], name: Any) -> None:
-    """Another variant of a union is chosen: what the file set for the old one stays only where the new one has it."""
+    """Another variant of a union is chosen: what the file set for the old one stays where the new one may have it."""
     for variant in _walk(parents)[1]:
         if _tag(variant) == name:
-            for key in [k for k in node if k not in variant.model_fields]:
+            for key in [k for k in node if k != "name" and not _takes(variant, k, node[k])]:
                 del node[key]
+
+
+def _takes(variant: type[BaseModel], key: str, value: Any) -> bool:
+    """Whether the variant has this key and allows this value, such as `auto`, of it."""
+    if key not in variant.model_fields:
+        return False
+    try:
+        variant.model_validate({key: value})
+    except ValidationError as error:
+        return all(e["loc"][:1] != (key,) for e in error.errors())
+    return True
 
 
 def _with_default_names(tree: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ class BookSearcher(Searcher):  # type: ignore[misc]  # ray has no types
     """
 
     def __init__(self, sweep: Sweep, book: Book, unfinished: Sequence[Trial], cluster: dict[str, Any]) -> None:
-        super().__init__(metric=list(sweep.metric), mode=list(sweep.metric.values()))
+        super().__init__()  # without a metric: Tune would end the whole sweep at an evaluation where it is undefined
         self._sweep, self._book, self._cluster = sweep, book, cluster
         self._unfinished = list(unfinished)
         self._space = Space(sweep.space)

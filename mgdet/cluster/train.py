@@ -107,7 +107,7 @@ def _run(
     handle = start_run(
         experiment.tracking,
         name=experiment.name,
-        params=experiment.shown(),
+        params={k: v for k, v in experiment.shown().items() if k != "name"},  # every run has its own: no parameter
         config_yaml=experiment.to_yaml(),
         run_id=existing.mlflow_run_id if existing else None,
         parent_run_id=parent_run_id,

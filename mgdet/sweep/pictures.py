@@ -106,7 +106,7 @@ def importance_bars(sweep: Sweep, importance: Mapping[str, float]) -> bytes:
     items = list(importance.items())[::-1]
     bars = axes.barh([k for k, _ in items], [v for _, v in items], color="#3b6ea5")
     axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
-    axes.set(xlim=(0, 1.1), xlabel=f"share of the variation of {sweep.lead[0]} (PED-ANOVA)")
+    axes.set(xlim=(0, 1.1), xlabel=f"share in what sets the best trials by {sweep.lead[0]} apart (PED-ANOVA)")
     axes.set_title(f"{sweep.name}: importance of the searched keys", fontsize=10)
     return _png(figure)
 

@@ -88,7 +88,7 @@ def winner_yaml(sweep: Sweep, trial: Trial, suffix: str) -> str:
 
 
 def importance(sweep: Sweep, trials: Sequence[Trial]) -> dict[str, float] | None:
-    """Share of the first metric's variance that each key explains, by PED-ANOVA (Watanabe et al., IJCAI 2023).
+    """Each key's share in what sets the best trials apart, by PED-ANOVA (Watanabe et al., IJCAI 2023). The sum is 1.
 
     Keys that do not exist in every trial are left out. Trials that were stopped count with what they had reached.
     None for too few trials, or where nothing varies.

@@ -1,0 +1,186 @@
+"""Sweeps on a real Ray cluster of this machine: nothing deadlocks, nothing is lost, nothing is run twice."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mgdet.cluster.tune import run_sweep
+from mgdet.errors import ConfigError
+from mgdet.sweep.config import load_sweep
+from tests.cluster.test_ray import no_ray_left_behind  # noqa: F401  # a fixture
+from tests.small import small_experiment
+
+pytestmark = pytest.mark.slow
+
+TUNE = Path(__file__).parents[2] / "jobs" / "tune.py"
+
+
+def write(directory: Path, **changes) -> Path:
+    """A sweep over learning rates on the small experiment, with MLflow in a SQLite file of its own."""
+    tracking = {"enabled": True, "uri": f"sqlite:///{directory}/mlflow.db"}
+    base = small_experiment(directory, tracking=tracking, train__epochs=4, train__batch_size=2)
+    (directory / "base.yaml").write_text(base.to_yaml())
+    tree = {
+        "name": "s",
+        "base": "base.yaml",
+        "set": {"cluster.workers": 1, "cluster.cpus_per_worker": 1},
+        "space": {"train.optimizer.lr": {"loguniform": [1e-4, 1e-2]}},
+        "trials": 3,
+        "scheduler": {"name": "none"},
+        "report_every_s": 5,
+        **changes,
+    }
+    path = directory / "sweep.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def runs(directory: Path):
+    """Parent and children as MLflow has them."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{directory}/mlflow.db")
+    found = client.search_runs([client.get_experiment_by_name("mgdet").experiment_id])
+    parents = [r for r in found if "mlflow.parentRunId" not in r.data.tags]
+    children = [r for r in found if "mlflow.parentRunId" in r.data.tags]
+    assert {r.data.tags["mlflow.parentRunId"] for r in children} <= {p.info.run_id for p in parents}
+    return client, parents, sorted(children, key=lambda r: r.info.run_name)
+
+
+@pytest.fixture()
+def two_cpus(monkeypatch):
+    """A cluster with two CPUs, whatever this machine has."""
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with socket.socket() as free:  # the default port may be another cluster's
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = {"num_cpus": 2, "include_dashboard": True, "dashboard_port": port}
+    cluster = Cluster(initialize_head=True, head_node_args=arguments)
+    yield cluster.address
+    cluster.shutdown()
+
+
+def free_cpus(address: str) -> float:
+    """CPUs that nobody holds, once two are free, or after some seconds."""
+    import ray
+
+    ray.init(address=address, logging_level="ERROR")
+    try:
+        deadline = time.time() + 30
+        while (free := ray.available_resources().get("CPU", 0.0)) < 2 and time.time() < deadline:
+            time.sleep(0.5)
+        return free
+    finally:
+        ray.shutdown()
+
+
+def test_more_trials_than_fit_end_whatever_becomes_of_each(tmp_path, two_cpus):
+    """Trials of two workers on two CPUs: one that ends, one that the scheduler stops, one whose gradients are not finite.
+    None holds what the next one needs, all of it is free afterwards, and MLflow knows what became of each."""
+    path = write(
+        tmp_path,
+        set={"cluster.workers": 2, "cluster.cpus_per_worker": 1, "cluster.address": two_cpus},
+        space={
+            "train.optimizer.lr": {"grid": [1e30, 1e-3, 1e-12]},
+            "seed": {"grid": [1, 0], "when": {"train.optimizer.lr": 1e-3}},
+        },
+        trials="auto",
+        metric="val/spearman/pre_nms_top50",  # AP is 0 for all of them after so few steps
+        scheduler={"name": "asha", "grace_epochs": 1, "reduction_factor": 50},
+    )
+    outcome = run_sweep(load_sweep(path))
+    failed, *others = outcome.trials
+    assert [t.state for t in outcome.trials[:2]] == ["failed", "finished"]
+    stopped = [t for t in others if t.state == "stopped"]
+    assert stopped
+    assert len(stopped) + sum(t.state == "finished" for t in others) == 3
+    assert "not finite" in failed.reason
+    assert all(t.reason.startswith("asha: val/spearman/pre_nms_top50 =") for t in stopped)
+    assert outcome.winner.state == "finished"
+    assert free_cpus(two_cpus) == 2
+
+    client, parents, children = runs(tmp_path)
+    assert [(p.info.run_name, p.info.status) for p in parents] == [("s", "FINISHED")]
+    status = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+    assert [(r.info.run_name, r.info.status) for r in children] == [(t.name, status[t.state]) for t in outcome.trials]
+    assert [r.data.params["train.optimizer.lr"] for r in children] == ["1e+30", "0.001", "0.001", "1e-12"]
+    assert [r.data.tags.get("mgdet.reason", "") for r in children] == [t.reason for t in outcome.trials]
+    winners = [r.info.run_name for r in children if r.data.tags["mgdet.winner"] == "true"]
+    assert winners == [outcome.winner.name]
+    artifacts = {a.path for a in client.list_artifacts(parents[0].info.run_id)}
+    assert {"trials.csv", "winner.yaml", "divergence_against_ap.png", "parallel_coordinates.png"} <= artifacts
+
+
+def test_many_trials_of_one_worker_share_two_cpus(tmp_path, two_cpus):
+    path = write(tmp_path, trials=5, set={"cluster.workers": 1, "cluster.address": two_cpus, "train.epochs": 1})
+    outcome = run_sweep(load_sweep(path))
+    assert [t.state for t in outcome.trials] == ["finished"] * 5
+    assert len({t.settings["train.optimizer.lr"] for t in outcome.trials}) == 5
+    assert free_cpus(two_cpus) == 2
+
+
+def start(path: Path, log: Path) -> subprocess.Popen:
+    """`jobs/tune.py` in a process group of its own."""
+    with open(log, "w") as out:
+        return subprocess.Popen(
+            [sys.executable, str(TUNE), str(path)],
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            cwd=path.parent,
+            start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+
+def wait_for(condition, process: subprocess.Popen, log: Path, seconds: float = 180):
+    deadline = time.time() + seconds
+    while not condition():
+        assert time.time() < deadline, f"not in {seconds} s:\n{log.read_text()[-3000:]}"
+        assert process.poll() is None, f"ended:\n{log.read_text()[-3000:]}"
+        time.sleep(0.1)
+
+
+def test_a_killed_sweep_goes_on_where_it_was(tmp_path):
+    """SIGKILL to the driver while one trial has ended and another one is on its way. The same command: the first is not
+    run again, the second resumes, and MLflow has one run for each trial and no step twice."""
+    path = write(tmp_path, trials=3, concurrent=1, set={"cluster.workers": 1, "train.epochs": 8})
+    root, log = tmp_path / "runs" / "s", tmp_path / "first.log"
+    process = start(path, log)
+    try:
+        wait_for(lambda: len(list(root.glob("s-001/checkpoints/*.json"))) >= 2, process, log)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    before = {p: p.read_bytes() for p in (root / "s-000").rglob("*.pt")}
+    assert before
+    reached = sorted(p.stem for p in (root / "s-001" / "checkpoints").glob("*.json"))[-1]
+
+    outcome = run_sweep(load_sweep(path))
+    assert [t.state for t in outcome.trials] == ["finished"] * 3
+    assert [t.epoch for t in outcome.trials] == [8, 8, 8]
+    assert {p: p.read_bytes() for p in before} == before
+    assert (root / "s-001" / "config.yaml").exists()
+    assert reached >= "step-00000003"
+
+    client, parents, children = runs(tmp_path)
+    assert [(p.info.run_name, p.info.status) for p in parents] == [("s", "FINISHED")]
+    assert [(r.info.run_name, r.info.status) for r in children] == [(f"s-{i:03d}", "FINISHED") for i in range(3)]
+    for r in children:
+        for key in ("train/loss", "val/AP"):
+            steps = [m.step for m in client.get_metric_history(r.info.run_id, key)]
+            assert len(steps) == len(set(steps)) > 0
+
+    again = run_sweep(load_sweep(path))  # nothing left to do
+    assert [t.model_dump() for t in again.trials] == [t.model_dump() for t in outcome.trials]
+    assert len(runs(tmp_path)[2]) == 3
+    with pytest.raises(ConfigError, match=r"exists with another definition[^$]*set: "):
+        run_sweep(load_sweep(path, ["train.epochs=5"]))

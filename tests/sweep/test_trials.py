@@ -1,0 +1,109 @@
+"""What is known of trials: on disk, in order of merit, and for a searcher that starts anew."""
+
+import itertools
+import random
+
+import optuna
+import pytest
+
+from mgdet.errors import ConfigError
+from mgdet.sweep.config import load_sweep
+from mgdet.sweep.trials import Book, Trial, definition, front, ranked, tell
+from tests.sweep.test_config import write
+
+
+def trial(number, state="finished", epoch=4, **metrics):
+    t = Trial(number=number, name=f"s-{number:03d}", params={}, settings={}, epochs=4, state=state)
+    if metrics:
+        t.add(epoch, {f"val/{k}": v for k, v in metrics.items()})
+    return t
+
+
+@pytest.fixture()
+def sweep(tmp_path):
+    return load_sweep(write(tmp_path, metric=["val/AP", "val/divergence"]))
+
+
+def test_a_book_is_read_back_as_it_was_written(tmp_path, sweep):
+    book = Book(str(tmp_path / "s"), "s")
+    for sigma in (1.5, 2.5):
+        t = book.new(sweep, {"assigner.sigma": sigma}, {"assigner.sigma": sigma})
+        t.add(2, {"val/AP": 0.25, "epoch": 2})
+        t.state = "stopped"
+        book.save(t)
+    again = Book(str(tmp_path / "s"), "s")
+    assert again.trials == book.trials
+    assert [t.name for t in again.trials] == ["s-000", "s-001"]
+    assert again.trials[1].metrics == {"val/AP": 0.25}
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_damaged_record_is_named(tmp_path, sweep):
+    Book(str(tmp_path / "s"), "s").new(sweep, {}, {"assigner.sigma": 2})
+    (tmp_path / "s" / "s-000" / "trial.json").write_text('{"number": 0')
+    with pytest.raises(ConfigError, match=r"s-000/trial.json is damaged"):
+        Book(str(tmp_path / "s"), "s")
+
+
+def test_an_evaluation_that_a_restart_repeats_counts_once():
+    t = trial(0)
+    assert t.add(1, {"val/AP": 0.1})
+    assert t.add(2, {"val/AP": 0.2})
+    assert not t.add(1, {"val/AP": 0.3})
+    assert not t.add(2, {"val/AP": 0.3})
+    assert [e.metrics["val/AP"] for e in t.evaluations] == [0.1, 0.2]
+
+
+def test_a_trial_that_ended_stands_before_one_that_was_stopped(sweep):
+    trials = [
+        trial(0, "stopped", 2, AP=0.9),
+        trial(1, AP=0.3),
+        trial(2, AP=0.4),
+        trial(3, "failed", 2, AP=0.99),
+        trial(4, "running", 1, AP=0.95),
+        trial(5),
+        trial(6, AP=float("nan")),
+        trial(7, AP=0.4),
+    ]
+    assert [t.number for t in ranked(sweep, trials)] == [2, 7, 1, 4, 0]
+
+
+def test_the_front_against_its_definition(sweep):
+    """A trial is on the front if no other is at least as good in both metrics and better in one."""
+    rng = random.Random(0)
+    for count in (0, 1, 2, 7, 25):
+        trials = [trial(i, AP=rng.randint(0, 5) / 5, divergence=rng.randint(0, 5) / 5) for i in range(count)]
+
+        def better(a, b):
+            x, y = a.metrics, b.metrics
+            no_worse = x["val/AP"] >= y["val/AP"] and x["val/divergence"] <= y["val/divergence"]
+            return no_worse and (x["val/AP"], x["val/divergence"]) != (y["val/AP"], y["val/divergence"])
+
+        expected = [t.number for t in trials if not any(better(o, t) for o in trials)]
+        assert [t.number for t in front(sweep, trials)] == expected
+
+
+def test_the_front_leaves_out_what_is_not_done(sweep):
+    trials = [trial(0, "stopped", 2, AP=1, divergence=0), trial(1, AP=0.1, divergence=0.9), trial(2, AP=0.9)]
+    assert [t.number for t in front(sweep, trials)] == [1]
+
+
+def test_optuna_learns_what_was_there_before(sweep):
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    done = [trial(0, AP=0.4, divergence=0.3), trial(1, "failed", AP=0.2, divergence=0.1), trial(2, AP=0.4)]
+    for t, sigma in zip(done, (1.5, 2.0, 3.0), strict=True):
+        t.params = {"assigner.sigma": sigma}
+        tell(study, sweep, t)
+    assert [t.state.name for t in study.trials] == ["COMPLETE", "FAIL", "FAIL"]
+    assert study.trials[0].values == [0.4, 0.3]
+    assert study.trials[0].params == {"assigner.sigma": 1.5}
+
+
+def test_what_makes_two_sweeps_the_same(tmp_path):
+    path = write(tmp_path)
+    same = load_sweep(path)
+    for override in ("trials=9", "concurrent=1", "max_failures=3", "cluster.workers=2", "tracking.enabled=false"):
+        assert definition(load_sweep(path, [override])) == definition(same)
+    for override in ("train.epochs=3", "metric=val/AP75", "searcher.seed=1", "scheduler.name=none", "storage=x"):
+        assert definition(load_sweep(path, [override])) != definition(same)
+    assert all(isinstance(k, str) for k in itertools.chain(definition(same)))
