@@ -4,6 +4,7 @@ Tune's own restore loses what a scheduler has seen (rungs, medians), and its sav
 trial started just before a crash would be drawn anew. Here each trial is on disk before Tune hears of it.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -104,7 +105,12 @@ def build_scheduler(sweep: Sweep, book: Book, longest: int) -> TrialScheduler:
             max_t=longest, grace_period=config.grace_epochs, reduction_factor=config.reduction_factor, **common
         )
     elif isinstance(config, Median):
-        inner = MedianStoppingRule(grace_period=config.grace_epochs, min_samples_required=config.min_trials, **common)
+        inner = MedianStoppingRule(
+            grace_period=config.grace_epochs,
+            min_samples_required=config.min_trials,
+            min_time_slice=math.inf,  # never pause a trial for others to catch up: it would be ended and started again
+            **common,
+        )
     else:
         return FIFOScheduler()
     return RememberingScheduler(inner, book)

@@ -101,7 +101,9 @@ def importance(sweep: Sweep, trials: Sequence[Trial]) -> dict[str, float] | None
         return None
     for trial in scored:
         tell(study, one, trial)
-    found = optuna.importance.get_param_importances(study, evaluator=optuna.importance.PedAnovaImportanceEvaluator())
+    everywhere = [k for k in sweep.space if all(k in t.params for t in scored)]
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+    found = optuna.importance.get_param_importances(study, evaluator=evaluator, params=everywhere)
     return {k: float(v) for k, v in found.items()} or None
 
 

@@ -74,7 +74,10 @@ def test_metrics(tmp_path, written, read):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"space": {"assigner.sgima": {"uniform": [1, 2]}}}, r"unknown key assigner.sgima. Did you mean assigner.sigma"),
+        (
+            {"space": {"assigner.sgima": {"uniform": [1, 2]}}},
+            r"unknown key assigner.sgima. Did you mean assigner.sigma",
+        ),
         ({"space": {"assigner.sigma": {"uniform": [0.5, 2]}}}, r"assigner.sigma = 0.5.*\n.*uniform.*allows 0.5"),
         ({"space": {"train.seed": {"choice": [4]}}}, r"unknown key train.seed"),
         ({"space": {"train.clip_norm": {"choice": [4, "many"]}}}, r"train.clip_norm = 'many'[^$]*allows 'many'"),

@@ -1,0 +1,175 @@
+"""Searcher and scheduler of a sweep that was restarted know what happened before. No Ray is started here."""
+
+import random
+from types import SimpleNamespace
+
+import pytest
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from mgdet.cluster.search import BookSearcher, build_scheduler
+from mgdet.sweep.config import load_sweep
+from mgdet.sweep.trials import Book
+from tests.sweep.test_config import write
+
+CONTINUE, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
+SIGMA = "assigner.sigma"
+
+
+def finish(book, trial, **metrics):
+    trial.add(trial.epochs, {f"val/{k}": v for k, v in metrics.items()})
+    trial.state = "finished"
+    book.save(trial)
+
+
+def searcher(sweep, book):
+    return BookSearcher(sweep, book, [t for t in book.trials if not t.done], {"workers": 1})
+
+
+def test_a_trial_is_on_disk_before_tune_hears_of_it(tmp_path):
+    sweep = load_sweep(write(tmp_path))
+    book = Book(str(tmp_path / "s"), "s")
+    config = searcher(sweep, book).suggest("abc")
+    on_disk = Book(str(tmp_path / "s"), "s").trials
+    assert [t.number for t in on_disk] == [config["number"]] == [0]
+    assert config["experiment"]["assigner"]["sigma"] == on_disk[0].settings[SIGMA]
+    assert config["experiment"]["name"] == "s-000"
+    assert config["experiment"]["storage"] == f"{tmp_path}/runs/s"
+    assert config["experiment"]["cluster"]["workers"] == 1
+
+
+def test_it_ends_after_the_last_trial(tmp_path):
+    sweep = load_sweep(write(tmp_path))
+    book = Book(str(tmp_path / "s"), "s")
+    search = searcher(sweep, book)
+    for i in range(3):
+        assert isinstance(search.suggest(str(i)), dict)
+    assert search.suggest("more") == Searcher.FINISHED
+
+
+def test_after_a_restart_unfinished_trials_come_first_and_unchanged(tmp_path):
+    sweep = load_sweep(write(tmp_path), ["trials=5"])
+    book = Book(str(tmp_path / "s"), "s")
+    search = searcher(sweep, book)
+    first = [search.suggest(str(i)) for i in range(3)]
+    finish(book, book.trials[1], AP=0.3)
+
+    again = Book(str(tmp_path / "s"), "s")
+    search = searcher(sweep, again)
+    second = [search.suggest(str(i)) for i in range(4)]
+    assert second[:2] == [first[0], first[2]]
+    assert [c["number"] for c in second[2:]] == [3, 4]
+    assert search.suggest("more") == Searcher.FINISHED
+    sigmas = [c["experiment"]["assigner"]["sigma"] for c in [*first, *second[2:]]]
+    assert len(set(sigmas)) == 5, "a restarted sampler drew the same values once more"
+
+
+def test_more_trials_may_be_asked_for_later(tmp_path):
+    book = Book(str(tmp_path / "s"), "s")
+    search = searcher(load_sweep(write(tmp_path)), book)
+    for i in range(3):
+        search.suggest(str(i))
+        finish(book, book.trials[i], AP=i / 10)
+    search = searcher(load_sweep(write(tmp_path), ["trials=4"]), book)
+    assert search.suggest("x")["number"] == 3
+    assert search.suggest("y") == Searcher.FINISHED
+
+
+def test_grid_points_come_in_order_also_after_a_restart(tmp_path):
+    space = {"seed": {"grid": [0, 1, 2]}, "assigner.name": {"grid": ["max_iou", "simota"]}}
+    sweep = load_sweep(write(tmp_path, space=space, trials=12))
+    book = Book(str(tmp_path / "s"), "s")
+    search = searcher(sweep, book)
+    for i in range(5):
+        search.suggest(str(i))
+        finish(book, book.trials[i], AP=0.1)
+    book = Book(str(tmp_path / "s"), "s")
+    search = searcher(sweep, book)
+    for i in range(7):
+        search.suggest(f"b{i}")
+    points = [(t.settings["seed"], t.settings["assigner.name"]) for t in book.trials]
+    assert points == 2 * [(s, n) for n in ("max_iou", "simota") for s in (0, 1, 2)]
+
+
+def test_optuna_hears_of_the_past_and_of_undefined_metrics(tmp_path):
+    sweep = load_sweep(write(tmp_path), ["trials=4", "metric=[val/AP, val/divergence]"])
+    book = Book(str(tmp_path / "s"), "s")
+    search = searcher(sweep, book)
+    for i in range(3):
+        search.suggest(str(i))
+    finish(book, book.trials[0], AP=0.3, divergence=0.5)
+    search.on_trial_complete("0", {})
+    finish(book, book.trials[1], AP=0.3)  # divergence is undefined
+    search.on_trial_complete("1", {})
+    search.on_trial_complete("2", error=True)
+    assert [t.state.name for t in search._study.trials[:3]] == ["COMPLETE", "FAIL", "FAIL"]
+    book.trials[2].state = "failed"
+    again = searcher(sweep, book)
+    assert [t.state.name for t in again._study.trials] == ["COMPLETE", "FAIL", "FAIL"]
+
+
+# --- the scheduler
+
+
+def tune_trial(number):
+    return SimpleNamespace(trial_id=f"tune-{random.random()}", config={"number": number})
+
+
+def play(scheduler, events, book=None):
+    """Feed (number, epoch, AP) to a scheduler, and to a book; what it decides."""
+    decisions = []
+    for number, epoch, ap in events:
+        if book is not None and book.trials[number].add(epoch, {"val/AP": ap}):
+            book.save(book.trials[number])
+        decisions.append(scheduler.on_trial_result(None, tune_trial(number), {"epoch": epoch, "val/AP": ap}))
+    return decisions
+
+
+@pytest.mark.parametrize("name", ["asha", "median"])
+@pytest.mark.parametrize("seed", range(8))
+def test_a_restarted_scheduler_decides_like_one_that_went_on(tmp_path, name, seed):
+    """The same events, with a restart after any one of them: the same decisions."""
+    rng = random.Random(seed)
+    overrides = [f"scheduler={{name: {name}, grace_epochs: 1}}", "trials=6", "train.epochs=9"]
+    sweep = load_sweep(write(tmp_path), overrides)
+    events = sorted(
+        ((n, e, rng.random() * e) for n in range(6) for e in range(1, 9)), key=lambda e: (e[1] + e[0] // 2, e[0])
+    )
+    book = Book(str(tmp_path / "a"), "s")
+    for i in range(6):
+        book.new(sweep, {SIGMA: 2.0 + i / 10}, {SIGMA: 2.0 + i / 10})
+    through = build_scheduler(sweep, Book(str(tmp_path / "none"), "s"), 9)
+    expected, alive = [], set(range(6))
+    kept = []
+    for event in events:
+        if event[0] in alive:
+            kept.append(event)
+            expected += play(through, [event])
+            if expected[-1] == STOP:
+                alive.discard(event[0])
+    assert STOP in expected
+    assert CONTINUE in expected
+    cut = rng.randrange(1, len(kept))
+    play(build_scheduler(sweep, book, 9), kept[:cut], book)
+    restarted = build_scheduler(sweep, Book(str(tmp_path / "a"), "s"), 9)
+    assert play(restarted, kept[cut:]) == expected[cut:]
+
+
+def test_an_evaluation_that_a_resumed_trial_repeats_decides_nothing(tmp_path):
+    sweep = load_sweep(write(tmp_path), ["scheduler.grace_epochs=1", "trials=3"])
+    book = Book(str(tmp_path / "s"), "s")
+    for sigma in (1.5, 2.5):
+        book.new(sweep, {SIGMA: sigma}, {SIGMA: sigma})
+    play(build_scheduler(sweep, book, 4), [(0, 1, 0.5), (1, 1, 0.6)], book)
+    assert play(build_scheduler(sweep, book, 4), [(0, 1, 0.1)]) == [CONTINUE]
+
+
+def test_an_undefined_metric_decides_nothing(tmp_path):
+    sweep = load_sweep(write(tmp_path), ["scheduler.grace_epochs=1"])
+    scheduler = build_scheduler(sweep, Book(str(tmp_path / "s"), "s"), 4)
+    assert scheduler.on_trial_result(None, tune_trial(0), {"epoch": 1}) == CONTINUE
+
+
+def test_no_scheduler_is_first_in_first_out(tmp_path):
+    sweep = load_sweep(write(tmp_path), ["scheduler.name=none"])
+    assert type(build_scheduler(sweep, Book(str(tmp_path / "s"), "s"), 4)) is FIFOScheduler
