@@ -1,6 +1,7 @@
 """What the driver of a sweep does at each event: write it down, end runs in MLflow, show where everything stands."""
 
 import logging
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # ray has no types
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """It failed and is tried again."""
-        log.warning("%s failed and is tried again: %s", self._trial(trial).name, _error(trial))
+        log.warning("%s failed, for the reason above, and is tried again", self._trial(trial).name)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """It failed for good."""
@@ -128,11 +129,17 @@ def why_stopped(sweep: Sweep, trial: Trial) -> str:
     return f"{sweep.scheduler.name}: {value} is worse than the other trials' median"
 
 
+_RAISED = re.compile(r"(?:[a-z]\w*\.)*([A-Z]\w*): (.+)")
+
+
 def _error(trial: Any) -> str:
-    """The last line of what Tune knows of a failure; the lines above it are a traceback."""
+    """What was raised last, of the tracebacks that Tune keeps of a failure."""
     try:
         text = str(trial.get_error() or trial.get_pickled_error() or "")
     except Exception as error:  # the pickled error may be of a class that cannot be made again
         text = repr(error)
-    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
-    return lines[-1] if lines else "the process of the trial died"
+    raised = [m for line in text.splitlines() if (m := _RAISED.match(line.strip()))]
+    if not raised:
+        return text.strip().splitlines()[-1] if text.strip() else "the process of the trial died"
+    kind, message = raised[-1].groups()
+    return message if kind == "MgdetError" else f"{kind}: {message}"

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -78,8 +79,9 @@ def session(config: ClusterConfig) -> Iterator[Resources]:
         if address:
             ray.init(address=address, **quiet)
         else:
-            # 200 MB: data does not travel through the object store
-            ray.init(address="local", num_cpus=int(this_machine().cpus), object_store_memory=200 << 20, **quiet)
+            with _own_address(ray.util.get_node_ip_address()):
+                # 200 MB: data does not travel through the object store
+                ray.init(address="local", num_cpus=int(this_machine().cpus), object_store_memory=200 << 20, **quiet)
     except Exception as error:
         raise ClusterError(
             f"no Ray cluster at {address or 'this machine'}: {error}. Check cluster.address or RAY_ADDRESS (such "
@@ -89,6 +91,29 @@ def session(config: ClusterConfig) -> Iterator[Resources]:
         yield _resources(address)
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _own_address(ip: str) -> Iterator[None]:
+    """A free port for the cluster about to be started, and its address in the environment of all its processes.
+
+    Otherwise Ray's helpers look for "the" cluster of this machine, fail if there are several, and then do not give back
+    what a stopped trial held.
+    """
+    with socket.socket() as free:
+        free.bind((ip, 0))
+        port = str(free.getsockname()[1])
+    ours = {"RAY_GCS_SERVER_PORT": port, "RAY_ADDRESS": f"{ip}:{port}"}
+    before = {key: os.environ.get(key) for key in ours}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:  # the driver may start another one later
+        for key, value in before.items():
+            if value is None:
+                del os.environ[key]
+            else:
+                os.environ[key] = value
 
 
 def _resources(address: str | None) -> Resources:

@@ -1,5 +1,6 @@
 """Trainings on a real Ray cluster of this machine: two workers, faults, tracking."""
 
+import os
 import threading
 import time
 from pathlib import Path
@@ -8,9 +9,12 @@ import psutil
 import pytest
 import torch
 
+from mgdet.cluster.config import ClusterConfig
+from mgdet.cluster.session import session
 from mgdet.cluster.train import run
 from mgdet.errors import ClusterError
 from mgdet.training.checkpoint import CheckpointStore
+from tests.cluster.clusters import ray_cluster
 from tests.small import small_experiment
 
 pytestmark = pytest.mark.slow
@@ -124,6 +128,23 @@ def test_a_dead_controller_is_explained_and_the_same_command_continues(tmp_path)
     assert before
     summary, _ = run(e)
     assert summary.already_finished
+
+
+def test_a_cluster_beside_another_one_knows_itself(tmp_path, monkeypatch):
+    """Ray's own helpers must find the cluster that they belong to, or a stopped trial's resources are lost."""
+    import ray
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+
+    def state() -> str:
+        from ray.util.state import list_nodes
+
+        return list_nodes()[0].node_id
+
+    with ray_cluster(num_cpus=1), session(ClusterConfig()):
+        mine = ray.get_runtime_context().get_node_id()
+        assert ray.get(ray.remote(num_cpus=0)(state).remote(), timeout=60) == mine
+    assert "RAY_ADDRESS" not in os.environ
 
 
 def test_workers_that_do_not_fit_are_refused_with_the_arithmetic(tmp_path):

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ import yaml
 from mgdet.cluster.tune import run_sweep
 from mgdet.errors import ConfigError
 from mgdet.sweep.config import load_sweep
+from tests.cluster.clusters import ray_cluster
 from tests.cluster.test_ray import no_ray_left_behind  # noqa: F401  # a fixture
 from tests.small import small_experiment
 
@@ -54,19 +54,12 @@ def runs(directory: Path):
     return client, parents, sorted(children, key=lambda r: r.info.run_name)
 
 
-@pytest.fixture()
+@pytest.fixture
 def two_cpus(monkeypatch):
     """A cluster with two CPUs, whatever this machine has."""
-    from ray.cluster_utils import Cluster
-
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    with socket.socket() as free:  # the default port may be another cluster's
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    arguments = {"num_cpus": 2, "include_dashboard": True, "dashboard_port": port}
-    cluster = Cluster(initialize_head=True, head_node_args=arguments)
-    yield cluster.address
-    cluster.shutdown()
+    with ray_cluster(num_cpus=2) as cluster:
+        yield cluster.address
 
 
 def free_cpus(address: str) -> float:
@@ -84,8 +77,8 @@ def free_cpus(address: str) -> float:
 
 
 def test_more_trials_than_fit_end_whatever_becomes_of_each(tmp_path, two_cpus):
-    """Trials of two workers on two CPUs: one that ends, one that the scheduler stops, one whose gradients are not finite.
-    None holds what the next one needs, all of it is free afterwards, and MLflow knows what became of each."""
+    """Trials of two workers on two CPUs: some end, some are stopped by the scheduler, one meets a gradient of NaN. None
+    holds what the next one needs, all of it is free afterwards, and MLflow knows what became of each."""
     path = write(
         tmp_path,
         set={"cluster.workers": 2, "cluster.cpus_per_worker": 1, "cluster.address": two_cpus},
