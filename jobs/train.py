@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from mgdet.config import load
-from mgdet.errors import MgdetError
+from mgdet.errors import Interrupted, MgdetError
 
 QUICKSTART = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"
 SHOWN = (
@@ -23,7 +23,7 @@ SHOWN = (
 
 
 def main() -> int:
-    """Exit status 0: trained to the end; 2: something the user can mend; 130: interrupted."""
+    """Exit status 0: trained to the end; 2: something the user can mend; 130: Ctrl-C; 143: SIGTERM."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", nargs="?", help="YAML file; default: configs/quickstart.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override any key, such as train.epochs=24")
@@ -45,6 +45,9 @@ def main() -> int:
         from mgdet.cluster.train import run
 
         summary, handle = run(experiment)
+    except Interrupted as error:
+        print(f"interrupted: {error}", file=sys.stderr)
+        return 143
     except MgdetError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -21,5 +21,9 @@ class ClusterError(MgdetError):
     """A cluster that cannot run what was asked for."""
 
 
+class Interrupted(MgdetError):
+    """A training that was asked to stop, and did so with a checkpoint of its last step."""
+
+
 class NonFiniteError(MgdetError):
     """A loss or gradient that became NaN or infinite."""

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from mgdet.config_base import Config
 
@@ -13,12 +13,32 @@ class ClusterConfig(Config):
     address: str | None = Field(
         default=None, description="Ray address; null: RAY_ADDRESS if set, else a cluster of this machine alone"
     )
-    workers: NonNegativeInt | Literal["auto"] = Field(
-        default="auto", description="DDP workers; auto: one per GPU, else one per CPU up to 2; 0: in this process"
+    workers: NonNegativeInt | Literal["auto"] | tuple[PositiveInt, PositiveInt] = Field(
+        default="auto",
+        description="DDP workers; auto: one per GPU, else one per CPU up to 2; 0: in this process; [min, max]: "
+        "elastic, as many of them as the cluster has room for",
     )
     gpu: bool | Literal["auto"] = Field(default="auto", description="one GPU per worker; auto: if the cluster has any")
     cpus_per_worker: PositiveFloat | Literal["auto"] = Field(
         default="auto", description="auto: the cluster's CPUs divided by the workers, at most 16, at least 1"
     )
     max_failures: int = Field(default=3, ge=-1, description="worker crashes to recover from; -1: any number")
+    start_timeout_s: float = Field(default=60, gt=0, description="elastic: try fewer workers after waiting so long")
     collective_timeout_s: float = Field(default=300, gt=0, description="a worker silent for so long counts as lost")
+
+    @field_validator("workers")
+    @classmethod
+    def _min_first(cls, value: int | str | tuple[int, int]) -> int | str | tuple[int, int]:
+        if isinstance(value, tuple) and value[0] >= value[1]:
+            raise ValueError(f"{list(value)}: expected [min, max] with min < max")
+        return value
+
+    @property
+    def fewest(self) -> int:
+        """Workers that a (resolved) training cannot do without."""
+        return self.workers[0] if isinstance(self.workers, tuple) else int(self.workers)
+
+    @property
+    def most(self) -> int:
+        """Workers that a (resolved) training has at most."""
+        return self.workers[1] if isinstance(self.workers, tuple) else int(self.workers)

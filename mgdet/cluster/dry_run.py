@@ -33,7 +33,7 @@ def dry_run(experiment: Experiment) -> str:
         lines.append(f"cluster: {arithmetic(experiment.cluster, machine)}")
         check_fits(experiment.cluster, machine)
 
-    workers = max(1, int(experiment.cluster.workers))
+    workers = max(1, experiment.cluster.most)
     share = micro_batch(experiment.train.batch_size, workers, experiment.train.accumulate)
     device = torch.device("cuda" if experiment.cluster.gpu else "cpu")
     with tempfile.TemporaryDirectory() as directory:

@@ -4,15 +4,18 @@ import logging
 import math
 import os
 import socket
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from mgdet.cluster.config import ClusterConfig
 from mgdet.errors import ClusterError
+from mgdet.storage import is_local, locate
 
 log = logging.getLogger(__name__)
 
@@ -128,10 +131,12 @@ def _resources(address: str | None) -> Resources:
 
 def arithmetic(config: ClusterConfig, resources: Resources) -> str:
     """What the (resolved) configuration asks for and what there is, in one line."""
-    gpus = f" and {config.workers} x 1 = {config.workers} GPUs" if config.gpu else ""
+    n = config.fewest
+    gpus = f" and {n} x 1 = {n} GPUs" if config.gpu else ""
+    more = f" (at most {config.most}, if there is room)" if config.most > n else ""
     return (
-        f"{config.workers} workers x {config.cpus_per_worker:g} CPUs = "
-        f"{int(config.workers) * float(config.cpus_per_worker):g} CPUs{gpus}; {there(resources)}"
+        f"{n} workers{more} x {config.cpus_per_worker:g} CPUs = {n * float(config.cpus_per_worker):g} CPUs{gpus}; "
+        f"{there(resources)}"
     )
 
 
@@ -144,9 +149,60 @@ def there(resources: Resources) -> str:
     )
 
 
+def check_shared(places: dict[str, str]) -> None:
+    """See that every node of the connected cluster finds the same files under the local paths among `places`.
+
+    `places` are keys of the configuration and their values. Raises `ClusterError`: a node would train on other data, or
+    write a checkpoint where the others do not find it.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    local = {key: uri.removeprefix("file://") for key, uri in places.items() if is_local(locate(uri)[0])}
+    nodes = [n for n in ray.nodes() if n["Alive"]]
+    if len(nodes) < 2 or not local:
+        return
+    token = f".mgdet-{uuid.uuid4().hex}"
+    marks = []
+    try:
+        for path in local.values():
+            Path(path).mkdir(parents=True, exist_ok=True)
+            marks.append(Path(path) / token)
+            marks[-1].touch()
+        look = ray.remote(num_cpus=0)(_not_seen)
+        answers = {
+            node["NodeManagerAddress"]: look.options(
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            ).remote([str(mark) for mark in marks])
+            for node in nodes
+        }
+        missing = {address: ray.get(answer, timeout=120) for address, answer in answers.items()}
+    except (OSError, ray.exceptions.RayError) as error:
+        raise ClusterError(f"whether all nodes share {', '.join(local)} could not be found out: {error}") from error
+    finally:
+        for mark in marks:
+            mark.unlink(missing_ok=True)
+    blind = {
+        f"{key} = {places[key]}": [address for address, paths in missing.items() if f"{path}/{token}" in paths]
+        for key, path in local.items()
+    }
+    lines = [f"  {what} is another directory on {', '.join(nodes)}" for what, nodes in blind.items() if nodes]
+    if lines:
+        raise ClusterError(
+            "a path of this machine is not shared with the cluster's other nodes:\n"
+            + "\n".join(lines)
+            + "\nUse a file "
+            "system that all nodes mount under the same path (NFS, EFS, Lustre), or a URI such as s3://bucket/runs."
+        )
+
+
+def _not_seen(paths: list[str]) -> list[str]:
+    return [path for path in paths if not os.path.exists(path)]
+
+
 def check_fits(config: ClusterConfig, resources: Resources) -> None:
     """See that the (resolved) workers fit. Raises `ClusterError` with the arithmetic; Ray would wait for ever."""
-    if int(config.workers) <= resources.slots(config):
+    if config.fewest <= resources.slots(config):
         return
     largest = max(resources.nodes, default=Node(0, 0))
     raise ClusterError(

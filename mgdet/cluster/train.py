@@ -12,15 +12,16 @@ from typing import Any
 import torch
 
 from mgdet.cluster.config import ClusterConfig
-from mgdet.cluster.session import arithmetic, check_fits, session, this_machine
+from mgdet.cluster.session import arithmetic, check_fits, check_shared, session, this_machine
+from mgdet.cluster.stop import StopFile, on_sigterm
 from mgdet.config import DataConfig, Experiment, validate
 from mgdet.data.schema import read_manifest
 from mgdet.data.shapes import ensure_shapes
-from mgdet.errors import ClusterError, ConfigError, MgdetError, NonFiniteError
+from mgdet.errors import ClusterError, ConfigError, Interrupted, MgdetError, NonFiniteError
 from mgdet.models.weights import NAMED_WEIGHTS
 from mgdet.tracking import MlflowTracker, NullTracker, RunHandle, Status, Tracker, end_run, start_run
 from mgdet.training.distributed import World
-from mgdet.training.loop import Worker
+from mgdet.training.loop import Request, Worker
 from mgdet.training.resolve import resolve
 from mgdet.training.run import Summary, log_directory, open_run, save_run, set_old_journal_aside, summarise
 
@@ -73,6 +74,7 @@ def run(experiment: Experiment) -> tuple[Summary, RunHandle | None]:
     with session(asked.cluster) as resources:
         resolved, reasons = prepare(asked, resources.cpus, resources.gpus)
         check_fits(resolved.cluster, resources)
+        check_shared({"storage": resolved.storage, "data.uri": resolved.data.uri})
         return _run(asked, resolved, [*reasons, arithmetic(resolved.cluster, resources)], _on_cluster)
 
 
@@ -120,7 +122,7 @@ def _run(
     try:
         execute(experiment, handle)
         status = "FINISHED"
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Interrupted):
         status = "KILLED"
         raise
     finally:
@@ -134,8 +136,11 @@ def _run(
 
 def _in_process(experiment: Experiment, handle: RunHandle | None) -> None:
     tracker = _tracker(experiment, handle)
+    asked: list[Request] = []
     try:
-        Worker(experiment, World.current(torch.device("cuda" if experiment.cluster.gpu else "cpu")), tracker).run()
+        with on_sigterm(lambda: asked.append(Request.STOP)):
+            world = World.current(torch.device("cuda" if experiment.cluster.gpu else "cpu"))
+            Worker(experiment, world, tracker, control=lambda: asked[-1] if asked else Request.GO_ON).run()
     finally:
         tracker.close(None)
 
@@ -162,7 +167,7 @@ def _on_cluster(
         train_loop_config={"experiment": experiment.model_dump(mode="json"), "handle": handle, "trial": trial},
         torch_config=TorchConfig(timeout_s=int(cluster.collective_timeout_s)),
         scaling_config=ScalingConfig(
-            num_workers=cluster.workers,
+            num_workers=cluster.workers,  # a pair: elastic
             use_gpu=bool(cluster.gpu),
             resources_per_worker={"CPU": cluster.cpus_per_worker, **({"GPU": 1} if cluster.gpu else {})},
         ),
@@ -176,16 +181,25 @@ def _on_cluster(
         ),
     )
     again = "Nothing that was saved is lost: the same command continues from the last checkpoint."
+    if isinstance(cluster.workers, tuple):
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", f"{cluster.start_timeout_s:g}")
+    stop = StopFile(experiment.run_uri)
+    stop.remove()
     try:
-        outcome = trainer.fit().return_value
+        with on_sigterm(stop.make):
+            outcome = trainer.fit().return_value
     except ray.exceptions.RayActorError as error:
         raise ClusterError(f"the process that controls the training died ({error}). {again}") from error
     except ray.train.TrainingFailedError as error:
         cause = _cause(error)
         text = str(cause) if isinstance(cause, MgdetError) else f"{type(cause).__name__}: {cause}"
         raise ClusterError(f"training stopped after {cluster.max_failures} restarts: {text}\n{again}") from error
+    finally:
+        stop.remove()
     if isinstance(outcome, dict) and "error" in outcome:
         raise MgdetError(outcome["error"])
+    if isinstance(outcome, dict) and "interrupted" in outcome:
+        raise Interrupted(outcome["interrupted"])
 
 
 def _cause(error: Any) -> BaseException:
@@ -219,12 +233,21 @@ def _worker_main(task: dict[str, Any]) -> dict[str, Any]:
         if not task["trial"] or metrics["epoch"] < experiment.train.epochs:  # see run_trial
             ray.train.report(metrics)
 
+    stop = StopFile(experiment.run_uri)
+
+    def control() -> Request:
+        if world.broadcast(world.is_main and stop.there()):
+            return Request.STOP
+        return Request.SAVE if ray.train.get_preemption_info() is not None else Request.GO_ON
+
     # Ray names some of its loggers after their files; they print every report of every worker
     for chatty in ("faster_coco_eval", *(n for n in logging.root.manager.loggerDict if "ray/train" in n)):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     log.info("%d workers, rank 0 on %s, process %d", world.size, world.device, os.getpid())
     try:
-        return {"metrics": Worker(experiment, world, tracker, on_evaluation=report).run()}
+        return {"metrics": Worker(experiment, world, tracker, on_evaluation=report, control=control).run()}
+    except Interrupted as error:
+        return {"interrupted": str(error)}
     except (NonFiniteError, ConfigError) as error:  # every rank has it, and a restart would only run into it again
         return {"error": str(error)}
     finally:

@@ -12,7 +12,7 @@ import yaml
 from mgdet.cluster.config import ClusterConfig
 from mgdet.cluster.recorder import Recorder
 from mgdet.cluster.search import BookSearcher, build_scheduler
-from mgdet.cluster.session import Resources, session, there
+from mgdet.cluster.session import Resources, check_shared, session, there
 from mgdet.cluster.train import absolute, run_trial, training_images
 from mgdet.config import Experiment, validate
 from mgdet.errors import ClusterError, ConfigError
@@ -59,6 +59,7 @@ def run_sweep(sweep: Sweep, *, retry_failed: bool = False) -> Outcome:
         concurrent = how_many(sweep, cluster, resources)
         log.info("%s", trial_arithmetic(sweep, cluster, concurrent, resources))
         _check_corners(sweep, cluster)
+        check_shared({"storage": first.storage, "data.uri": first.data.uri})
         book = Book(uri, sweep.name)
         parent = start_run(
             first.tracking,
@@ -87,6 +88,11 @@ def one_trial(config: ClusterConfig, resources: Resources) -> ClusterConfig:
     of the CPUs. Raises `ConfigError`."""
     if config.workers == 0:
         raise ConfigError("cluster.workers = 0: the trials of a sweep are Ray Train jobs; set 1 or more, or auto (1)")
+    if isinstance(config.workers, tuple):
+        raise ConfigError(
+            f"cluster.workers = {list(config.workers)}: the trials of a sweep have a fixed number of workers "
+            "each; elastic workers are for a single training"
+        )
     gpu = resources.gpus >= 1 if config.gpu == "auto" else config.gpu
     workers = 1 if config.workers == "auto" else config.workers
     cpus = config.cpus_per_worker
@@ -97,7 +103,7 @@ def one_trial(config: ClusterConfig, resources: Resources) -> ClusterConfig:
 
 def how_many(sweep: Sweep, cluster: ClusterConfig, resources: Resources) -> int:
     """Trials at a time. Raises `ClusterError` with the arithmetic where not even one, or not so many, fit."""
-    fit = resources.slots(cluster) // int(cluster.workers)
+    fit = resources.slots(cluster) // cluster.fewest
     if fit < 1 or (sweep.concurrent != "auto" and sweep.concurrent > fit):
         wanted = 1 if sweep.concurrent == "auto" else sweep.concurrent
         raise ClusterError(

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from mgdet.config_base import Config
 from mgdet.data.dataset import ShardedDataset
 from mgdet.data.decode import decode_image
-from mgdet.data.order import EvalBatches, SampleKey, TrainBatches
+from mgdet.data.order import EvalBatches, SampleKey, Segment, TrainBatches
 from mgdet.data.transforms import EvalTransform, TrainTransform, TransformConfig, Transformed
 from mgdet.errors import ConfigError
 from mgdet.structures import Batch, pad_targets
@@ -109,13 +110,16 @@ class TrainLoader(DataLoader[Sample]):
 
     batches: TrainBatches
 
-    def start(self, epoch: int, step: int = 0) -> None:
-        """Let the next iteration give the batches of `epoch` from `step` on. Raises ConfigError for no such step."""
-        self.batches.start(epoch, step)
+    def start(self, epoch: int, step: int = 0, done: Sequence[Segment] = ()) -> None:
+        """Let the next iteration give the batches of `epoch` from `step` on, after `done` with other ranks.
+
+        Raises ConfigError for no such step.
+        """
+        self.batches.start(epoch, step, done)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches of a whole epoch, the same on every rank."""
+        """Batches of a whole epoch with these ranks, the same on every rank."""
         return self.batches.steps_per_epoch
 
 

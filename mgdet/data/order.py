@@ -85,6 +85,26 @@ def train_shard(order: NDArray[np.int64], world: int, rank: int) -> NDArray[np.i
     return order[rank * n : (rank + 1) * n]
 
 
+class Segment(NamedTuple):
+    """A part of an epoch that was trained on with another number of ranks, or another batch size."""
+
+    world: int
+    batch_size: int  # images per batch and rank
+    steps: int  # batches that each rank had
+
+
+def not_yet_seen(order: NDArray[np.int64], done: Sequence[Segment]) -> NDArray[np.int64]:
+    """What is left of an epoch's order after `done`, so that each image comes once whatever the ranks were.
+
+    It holds the rest of each rank's part and what had been left out at the end.
+    """
+    for world, batch_size, steps in done:
+        n = len(order) // world
+        rest = [order[rank * n + min(n, steps * batch_size) : (rank + 1) * n] for rank in range(world)]
+        order = np.concatenate([*rest, order[world * n :]])
+    return order
+
+
 def eval_shard(num_images: int, world: int, rank: int) -> range:
     """Rank `rank`'s contiguous rows for evaluation: sizes differ by at most one, every image is in exactly one."""
     base, extra = divmod(num_images, world)
@@ -119,29 +139,36 @@ class TrainBatches(Sampler[list[SampleKey]]):
         self.row_group_sizes = tuple(row_group_sizes)
         self.batch_size, self.seed, self.world, self.rank = batch_size, seed, world, rank
         self.steps_per_epoch = steps_per_epoch(sum(self.row_group_sizes), world, batch_size)
-        self.epoch, self.first_step = 0, 0
+        self.start(0)
 
-    def start(self, epoch: int, step: int = 0) -> None:
-        """Let the next iteration give the batches of `epoch` from `step` on (0..steps_per_epoch; the last: none).
+    def start(self, epoch: int, step: int = 0, done: Sequence[Segment] = ()) -> None:
+        """Let the next iteration give the batches of `epoch` from `step` on (0..steps; the last: none).
+
+        `done` is what was trained on before with other ranks; steps then count in what is left.
 
         Raises:
             ConfigError: no such step.
         """
-        if epoch < 0 or not 0 <= step <= self.steps_per_epoch:
+        left = sum(self.row_group_sizes)
+        for world, batch_size, steps in done:
+            left -= world * min(left // world, steps * batch_size)
+        self.steps = -(-(left // self.world) // self.batch_size)
+        if epoch < 0 or not 0 <= step <= self.steps:
             raise ConfigError(
-                f"Cannot start at epoch {epoch}, step {step}: an epoch has {self.steps_per_epoch} steps. To resume "
+                f"Cannot start at epoch {epoch}, step {step}: an epoch has {self.steps} steps. To resume "
                 "from a checkpoint, use its data set, batch size and number of workers."
             )
-        self.epoch, self.first_step = epoch, step
+        self.epoch, self.first_step, self.done = epoch, step, tuple(done)
 
     def __len__(self) -> int:
         """Batches that the next iteration gives."""
-        return self.steps_per_epoch - self.first_step
+        return self.steps - self.first_step
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        epoch, first_step = self.epoch, self.first_step
-        rows = train_shard(epoch_order(self.row_group_sizes, self.seed, epoch), self.world, self.rank)
-        for step in range(first_step, self.steps_per_epoch):
+        epoch, steps = self.epoch, range(self.first_step, self.steps)
+        order = not_yet_seen(epoch_order(self.row_group_sizes, self.seed, epoch), self.done)
+        rows = train_shard(order, self.world, self.rank)
+        for step in steps:
             batch = rows[step * self.batch_size : (step + 1) * self.batch_size]
             yield [SampleKey(epoch, int(row)) for row in batch]
 

@@ -5,7 +5,8 @@ import logging
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from enum import IntEnum
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from mgdet.config import Experiment
 from mgdet.config_base import resolved
 from mgdet.data.dataset import ShardedDataset
 from mgdet.data.loader import build_eval_loader, build_train_loader
-from mgdet.errors import CheckpointError
+from mgdet.data.order import Segment
+from mgdet.errors import CheckpointError, Interrupted
 from mgdet.models import initialise
 from mgdet.structures import Batch
 from mgdet.tracking import Tracker
@@ -33,9 +35,23 @@ from mgdet.training.step import TERMS, StepSums, accumulate_gradients
 log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 5.0
+STEPS_BETWEEN_QUESTIONS = 10
+"""Optimizer steps at most between two looks at what is asked from outside; each costs a small collective."""
 
 OnEvaluation = Callable[[dict[str, float]], None]
 """Gets `epoch`, `step` and the metrics, on every rank, when the checkpoint of these weights is saved."""
+
+
+class Request(IntEnum):
+    """What those outside ask of a training at a step."""
+
+    GO_ON = 0
+    SAVE = 1  # a checkpoint now: this machine will be taken away
+    STOP = 2  # a checkpoint, and then the end
+
+
+Control = Callable[[], Request]
+"""Asked on every rank at the same steps; gives the same answer everywhere."""
 
 
 @dataclass
@@ -43,9 +59,19 @@ class Position:
     """Where a training stands: everything before it is done."""
 
     epoch: int = 0
-    micro_step: int = 0  # micro-batches done in this epoch
+    micro_step: int = 0  # micro-batches done in this epoch with these ranks
     step: int = 0  # optimizer steps done
     metrics: dict[str, float] = field(default_factory=dict)  # of the last evaluation
+    world: int = 0  # ranks, and images in a micro-batch of each, that `micro_step` counts; 0: not known
+    batch_size: int = 0
+    done: list[list[int]] = field(default_factory=list)  # `Segment`s of this epoch with other ranks
+
+    def on(self, world: int, batch_size: int) -> "Position":
+        """The same place for these ranks."""
+        done = self.done
+        if self.micro_step and self.world and (self.world, self.batch_size) != (world, batch_size):
+            done, self.micro_step = [*done, [self.world, self.batch_size, self.micro_step]], 0
+        return replace(self, world=world, batch_size=batch_size, done=done)
 
 
 class Worker:
@@ -57,8 +83,10 @@ class Worker:
         world: World,
         tracker: Tracker,
         on_evaluation: OnEvaluation = lambda metrics: None,
+        control: Control = lambda: Request.GO_ON,
     ) -> None:
-        self.experiment, self.world, self.tracker, self.on_evaluation = experiment, world, tracker, on_evaluation
+        self.experiment, self.world, self.tracker = experiment, world, tracker
+        self.on_evaluation, self.control = on_evaluation, control
         train = experiment.train
         _make_reproducible(experiment.seed, world, train.deterministic)
         self._build_data()
@@ -69,8 +97,8 @@ class Worker:
         )
         self.ema = EMA(self.detector, train.ema) if train.ema.enabled else None
         self.store = CheckpointStore(experiment.run_uri, train.keep_best)
-        self.position = Position()
-        self._next_line = 0.0
+        self.position = Position().on(world.size, self.loader.batches.batch_size)
+        self._next_line, self._saved_on_request = 0.0, False
         self._resume()
         self.network: nn.Module = self.detector
         if world.size > 1:
@@ -79,7 +107,12 @@ class Worker:
             )
 
     def run(self) -> dict[str, float]:
-        """Train to the end; returns the last evaluation's metrics, on every rank."""
+        """Train to the end; returns the last evaluation's metrics, on every rank.
+
+        Raises:
+            Interrupted: on request, with a checkpoint of the last step.
+            NonFiniteError: at a step that was not taken.
+        """
         for epoch in range(self.position.epoch, self.experiment.train.epochs):
             self._train_epoch(epoch)
             last = epoch + 1 == self.experiment.train.epochs
@@ -161,7 +194,7 @@ class Worker:
             "ema": self.ema.state_dict() if self.ema else None,
             "optimizer": self.optimizer.state_dict(),
             "schedule": {"step": p.step},
-            "position": {"epoch": p.epoch, "micro_step": p.micro_step, "step": p.step, "metrics": p.metrics},
+            "position": asdict(p),
             "generators": generators,
             "config": self.experiment.to_yaml(),
             "categories": json.dumps([[c.id, c.name] for c in self.categories]),
@@ -179,7 +212,7 @@ class Worker:
             raise CheckpointError(
                 f"the checkpoint in {self.experiment.run_uri} is of another model: {error}"
             ) from error
-        self.position = Position(**state["position"])
+        self.position = Position(**state["position"]).on(self.world.size, self.loader.batches.batch_size)
         self.schedule.last_epoch = self.position.step
         for group, base, factor in zip(
             self.optimizer.param_groups, self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True
@@ -202,13 +235,15 @@ class Worker:
 
     @property
     def _epochs_done(self) -> float:
-        return self.position.epoch + self.position.micro_step / self.loader.steps_per_epoch
+        p, images = self.position, self.train_data.num_images
+        before = min(1.0, sum(world * batch_size * steps for world, batch_size, steps in p.done) / images)
+        return p.epoch + before + (1 - before) * p.micro_step / max(1, self.loader.batches.steps)
 
     def _train_epoch(self, epoch: int) -> None:
         train = self.experiment.train
         log_every = resolved(train.log_every)
-        self.loader.start(epoch, self.position.micro_step)
-        left = self.loader.steps_per_epoch - self.position.micro_step
+        self.loader.start(epoch, self.position.micro_step, [Segment(*s) for s in self.position.done])
+        left = len(self.loader)
         clock, sums = Clock(), StepSums.zero(self.world.device)
         group: list[Batch] = []
         for batch in self.loader:
@@ -225,7 +260,18 @@ class Worker:
                 clock, sums = Clock(), StepSums.zero(self.world.device)
             if left and train.checkpoint_every_steps and self.position.step % train.checkpoint_every_steps == 0:
                 self._save({})
-        self.position.epoch, self.position.micro_step = epoch + 1, 0
+            if left and self.position.step % min(STEPS_BETWEEN_QUESTIONS, log_every) == 0:
+                self._obey(self.control())
+        self.position.epoch, self.position.micro_step, self.position.done = epoch + 1, 0, []
+
+    def _obey(self, request: Request) -> None:
+        if request == Request.STOP or (request == Request.SAVE and not self._saved_on_request):
+            self._save({})
+            self._saved_on_request = True
+        if request == Request.STOP:
+            raise Interrupted(
+                f"stopped on request after step {self.position.step}, with a checkpoint of it; the same command goes on"
+            )
 
     def _step(self, group: list[Batch], sums: StepSums) -> StepSums:
         train = self.experiment.train

@@ -25,6 +25,7 @@ def resolve(experiment: Experiment, *, num_images: int, cpus: float, gpus: float
         found("cluster.gpu", gpu, f"the cluster has {gpus:g} GPUs")
     if gpu and gpus < 1:
         raise ConfigError("cluster.gpu = true, but there is no GPU; set cluster.gpu=false or auto, or another cluster")
+    workers: int | tuple[int, int]
     if cluster.workers == "auto":
         workers = int(gpus) if gpu else max(1, min(2, int(cpus)))
         found("cluster.workers", workers, "one per GPU" if gpu else f"{cpus:g} CPUs, at most 2 without a GPU")
@@ -32,13 +33,15 @@ def resolve(experiment: Experiment, *, num_images: int, cpus: float, gpus: float
         workers = cluster.workers
     cpus_each = cluster.cpus_per_worker
     if cpus_each == "auto":
-        cpus_each = float(max(1, min(16, int(cpus / max(1, workers)))))
-        found("cluster.cpus_per_worker", cpus_each, f"{cpus:g} CPUs for {max(1, workers)} workers, at most 16 each")
+        most = max(1, workers[1] if isinstance(workers, tuple) else workers)
+        cpus_each = float(max(1, min(16, int(cpus / most))))
+        found("cluster.cpus_per_worker", cpus_each, f"{cpus:g} CPUs for {most} workers, at most 16 each")
 
     train = experiment.train
     if train.sync_bn and not gpu:
         raise ConfigError("train.sync_bn = true works on GPUs only; set it to false, or use model.norm=gn")
-    steps = optimizer_steps(num_images, max(1, workers), train.batch_size, train.accumulate)
+    sizes = range(workers[0], workers[1] + 1) if isinstance(workers, tuple) else [max(1, workers)]
+    steps = [optimizer_steps(num_images, n, train.batch_size, train.accumulate) for n in sizes][-1]
     log_every, schedule = train.log_every, train.schedule
     if log_every == "auto":
         log_every = max(1, min(50, steps // 10))

@@ -110,7 +110,7 @@ def test_more_trials_than_fit_end_whatever_becomes_of_each(tmp_path, two_cpus):
     winners = [r.info.run_name for r in children if r.data.tags["mgdet.winner"] == "true"]
     assert winners == [outcome.winner.name]
     artifacts = {a.path for a in client.list_artifacts(parents[0].info.run_id)}
-    assert {"trials.csv", "winner.yaml", "divergence_against_ap.png", "parallel_coordinates.png"} <= artifacts
+    assert {"trials.csv", "winner.yaml", "parallel_coordinates.png", "config.yaml"} <= artifacts
 
 
 def test_many_trials_of_one_worker_share_two_cpus(tmp_path, two_cpus):

@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mgdet.data.order import (
     WINDOW,
     EvalBatches,
+    Segment,
     TrainBatches,
     epoch_order,
     eval_shard,
@@ -84,6 +85,30 @@ def test_train_batches(groups: list[int], seed: int, world: int, batch: int, epo
     samplers[0].start(epoch, step)
     assert list(samplers[0]) == ranks[0][step:]
     assert len(samplers[0]) == steps - step
+
+
+@settings(deadline=None)
+@given(GROUPS, SEED, st.integers(0, 3), st.data())
+def test_each_image_comes_once_whatever_the_ranks_were(
+    groups: list[int], seed: int, epoch: int, data: st.DataObject
+) -> None:
+    """The number of ranks changes several times within an epoch; fewer than the last number of ranks are left out."""
+    total, done, seen = sum(groups), [], []
+    sizes = data.draw(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 3)), min_size=1, max_size=4))
+    sizes = [(world, batch) for world, batch in sizes if batch <= total // world]
+    for i, (world, batch) in enumerate(sizes):
+        samplers = [TrainBatches(groups, batch_size=batch, seed=seed, world=world, rank=r) for r in range(world)]
+        for sampler in samplers:
+            sampler.start(epoch, 0, done)
+        ranks = [list(sampler) for sampler in samplers]
+        steps = len(ranks[0])
+        assert {len(batches) for batches in ranks} == {steps} == {len(sampler) for sampler in samplers}
+        if i + 1 < len(sizes):
+            steps = data.draw(st.integers(0, steps))
+        seen += [key.position for batches in ranks for b in batches[:steps] for key in b]
+        done.append(Segment(world, batch, steps))
+    assert len(set(seen)) == len(seen) <= total
+    assert not sizes or total - len(seen) < sizes[-1][0]
 
 
 def test_all_images_take_part_over_the_epochs() -> None:

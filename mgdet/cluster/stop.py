@@ -1,0 +1,59 @@
+"""How a training is asked to stop from outside: SIGTERM to the driver, which its workers do not get."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from pyarrow import fs
+
+from mgdet.storage import locate, write_bytes
+
+
+class StopFile:
+    """`stop` in a run's directory: the workers take a checkpoint and end when they see it. Never raises."""
+
+    def __init__(self, run_uri: str) -> None:
+        self.filesystem, root = locate(run_uri)
+        self.path = f"{root}/stop"
+
+    def make(self) -> None:
+        """Ask."""
+        with suppress(OSError):  # then the driver is killed in the end, and the last checkpoint is what there is
+            write_bytes(self.filesystem, self.path, b"")
+
+    def there(self) -> bool:
+        """Whether it was asked."""
+        try:
+            return bool(self.filesystem.get_file_info(self.path).type != fs.FileType.NotFound)
+        except OSError:
+            return False
+
+    def remove(self) -> None:
+        """Before a start, and at its end."""
+        if self.there():
+            with suppress(OSError):
+                self.filesystem.delete_file(self.path)
+
+
+@contextmanager
+def on_sigterm(action: Callable[[], object]) -> Iterator[None]:
+    """Do `action` at the first SIGTERM within the block; a second one ends the process as usual.
+
+    Outside the main thread, where no handler can be set, nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+
+    def first(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGTERM, before)
+        action()
+
+    signal.signal(signal.SIGTERM, first)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
