@@ -1,0 +1,227 @@
+"""Parts of a cluster are lost in mid-run. Each time: the run ends with the weights of an undisturbed one, bit for bit.
+
+With MGDET_FAULTS=file.jsonl each test adds what the fault cost: the figures of docs/operations.md.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from mgdet.cluster.train import run
+from mgdet.training.checkpoint import CheckpointStore
+from tests.cluster.clusters import ray_cluster
+from tests.cluster.test_ray import no_ray_left_behind, ray_children  # noqa: F401  # a fixture
+from tests.small import small_experiment
+
+pytestmark = pytest.mark.slow
+
+TRAIN = Path(__file__).parents[2] / "jobs" / "train.py"
+
+
+def experiment(directory, name, workers=2, **changes):
+    changes = {"train__epochs": 6, "train__batch_size": 2, "data__generate__train": 12, **changes}
+    changes |= {"train__checkpoint_every_steps": 2, "train__log_every": 1}
+    return small_experiment(directory, name=name, cluster__workers=workers, cluster__cpus_per_worker=0.5, **changes)
+
+
+def weights(e):
+    store = CheckpointStore(e.run_uri)
+    return store.load(store.committed()[-1])["model"]
+
+
+def checkpoints(e):
+    return len(list(Path(e.run_uri).glob("checkpoints/*.json")))
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory):
+    """The weights of the undisturbed run, by number of workers."""
+    found = {}
+
+    def of(workers):
+        if workers not in found:
+            e = experiment(tmp_path_factory.mktemp("calm"), "calm", workers)
+            run(e)
+            found[workers] = weights(e)
+        return found[workers]
+
+    return of
+
+
+def same(mine, theirs):
+    return all(torch.equal(mine[k], theirs[k]) for k in theirs)
+
+
+def note_cost(fault, e):
+    """Steps that were done twice, and the longest silence, from the journal of metrics."""
+    lines = [json.loads(line) for line in (Path(e.run_uri) / "metrics.jsonl").read_text().splitlines()]
+    lines = [line for line in lines if "train/loss" in line["metrics"]]
+    silence = max(b["time"] - a["time"] for a, b in zip(lines, lines[1:], strict=False))
+    steps = [line["step"] for line in lines]
+    assert sorted(set(steps)) == list(range(1, max(steps) + 1)), "a step is missing"
+    cost = {"fault": fault, "steps_repeated": len(steps) - len(set(steps)), "seconds": round(silence, 1)}
+    if os.environ.get("MGDET_FAULTS"):
+        with open(os.environ["MGDET_FAULTS"], "a") as file:
+            file.write(json.dumps(cost) + "\n")
+    return cost
+
+
+def after(condition, action):
+    """Do `action` in a thread once `condition()` holds; returns the list that it fills."""
+    done = []
+
+    def work():
+        while not condition():
+            time.sleep(0.02)
+        done.append(action())
+
+    threading.Thread(target=work, daemon=True).start()
+    return done
+
+
+def signalled(title, number):
+    """Send a signal to the first process of Ray whose title holds `title`."""
+
+    def action():
+        for process in ray_children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if title in " ".join(process.cmdline()):
+                    process.send_signal(number)
+                    return process.pid
+        return None
+
+    return action
+
+
+def test_a_worker_that_hangs(tmp_path, calm):
+    e = experiment(tmp_path, "hung", cluster__collective_timeout_s=10)
+    done = after(lambda: checkpoints(e) >= 2, signalled("RayTrainWorker", signal.SIGSTOP))
+    run(e)
+    assert done[0]
+    assert same(weights(e), calm(2))
+    assert note_cost("worker hung", e)["seconds"] >= 5
+
+
+def test_a_loader_process_that_is_killed(tmp_path, calm):
+    """It decodes images for a worker, which then fails and is restarted."""
+    e = experiment(tmp_path, "loader", data__loader__workers=1)
+
+    def kill():
+        for process in ray_children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if "RayTrainWorker" in " ".join(process.cmdline()):
+                    for child in process.children():
+                        if "forkserver" in " ".join(child.cmdline()):
+                            for grandchild in child.children():
+                                grandchild.kill()
+                                return grandchild.pid
+        return None
+
+    done = after(lambda: checkpoints(e) >= 2, kill)
+    run(e)
+    assert done[0]
+    assert same(weights(e), calm(2))
+    note_cost("loader process killed", e)
+
+
+@pytest.mark.parametrize("spare", [True, False], ids=["a node to spare", "a node that comes later"])
+def test_a_node_that_is_lost(tmp_path, calm, monkeypatch, spare):
+    """Its raylet is killed with the worker on it. The run goes on on another node, as soon as there is one."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with ray_cluster(num_cpus=0) as cluster:
+        nodes = [cluster.add_node(num_cpus=0.5) for _ in range(3 if spare else 2)]
+        e = experiment(tmp_path, "lost", cluster__address=cluster.address)
+
+        def lose():
+            busy = worker_node()
+            victim = next(n for n in nodes if n.node_id == busy)
+            cluster.remove_node(victim, allow_graceful=False)
+            return victim.node_id
+
+        def worker_node():
+            import ray
+
+            return next(
+                a["Address"]["NodeID"]
+                for a in ray._private.state.actors().values()
+                if "RayTrainWorker" in a["ActorClassName"] and a["State"] == "ALIVE"
+            )
+
+        done = after(lambda: checkpoints(e) >= 2, lose)
+        if not spare:
+            after(lambda: bool(done), lambda: (time.sleep(5), cluster.add_node(num_cpus=0.5)))
+        run(e)
+        assert done
+    assert same(weights(e), calm(2))
+    note_cost("node lost, one to spare" if spare else "node lost, another came after 5 s", e)
+
+
+def job(e, directory, log):
+    """`jobs/train.py` as a process."""
+    path = directory / f"{e.name}.yaml"
+    path.write_text(e.to_yaml())
+    with open(log, "w") as out:
+        return subprocess.Popen([sys.executable, str(TRAIN), str(path)], stdout=out, stderr=subprocess.STDOUT)
+
+
+def wait(process, condition=None, seconds=180):
+    """For the process to end, or for a condition before it does."""
+    deadline = time.time() + seconds
+    while process.poll() is None and not (condition and condition()):
+        assert time.time() < deadline
+        time.sleep(0.05)
+
+
+def test_a_driver_that_is_killed(tmp_path, calm):
+    e = experiment(tmp_path, "driven")
+    process = job(e, tmp_path, tmp_path / "log")
+    wait(process, lambda: checkpoints(e) >= 2)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    run(e)
+    assert same(weights(e), calm(2))
+    note_cost("driver killed, same command again at once", e)
+
+
+def test_a_driver_that_gets_sigterm(tmp_path, calm):
+    """As from `ray job stop`, Kubernetes or a batch system: a last checkpoint, and nothing is done twice."""
+    e = experiment(tmp_path, "terminated")
+    process = job(e, tmp_path, tmp_path / "log")
+    wait(process, lambda: checkpoints(e) >= 1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 143
+    assert "with a checkpoint of it; the same command goes on" in (tmp_path / "log").read_text()
+    assert not (Path(e.run_uri) / "stop").exists()
+    run(e)
+    assert same(weights(e), calm(2))
+    assert note_cost("SIGTERM to the driver, same command again", e)["steps_repeated"] == 0
+
+
+def test_a_node_that_is_about_to_be_taken_away(tmp_path, calm, monkeypatch):
+    """Ray drains a node, as a cloud's notice to a spot machine does: a checkpoint before it goes."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with ray_cluster(num_cpus=0) as cluster:
+        nodes = [cluster.add_node(num_cpus=0.5) for _ in range(3)]
+        e = experiment(tmp_path, "drained", cluster__address=cluster.address, cluster__max_failures=0, train__epochs=60)
+
+        def drain():
+            from ray._raylet import GcsClient
+
+            deadline = int((time.time() + 8) * 1000)
+            client = GcsClient(address=cluster.address)
+            return client.drain_node(nodes[0].node_id, 2, "spot instance is reclaimed", deadline)
+
+        done = after(lambda: checkpoints(e) >= 2, drain)
+        run(e.model_copy(update={"train": e.train.model_copy(update={"epochs": 40})}))
+        assert done
+    note_cost("node drained with 8 s of notice", e)

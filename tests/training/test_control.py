@@ -1,0 +1,150 @@
+"""A training that is asked to save or to stop, and one whose ranks change in mid-epoch. In one process."""
+
+import os
+import signal
+
+import pytest
+import torch
+
+from mgdet.cluster.stop import StopFile, on_sigterm
+from mgdet.cluster.train import prepare, run
+from mgdet.errors import Interrupted
+from mgdet.tracking import NullTracker
+from mgdet.training.checkpoint import CheckpointStore
+from mgdet.training.distributed import World
+from mgdet.training.loop import Position, Request, Worker
+from tests.small import small_experiment
+
+CPU = World(0, 1, torch.device("cpu"))
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    return prepare(small_experiment(tmp_path, train__log_every=1), cpus=1, gpus=0)[0]
+
+
+def asking(at, request):
+    """A control that asks at its call number `at`."""
+    calls = []
+
+    def control():
+        calls.append(1)
+        return request if len(calls) == at else Request.GO_ON
+
+    return control
+
+
+def steps(experiment):
+    return [c.step for c in CheckpointStore(experiment.run_uri).committed()]
+
+
+def weights(experiment):
+    store = CheckpointStore(experiment.run_uri)
+    return store.load(store.committed()[-1])["model"]
+
+
+def test_stopped_on_request_it_goes_on_at_that_step(experiment):
+    straight = experiment.model_copy(update={"name": "straight"})
+    Worker(straight, CPU, NullTracker()).run()
+    with pytest.raises(Interrupted, match="after step 2, with a checkpoint"):
+        Worker(experiment, CPU, NullTracker(), control=asking(2, Request.STOP)).run()
+    assert steps(experiment) == [2]
+    worker = Worker(experiment, CPU, NullTracker())
+    assert worker.position.step == 2
+    worker.run()
+    mine, theirs = weights(experiment), weights(straight)
+    assert all(torch.equal(mine[k], theirs[k]) for k in theirs)
+
+
+def test_asked_to_save_it_saves_once_and_goes_on(experiment):
+    def control():
+        return Request.SAVE
+
+    Worker(experiment, CPU, NullTracker(), control=control).run()
+    assert steps(experiment) == [3, 6]  # the one of step 1 was pruned after later ones
+    once = experiment.model_copy(update={"name": "once"})
+    saved = []
+    worker = Worker(once, CPU, NullTracker(), control=control)
+    save = worker._save
+    worker._save = lambda metrics: saved.append(worker.position.step) or save(metrics)
+    worker.run()
+    assert saved == [1, 3, 6]
+
+
+def test_sigterm_leaves_a_checkpoint_of_the_last_step(tmp_path, monkeypatch):
+    """Without Ray, where the process trains itself."""
+    e = small_experiment(tmp_path, train__log_every=1)
+    step = Worker._step
+
+    def terminated(self, group, sums):
+        if self.position.step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, group, sums)
+
+    monkeypatch.setattr(Worker, "_step", terminated)
+    with pytest.raises(Interrupted, match="after step 2"):
+        run(e)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    monkeypatch.setattr(Worker, "_step", step)
+    summary, _ = run(e)
+    assert summary.epoch >= 1
+
+
+def test_a_second_sigterm_ends_the_process_as_usual():
+    asked = []
+    with on_sigterm(lambda: asked.append(1)):
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert asked == [1]
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_the_stop_file(tmp_path):
+    (tmp_path / "run").mkdir()
+    stop = StopFile(str(tmp_path / "run"))
+    assert not stop.there()
+    stop.remove()
+    stop.make()
+    assert stop.there()
+    stop.remove()
+    assert not stop.there()
+    StopFile(str(tmp_path / "nowhere")).make()  # never raises
+
+
+def test_a_position_for_other_ranks():
+    """What was done with the old ranks is kept as a segment, and the count starts anew."""
+    place = Position(epoch=3, micro_step=5, step=40, world=2, batch_size=4)
+    assert place.on(2, 4) == place
+    moved = place.on(1, 8)
+    assert (moved.done, moved.micro_step, moved.world, moved.batch_size) == ([[2, 4, 5]], 0, 1, 8)
+    assert moved.on(4, 2).done == [[2, 4, 5]], "nothing was done with one rank"
+    fresh = Position().on(2, 4)
+    assert (fresh.world, fresh.done) == (2, [])
+
+
+def test_ranks_that_change_in_mid_epoch_still_train_on_each_image_once(tmp_path):
+    """One rank, then another batch size (which splits the epoch alike), then the first again."""
+    e = prepare(small_experiment(tmp_path, train__log_every=1, data__generate__train=13), cpus=1, gpus=0)[0]
+    seen = []
+    step = Worker._step
+
+    def noted(self, group, sums):
+        seen.extend(int(p) for b in group for p in b.positions)
+        return step(self, group, sums)
+
+    def part(batch_size, stop_after):
+        train = e.train.model_copy(update={"batch_size": batch_size, "epochs": 1})
+        control = asking(stop_after, Request.STOP) if stop_after else (lambda: Request.GO_ON)
+        worker = Worker(e.model_copy(update={"train": train}), CPU, NullTracker(), control=control)
+        worker._step = noted.__get__(worker)
+        try:
+            worker.run()
+        except Interrupted:
+            assert 0 < worker._epochs_done < 1
+        return worker
+
+    part(2, 2)
+    part(3, 1)
+    last = part(2, None)
+    assert sorted(seen) == list(range(13))
+    assert last.position.epoch == 1
+    assert last.position.done == []
