@@ -14,12 +14,9 @@ from pathlib import Path
 
 from mgdet.config import load
 from mgdet.errors import Interrupted, MgdetError
+from mgdet.training.evaluate_trained import HEADLINE
 
 QUICKSTART = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"
-SHOWN = (
-    *("val/AP", "val/AP50", "val/AP75", "val/APs", "val/APm", "val/APl", "val/AR100"),
-    *("val/divergence", "val/divergence_raw", "val/divergence_oracle"),
-)
 
 
 def main() -> int:
@@ -56,7 +53,7 @@ def main() -> int:
         return 130
 
     print(f"\n{'-' * 60}")
-    for key in SHOWN:
+    for key in HEADLINE:
         if key in summary.metrics:
             print(f"{key:<22} {summary.metrics[key]:.4f}")
     print(f"{'best epoch':<22} {summary.epoch}")

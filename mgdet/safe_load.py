@@ -1,5 +1,6 @@
 """Files of tensors, read so that they cannot run code: the one place that calls `torch.load`."""
 
+import re
 from typing import Any
 
 import torch
@@ -15,7 +16,16 @@ def load_tensors(file: Any, name: str) -> dict[str, Any]:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise CheckpointError(f"{name}: not a file that can be read safely: {error}") from error
+        raise CheckpointError(f"{name}: not a file that can be read safely{_reason(error)}") from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{name}: holds a {type(state).__name__}, expected a dict of tensors")
     return state
+
+
+def _reason(error: Exception) -> str:
+    """What torch stumbled over, in a line; the text around it advises to read the file unsafely."""
+    found = re.search(r"GLOBAL (\S+) was not", str(error))
+    if found:
+        return f"; it holds {found[1]}, which would have to be executed"
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return "" if "weights_only" in first.lower() else f": {first}"

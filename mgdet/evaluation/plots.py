@@ -21,11 +21,12 @@ from torch import Tensor
 
 from mgdet.evaluation.coco import IOU_THRESHOLDS, RECALL_THRESHOLDS, CocoResult
 from mgdet.evaluation.divergence import DivergenceResult
+from mgdet.evaluation.draw import COLORS
 from mgdet.structures import Category, Detections, Targets
 
 _MAX_CURVES = 10
 _GREY = "#666666"
-_TRUTH, _FOUND = "#ffffff", ("#ffb000", "#36c5f0", "#ff5c8a", "#7ee081", "#c79bff", "#ff8f45", "#f4f45a", "#4fe3c1")
+_TRUTH = "#ffffff"
 
 
 def pr_curves(result: CocoResult) -> Figure:
@@ -185,7 +186,7 @@ def detections_figure(
         grid[i].set_title(title, fontsize=9)
     handles = [
         Line2D([], [], color="#999999", ls=(0, (4, 2)), lw=2, label="object (ground truth)"),
-        Line2D([], [], color=_FOUND[0], lw=2, label=f"detection with score ≥ {score_floor:g}, coloured by class"),
+        Line2D([], [], color=COLORS[0], lw=2, label=f"detection with score ≥ {score_floor:g}, coloured by class"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=10)
     return figure
@@ -206,7 +207,7 @@ def _draw_detections(
     scores = detections.scores[i].detach().cpu()[drawn].tolist()
     # The best last, so that it lies on top
     for box, label, score in reversed(list(zip(boxes.tolist(), labels, scores, strict=True))):
-        color = _FOUND[label % len(_FOUND)]
+        color = COLORS[label % len(COLORS)]
         _draw_box(axes, box, color, dashed=False)
         _tag(axes, box[0], box[1], f"{categories[label].name} {score:.2f}", color, above=True)
 

@@ -4,6 +4,7 @@ With MGDET_FAULTS=file.jsonl each test adds what the fault cost: the figures of 
 """
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -66,7 +67,7 @@ def note_cost(fault, e):
     """Steps that were done twice, and the longest silence, from the journal of metrics."""
     lines = [json.loads(line) for line in (Path(e.run_uri) / "metrics.jsonl").read_text().splitlines()]
     lines = [line for line in lines if "train/loss" in line["metrics"]]
-    silence = max(b["time"] - a["time"] for a, b in zip(lines, lines[1:], strict=False))
+    silence = max(b["time"] - a["time"] for a, b in itertools.pairwise(lines))
     steps = [line["step"] for line in lines]
     assert sorted(set(steps)) == list(range(1, max(steps) + 1)), "a step is missing"
     cost = {"fault": fault, "steps_repeated": len(steps) - len(set(steps)), "seconds": round(silence, 1)}

@@ -1,0 +1,61 @@
+"""Evaluate a checkpoint: average precision and divergence on a split of a prepared data set.
+
+    python jobs/evaluate.py runs/quickstart                                   # the best checkpoint of a run
+    python jobs/evaluate.py runs/x/checkpoints/step-00001234.pt --data data/other --split test
+    python jobs/evaluate.py runs/x model.postprocess.nms_iou=0.6 evaluation.backend=pycocotools --json x.json
+
+One process, on a GPU if there is one. Overrides are those that leave the weights what they are: evaluation.*,
+model.rescoring.*, model.postprocess.*, data.transform.resize.*, data.loader.*, train.batch_size, train.precision.
+"""
+
+import argparse
+import logging
+import sys
+
+from mgdet.errors import MgdetError
+from mgdet.training.evaluate_trained import HEADLINE, PER_CLASS, evaluate_trained
+from mgdet.training.output import JsonFile
+from mgdet.training.trained import load_detector
+
+log = logging.getLogger("mgdet.jobs")
+
+
+def main() -> int:
+    """Exit status 0: evaluated; 2: something the user can mend; 130: interrupted."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", help="a .pt file, or the directory of a run: path or URI")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as model.postprocess.nms_iou=0.6")
+    parser.add_argument("--data", metavar="URI", help="prepared data set (default: that of the training)")
+    parser.add_argument("--split", metavar="NAME", help="default: the one that the training evaluated on")
+    parser.add_argument("--json", metavar="FILE", help="write all metrics there, as JSON")
+    args = parser.parse_intermixed_args()
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
+    logging.getLogger("mgdet").setLevel(logging.INFO)
+
+    try:
+        trained = load_detector(args.checkpoint, args.overrides)
+        target = JsonFile(args.json) if args.json else None
+        log.info("%s", trained)
+        done = evaluate_trained(trained, args.data, args.split)
+        if target:
+            source = {"checkpoint": trained.path, "epoch": trained.epoch, "step": trained.step}
+            target.write({**source, **done._asdict()})
+    except MgdetError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return 130
+
+    print(f"\n{'-' * 60}")
+    per_class = [key for key in done.metrics if key.startswith(PER_CLASS)]
+    width = max(22, *(len(key) for key in per_class)) if per_class else 22
+    for key in (*HEADLINE, *per_class):
+        if key in done.metrics:
+            print(f"{key:<{width}} {done.metrics[key]:.4f}")
+    print(f"{'images':<{width}} {done.images} ({done.data}, {done.split})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

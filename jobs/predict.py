@@ -1,0 +1,53 @@
+"""Detect in image files with a trained detector.
+
+    python jobs/predict.py runs/quickstart photos/ --out found --draw
+    python jobs/predict.py runs/x/checkpoints/step-00001234.pt a.jpg b.jpg --out found --score 0.5
+
+Writes detections.json, a list in COCO's results format with boxes (x, y, width, height) in pixels of the upright
+original, images.json, which says what its image ids mean, and with --draw a picture of each image.
+"""
+
+import argparse
+import logging
+import sys
+
+from mgdet.errors import MgdetError
+from mgdet.training.predict import predict
+from mgdet.training.trained import load_detector
+
+log = logging.getLogger("mgdet.jobs")
+
+
+def main() -> int:
+    """Exit status 0: written; 2: something the user can mend, such as no readable image; 130: interrupted."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", help="a .pt file, or the directory of a run: path or URI")
+    parser.add_argument("images", nargs="+", help="files, and directories that are searched with all below them")
+    parser.add_argument("--out", required=True, metavar="DIR", help="where to write; must be empty or absent")
+    parser.add_argument("--score", type=float, default=0.3, help="least score that is written (default 0.3)")
+    parser.add_argument("--draw", action="store_true", help="also write DIR/<name>.png with the boxes")
+    parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at a time (default 1)")
+    parser.add_argument("--overwrite", action="store_true", help="DIR may hold files; those of the same names go")
+    args = parser.parse_intermixed_args()
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
+    logging.getLogger("mgdet").setLevel(logging.INFO)
+
+    try:
+        trained = load_detector(args.checkpoint)
+        log.info("%s", trained)
+        options = {"score": args.score, "draw": args.draw, "batch_size": args.batch_size, "overwrite": args.overwrite}
+        done = predict(trained, args.images, args.out, **options)
+    except MgdetError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; there is no detections.json of this prediction", file=sys.stderr)
+        return 130
+
+    left_out = f", {len(done.unreadable)} left out as unreadable (named above)" if done.unreadable else ""
+    print(f"{done.detections} detections in {done.images} images{left_out}; written to {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""The evaluation of a checkpoint, the same as its training's own: one process reads every worker's shard in turn."""
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from mgdet.data.dataset import ShardedDataset
+from mgdet.data.loader import build_eval_loader
+from mgdet.errors import ConfigError
+from mgdet.structures import Batch, Category
+from mgdet.training.distributed import World
+from mgdet.training.evaluate import evaluate
+from mgdet.training.pace import Pace
+from mgdet.training.progress import duration
+from mgdet.training.trained import Trained
+
+log = logging.getLogger(__name__)
+
+HEADLINE = (
+    *("val/AP", "val/AP50", "val/AP75", "val/APs", "val/APm", "val/APl", "val/AR100"),
+    *("val/divergence", "val/divergence_raw", "val/divergence_oracle"),
+)
+"""The metrics that a person asks for first, in the order in which they are shown."""
+PER_CLASS = "val/AP/"
+NAMED_CLASSES = 12
+
+
+class Evaluation(NamedTuple):
+    """What an evaluation found, and on what."""
+
+    metrics: dict[str, float]  # under their tracking names; what is undefined is absent
+    data: str
+    split: str
+    images: int
+
+
+def evaluate_trained(trained: Trained, data: str | None = None, split: str | None = None) -> Evaluation:
+    """Evaluate on a split of a prepared data set.
+
+    The batches are those of the training's own evaluation, however many workers it had: what an image is padded to
+    depends on its batch. On the same machine and device the metrics are therefore the same numbers.
+
+    Args:
+        trained: from `load_detector`.
+        data: root of the data set; by default that of the training.
+        split: by default the one that the training evaluated on.
+
+    Raises:
+        DataError: no data set there, no such split, or an image that cannot be read.
+        ConfigError: its classes are not those of the checkpoint.
+    """
+    uri, name = data or trained.experiment.data.uri, split or trained.experiment.data.val_split
+    dataset = ShardedDataset(uri, name)
+    require_categories(trained, dataset.categories, uri)
+    metrics, _ = evaluate(
+        trained.detector,
+        _batches(dataset, trained),
+        dataset.ground_truth(),
+        trained.experiment.evaluation,
+        World(0, 1, trained.device),
+        trained.experiment.train.precision,
+    )
+    return Evaluation(metrics, uri, name, dataset.num_images)
+
+
+def require_categories(trained: Trained, found: Sequence[Category], data: str) -> None:
+    """See that the data set's classes are those of the checkpoint, in the same order. Raises `ConfigError`."""
+    ours, theirs = trained.categories, tuple(found)
+    if ours == theirs:
+        return
+    label = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
+    raise ConfigError(
+        f"The classes differ from number {label} on. {trained.path} was trained on {len(ours)}: {_names(ours, label)}. "
+        f"{data} has {len(theirs)}: {_names(theirs, label)}. Ids, names and order must be the same, or a score would "
+        "count for another class. Give a data set with the classes of the checkpoint, or a checkpoint trained on these."
+    )
+
+
+def _names(categories: Sequence[Category], label: int) -> str:
+    """Some of the classes, from shortly before `label`."""
+    first = max(0, min(label - 2, len(categories) - NAMED_CLASSES))
+    shown = ", ".join(f"{c.id} {c.name}" for c in categories[first : first + NAMED_CLASSES])
+    return f"{'..., ' if first else ''}{shown}{', ...' if first + NAMED_CLASSES < len(categories) else ''}"
+
+
+def _batches(dataset: ShardedDataset, trained: Trained) -> Iterator[Batch]:
+    data = trained.experiment.data
+    loader = data.loader.model_copy(update={"pin_memory": trained.device.type == "cuda"})
+    pace = Pace("evaluated", dataset.num_images)
+    for shard in range(trained.shards):
+        batches = build_eval_loader(
+            dataset,
+            data.transform,
+            loader,
+            batch_size=trained.batch_size,
+            world=trained.shards,
+            rank=shard,
+            cpus=len(os.sched_getaffinity(0)),
+        )
+        for batch in batches:
+            yield batch
+            pace.add(len(batch.images))
+    log.info("evaluated %d images in %s; now the metrics are computed", pace.done, duration(pace.seconds))

@@ -1,0 +1,44 @@
+"""Results as JSON files that appear whole."""
+
+import json
+from typing import Any
+
+from pyarrow import fs
+
+from mgdet.errors import DataError
+from mgdet.storage import locate, replace_bytes
+
+
+class JsonFile:
+    """A file to be written at the end of long work; a place that cannot be written is found at its beginning.
+
+    Args:
+        uri: local path or `pyarrow.fs` URI. Its directory is made; an existing file is replaced.
+
+    Raises:
+        DataError: it is a directory, or its directory cannot be made.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.filesystem, self.path = locate(uri)
+        try:
+            if self.filesystem.get_file_info(self.path).type == fs.FileType.Directory:
+                raise DataError(f"{uri} is a directory; give the name of a file in it, such as {uri}/metrics.json.")
+            self.filesystem.create_dir(self.path.rsplit("/", 1)[0], recursive=True)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def write(self, value: Any) -> None:
+        """Write plain values, replacing the file at once; of a list each element is a line. Raises `DataError`."""
+        if isinstance(value, list):
+            text = "[\n" + ",\n".join(json.dumps(element) for element in value) + "\n]\n"
+        else:
+            text = json.dumps(value, indent=1) + "\n"
+        try:
+            replace_bytes(self.filesystem, self.path, text.encode())
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> DataError:
+        return DataError(f"{self.uri} cannot be written: {error}. Check the path, the space and the rights.")

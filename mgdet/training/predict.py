@@ -1,0 +1,253 @@
+"""Detections of image files, made as evaluation makes them and written as COCO results."""
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mgdet.data.decode import decode_image
+from mgdet.data.loader import Collate, Sample
+from mgdet.data.transforms import EvalTransform
+from mgdet.errors import DataError
+from mgdet.structures import Detections
+from mgdet.training.output import JsonFile
+from mgdet.training.pace import Pace
+from mgdet.training.trained import Trained
+
+log = logging.getLogger(__name__)
+
+SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+"""What is taken from directories, in upper case too; a file that is named itself may be called anything."""
+
+
+class Photo(NamedTuple):
+    """An image file that could be read."""
+
+    id: int
+    path: Path
+    pixels: Tensor  # [3, H, W] uint8 RGB, upright
+
+
+class Predicted(NamedTuple):
+    """What a prediction wrote."""
+
+    images: int
+    unreadable: tuple[str, ...]
+    detections: int
+
+
+@torch.no_grad()
+def detect(trained: Trained, images: Sequence[Tensor]) -> Detections:
+    """Detections in `[3, H, W]` uint8 RGB images of any sizes, each in pixels of its own image.
+
+    Resized, padded, normalised and suppressed as in evaluation. With a `resize` that keeps the aspect ratio images are
+    padded to the largest of the call, so that scores may depend a little on the company.
+    """
+    e, transform = trained.experiment, EvalTransform(trained.experiment.data.transform)
+    nothing = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
+    samples = [
+        Sample(transform(image, *nothing), (image.shape[1], image.shape[2]), i, i) for i, image in enumerate(images)
+    ]
+    batch = Collate(e.data.loader.divisor)(samples).to(trained.device)
+    with torch.autocast(trained.device.type, torch.bfloat16, enabled=e.train.precision == "bf16"):
+        predictions = trained.detector(batch.images, batch.sizes)
+    detections, _ = trained.detector.detect(predictions, batch.images, batch.sizes, batch.original_sizes)
+    return Detections(*(t.cpu() for t in detections))
+
+
+def predict(
+    trained: Trained,
+    inputs: Sequence[str],
+    out: str,
+    *,
+    score: float = 0.3,
+    draw: bool = False,
+    batch_size: int = 1,
+    overwrite: bool = False,
+) -> Predicted:
+    """Detect in files and write `out/detections.json` (COCO results) and `out/images.json` (what their ids mean).
+
+    Args:
+        trained: from `load_detector`.
+        inputs: image files, and directories that are searched for images with all below them.
+        out: a local directory, which must be empty or absent.
+        score: detections below it are not written; those up to `model.postprocess.score_threshold` do not exist.
+        draw: also write a picture of each image with its detections, `out/<name>.png`.
+        batch_size: images at a time.
+        overwrite: let `out` hold files already. Those of the same names are replaced, all others stay.
+
+    Raises:
+        DataError: an input that does not exist, no image that can be read, or an `out` that is taken or unwritable.
+    """
+    _check_options(trained, score, batch_size)
+    directory = _directory(out, overwrite)
+    paths = find_images(inputs, directory)
+    made = not directory.exists()
+    writer = _Writer(trained, directory, score, _picture_names(paths) if draw else None)
+    unreadable: list[str] = []
+    try:
+        for photos in _groups(paths, batch_size, unreadable):
+            writer.add(photos, detect(trained, [p.pixels for p in photos]))
+        if not writer.images:
+            raise DataError(f"None of the {len(paths)} images can be read; nothing was written. The log says why.")
+        writer.finish()
+    except BaseException:
+        if made:  # a directory without detections.json would only stand in the way of the next try
+            shutil.rmtree(directory, ignore_errors=True)
+        raise
+    return Predicted(len(writer.images), tuple(unreadable), len(writer.results))
+
+
+def find_images(inputs: Sequence[str], out: Path) -> list[Path]:
+    """The image files that are meant, each once: in the order given, those of a directory sorted.
+
+    Hidden files and what lies in `out` (pictures of an earlier prediction) are passed over. Raises `DataError` for an
+    input that does not exist or lies in `out` itself, and where there is no image at all.
+    """
+    out = out.resolve()
+    found: dict[Path, Path] = {}
+    for name in inputs:
+        given = Path(name)
+        if not os.path.exists(given):  # unlike Path.exists also where a directory may not be entered
+            raise DataError(f"{name}: no such file or directory. Give image files, or directories with images.")
+        if given.resolve().is_relative_to(out):
+            raise DataError(
+                f"{name} lies in the output directory {out}, where it could be overwritten. Choose another."
+            )
+        files = list(_below(given, out)) if given.is_dir() else [given]
+        if not files:
+            log.warning("%s: no file with the suffix of an image in it or below", name)
+        for path in files:
+            found.setdefault(path.resolve(), path)
+    if not found:
+        raise DataError(
+            f"No images in {', '.join(inputs) or 'nothing'}. Taken are files with the suffixes "
+            f"{', '.join(sorted(SUFFIXES))}; name a file itself if it is called otherwise."
+        )
+    return list(found.values())
+
+
+def _below(directory: Path, out: Path) -> Iterator[Path]:
+    for path in sorted(directory.rglob("*")):
+        hidden = any(part.startswith(".") for part in path.relative_to(directory).parts)
+        wanted = path.suffix.lower() in SUFFIXES and path.is_file() and not hidden
+        if wanted and not path.resolve().is_relative_to(out):
+            yield path
+
+
+def _groups(paths: Sequence[Path], size: int, unreadable: list[str]) -> Iterator[list[Photo]]:
+    """The readable images, `size` at a time; the names of the others are appended to `unreadable`, with a warning."""
+    pace = Pace("predicted", len(paths))
+    group: list[Photo] = []
+    for index, path in enumerate(paths):
+        try:
+            group.append(Photo(index - len(unreadable), path, decode_image(path.read_bytes(), str(path))))
+        except (OSError, DataError) as error:
+            log.warning("left out: %s", error)
+            unreadable.append(path.as_posix())
+        if group and (len(group) == size or index + 1 == len(paths)):
+            yield group
+            group = []
+        pace.add(1)
+
+
+def _check_options(trained: Trained, score: float, batch_size: int) -> None:
+    if not 0 <= score <= 1:
+        raise DataError(f"The least score to write is {score:g}; allowed are 0 to 1.")
+    if batch_size < 1:
+        raise DataError(f"The batch size is {batch_size}; it must be at least 1.")
+    least = trained.experiment.model.postprocess.score_threshold
+    if score < least:
+        log.warning("least score %g: the detector itself has none up to %g (model.postprocess)", score, least)
+
+
+def _directory(out: str, overwrite: bool) -> Path:
+    if "://" in out or not out.strip():
+        raise DataError(f"The output directory is {out!r}; it must be a local directory.")
+    path = Path(out).expanduser()
+    try:
+        taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
+    except OSError as error:
+        raise DataError(f"{out} cannot be used: {error}. Choose another place.") from error
+    if path.exists() and not path.is_dir():
+        raise DataError(f"{out} is a file; nothing was written. Give a directory.")
+    if taken and not overwrite:
+        raise DataError(f"{out} is not empty; nothing was written. Choose another place or pass --overwrite.")
+    return path
+
+
+def _picture_names(paths: Sequence[Path]) -> dict[Path, str]:
+    """A name of its own for the picture of each image, also where upper and lower case are the same."""
+    names: dict[Path, str] = {}
+    taken: set[str] = set()
+    for index, path in enumerate(paths):
+        name = path.stem
+        while name.casefold() in taken:
+            name = f"{name}-{index}"
+        taken.add(name.casefold())
+        names[path] = f"{name}.png"
+    return names
+
+
+class _Writer:
+    """Gathers results and writes pictures on the way; the JSON files at the end."""
+
+    def __init__(self, trained: Trained, directory: Path, score: float, pictures: dict[Path, str] | None) -> None:
+        self.categories, self.directory, self.score, self.pictures = trained.categories, directory, score, pictures
+        self.files = {name: JsonFile(str(directory / f"{name}.json")) for name in ("images", "detections")}
+        self.images: list[dict[str, Any]] = []
+        self.results: list[dict[str, Any]] = []
+
+    def add(self, photos: Sequence[Photo], detections: Detections) -> None:
+        """Take in the `[B, D]` detections of `B` images."""
+        written = detections.valid & (detections.scores >= self.score)
+        for i, photo in enumerate(photos):
+            _, height, width = photo.pixels.shape
+            found = detections.boxes[i][written[i]].double()
+            # Scaling in float32 may end a rounding error beyond the border
+            boxes = found.minimum(found.new_tensor([width, height, width, height])).tolist()
+            labels, scores = detections.labels[i][written[i]].tolist(), detections.scores[i][written[i]].tolist()
+            image: dict[str, Any] = {
+                "id": photo.id,
+                "file_name": photo.path.as_posix(),
+                "width": width,
+                "height": height,
+            }
+            if self.pictures is not None:
+                image["picture"] = self.pictures[photo.path]
+                self._draw(photo, boxes, labels, scores)
+            self.images.append(image)
+            for (x1, y1, x2, y2), label, score in zip(boxes, labels, scores, strict=True):
+                category = self.categories[label]
+                self.results.append(
+                    {
+                        "image_id": photo.id,
+                        "file_name": image["file_name"],
+                        "category_id": category.id,
+                        "category_name": category.name,
+                        "bbox": [x1, y1, x2 - x1, y2 - y1],
+                        "score": score,
+                    }
+                )
+
+    def finish(self) -> None:
+        """Write both files, the detections last."""
+        categories = [{"id": c.id, "name": c.name} for c in self.categories]
+        self.files["images"].write({"images": self.images, "categories": categories})
+        self.files["detections"].write(self.results)
+
+    def _draw(self, photo: Photo, boxes: list[list[float]], labels: list[int], scores: list[float]) -> None:
+        from mgdet.evaluation.draw import draw_boxes
+
+        texts = [f"{self.categories[k].name} {s:.2f}" for k, s in zip(labels, scores, strict=True)]
+        assert self.pictures is not None, "names were made where pictures are wanted"
+        path = self.directory / self.pictures[photo.path]
+        try:
+            draw_boxes(photo.pixels, boxes, labels, texts).save(path)
+        except OSError as error:
+            raise DataError(f"{path} cannot be written: {error}. Check the space and the rights.") from error

@@ -1,0 +1,206 @@
+"""A trained detector from a checkpoint, ready to be evaluated or to predict.
+
+    trained = load_detector("runs/quickstart", ["model.postprocess.nms_iou=0.6"])
+
+The checkpoint says everything about it: architecture, classes, preprocessing. Nothing that it holds is executed.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+from pyarrow import fs
+
+from mgdet.config import Experiment, parse_override, validate, with_settings
+from mgdet.errors import CheckpointError, ConfigError
+from mgdet.models import Detector
+from mgdet.storage import locate, read_bytes
+from mgdet.structures import Category
+from mgdet.training.checkpoint import CheckpointInfo, CheckpointStore, read_checkpoint
+
+log = logging.getLogger(__name__)
+
+CHANGEABLE = (
+    *("evaluation", "model.rescoring", "model.postprocess", "data.transform.resize", "data.loader"),
+    *("train.batch_size", "train.precision"),
+)
+"""Keys, each with what lies below it, that mean something for weights that are there already."""
+EXPECTED = (
+    "Give a file checkpoints/step-*.pt that jobs/train.py wrote, or a run's directory such as runs/quickstart, which "
+    "means its best checkpoint"
+)
+
+
+class Trained(NamedTuple):
+    """A detector and what its checkpoint says about it."""
+
+    detector: Detector  # in evaluation mode, on `device`
+    experiment: Experiment  # the training's, with the overrides
+    categories: tuple[Category, ...]  # in order of the contiguous label
+    device: torch.device
+    path: str  # of the checkpoint's file
+    epoch: int  # epochs completed
+    step: int
+    averaged: bool  # the weights are the moving average
+    shards: int  # contiguous parts in which the images are evaluated: the training's workers
+    batch_size: int  # images at a time in each of them
+
+    def __str__(self) -> str:
+        kind = "moving average of the weights" if self.averaged else "weights"
+        model = self.experiment.model
+        return (
+            f"{self.path}: {model.name} ({model.backbone}), {len(self.categories)} classes, {kind} after epoch "
+            f"{self.epoch}, step {self.step}, on {self.device}"
+        )
+
+
+def load_detector(checkpoint: str, overrides: Sequence[str] = (), device: torch.device | None = None) -> Trained:
+    """The detector of a checkpoint with the weights that its training evaluated: the moving average where there is one.
+
+    Args:
+        checkpoint: a `.pt` file or a run's directory (its best checkpoint by `val/AP`, else the newest), as a local
+            path or a `pyarrow.fs` URI.
+        overrides: `dotted.key=value` below `CHANGEABLE`. `train.batch_size` is here the number of images that this
+            process takes at a time.
+        device: by default the first GPU, without one the CPU.
+
+    Raises:
+        CheckpointError: nothing there, damaged, not a checkpoint, or weights that do not fit its configuration.
+        ConfigError: an override that is unknown, not allowed, or cannot change for trained weights.
+    """
+    path, state = _read(checkpoint)
+    experiment = _experiment(path, state, overrides)
+    categories = _categories(path, state)
+    detector = experiment.model.build(len(categories))
+    averaged = isinstance(state.get("ema"), dict)
+    position = state.get("position")
+    try:
+        detector.load_state_dict(state["ema"]["weights"] if averaged else state["model"])
+        epoch, step = (int(position[k]) for k in ("epoch", "step")) if isinstance(position, dict) else (0, 0)
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}: its weights do not fit its own configuration ({_first_line(error)}). It was made by another "
+            f"version of mgdet, or changed afterwards. {EXPECTED}."
+        ) from error
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    layout = torch.channels_last if experiment.train.channels_last else torch.contiguous_format
+    detector.to(device, memory_format=layout)  # type: ignore[call-overload]  # torch's stub
+    detector.eval().requires_grad_(False)
+    sharing = _sharing(experiment, position if isinstance(position, dict) else {}, overrides)
+    return Trained(detector, experiment, categories, device, path, epoch, step, averaged, *sharing)
+
+
+def _read(checkpoint: str) -> tuple[str, dict[str, Any]]:
+    """Path and content of the file that is meant."""
+    if not checkpoint.strip():
+        raise CheckpointError(f"The checkpoint's name is empty. {EXPECTED}.")
+    filesystem, path = locate(checkpoint)
+    try:
+        kind = filesystem.get_file_info(path).type
+        if kind == fs.FileType.Directory:
+            return _read_best(checkpoint)
+        if kind == fs.FileType.NotFound:
+            raise CheckpointError(f"{checkpoint}: no such file or directory. {EXPECTED}.")
+        data = read_bytes(filesystem, path)
+        _verify(filesystem, path, data)
+    except OSError as error:
+        raise CheckpointError(f"{checkpoint}: cannot be read: {error}. Check rights, store and credentials.") from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's about other pickle formats: what matters is said below
+            return path, read_checkpoint(io.BytesIO(data), path)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error} ({len(data)} bytes): cut off, or no checkpoint of mgdet. {EXPECTED}."
+        ) from error
+
+
+def _read_best(directory: str) -> tuple[str, dict[str, Any]]:
+    store = CheckpointStore(directory.rstrip("/").removesuffix("/checkpoints"))
+    best = store.best()
+    if best is not None:
+        return store.path(best), store.load(best)
+    newest = store.latest()
+    if newest is None:
+        raise CheckpointError(f"{directory}: a directory without a whole checkpoint. {EXPECTED}.")
+    path = store.path(newest[0])
+    log.warning("%s: none of its checkpoints was evaluated; the newest is taken, %s", directory, path)
+    return path, newest[1]
+
+
+def _verify(filesystem: fs.FileSystem, path: str, data: bytes) -> None:
+    """Compare with the `.json` beside it, if it is there: a file may have been copied without it."""
+    try:
+        info = CheckpointInfo.model_validate_json(read_bytes(filesystem, path.removesuffix(".pt") + ".json"))
+    except (OSError, ValueError):
+        return
+    if len(data) != info.size or hashlib.sha256(data).hexdigest() != info.sha256:
+        raise CheckpointError(
+            f"{path}: damaged ({len(data)} bytes, {info.size} were written, or another checksum). Copy it again, or "
+            "take another checkpoint of the run."
+        )
+
+
+def _experiment(path: str, state: dict[str, Any], overrides: Sequence[str]) -> Experiment:
+    text = state.get("config")
+    try:
+        tree = yaml.safe_load(text) if isinstance(text, str) else None
+    except yaml.YAMLError:
+        tree = None
+    if not isinstance(tree, dict):
+        raise CheckpointError(f"{path}: holds no configuration, so nothing says what its weights are. {EXPECTED}.")
+    validate(tree, f"the configuration in {path}")  # before the overrides: what is wrong here is not theirs
+    asked = dict(parse_override(o) for o in overrides)
+    # The training's loader processes suited its machine, and say nothing about the result
+    settings: dict[str, Any] = {"data.loader.workers": "auto", **asked}
+    fixed = [k for k in asked if not any(k == c or k.startswith(f"{c}.") for c in CHANGEABLE)]
+    _refuse([k for k in fixed if _stands_in(tree, k)])
+    experiment = validate(with_settings(tree, settings, "overrides"), "overrides")  # names what a misspelt key is near
+    _refuse(fixed)
+    return experiment
+
+
+def _sharing(experiment: Experiment, position: dict[str, Any], overrides: Sequence[str]) -> tuple[int, int]:
+    """Shards and batch size: those that the training last had, or an override of `train.batch_size` in one shard."""
+    size, workers = experiment.train.batch_size, experiment.cluster.workers
+    if any(o.startswith("train.batch_size=") for o in overrides):
+        return 1, size
+    world, share = position.get("world"), position.get("batch_size")  # a run may change its workers on the way
+    if isinstance(world, int) and isinstance(share, int) and world > 0 and share > 0:
+        return world, share
+    shards = max(1, workers) if isinstance(workers, int) else 1
+    return shards, max(1, size // (shards * experiment.train.accumulate))
+
+
+def _refuse(keys: Sequence[str]) -> None:
+    if keys:
+        raise ConfigError(
+            f"{keys[0]} cannot be set for weights that are trained already. Allowed are {', '.join(CHANGEABLE)} and "
+            "the keys below them. For anything else train a detector of its own with jobs/train.py."
+        )
+
+
+def _stands_in(tree: Any, key: str) -> bool:
+    for part in key.split("."):
+        if not isinstance(tree, dict) or part not in tree:
+            return False
+        tree = tree[part]
+    return True
+
+
+def _categories(path: str, state: dict[str, Any]) -> tuple[Category, ...]:
+    try:
+        return tuple(Category(int(i), str(name)) for i, name in json.loads(state["categories"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: holds no list of classes ({_first_line(error)}). {EXPECTED}.") from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
