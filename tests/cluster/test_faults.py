@@ -175,7 +175,7 @@ def job(e, directory, log):
         return subprocess.Popen([sys.executable, str(TRAIN), str(path)], stdout=out, stderr=subprocess.STDOUT)
 
 
-def wait(process, condition=None, seconds=180):
+def wait(process, condition=None, seconds=600):
     """For the process to end, or for a condition before it does."""
     deadline = time.time() + seconds
     while process.poll() is None and not (condition and condition()):
@@ -200,7 +200,7 @@ def test_a_driver_that_gets_sigterm(tmp_path, calm):
     process = job(e, tmp_path, tmp_path / "log")
     wait(process, lambda: checkpoints(e) >= 1)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 143
+    assert process.wait(timeout=300) == 143
     assert "with a checkpoint of it; the same command goes on" in (tmp_path / "log").read_text()
     assert not (Path(e.run_uri) / "stop").exists()
     run(e)

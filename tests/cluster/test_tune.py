@@ -134,7 +134,7 @@ def start(path: Path, log: Path) -> subprocess.Popen:
         )
 
 
-def wait_for(condition, process: subprocess.Popen, log: Path, seconds: float = 180):
+def wait_for(condition, process: subprocess.Popen, log: Path, seconds: float = 600):
     deadline = time.time() + seconds
     while not condition():
         assert time.time() < deadline, f"not in {seconds} s:\n{log.read_text()[-3000:]}"

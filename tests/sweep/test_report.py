@@ -21,7 +21,7 @@ SPACE = {
 }
 
 
-@pytest.fixture()
+@pytest.fixture
 def made(tmp_path):
     """A sweep over a conditional space with trials in every state; lr decides AP."""
     sweep = load_sweep(write(tmp_path, space=SPACE, trials=12, metric=["val/AP", "val/divergence"]))

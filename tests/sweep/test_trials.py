@@ -19,7 +19,7 @@ def trial(number, state="finished", epoch=4, **metrics):
     return t
 
 
-@pytest.fixture()
+@pytest.fixture
 def sweep(tmp_path):
     return load_sweep(write(tmp_path, metric=["val/AP", "val/divergence"]))
 
