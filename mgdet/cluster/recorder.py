@@ -31,6 +31,10 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # ray has no types
         self._closing: list[tuple[float, int]] = []
         self._next_table = time.monotonic() + sweep.report_every_s
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing, as in `BookSearcher`."""
+        return {}
+
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A process of the trial is there."""
         self._set(trial, state="running")

@@ -54,10 +54,9 @@ class BookSearcher(Searcher):  # type: ignore[misc]  # ray has no types
         else:
             trial = self._book.new(self._sweep, params, self._space.settings(params))
         self._running[trial_id] = trial, chosen
-        return {
-            "number": trial.number,
-            "experiment": trial_experiment(self._sweep, trial, self._cluster).model_dump(mode="json"),
-        }
+        # Tune writes this to the sweep's directory: without the password that a tracking URI may hold
+        experiment = trial_experiment(self._sweep, trial, self._cluster).shown()
+        return {"number": trial.number, "experiment": experiment}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell Optuna what the trial's last evaluation was."""
@@ -65,6 +64,10 @@ class BookSearcher(Searcher):  # type: ignore[misc]  # ray has no types
         found = None if error else values(self._sweep, trial)
         state = optuna.trial.TrialState.FAIL if found is None else optuna.trial.TrialState.COMPLETE
         self._study.tell(chosen, found, state=state)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles it into the sweep's directory, where nobody reads it and it may hold a password."""
+        return {}
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: all of it is in the book."""

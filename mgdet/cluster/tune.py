@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +20,7 @@ from mgdet.sweep.config import Sweep
 from mgdet.sweep.report import report
 from mgdet.sweep.table import table
 from mgdet.sweep.trials import Book, Trial, definition, ranked
-from mgdet.tracking import MlflowTracker, RunHandle, Status, children, end_run, start_run, tag
+from mgdet.tracking import MlflowTracker, RunHandle, Status, TrackingConfig, children, end_run, start_run, tag
 from mgdet.training.resolve import resolve
 from mgdet.training.run import log_directory, summarise
 
@@ -39,6 +38,19 @@ class Outcome:
     """Where its YAML is."""
     table: str
     handle: RunHandle | None
+
+
+@dataclass(frozen=True)
+class _Start:
+    """A sweep that is ready to run."""
+
+    sweep: Sweep
+    first: Experiment  # one of its experiments: storage and tracking are the sweep's, not a trial's
+    uri: str  # of the sweep's directory
+    book: Book
+    cluster: ClusterConfig  # of each trial, resolved
+    concurrent: int
+    parent: RunHandle | None
 
 
 def run_sweep(sweep: Sweep, *, retry_failed: bool = False) -> Outcome:
@@ -64,16 +76,17 @@ def run_sweep(sweep: Sweep, *, retry_failed: bool = False) -> Outcome:
         parent = start_run(
             first.tracking,
             name=sweep.name,
-            params={"sweep": {**sweep.model_dump(mode="json", exclude={"base"}), "trials": sweep.total}},
+            params={"sweep": {k: v for k, v in definition(sweep).items() if k != "base"} | {"trials": sweep.total}},
             config_yaml=yaml.safe_dump(definition(sweep), sort_keys=False),
             run_id=parent_id,
             tags={"mgdet.sweep": uri},
         )
         _save(sweep, uri, parent.run_id if parent else parent_id)
+        start = _Start(sweep, first, uri, book, cluster, concurrent, parent)
         status: Status = "FAILED"
         try:
-            _fit(sweep, book, uri, cluster, concurrent, parent, first, retry_failed)
-            outcome = _finish(sweep, book, uri, first, parent, concurrent)
+            _fit(start, retry_failed)
+            outcome = _finish(start)
             status = "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"
@@ -177,52 +190,43 @@ def _check_corners(sweep: Sweep, cluster: ClusterConfig) -> None:
             raise ConfigError(f"{error}\n  searched: {settings}") from error
 
 
-def _fit(
-    sweep: Sweep,
-    book: Book,
-    uri: str,
-    cluster: ClusterConfig,
-    concurrent: int,
-    parent: RunHandle | None,
-    first: Experiment,
-    retry_failed: bool,
-) -> None:
+def _fit(start: _Start, retry_failed: bool) -> None:
     """Run what is not done."""
+    sweep, book = start.sweep, start.book
     for trial in book.trials:
         if trial.state == "running" or (retry_failed and trial.state == "failed"):
             trial.state, trial.reason = "waiting", ""
     unfinished = [t for t in book.trials if not t.done]
     todo = len(unfinished) + max(0, sweep.total - len(book.trials))
-    recorder = Recorder(sweep, book, concurrent, parent, first.tracking)
+    recorder = Recorder(sweep, book, start.concurrent, start.parent, start.first.tracking)
     recorder.settle()
     if not todo:
         return
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # our own record and MLflow hold more
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one prints a box also when told to be silent
-    os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
     from ray import tune
 
-    parent_run_id = parent.run_id if parent else None
+    parent_run_id = start.parent.run_id if start.parent else None
+    tracking = start.first.tracking
 
     def run_one(config: dict[str, Any]) -> None:
-        _trial(config, parent_run_id)
+        _trial(config, tracking, parent_run_id)
 
-    longest = max(e.train.epochs for _, e in sweep.corners())
     tuner = tune.Tuner(
         # Not a CPU: Ray's default of one for each trial's own process takes what its workers wait for, for ever.
         tune.with_resources(run_one, {"memory": 1 << 20}),
         tune_config=tune.TuneConfig(
             num_samples=todo,
-            max_concurrent_trials=concurrent,
-            search_alg=BookSearcher(sweep, book, unfinished, cluster.model_dump()),
-            scheduler=build_scheduler(sweep, book, longest),
+            max_concurrent_trials=start.concurrent,
+            search_alg=BookSearcher(sweep, book, unfinished, start.cluster.model_dump()),
+            scheduler=build_scheduler(sweep, book, longest=max(e.train.epochs for _, e in sweep.corners())),
             trial_name_creator=lambda t: f"{sweep.name}-{t.config['number']:03d}",
             trial_dirname_creator=lambda t: f"{sweep.name}-{t.config['number']:03d}-{t.trial_id}",
         ),
         run_config=tune.RunConfig(
             # Ray keeps only its own bookkeeping here; a sweep is continued from its own record
             name=f"attempt-{os.getpid()}-{len(book.trials)}",
-            storage_path=f"{uri}/ray",
+            storage_path=f"{start.uri}/ray",
             failure_config=tune.FailureConfig(max_failures=sweep.max_failures),
             callbacks=[recorder],
             verbose=0,
@@ -236,13 +240,13 @@ def _fit(
         raise KeyboardInterrupt
 
 
-def _trial(config: dict[str, Any], parent_run_id: str | None) -> None:
+def _trial(config: dict[str, Any], tracking: TrackingConfig, parent_run_id: str | None) -> None:
     """What runs in the process of a trial."""
     from ray import tune
     from ray.tune.integration.ray_train import TuneReportCallback
 
     logging.getLogger("mgdet").setLevel(logging.WARNING)
-    experiment = validate(config["experiment"], "the sweep's experiment")
+    experiment = validate(config["experiment"], "the sweep's experiment").model_copy(update={"tracking": tracking})
     known = summarise(experiment, last=True)
     if known is not None and known.metrics and not known.already_finished:
         tune.report({"epoch": known.epoch, **known.metrics})  # a driver that was killed may not have heard of it
@@ -253,46 +257,38 @@ def _trial(config: dict[str, Any], parent_run_id: str | None) -> None:
     tune.report({"epoch": reached.epoch, **reached.metrics})
 
 
-def _finish(
-    sweep: Sweep, book: Book, uri: str, first: Experiment, parent: RunHandle | None, concurrent: int
-) -> Outcome:
-    """Write the report, tag the winner; the report goes to the parent's run."""
-    winner = next(iter(ranked(sweep, book.trials)), None)
-    files = report(sweep, book.trials)
-    filesystem, root = locate(uri)
+def _finish(start: _Start) -> Outcome:
+    """Write the report; it goes to the parent's run as well, and the winner is tagged."""
+    sweep, trials = start.sweep, start.book.trials
+    winner = next(iter(ranked(sweep, trials)), None)
+    files = report(sweep, trials)
+    filesystem, root = locate(start.uri)
     filesystem.create_dir(f"{root}/report", recursive=True)
     for name, data in files.items():
         replace_bytes(filesystem, f"{root}/report/{name}", data)
-    if parent is not None:
-        _publish(sweep, book.trials, files, first.model_copy(update={"name": sweep.name}), parent, winner)
+    if start.parent is not None:
+        _publish(start, start.parent, files, winner)
     return Outcome(
-        trials=book.trials,
+        trials=trials,
         winner=winner,
         winner_config=f"{root}/report/winner.yaml" if winner else None,
-        table=table(sweep, book.trials, concurrent, everything=True),
-        handle=parent,
+        table=table(sweep, trials, start.concurrent, everything=True),
+        handle=start.parent,
     )
 
 
-def _publish(
-    sweep: Sweep,
-    trials: Sequence[Trial],
-    files: dict[str, bytes],
-    named: Experiment,
-    parent: RunHandle,
-    winner: Trial | None,
-) -> None:
-    tracker = MlflowTracker(parent, log_directory(named), named.tracking)
+def _publish(start: _Start, parent: RunHandle, files: dict[str, bytes], winner: Trial | None) -> None:
+    config, trials = start.first.tracking, start.book.trials
+    tracker = MlflowTracker(parent, log_directory(start.first.model_copy(update={"name": start.sweep.name})), config)
     for name, data in files.items():
         tracker.artifact(data, name)
     if winner is not None:
         tracker.log(winner.metrics, step=sum(t.done for t in trials))
     tracker.close(None)
-    runs = {c.name: c.run_id for c in children(parent, named.tracking)}
+    runs = {c.name: c.run_id for c in children(parent, config)}
     for trial in trials:
-        if trial.name not in runs:
-            continue
-        child = RunHandle(parent.uri, runs[trial.name], parent.experiment_id, parent.ui_command)
-        tag(child, {"mgdet.state": trial.state, "mgdet.winner": str(trial is winner).lower()}, named.tracking)
+        if trial.name in runs:
+            child = RunHandle(parent.uri, runs[trial.name], parent.experiment_id, parent.ui_command)
+            tag(child, {"mgdet.state": trial.state, "mgdet.winner": str(trial is winner).lower()}, config)
     if winner is not None:
-        tag(parent, {"mgdet.winner": winner.name, "mgdet.winner_run_id": runs.get(winner.name, "")}, named.tracking)
+        tag(parent, {"mgdet.winner": winner.name, "mgdet.winner_run_id": runs.get(winner.name, "")}, config)

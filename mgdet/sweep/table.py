@@ -7,6 +7,7 @@ from typing import Any
 
 from mgdet.sweep.config import Sweep
 from mgdet.sweep.trials import DONE, Trial, ranked
+from mgdet.training.progress import duration
 
 _SHOWN_DONE = 5
 
@@ -74,11 +75,11 @@ def _summary(sweep: Sweep, trials: Sequence[Trial], concurrent: int) -> str:
     mine = [t.epochs - t.epoch for t in trials if not t.done]
     longest = max(t.epochs for t in trials)
     epochs = sum(mine) + longest * (sweep.total - len(trials))
-    return f"{text}; at most {_duration(epochs * pace / concurrent)} left"
+    return f"{text}; at most {duration(epochs * pace / concurrent)} left"
 
 
 def _row(sweep: Sweep, trial: Trial, pace: float | None) -> list[str]:
-    left = _duration((trial.epochs - trial.epoch) * pace) if trial.state == "running" and pace else ""
+    left = duration((trial.epochs - trial.epoch) * pace) if trial.state == "running" and pace else ""
     found = [f"{trial.metrics[m]:.4f}" if m in trial.metrics else "" for m in sweep_metrics(sweep)]
     searched = settings_text(trial.settings) + (f"  {trial.reason}" if trial.state == "failed" else "")
     return [trial.name, trial.state, f"{trial.epoch}/{trial.epochs}", *found, left, searched]
@@ -87,9 +88,3 @@ def _row(sweep: Sweep, trial: Trial, pace: float | None) -> list[str]:
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

@@ -1,15 +1,20 @@
 """Searcher and scheduler of a sweep that was restarted know what happened before. No Ray is started here."""
 
+import json
 import random
 from types import SimpleNamespace
 
 import pytest
+from ray import cloudpickle
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from mgdet.cluster.recorder import Recorder
 from mgdet.cluster.search import BookSearcher, build_scheduler
 from mgdet.sweep.config import load_sweep
-from mgdet.sweep.trials import Book
+from mgdet.sweep.report import report
+from mgdet.sweep.trials import Book, definition
+from mgdet.tracking import RunHandle, TrackingConfig
 from tests.sweep.test_config import write
 
 CONTINUE, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
@@ -106,6 +111,19 @@ def test_optuna_hears_of_the_past_and_of_undefined_metrics(tmp_path):
     book.trials[2].state = "failed"
     again = searcher(sweep, book)
     assert [t.state.name for t in again._study.trials] == ["COMPLETE", "FAIL", "FAIL"]
+
+
+def test_what_tune_keeps_in_the_sweeps_directory_holds_no_password(tmp_path):
+    """Tune writes trial configurations there, and pickles the searcher and its callbacks."""
+    sweep = load_sweep(write(tmp_path), ["tracking.uri=http://me:hunter2@mlflow:5000"])
+    book = Book(str(tmp_path / "s"), "s")
+    search = searcher(sweep, book)
+    recorder = Recorder(sweep, book, 1, RunHandle("http://me:hunter2@mlflow:5000", "1", "1", ""), TrackingConfig())
+    kept = [json.dumps(search.suggest("0")).encode(), cloudpickle.dumps(search), cloudpickle.dumps(recorder)]
+    kept += [json.dumps(definition(sweep)).encode(), *report(sweep, book.trials).values()]
+    kept += [p.read_bytes() for p in (tmp_path / "s").rglob("*") if p.is_file()]
+    assert all(b"hunter2" not in data for data in kept)
+    assert sweep.experiment(book.trials[0].settings).tracking.uri.count("hunter2"), "the trial itself must have it"
 
 
 # --- the scheduler
