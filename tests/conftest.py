@@ -5,6 +5,8 @@ import os
 # One thread: the tensors are small, and threads of several processes that spin for each other cost most of the time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# Some tests import Ray before mgdet sets this: under `uv run pytest` each worker would start in a new environment.
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 
 import torch
 

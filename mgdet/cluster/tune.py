@@ -9,8 +9,6 @@ from typing import Any
 import yaml
 
 from mgdet.cluster.config import ClusterConfig
-from mgdet.cluster.recorder import Recorder
-from mgdet.cluster.search import BookSearcher, build_scheduler
 from mgdet.cluster.session import Resources, check_shared, session, there
 from mgdet.cluster.train import absolute, run_trial, training_images
 from mgdet.config import Experiment, validate
@@ -192,6 +190,10 @@ def _check_corners(sweep: Sweep, cluster: ClusterConfig) -> None:
 
 def _fit(start: _Start, retry_failed: bool) -> None:
     """Run what is not done."""
+    # Not at the top: Ray reads its environment when it is imported, and `session` has set it by now.
+    from mgdet.cluster.recorder import Recorder
+    from mgdet.cluster.search import BookSearcher, build_scheduler
+
     sweep, book = start.sweep, start.book
     for trial in book.trials:
         if trial.state == "running" or (retry_failed and trial.state == "failed"):

@@ -1,5 +1,7 @@
 """A sweep file: what it holds, and that every mistake in it is found before anything starts."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -145,3 +147,10 @@ def test_the_ready_sweeps_are_valid(path):
     sweep = load_sweep(path)
     assert sweep.name == path.stem
     assert sweep.total >= 8
+
+
+def test_ray_is_not_imported_before_its_environment_is_set():
+    """It reads the environment when it is imported, and `session` sets it."""
+    code = "import sys, mgdet.cluster.tune, mgdet.sweep.config; print('ray' in sys.modules, 'mlflow' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
