@@ -236,9 +236,9 @@ def _worker_main(task: dict[str, Any]) -> dict[str, Any]:
     stop = StopFile(experiment.run_uri)
 
     def control() -> Request:
-        if world.broadcast(world.is_main and stop.there()):
-            return Request.STOP
-        return Request.SAVE if ray.train.get_preemption_info() is not None else Request.GO_ON
+        # Over the group of the gradients: its timeout finds a worker that hangs. Host collectives wait for an hour.
+        asked = world.mean(torch.tensor(float(world.is_main and stop.there()), device=world.device))
+        return Request.STOP if float(asked) else Request.GO_ON
 
     # Ray names some of its loggers after their files; they print every report of every worker
     for chatty in ("faster_coco_eval", *(n for n in logging.root.manager.loggerDict if "ray/train" in n)):

@@ -46,8 +46,7 @@ class Request(IntEnum):
     """What those outside ask of a training at a step."""
 
     GO_ON = 0
-    SAVE = 1  # a checkpoint now: this machine will be taken away
-    STOP = 2  # a checkpoint, and then the end
+    STOP = 1  # a checkpoint, and then the end
 
 
 Control = Callable[[], Request]
@@ -98,7 +97,7 @@ class Worker:
         self.ema = EMA(self.detector, train.ema) if train.ema.enabled else None
         self.store = CheckpointStore(experiment.run_uri, train.keep_best)
         self.position = Position().on(world.size, self.loader.batches.batch_size)
-        self._next_line, self._saved_on_request = 0.0, False
+        self._next_line = 0.0
         self._resume()
         self.network: nn.Module = self.detector
         if world.size > 1:
@@ -265,10 +264,8 @@ class Worker:
         self.position.epoch, self.position.micro_step, self.position.done = epoch + 1, 0, []
 
     def _obey(self, request: Request) -> None:
-        if request == Request.STOP or (request == Request.SAVE and not self._saved_on_request):
-            self._save({})
-            self._saved_on_request = True
         if request == Request.STOP:
+            self._save({})
             raise Interrupted(
                 f"stopped on request after step {self.position.step}, with a checkpoint of it; the same command goes on"
             )

@@ -203,24 +203,3 @@ def test_a_driver_that_gets_sigterm(tmp_path, calm):
     run(e)
     assert same(weights(e), calm(2))
     assert note_cost("SIGTERM to the driver, same command again", e)["steps_repeated"] == 0
-
-
-def test_a_node_that_is_about_to_be_taken_away(tmp_path, calm, monkeypatch):
-    """Ray drains a node, as a cloud's notice to a spot machine does: a checkpoint before it goes."""
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    with ray_cluster(num_cpus=0) as cluster:
-        nodes = [cluster.add_node(num_cpus=1) for _ in range(3)]
-        changes = {"cluster__address": cluster.address, "cluster__cpus_per_worker": 1, "cluster__max_failures": 0}
-        e = experiment(tmp_path, "drained", train__epochs=40, **changes)
-
-        def drain():
-            from ray._raylet import GcsClient
-
-            deadline = int((time.time() + 8) * 1000)
-            client = GcsClient(address=cluster.address)
-            return client.drain_node(nodes[0].node_id, 2, "spot instance is reclaimed", deadline)
-
-        done = after(lambda: checkpoints(e) >= 2, drain)
-        run(e)
-        assert done
-    note_cost("node drained with 8 s of notice", e)

@@ -1,4 +1,4 @@
-"""A training that is asked to save or to stop, and one whose ranks change in mid-epoch. In one process."""
+"""A training that is asked to stop, and one whose ranks change in mid-epoch. In one process."""
 
 import os
 import signal
@@ -54,21 +54,6 @@ def test_stopped_on_request_it_goes_on_at_that_step(experiment):
     worker.run()
     mine, theirs = weights(experiment), weights(straight)
     assert all(torch.equal(mine[k], theirs[k]) for k in theirs)
-
-
-def test_asked_to_save_it_saves_once_and_goes_on(experiment):
-    def control():
-        return Request.SAVE
-
-    Worker(experiment, CPU, NullTracker(), control=control).run()
-    assert steps(experiment) == [3, 6]  # the one of step 1 was pruned after later ones
-    once = experiment.model_copy(update={"name": "once"})
-    saved = []
-    worker = Worker(once, CPU, NullTracker(), control=control)
-    save = worker._save
-    worker._save = lambda metrics: saved.append(worker.position.step) or save(metrics)
-    worker.run()
-    assert saved == [1, 3, 6]
 
 
 def test_sigterm_leaves_a_checkpoint_of_the_last_step(tmp_path, monkeypatch):
