@@ -1,14 +1,15 @@
 """Jobs submitted to a running cluster, as `ray job submit` does it: only the working directory goes along."""
 
+import contextlib
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 pytestmark = pytest.mark.slow
@@ -65,8 +66,11 @@ class Head:
         return self
 
     def kill(self):
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        family = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(family, timeout=30)
 
 
 @pytest.fixture
@@ -98,8 +102,7 @@ def settings(tmp_path, epochs):
 
 
 def test_a_submitted_job(tmp_path, upload):
-    """It trains with the uploaded package on driver and workers, says what is wrong, and can be stopped and continued,
-    also on another cluster after the first one's head is lost."""
+    """It trains with the uploaded package on driver and workers, says what is wrong, and can be stopped and continued."""
     head = Head(Path("/tmp") / f"mgdet-head-{os.getpid()}").wait()
     try:
         done = head.job("submit", "--working-dir", upload, "--", *settings(tmp_path, 1))
@@ -132,13 +135,6 @@ def test_a_submitted_job(tmp_path, upload):
         assert again.returncode == 0
         wait_for(lambda: "resuming at epoch" in head.job("logs", "again").stdout)
         wait_for(lambda: max(p.stem for p in checkpoints.glob("*.json")) > reached)
-    finally:
-        head.kill()
-    head = Head(Path("/tmp") / f"mgdet-head-{os.getpid()}-2").wait()
-    try:
-        third = head.job("submit", "--no-wait", "--submission-id", "third", "--working-dir", upload, "--", *long)
-        assert third.returncode == 0
-        wait_for(lambda: "resuming at epoch" in head.job("logs", "third").stdout)
     finally:
         head.kill()
 
