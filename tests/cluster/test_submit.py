@@ -102,7 +102,7 @@ def settings(tmp_path, epochs):
 
 
 def test_a_submitted_job(tmp_path, upload):
-    """It trains with the uploaded package on driver and workers, says what is wrong, and can be stopped and continued."""
+    """It trains with the uploaded package on driver and workers, says what is wrong, can be stopped and goes on."""
     head = Head(Path("/tmp") / f"mgdet-head-{os.getpid()}").wait()
     try:
         done = head.job("submit", "--working-dir", upload, "--", *settings(tmp_path, 1))
