@@ -23,7 +23,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "deploy"
 LAUNCHERS = [ROOT / "cluster.yaml", DEPLOY / "cluster.local.yaml"]
-IN_DEPLOY = "README.md cluster.local.yaml rayjob.yaml Dockerfile Dockerfile.dockerignore env.sh scale_up.py"
+IN_DEPLOY = "README.md cluster.local.yaml rayjob.yaml Dockerfile Dockerfile.dockerignore env.sh"
 FILES = [ROOT / "cluster.yaml", *(DEPLOY / name for name in IN_DEPLOY.split())]
 
 
@@ -169,16 +169,16 @@ def test_trainings_in_the_files_are_valid():
     assert found >= 3
 
 
-def test_scaling_and_training_ask_for_the_same():
-    """What scale_up.py waits for is what the training then needs, and what a node has."""
+def test_what_scaling_trainings_ask_for_is_there():
+    """What the trainings of a scaling cluster wait for is what a node has."""
     node = launcher(ROOT / "cluster.yaml")["available_node_types"]["gpu_spot"]["resources"]
     texts = [job()["spec"]["entrypoint"], re.sub(r"\\\n\s*", " ", (DEPLOY / "README.md").read_text())]
-    pattern = r"scale_up\.py --workers (\d+) --cpus (\d+) .*?cluster\.workers=(\d+).*?cluster\.cpus_per_worker=(\d+)"
+    pattern = r"cluster\.gpu=true cluster\.cpus_per_worker=(\d+) cluster\.scale_up_timeout_s=(\d+)"
     found = [m for text in texts for m in re.findall(pattern, text)]
     assert len(found) >= 2
-    for workers, cpus, trained_workers, trained_cpus in found:
-        assert (workers, cpus) == (trained_workers, trained_cpus)
+    for cpus, seconds in found:
         assert int(cpus) <= node["CPU"]
+        assert int(seconds) >= 600  # a cloud's node takes minutes
 
 
 SECRET = [
@@ -533,17 +533,15 @@ print(json.dumps(dict(head=head, before=before, used=used, free=free, peak=peak,
 
 
 AFTERWARDS = """
-import sys, time
+import time
 import ray
 
 ray.init(address="auto", logging_level="ERROR")
-gpus = ray.cluster_resources().get("GPU")
 alive = lambda: sum(n["Alive"] for n in ray.nodes())
-start = time.time()
-while alive() > 1 and time.time() - start < 60:  # nothing holds them, so the request of scale_up.py must be gone
+peak, start = alive(), time.time()
+while alive() > 1 and time.time() - start < 60:  # nothing holds them, so the request of the training must be gone
     time.sleep(0.5)
-print(f"GPUs {gpus}, nodes afterwards {alive()}")
-sys.exit(7)
+print(f"nodes {peak}, afterwards {alive()}")
 """
 
 
@@ -571,6 +569,7 @@ def fake_head():
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # the suite may run under `uv run`
             "OMP_NUM_THREADS": "1",
         }
         fake = {
@@ -613,8 +612,8 @@ def python(env, *args, timeout=150):
 
 
 @pytest.mark.slow
-def test_gpu_nodes_come_with_the_demand_and_go_again(fake_head):
-    """From 0 to 2 GPU nodes and back, once because tasks ask for them and once because scale_up.py does."""
+def test_gpu_nodes_come_with_the_demand_and_go_again(fake_head, tmp_path):
+    """From 0 to 2 GPU nodes and back, once because tasks ask for them and once because a training does."""
     done = python(fake_head, "-c", DRIVER)
     assert done.returncode == 0, done.stderr[-3000:]
     seen = json.loads(done.stdout.splitlines()[-1])
@@ -626,16 +625,27 @@ def test_gpu_nodes_come_with_the_demand_and_go_again(fake_head):
     assert seen["free"] == seen["head"]  # what asks for no CPU runs there, as the script of a job does
     assert seen["after"] == 1
 
-    up = python(
-        fake_head, "deploy/scale_up.py", "--workers", "2", "--cpus", "1", "--", sys.executable, "-c", AFTERWARDS
-    )
-    assert up.returncode == 7, up.stderr[-3000:]  # that of the command
-    assert up.stdout.splitlines()[-1] == "GPUs 2.0, nodes afterwards 1"
+    training = [
+        *("jobs/train.py", "configs/quickstart.yaml", f"storage={tmp_path}", f"data.uri={tmp_path}/shapes"),
+        *("data.generate={train: 8, val: 2, size: 64, seed: 0}", "train.epochs=1", "train.batch_size=2"),
+        *("data.transform.resize={name: fixed, height: 64, width: 64}", "tracking.enabled=false"),
+        *("cluster.gpu=false", "cluster.cpus_per_worker=1"),
+    ]
+    trained = python(fake_head, *training, "cluster.workers=2", "cluster.scale_up_timeout_s=120")
+    assert trained.returncode == 0, trained.stdout + trained.stderr[-3000:]
+    assert "room for 0 of 2 workers; waiting for nodes" in trained.stdout
+    assert "val/AP " in trained.stdout
+    down = python(fake_head, "-c", AFTERWARDS)
+    assert down.stdout.splitlines()[-1] == "nodes 3, afterwards 1", down.stderr[-3000:]
 
-    # too much for the limits of the node types: an error, not a wait for ever
-    much = python(fake_head, "deploy/scale_up.py", "--workers", "9", "--cpus", "1", "--wait", "3", "--", "true")
-    assert much.returncode == 2
-    assert "of 9 workers" in much.stderr
+    # without being told to wait, and too much for the limits of the node types: an error, not a wait for ever
+    at_once = python(fake_head, *training, "name=at-once", "cluster.workers=2")
+    assert at_once.returncode == 2
+    assert "cluster.scale_up_timeout_s" in at_once.stderr
+    much = ("train.batch_size=8", "cluster.workers=8", "cluster.scale_up_timeout_s=3")
+    refused = python(fake_head, *training, "name=much", *much)
+    assert refused.returncode == 2
+    assert "do not fit after waiting 3 s for nodes: 8 workers" in refused.stderr
 
     stranger = python(fake_head | {"RAY_AUTH_MODE": "disabled"}, "-c", "import ray; ray.init(address='auto')")
     assert stranger.returncode != 0

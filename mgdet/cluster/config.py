@@ -1,8 +1,8 @@
 """What a run asks of the cluster. Imports no Ray: a configuration can be read without it."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from mgdet.config_base import Config
 
@@ -23,6 +23,9 @@ class ClusterConfig(Config):
         default="auto", description="auto: the cluster's CPUs divided by the workers, at most 16, at least 1"
     )
     max_failures: int = Field(default=3, ge=-1, description="worker crashes to recover from; -1: any number")
+    scale_up_timeout_s: float = Field(
+        default=0, ge=0, description="wait so long for an autoscaler to bring nodes; 0: those that are there must do"
+    )
     start_timeout_s: float = Field(default=60, gt=0, description="elastic: try fewer workers after waiting so long")
     collective_timeout_s: float = Field(default=300, gt=0, description="a worker silent for so long counts as lost")
 
@@ -32,6 +35,20 @@ class ClusterConfig(Config):
         if isinstance(value, tuple) and value[0] >= value[1]:
             raise ValueError(f"{list(value)}: expected [min, max] with min < max")
         return value
+
+    @model_validator(mode="after")
+    def _says_what_to_wait_for(self) -> Self:
+        unknown = [key for key in ("workers", "gpu", "cpus_per_worker") if getattr(self, key) == "auto"]
+        if self.scale_up_timeout_s and unknown:
+            raise ValueError(
+                f"scale_up_timeout_s = {self.scale_up_timeout_s:g} needs to know what to wait for, and auto asks for "
+                f"what is there: set {', '.join(unknown)}"
+            )
+        return self
+
+    def of_one_worker(self) -> dict[str, float]:
+        """What a (resolved) worker takes of its node, by Ray's names."""
+        return {"CPU": float(self.cpus_per_worker), **({"GPU": 1.0} if self.gpu else {})}
 
     @property
     def fewest(self) -> int:

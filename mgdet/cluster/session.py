@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import socket
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,8 @@ from typing import NamedTuple
 import torch
 
 from mgdet.cluster.config import ClusterConfig
-from mgdet.errors import ClusterError
+from mgdet.cluster.stop import on_sigterm
+from mgdet.errors import ClusterError, Interrupted
 from mgdet.storage import is_local, locate
 
 log = logging.getLogger(__name__)
@@ -91,7 +93,7 @@ def session(config: ClusterConfig) -> Iterator[Resources]:
             "as 10.0.0.1:6379, or ray://HEAD:10001), and RAY_AUTH_MODE where the cluster uses tokens."
         ) from error
     try:
-        yield _resources(address)
+        yield _resources(f"cluster at {address}" if address else "this machine")
     finally:
         ray.shutdown()
 
@@ -119,14 +121,41 @@ def _own_address(ip: str) -> Iterator[None]:
                 os.environ[key] = value
 
 
-def _resources(address: str | None) -> Resources:
+def _resources(where: str) -> Resources:
     import ray
 
     alive = [n["Resources"] for n in ray.nodes() if n["Alive"]]
-    return Resources(
-        tuple(Node(n.get("CPU", 0.0), n.get("GPU", 0.0)) for n in alive),
-        f"cluster at {address}" if address else "this machine",
-    )
+    return Resources(tuple(Node(n.get("CPU", 0.0), n.get("GPU", 0.0)) for n in alive), where)
+
+
+def scale_up(config: ClusterConfig, resources: Resources, copies: int = 1) -> Resources:
+    """Wait, as long as the configuration says, until the connected cluster has room for `copies` times its workers.
+
+    Asks the cluster's autoscaler for nodes. Whether they came is for `check_fits` to say.
+    """
+    wanted = config.fewest * copies
+    if not config.scale_up_timeout_s or resources.slots(config) >= wanted:
+        return resources
+    from ray.autoscaler.sdk import request_resources
+
+    def leave() -> None:
+        raise Interrupted("stopped on request while waiting for nodes; the same command starts again")
+
+    deadline, seen = time.monotonic() + config.scale_up_timeout_s, -1
+    try:
+        with on_sigterm(leave):
+            request_resources(bundles=[config.of_one_worker()] * wanted)
+            while (room := resources.slots(config)) < wanted and time.monotonic() < deadline:
+                if room != seen:
+                    log.info("room for %d of %d workers; waiting for nodes", room, wanted)
+                    seen = room
+                time.sleep(1)
+                resources = _resources(resources.where)
+    finally:
+        # A request stays after its job, and so would the nodes. From here on the workers hold them, and the
+        # autoscaler's idle timeout bridges their start.
+        request_resources(bundles=[])
+    return resources
 
 
 def arithmetic(config: ClusterConfig, resources: Resources) -> str:
@@ -205,9 +234,15 @@ def check_fits(config: ClusterConfig, resources: Resources) -> None:
     if config.fewest <= resources.slots(config):
         return
     largest = max(resources.nodes, default=Node(0, 0))
+    waited = f" after waiting {config.scale_up_timeout_s:g} s for nodes" if config.scale_up_timeout_s else ""
     raise ClusterError(
-        f"the workers do not fit: {arithmetic(config, resources)} (largest node: {largest.cpus:g} CPUs, "
+        f"the workers do not fit{waited}: {arithmetic(config, resources)} (largest node: {largest.cpus:g} CPUs, "
         f"{largest.gpus:g} GPUs). Lower cluster.workers or cluster.cpus_per_worker"
         + (", or set cluster.gpu=false" if config.gpu else "")
-        + ", or add nodes."
+        + ", or add nodes"
+        + (
+            "; `ray status` on the head says why none came."
+            if waited
+            else " (scaling cluster: cluster.scale_up_timeout_s)."
+        )
     )

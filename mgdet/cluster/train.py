@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from mgdet.cluster.config import ClusterConfig
-from mgdet.cluster.session import arithmetic, check_fits, check_shared, session, this_machine
+from mgdet.cluster.session import arithmetic, check_fits, check_shared, scale_up, session, this_machine
 from mgdet.cluster.stop import StopFile, on_sigterm
 from mgdet.config import DataConfig, Experiment, validate
 from mgdet.data.schema import read_manifest
@@ -71,7 +71,8 @@ def run(experiment: Experiment) -> tuple[Summary, RunHandle | None]:
         machine = this_machine()
         resolved, reasons = prepare(asked, machine.cpus, machine.gpus)
         return _run(asked, resolved, reasons, _in_process)
-    with session(asked.cluster) as resources:
+    with session(asked.cluster) as there:
+        resources = scale_up(asked.cluster, there)
         resolved, reasons = prepare(asked, resources.cpus, resources.gpus)
         check_fits(resolved.cluster, resources)
         check_shared({"storage": resolved.storage, "data.uri": resolved.data.uri})
@@ -169,7 +170,7 @@ def _on_cluster(
         scaling_config=ScalingConfig(
             num_workers=cluster.workers,  # a pair: elastic
             use_gpu=bool(cluster.gpu),
-            resources_per_worker={"CPU": cluster.cpus_per_worker, **({"GPU": 1} if cluster.gpu else {})},
+            resources_per_worker=cluster.of_one_worker(),
         ),
         run_config=RunConfig(
             # Ray keeps only its own bookkeeping here: checkpoints are ours, and resuming does not depend on Ray

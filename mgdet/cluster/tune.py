@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from mgdet.cluster.config import ClusterConfig
-from mgdet.cluster.session import Resources, check_shared, session, there
+from mgdet.cluster.session import Resources, check_shared, scale_up, session, there
 from mgdet.cluster.train import absolute, run_trial, training_images
 from mgdet.config import Experiment, validate
 from mgdet.errors import ClusterError, ConfigError
@@ -64,7 +64,8 @@ def run_sweep(sweep: Sweep, *, retry_failed: bool = False) -> Outcome:
     first = absolute(next(sweep.corners())[1])  # storage, cluster and tracking belong to the sweep, not to a trial
     uri = f"{first.storage.rstrip('/')}/{sweep.name}"
     parent_id = _open(sweep, uri)
-    with session(first.cluster) as resources:
+    with session(first.cluster) as found:
+        resources = scale_up(first.cluster, found, copies=1 if sweep.concurrent == "auto" else sweep.concurrent)
         cluster = one_trial(first.cluster, resources)
         concurrent = how_many(sweep, cluster, resources)
         log.info("%s", trial_arithmetic(sweep, cluster, concurrent, resources))
@@ -123,7 +124,7 @@ def how_many(sweep: Sweep, cluster: ClusterConfig, resources: Resources) -> int:
             + ("concurrent, " if wanted > 1 else "")
             + "cluster.workers or cluster.cpus_per_worker"
             + (", or set cluster.gpu=false" if cluster.gpu else "")
-            + ", or add nodes."
+            + ", or add nodes (scaling cluster: cluster.scale_up_timeout_s)."
         )
     return min(fit, sweep.total) if sweep.concurrent == "auto" else sweep.concurrent
 
