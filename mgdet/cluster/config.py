@@ -27,6 +27,7 @@ class ClusterConfig(Config):
         default=0, ge=0, description="wait so long for an autoscaler to bring nodes; 0: those that are there must do"
     )
     start_timeout_s: float = Field(default=60, gt=0, description="elastic: try fewer workers after waiting so long")
+    resize_interval_s: float = Field(default=60, gt=0, description="elastic: look so often whether more workers fit")
     collective_timeout_s: float = Field(default=300, gt=0, description="a worker silent for so long counts as lost")
 
     @field_validator("workers")

@@ -169,6 +169,7 @@ def _on_cluster(
         torch_config=TorchConfig(timeout_s=int(cluster.collective_timeout_s)),
         scaling_config=ScalingConfig(
             num_workers=cluster.workers,  # a pair: elastic
+            elastic_resize_monitor_interval_s=cluster.resize_interval_s,
             use_gpu=bool(cluster.gpu),
             resources_per_worker=cluster.of_one_worker(),
         ),
