@@ -12,7 +12,7 @@ import argparse
 import logging
 import sys
 
-from mgdet.errors import MgdetError
+from mgdet.job import arguments, carry_out
 from mgdet.training.evaluate_trained import HEADLINE, PER_CLASS, evaluate_trained
 from mgdet.training.output import JsonFile
 from mgdet.training.trained import load_detector
@@ -22,30 +22,24 @@ log = logging.getLogger("mgdet.jobs")
 
 def main() -> int:
     """Exit status 0: evaluated; 2: something the user can mend; 130: interrupted."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("checkpoint", help="a .pt file, or the directory of a run: path or URI")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as model.postprocess.nms_iou=0.6")
     parser.add_argument("--data", metavar="URI", help="prepared data set (default: that of the training)")
     parser.add_argument("--split", metavar="NAME", help="default: the one that the training evaluated on")
     parser.add_argument("--json", metavar="FILE", help="write all metrics there, as JSON")
     args = parser.parse_intermixed_args()
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
-    logging.getLogger("mgdet").setLevel(logging.INFO)
+    return carry_out(lambda: evaluate(args), "nothing was written")
 
-    try:
-        trained = load_detector(args.checkpoint, args.overrides)
-        target = JsonFile(args.json) if args.json else None
-        log.info("%s", trained)
-        done = evaluate_trained(trained, args.data, args.split)
-        if target:
-            source = {"checkpoint": trained.path, "epoch": trained.epoch, "step": trained.step}
-            target.write({**source, **done._asdict()})
-    except MgdetError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return 130
+
+def evaluate(args: argparse.Namespace) -> int:
+    trained = load_detector(args.checkpoint, args.overrides)
+    target = JsonFile(args.json) if args.json else None
+    log.info("%s", trained)
+    done = evaluate_trained(trained, args.data, args.split)
+    if target:
+        source = {"checkpoint": trained.path, "epoch": trained.epoch, "step": trained.step}
+        target.write({**source, **done._asdict()})
 
     print(f"\n{'-' * 60}")
     per_class = [key for key in done.metrics if key.startswith(PER_CLASS)]

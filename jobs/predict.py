@@ -11,7 +11,7 @@ import argparse
 import logging
 import sys
 
-from mgdet.errors import MgdetError
+from mgdet.job import arguments, carry_out
 from mgdet.training.predict import predict
 from mgdet.training.trained import load_detector
 
@@ -20,7 +20,7 @@ log = logging.getLogger("mgdet.jobs")
 
 def main() -> int:
     """Exit status 0: written; 2: something the user can mend, such as no readable image; 130: interrupted."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("checkpoint", help="a .pt file, or the directory of a run: path or URI")
     parser.add_argument("images", nargs="+", help="files, and directories that are searched with all below them")
     parser.add_argument("--out", required=True, metavar="DIR", help="where to write; must be empty or absent")
@@ -29,21 +29,14 @@ def main() -> int:
     parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at a time (default 1)")
     parser.add_argument("--overwrite", action="store_true", help="DIR may hold files; those of the same names go")
     args = parser.parse_intermixed_args()
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
-    logging.getLogger("mgdet").setLevel(logging.INFO)
+    return carry_out(lambda: detect(args), "there is no detections.json of this prediction")
 
-    try:
-        trained = load_detector(args.checkpoint)
-        log.info("%s", trained)
-        options = {"score": args.score, "draw": args.draw, "batch_size": args.batch_size, "overwrite": args.overwrite}
-        done = predict(trained, args.images, args.out, **options)
-    except MgdetError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; there is no detections.json of this prediction", file=sys.stderr)
-        return 130
 
+def detect(args: argparse.Namespace) -> int:
+    trained = load_detector(args.checkpoint)
+    log.info("%s", trained)
+    options = {"score": args.score, "draw": args.draw, "batch_size": args.batch_size, "overwrite": args.overwrite}
+    done = predict(trained, args.images, args.out, **options)
     left_out = f", {len(done.unreadable)} left out as unreadable (named above)" if done.unreadable else ""
     print(f"{done.detections} detections in {done.images} images{left_out}; written to {args.out}")
     return 0

@@ -8,7 +8,6 @@ paragraph on wrong input.
 """
 
 import argparse
-import logging
 import sys
 import time
 
@@ -16,10 +15,11 @@ from pydantic import ValidationError
 
 from mgdet.data import CocoSplit, Manifest, ShapesConfig, generate_shapes, import_coco
 from mgdet.errors import MgdetError
+from mgdet.job import arguments, carry_out
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--out", required=True, metavar="URI", help="where to write: a path, or s3://, gs://, file://")
@@ -80,17 +80,17 @@ def print_table(manifest: Manifest, uri: str) -> None:
 
 
 def main() -> int:
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    """Exit status 0: written; 2: something the user can mend; 130: interrupted."""
     args = parse_arguments()
+    return carry_out(lambda: write(args), "nothing appeared at the target")
+
+
+def write(args: argparse.Namespace) -> int:
     try:
         print_table(prepare(args), args.out)
     except ValidationError as e:
         first = e.errors()[0]
-        print(f"error: --{first['loc'][0]} is {first['input']!r}: {first['msg']}", file=sys.stderr)
-        return 2
-    except MgdetError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
+        raise MgdetError(f"--{first['loc'][0]} is {first['input']!r}: {first['msg']}") from e
     return 0
 
 

@@ -5,14 +5,13 @@
 Prints which image, which term of the loss and which layer are not finite first.
 """
 
-import argparse
 import sys
 
 import torch
 from torch import Tensor, nn
 
 from mgdet.config import validate
-from mgdet.errors import MgdetError
+from mgdet.job import arguments, carry_out
 from mgdet.structures import Batch, Targets
 from mgdet.training.distributed import World
 from mgdet.training.nonfinite import load_capture
@@ -34,15 +33,15 @@ def first_bad_layers(network: nn.Module, found: list[str]) -> list[torch.utils.h
 
 def main() -> int:
     """Exit status 0: the capture was read; 2: it could not be."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("capture")
-    try:
-        capture = load_capture(parser.parse_args().capture)
-        experiment = validate(capture["config"], "the capture's configuration")
-    except MgdetError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    args = parser.parse_args()
+    return carry_out(lambda: replay(args.capture), "nothing was written")
 
+
+def replay(path: str) -> int:
+    capture = load_capture(path)
+    experiment = validate(capture["config"], "the capture's configuration")
     outputs = capture["model"]["head.classification_head.cls_logits.bias"].numel()
     network = experiment.model.build(outputs // experiment.model.layout.per_location)
     network.load_state_dict(capture["model"])

@@ -8,12 +8,11 @@ The same storage and name continue an existing run from its last checkpoint.
 """
 
 import argparse
-import logging
 import sys
 from pathlib import Path
 
 from mgdet.config import load
-from mgdet.errors import Interrupted, MgdetError
+from mgdet.job import arguments, carry_out
 from mgdet.training.evaluate_trained import HEADLINE
 
 QUICKSTART = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"
@@ -21,37 +20,27 @@ QUICKSTART = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"
 
 def main() -> int:
     """Exit status 0: trained to the end; 2: something the user can mend; 130: Ctrl-C; 143: SIGTERM."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("config", nargs="?", help="YAML file; default: configs/quickstart.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override any key, such as train.epochs=24")
     parser.add_argument("--dry-run", action="store_true", help="build everything, run one batch, report, exit")
     args = parser.parse_intermixed_args()
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
-    logging.getLogger("mgdet").setLevel(logging.INFO)
+    return carry_out(lambda: train(args), "the same command continues from the last checkpoint")
 
+
+def train(args: argparse.Namespace) -> int:
     config, overrides = args.config or str(QUICKSTART), args.overrides
     if "=" in config and not Path(config).exists():  # only overrides were given
         config, overrides = str(QUICKSTART), [config, *overrides]
-    try:
-        experiment = load(config, overrides)
-        if args.dry_run:
-            from mgdet.cluster.dry_run import dry_run
+    experiment = load(config, overrides)
+    if args.dry_run:
+        from mgdet.cluster.dry_run import dry_run
 
-            print(dry_run(experiment))
-            return 0
-        from mgdet.cluster.train import run
+        print(dry_run(experiment))
+        return 0
+    from mgdet.cluster.train import run
 
-        summary, handle = run(experiment)
-    except Interrupted as error:
-        print(f"interrupted: {error}", file=sys.stderr)
-        return 143
-    except MgdetError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues from the last checkpoint", file=sys.stderr)
-        return 130
-
+    summary, handle = run(experiment)
     print(f"\n{'-' * 60}")
     for key in HEADLINE:
         if key in summary.metrics:

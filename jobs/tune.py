@@ -9,39 +9,32 @@ last checkpoint. A larger `trials` adds some.
 """
 
 import argparse
-import logging
 import sys
 
-from mgdet.errors import MgdetError
+from mgdet.job import arguments, carry_out
 from mgdet.sweep.config import load_sweep
 
 
 def main() -> int:
-    """Exit status 0: searched to the end; 1: no trial has a value; 2: something the user can mend; 130: interrupted."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Exit status 0: searched to the end; 1: no trial has a value; 2: something the user can mend; 130: interrupted;
+    143: SIGTERM while it waited for nodes."""
+    parser = arguments(__doc__)
     parser.add_argument("sweep", help="YAML file, such as configs/sweeps/quick.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the sweep or of its experiment")
     parser.add_argument("--retry-failed", action="store_true", help="run trials that failed in an earlier start again")
     parser.add_argument("--check", action="store_true", help="validate the file and the whole search space, then exit")
     args = parser.parse_intermixed_args()
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
-    logging.getLogger("mgdet").setLevel(logging.INFO)
+    return carry_out(lambda: search(args), "the same command continues the sweep")
 
-    try:
-        sweep = load_sweep(args.sweep, args.overrides)
-        if args.check:
-            print(f"{args.sweep}: {sweep.total} trials over {', '.join(sweep.space)}; every one would be valid")
-            return 0
-        from mgdet.cluster.tune import run_sweep
 
-        outcome = run_sweep(sweep, retry_failed=args.retry_failed)
-    except MgdetError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues the sweep", file=sys.stderr)
-        return 130
+def search(args: argparse.Namespace) -> int:
+    sweep = load_sweep(args.sweep, args.overrides)
+    if args.check:
+        print(f"{args.sweep}: {sweep.total} trials over {', '.join(sweep.space)}; every one would be valid")
+        return 0
+    from mgdet.cluster.tune import run_sweep
 
+    outcome = run_sweep(sweep, retry_failed=args.retry_failed)
     print(f"\n{'-' * 60}\n{outcome.table}")
     if outcome.handle:
         print(f"{'see it in MLflow':<22} {outcome.handle.ui_command}")
