@@ -17,10 +17,10 @@ from mgdet.errors import CheckpointError
 from mgdet.training import evaluate_trained as evaluation
 from mgdet.training.checkpoint import CheckpointStore, read_checkpoint
 from mgdet.training.loop import Worker
-from mgdet.training.pace import Pace
+from mgdet.training.progress import Pace
 from mgdet.training.trained import _sharing, load_detector
 from tests.small import small_experiment
-from tests.trained_runs import MODELS, call, import_job, train
+from tests.trained_runs import MODELS, call, import_job, refused, train
 
 job = import_job("evaluate")
 
@@ -56,14 +56,6 @@ def copy_checkpoints(run, directory, metrics):
         info = {**json.loads(path.with_suffix(".json").read_text()), "metrics": values}
         (directory / "checkpoints" / path.name).with_suffix(".json").write_text(json.dumps(info))
     return directory
-
-
-def refused(answer):
-    """The one line of an error."""
-    assert answer.status == 2
-    assert answer.err.startswith("error: ")
-    assert answer.err.count("\n") == 1, answer.err
-    return answer.err
 
 
 # --- the same numbers
@@ -295,7 +287,7 @@ def test_places_without_a_checkpoint(tmp_path):
 
 def test_a_long_evaluation_says_where_it_is(monkeypatch, caplog):
     now = 100.0
-    monkeypatch.setattr("mgdet.training.pace.time.monotonic", lambda: now)
+    monkeypatch.setattr("mgdet.training.progress.time.monotonic", lambda: now)
     caplog.set_level("INFO", logger="mgdet")
     pace = Pace("evaluated", 100)
     for _ in range(10):

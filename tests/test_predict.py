@@ -15,7 +15,7 @@ from mgdet.training import predict as prediction
 from mgdet.training.distributed import World
 from mgdet.training.evaluate import evaluate
 from mgdet.training.trained import load_detector
-from tests.trained_runs import MODELS, call, import_job, train
+from tests.trained_runs import MODELS, call, import_job, refused, train
 
 job = import_job("predict")
 LOW = ("--score", "0.006")  # what a detector of six images dares to say
@@ -52,14 +52,6 @@ def export(run, directory):
 
 def read(out):
     return json.loads((out / "detections.json").read_text()), json.loads((out / "images.json").read_text())
-
-
-def refused(answer):
-    """The one line of an error."""
-    assert answer.status == 2
-    assert answer.err.startswith("error: ")
-    assert answer.err.count("\n") == 1, answer.err
-    return answer.err
 
 
 # --- the same detections

@@ -65,6 +65,14 @@ def call(job: ModuleType, *args: object) -> Answer:
     return Answer(status, out.getvalue(), err.getvalue())
 
 
+def refused(answer: Answer) -> str:
+    """The one line of an error."""
+    assert answer.status == 2
+    assert answer.err.startswith("error: ")
+    assert answer.err.count("\n") == 1, answer.err
+    return answer.err
+
+
 def train(directory: Path, name: str, **changes) -> tuple[Experiment, Worker]:
     """A small detector after two epochs; thresholds are low, so that it finds something."""
     low = {"model__postprocess": {"score_threshold": 0.005}, "evaluation": {"iou_floor": 0.2, "min_candidates": 3}}

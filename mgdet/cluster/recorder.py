@@ -13,7 +13,7 @@ from mgdet.sweep.config import ASHA, Sweep
 from mgdet.sweep.table import headline, table
 from mgdet.sweep.trials import Book, Trial
 from mgdet.tracking import RunHandle, Status, TrackingConfig, children, close_child
-from mgdet.training.run import log_directory
+from mgdet.training.run import log_directory, open_run
 
 log = logging.getLogger(__name__)
 
@@ -107,8 +107,6 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # ray has no types
 
     def _close(self, trial: Trial, run_id: str | None = None) -> None:
         """End the trial's run with what is known of the trial."""
-        from mgdet.training.run import open_run
-
         if self.parent is None:
             return
         experiment = trial_experiment(self.sweep, trial, {})

@@ -199,20 +199,20 @@ def check_shared(places: dict[str, str]) -> None:
             marks.append(Path(path) / token)
             marks[-1].touch()
         look = ray.remote(num_cpus=0)(_not_seen)
-        answers = {
-            node["NodeManagerAddress"]: look.options(
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            ).remote([str(mark) for mark in marks])
+        answers = [
+            look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+                [str(mark) for mark in marks]
+            )
             for node in nodes
-        }
-        missing = {address: ray.get(answer, timeout=120) for address, answer in answers.items()}
+        ]
+        missing = [(n["NodeManagerAddress"], a) for n, a in zip(nodes, ray.get(answers, timeout=120), strict=True)]
     except (OSError, ray.exceptions.RayError) as error:
         raise ClusterError(f"whether all nodes share {', '.join(local)} could not be found out: {error}") from error
     finally:
         for mark in marks:
             mark.unlink(missing_ok=True)
     blind = {
-        f"{key} = {places[key]}": [address for address, paths in missing.items() if f"{path}/{token}" in paths]
+        f"{key} = {places[key]}": [address for address, paths in missing if f"{path}/{token}" in paths]
         for key, path in local.items()
     }
     lines = [f"  {what} is another directory on {', '.join(nodes)}" for what, nodes in blind.items() if nodes]

@@ -4,6 +4,7 @@ import functools
 import logging
 import os
 import sys
+import threading
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from mgdet.errors import ClusterError, ConfigError, Interrupted, MgdetError, Non
 from mgdet.models.weights import NAMED_WEIGHTS
 from mgdet.tracking import MlflowTracker, NullTracker, RunHandle, Status, Tracker, end_run, start_run
 from mgdet.training.distributed import World
-from mgdet.training.loop import Request, Worker
+from mgdet.training.loop import Worker
 from mgdet.training.resolve import resolve
 from mgdet.training.run import Summary, log_directory, open_run, save_run, set_old_journal_aside, summarise
 
@@ -137,11 +138,11 @@ def _run(
 
 def _in_process(experiment: Experiment, handle: RunHandle | None) -> None:
     tracker = _tracker(experiment, handle)
-    asked: list[Request] = []
+    asked = threading.Event()
     try:
-        with on_sigterm(lambda: asked.append(Request.STOP)):
+        with on_sigterm(asked.set):
             world = World.current(torch.device("cuda" if experiment.cluster.gpu else "cpu"))
-            Worker(experiment, world, tracker, control=lambda: asked[-1] if asked else Request.GO_ON).run()
+            Worker(experiment, world, tracker, stop_asked=asked.is_set).run()
     finally:
         tracker.close(None)
 
@@ -237,17 +238,16 @@ def _worker_main(task: dict[str, Any]) -> dict[str, Any]:
 
     stop = StopFile(experiment.run_uri)
 
-    def control() -> Request:
+    def stop_asked() -> bool:
         # Over the group of the gradients: its timeout finds a worker that hangs. Host collectives wait for an hour.
-        asked = world.mean(torch.tensor(float(world.is_main and stop.there()), device=world.device))
-        return Request.STOP if float(asked) else Request.GO_ON
+        return bool(world.mean(torch.tensor(float(world.is_main and stop.there()), device=world.device)))
 
     # Ray names some of its loggers after their files; they print every report of every worker
     for chatty in ("faster_coco_eval", *(n for n in logging.root.manager.loggerDict if "ray/train" in n)):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     log.info("%d workers, rank 0 on %s, process %d", world.size, world.device, os.getpid())
     try:
-        return {"metrics": Worker(experiment, world, tracker, on_evaluation=report, control=control).run()}
+        return {"metrics": Worker(experiment, world, tracker, on_evaluation=report, stop_asked=stop_asked).run()}
     except Interrupted as error:
         return {"interrupted": str(error)}
     except (NonFiniteError, ConfigError) as error:  # every rank has it, and a restart would only run into it again

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Self, TypeAlias
 
@@ -17,7 +18,7 @@ Params: TypeAlias = dict[str, Scalar]
 """What the searcher knows of a trial: a plain value for each key that exists in it."""
 
 
-class Domain(Config):
+class Domain(Config, ABC):
     """What a key may be; `when: {other.key: value or [values]}` restricts it to trials where the others are such."""
 
     when: dict[str, Scalar | list[Scalar]] = Field(default={})
@@ -29,13 +30,13 @@ class Domain(Config):
             for key, allowed in self.when.items()
         )
 
+    @abstractmethod
     def options(self) -> list[Any]:
         """Every value of a finite domain; the two ends of an interval."""
-        raise NotImplementedError
 
+    @abstractmethod
     def distribution(self) -> BaseDistribution:
         """The same for a searcher."""
-        raise NotImplementedError
 
     def encode(self, value: Any) -> Scalar:
         """The plain value that stands for `value` in a searcher, which knows neither lists nor mappings."""
@@ -50,8 +51,8 @@ class _Interval(Domain):
     def options(self) -> list[Any]:
         return list(self._ends())
 
-    def _ends(self) -> tuple[float, float]:
-        raise NotImplementedError
+    @abstractmethod
+    def _ends(self) -> tuple[float, float]: ...
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -108,9 +109,6 @@ class Integers(_Interval):
 
 
 class _Finite(Domain):
-    def options(self) -> list[Any]:
-        raise NotImplementedError
-
     def distribution(self) -> BaseDistribution:
         return CategoricalDistribution([self.encode(v) for v in self.options()])
 

@@ -11,8 +11,7 @@ from mgdet.errors import ConfigError
 from mgdet.structures import Batch, Category
 from mgdet.training.distributed import World
 from mgdet.training.evaluate import evaluate
-from mgdet.training.pace import Pace
-from mgdet.training.progress import duration
+from mgdet.training.progress import Pace, duration
 from mgdet.training.trained import Trained
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,6 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from enum import IntEnum
 from typing import Any
 
 import torch
@@ -42,14 +41,7 @@ OnEvaluation = Callable[[dict[str, float]], None]
 """Gets `epoch`, `step` and the metrics, on every rank, when the checkpoint of these weights is saved."""
 
 
-class Request(IntEnum):
-    """What those outside ask of a training at a step."""
-
-    GO_ON = 0
-    STOP = 1  # a checkpoint, and then the end
-
-
-Control = Callable[[], Request]
+StopAsked = Callable[[], bool]
 """Asked on every rank at the same steps; gives the same answer everywhere."""
 
 
@@ -67,10 +59,10 @@ class Position:
 
     def on(self, world: int, batch_size: int) -> "Position":
         """The same place for these ranks."""
-        done = self.done
+        here = replace(self, world=world, batch_size=batch_size)
         if self.micro_step and self.world and (self.world, self.batch_size) != (world, batch_size):
-            done, self.micro_step = [*done, [self.world, self.batch_size, self.micro_step]], 0
-        return replace(self, world=world, batch_size=batch_size, done=done)
+            here.done, here.micro_step = [*self.done, [self.world, self.batch_size, self.micro_step]], 0
+        return here
 
 
 class Worker:
@@ -82,10 +74,10 @@ class Worker:
         world: World,
         tracker: Tracker,
         on_evaluation: OnEvaluation = lambda metrics: None,
-        control: Control = lambda: Request.GO_ON,
+        stop_asked: StopAsked = lambda: False,
     ) -> None:
         self.experiment, self.world, self.tracker = experiment, world, tracker
-        self.on_evaluation, self.control = on_evaluation, control
+        self.on_evaluation, self.stop_asked = on_evaluation, stop_asked
         train = experiment.train
         _make_reproducible(experiment.seed, world, train.deterministic)
         self._build_data()
@@ -260,11 +252,11 @@ class Worker:
             if left and train.checkpoint_every_steps and self.position.step % train.checkpoint_every_steps == 0:
                 self._save({})
             if left and self.position.step % min(STEPS_BETWEEN_QUESTIONS, log_every) == 0:
-                self._obey(self.control())
+                self._stop_if_asked()
         self.position.epoch, self.position.micro_step, self.position.done = epoch + 1, 0, []
 
-    def _obey(self, request: Request) -> None:
-        if request == Request.STOP:
+    def _stop_if_asked(self) -> None:
+        if self.stop_asked():
             self._save({})
             raise Interrupted(
                 f"stopped on request after step {self.position.step}, with a checkpoint of it; the same command goes on"

@@ -16,7 +16,7 @@ from mgdet.data.transforms import EvalTransform
 from mgdet.errors import DataError
 from mgdet.structures import Detections
 from mgdet.training.output import JsonFile
-from mgdet.training.pace import Pace
+from mgdet.training.progress import Pace
 from mgdet.training.trained import Trained
 
 log = logging.getLogger(__name__)

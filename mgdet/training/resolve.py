@@ -41,6 +41,7 @@ def resolve(experiment: Experiment, *, num_images: int, cpus: float, gpus: float
     if train.sync_bn and not gpu:
         raise ConfigError("train.sync_bn = true works on GPUs only; set it to false, or use model.norm=gn")
     sizes = range(workers[0], workers[1] + 1) if isinstance(workers, tuple) else [max(1, workers)]
+    # all are tried, so that none is found impossible in mid-run
     steps = [optimizer_steps(num_images, n, train.batch_size, train.accumulate) for n in sizes][-1]
     log_every, schedule = train.log_every, train.schedule
     if log_every == "auto":

@@ -1,9 +1,19 @@
 """Ray clusters for tests, beside whatever else runs on this machine."""
 
+import contextlib
+import os
 import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+import psutil
+
+RAY = Path(sys.executable).with_name("ray")
 
 
 @contextmanager
@@ -20,3 +30,57 @@ def ray_cluster(num_cpus: float, **head: Any) -> Iterator[Any]:
         yield cluster
     finally:
         cluster.shutdown()
+
+
+def free_ports(count):
+    """Ports that nobody listens on."""
+    sockets = [socket.socket() for _ in range(count)]
+    for s in sockets:
+        s.bind(("127.0.0.1", 0))
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+class Head:
+    """`ray start --head` in a process group of its own."""
+
+    def __init__(self, directory: Path) -> None:
+        gcs, self.dashboard, agent, metrics, runtime_env = free_ports(5)
+        self.env = {
+            **{k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "PYTHONPATH")},
+            "RAY_AUTH_MODE": "disabled",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "OMP_NUM_THREADS": "1",
+        }
+        command = [RAY, "start", "--head", f"--port={gcs}", f"--dashboard-port={self.dashboard}", "--num-cpus=2"]
+        command += [f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}"]
+        command += [f"--runtime-env-agent-port={runtime_env}", f"--temp-dir={directory}", "--block"]
+        self.log = directory / "head.log"
+        directory.mkdir(parents=True, exist_ok=True)
+        with open(self.log, "w") as log:
+            self.process = subprocess.Popen(command, env=self.env, stdout=log, stderr=log, start_new_session=True)
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.dashboard}"
+
+    def job(self, *arguments, timeout=300):
+        """`ray job ARGUMENTS`."""
+        command = [RAY, "job", arguments[0], "--address", self.address, *map(str, arguments[1:])]
+        return subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=timeout)
+
+    def wait(self):
+        deadline = time.time() + 120
+        while self.job("list").returncode:
+            assert time.time() < deadline, self.log.read_text()
+            time.sleep(1)
+        return self
+
+    def kill(self):
+        family = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(family, timeout=30)

@@ -4,6 +4,7 @@ With MGDET_FAULTS=file.jsonl each test adds what the fault cost: the figures of 
 """
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -20,7 +21,7 @@ import torch
 
 from mgdet.cluster.train import run
 from mgdet.training.checkpoint import CheckpointStore
-from tests.cluster.clusters import ray_cluster
+from tests.cluster.clusters import Head, ray_cluster
 from tests.cluster.test_ray import no_ray_left_behind, ray_children  # noqa: F401  # a fixture
 from tests.small import small_experiment
 
@@ -203,3 +204,22 @@ def test_a_driver_that_gets_sigterm(tmp_path, calm):
     run(e)
     assert same(weights(e), calm(2))
     assert note_cost("SIGTERM to the driver, same command again", e)["steps_repeated"] == 0
+
+
+def test_a_head_that_is_lost(tmp_path, calm):
+    """With all its processes, in mid-run of a submitted job. A new head gets the same job."""
+    e = experiment(tmp_path, "headless", cluster__cpus_per_worker=1)
+    directory = tmp_path / "submitted"
+    directory.mkdir()
+    (directory / "headless.yaml").write_text(e.to_yaml())
+    submit = ("submit", "--working-dir", directory, "--no-wait", "--", sys.executable, TRAIN, "headless.yaml")
+    ends = {"first": lambda head: checkpoints(e) >= 2, "second": lambda head: "SUCCEEDED" in head.job("list").stdout}
+    for name, end in ends.items():
+        head = Head(Path("/tmp") / f"mgdet-head-{os.getpid()}-{name}").wait()
+        try:
+            assert head.job(*submit).returncode == 0
+            wait(head.process, functools.partial(end, head))
+        finally:
+            head.kill()
+    assert same(weights(e), calm(2))
+    note_cost("head lost, new head, same job again", e)

@@ -1,76 +1,19 @@
 """Jobs submitted to a running cluster, as `ray job submit` does it: only the working directory goes along."""
 
-import contextlib
 import os
 import shutil
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
+from PIL import Image
+
+from tests.cluster.clusters import Head
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-RAY = Path(sys.executable).with_name("ray")
 LIMIT = 2 << 20  # bytes that an upload may have
-
-
-def free_ports(count):
-    """Ports that nobody listens on."""
-    sockets = [socket.socket() for _ in range(count)]
-    for s in sockets:
-        s.bind(("127.0.0.1", 0))
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
-
-
-class Head:
-    """`ray start --head` in a process group of its own."""
-
-    def __init__(self, directory: Path) -> None:
-        gcs, self.dashboard, agent, metrics, runtime_env = free_ports(5)
-        self.env = {
-            **{k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "PYTHONPATH")},
-            "RAY_AUTH_MODE": "disabled",
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "OMP_NUM_THREADS": "1",
-        }
-        command = [RAY, "start", "--head", f"--port={gcs}", f"--dashboard-port={self.dashboard}", "--num-cpus=2"]
-        command += [f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}"]
-        command += [f"--runtime-env-agent-port={runtime_env}", f"--temp-dir={directory}", "--block"]
-        self.log = directory / "head.log"
-        directory.mkdir(parents=True, exist_ok=True)
-        with open(self.log, "w") as log:
-            self.process = subprocess.Popen(command, env=self.env, stdout=log, stderr=log, start_new_session=True)
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.dashboard}"
-
-    def job(self, *arguments, timeout=300):
-        """`ray job ARGUMENTS`."""
-        command = [RAY, "job", arguments[0], "--address", self.address, *map(str, arguments[1:])]
-        return subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=timeout)
-
-    def wait(self):
-        deadline = time.time() + 120
-        while self.job("list").returncode:
-            assert time.time() < deadline, self.log.read_text()
-            time.sleep(1)
-        return self
-
-    def kill(self):
-        family = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
-        for process in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(family, timeout=30)
 
 
 @pytest.fixture
@@ -122,8 +65,20 @@ def test_a_submitted_job(tmp_path, upload):
         assert wrong.returncode != 0
         assert "unknown key train.epoch. Did you mean train.epochs?" in wrong.stdout + wrong.stderr
 
-        long = ["name=long", *settings(tmp_path, 40)]
-        long = [*long[1:], long[0]]
+        run = f"{tmp_path}/runs/quickstart"
+        evaluated = head.job("submit", "--working-dir", upload, "--", "python", "jobs/evaluate.py", run)
+        assert evaluated.returncode == 0, evaluated.stdout + evaluated.stderr
+        assert "val/AP " in evaluated.stdout
+        photo = tmp_path / "photo.png"
+        Image.new("RGB", (64, 64)).save(photo)
+        found = f"{tmp_path}/found"
+        predict = ("python", "jobs/predict.py", run, photo, "--out", found)
+        predicted = head.job("submit", "--working-dir", upload, "--", *predict)
+        assert predicted.returncode == 0, predicted.stdout + predicted.stderr
+        assert "detections in 1 images" in predicted.stdout
+        assert (tmp_path / "found" / "detections.json").exists()
+
+        long = [*settings(tmp_path, 40), "name=long"]
         submitted = head.job("submit", "--no-wait", "--submission-id", "long", "--working-dir", upload, "--", *long)
         assert submitted.returncode == 0, submitted.stderr
         checkpoints = tmp_path / "runs" / "long" / "checkpoints"
@@ -135,6 +90,24 @@ def test_a_submitted_job(tmp_path, upload):
         assert again.returncode == 0
         wait_for(lambda: "resuming at epoch" in head.job("logs", "again").stdout)
         wait_for(lambda: max(p.stem for p in checkpoints.glob("*.json")) > reached)
+    finally:
+        head.kill()
+
+
+def test_a_submitted_sweep(tmp_path, upload):
+    """Its trials run and its winner is named, with the uploaded package."""
+    _, _, _, *overrides = settings(tmp_path, 1)
+    head = Head(Path("/tmp") / f"mgdet-head-{os.getpid()}-sweep").wait()
+    try:
+        overrides = [o for o in overrides if "workers" not in o and "name=" not in o]
+        sweep = ("python", "jobs/tune.py", "configs/sweeps/quick.yaml", "trials=2", *overrides)
+        done = head.job("submit", "--working-dir", upload, "--", *sweep)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "train the winner" in done.stdout
+        assert len(list((tmp_path / "runs").rglob("trial.json"))) == 2
+        places = {line.split("mgdet of ")[1] for line in done.stdout.splitlines() if "mgdet of " in line}
+        assert places
+        assert all("working_dir_files" in p for p in places), places
     finally:
         head.kill()
 

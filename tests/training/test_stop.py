@@ -12,7 +12,7 @@ from mgdet.errors import Interrupted
 from mgdet.tracking import NullTracker
 from mgdet.training.checkpoint import CheckpointStore
 from mgdet.training.distributed import World
-from mgdet.training.loop import Position, Request, Worker
+from mgdet.training.loop import Position, Worker
 from tests.small import small_experiment
 
 CPU = World(0, 1, torch.device("cpu"))
@@ -23,15 +23,15 @@ def experiment(tmp_path):
     return prepare(small_experiment(tmp_path, train__log_every=1), cpus=1, gpus=0)[0]
 
 
-def asking(at, request):
-    """A control that asks at its call number `at`."""
+def asking(at):
+    """Asks for a stop at its call number `at`."""
     calls = []
 
-    def control():
+    def stop_asked():
         calls.append(1)
-        return request if len(calls) == at else Request.GO_ON
+        return len(calls) == at
 
-    return control
+    return stop_asked
 
 
 def steps(experiment):
@@ -47,7 +47,7 @@ def test_stopped_on_request_it_goes_on_at_that_step(experiment):
     straight = experiment.model_copy(update={"name": "straight"})
     Worker(straight, CPU, NullTracker()).run()
     with pytest.raises(Interrupted, match="after step 2, with a checkpoint"):
-        Worker(experiment, CPU, NullTracker(), control=asking(2, Request.STOP)).run()
+        Worker(experiment, CPU, NullTracker(), stop_asked=asking(2)).run()
     assert steps(experiment) == [2]
     worker = Worker(experiment, CPU, NullTracker())
     assert worker.position.step == 2
@@ -118,8 +118,8 @@ def test_ranks_that_change_in_mid_epoch_still_train_on_each_image_once(tmp_path)
 
     def part(batch_size, stop_after):
         train = e.train.model_copy(update={"batch_size": batch_size, "epochs": 1})
-        control = asking(stop_after, Request.STOP) if stop_after else (lambda: Request.GO_ON)
-        worker = Worker(e.model_copy(update={"train": train}), CPU, NullTracker(), control=control)
+        stop_asked = asking(stop_after) if stop_after else (lambda: False)
+        worker = Worker(e.model_copy(update={"train": train}), CPU, NullTracker(), stop_asked=stop_asked)
         worker._step = noted.__get__(worker)
         try:
             worker.run()
