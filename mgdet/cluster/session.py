@@ -82,7 +82,9 @@ def session(config: ClusterConfig) -> Iterator[Resources]:
     quiet = {"logging_level": logging.ERROR, "log_to_driver": True}
     try:
         if address:
-            ray.init(address=address, **quiet)
+            # its processes must know it, or Ray's helpers there look for one as below
+            known = {"RAY_ADDRESS": address} if ":" in address and "://" not in address else {}
+            ray.init(address=address, runtime_env={"env_vars": known}, **quiet)
         else:
             with _own_address(ray.util.get_node_ip_address()):
                 # 200 MB: data does not travel through the object store

@@ -141,9 +141,15 @@ def test_a_cluster_beside_another_one_knows_itself(tmp_path, monkeypatch):
 
         return list_nodes()[0].node_id
 
-    with ray_cluster(num_cpus=1), session(ClusterConfig()):
+    def knows_itself() -> bool:
         mine = ray.get_runtime_context().get_node_id()
-        assert ray.get(ray.remote(num_cpus=0)(state).remote(), timeout=60) == mine
+        return ray.get(ray.remote(num_cpus=0)(state).remote(), timeout=60) == mine
+
+    with ray_cluster(num_cpus=1) as other:
+        with session(ClusterConfig()):
+            assert knows_itself()
+        with ray_cluster(num_cpus=1), session(ClusterConfig(address=other.address)):
+            assert knows_itself()
     assert "RAY_ADDRESS" not in os.environ
 
 

@@ -99,8 +99,13 @@ def test_a_submitted_sweep(tmp_path, upload):
     _, _, _, *overrides = settings(tmp_path, 1)
     head = Head(Path("/tmp") / f"mgdet-head-{os.getpid()}-sweep").wait()
     try:
-        overrides = [o for o in overrides if "workers" not in o and "name=" not in o]
-        sweep = ("python", "jobs/tune.py", "configs/sweeps/quick.yaml", "trials=2", *overrides)
+        small = (
+            "trials=2",
+            "scheduler={name: none}",
+            "train.precision=fp32",
+            *(o for o in overrides if o != "cluster.workers=2"),
+        )
+        sweep = ("python", "jobs/tune.py", "configs/sweeps/quick.yaml", *small)
         done = head.job("submit", "--working-dir", upload, "--", *sweep)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "train the winner" in done.stdout
