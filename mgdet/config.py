@@ -10,10 +10,10 @@ import difflib
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
 from mgdet.assign import AssignerConfig, MutualGuidance
 from mgdet.cluster.config import ClusterConfig
@@ -24,17 +24,21 @@ from mgdet.data.transforms import TransformConfig
 from mgdet.errors import ConfigError
 from mgdet.evaluation.evaluator import EvaluationConfig
 from mgdet.models import LossConfig, ModelConfig, RetinaNetConfig
+from mgdet.redact import redacted
+from mgdet.storage import require_no_password
 from mgdet.tracking import TrackingConfig
-from mgdet.tracking.store import shown_uri
 from mgdet.training.config import TrainConfig
 
 M = TypeVar("M", bound=BaseModel)
+
+Place = Annotated[str, AfterValidator(require_no_password)]
+"""A local path or a URI of `pyarrow.fs`. It stands in files and logs, so it holds no password."""
 
 
 class DataConfig(Config):
     """Which images, and how they become batches."""
 
-    uri: str = Field(description="prepared data set (see jobs/prepare.py): a local path or a pyarrow.fs URI")
+    uri: Place = Field(description="prepared data set (see jobs/prepare.py): a local path or a pyarrow.fs URI")
     train_split: str = "train"
     val_split: str = "val"
     generate: ShapesConfig | None = Field(
@@ -48,7 +52,7 @@ class Experiment(Config):
     """Everything that a training needs; the same `storage` and `name` mean the same run, which is then resumed."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="of the run: letters, digits, . _ -")
-    storage: str = Field(default="runs", description="where runs are kept: a local path or a pyarrow.fs URI")
+    storage: Place = Field(default="runs", description="where runs are kept: a local path or a pyarrow.fs URI")
     seed: int = Field(default=0, ge=0)
     data: DataConfig
     model: ModelConfig = RetinaNetConfig()
@@ -74,14 +78,13 @@ class Experiment(Config):
         return yaml.safe_dump(self.shown(), sort_keys=False)
 
     def shown(self) -> dict[str, Any]:
-        """The whole tree as plain values, fit for logs and checkpoints: no user or password in the tracking URI."""
-        tree = self.model_dump(mode="json")
-        tree["tracking"]["uri"] = shown_uri(self.tracking.uri)
+        """The whole tree as plain values, fit for logs and checkpoints: no user or password in any URI."""
+        tree: dict[str, Any] = _redacted(self.model_dump(mode="json"))
         return tree
 
     def what_is_learned(self) -> dict[str, Any]:
         """The part that decides the weights, flat: two runs that agree in it may continue each other."""
-        tree = self.model_dump(mode="json", exclude={"cluster", "tracking", "storage", "evaluation"})
+        tree = {k: v for k, v in self.shown().items() if k not in ("cluster", "tracking", "storage", "evaluation")}
         tree["data"].pop("loader")
         for key in ("evaluate_every", "checkpoint_every_steps", "keep_best", "log_every"):
             tree["train"].pop(key)
@@ -111,7 +114,7 @@ def parse_override(override: str) -> tuple[str, Any]:
     try:
         return key, yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{override!r}: the value is not valid YAML: {error}") from error
+        raise ConfigError(f"{override!r}: the value is not valid YAML: {_problem(error)}") from None
 
 
 def with_settings(tree: dict[str, Any], settings: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -161,10 +164,18 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         tree = yaml.load(text, _UniqueKeys)  # a SafeLoader
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+        raise ConfigError(f"{path}: not valid YAML: {_problem(error)}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected a mapping of keys to values at the top, found {type(tree).__name__}")
     return tree
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    """What is wrong and where, without the excerpt that YAML adds: it may begin in the middle of a password."""
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+    parts = [getattr(error, "context", None), getattr(error, "problem", None) or getattr(error, "reason", None)]
+    return ", ".join(p for p in parts if p) + where
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -176,6 +187,14 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             out[f"{prefix}{key}"] = value
     return out
+
+
+def _redacted(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _redacted(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_redacted(v) for v in value]
+    return redacted(value) if isinstance(value, str) else value
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -292,5 +311,5 @@ def _explain(error: Any, root: type[BaseModel]) -> str:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = redacted(repr(value))  # before it is cut
     return text if len(text) <= 80 else text[:77] + "..."

@@ -1,8 +1,16 @@
 """The errors a user can cause, each of which says what is wrong, where, what is allowed and what to do next."""
 
+from mgdet.redact import redacted
+
 
 class MgdetError(Exception):
-    """Base of every error that mgdet raises on purpose; its message is meant to be read by the user as it is."""
+    """Base of every error that mgdet raises on purpose; its message is meant to be read by the user as it is.
+
+    A password in a URI is taken out of it, wherever the message came from.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(redacted(message))
 
 
 class ConfigError(MgdetError, ValueError):

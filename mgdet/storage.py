@@ -4,23 +4,28 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pyarrow import fs
 
 from mgdet.errors import DataError
+from mgdet.redact import has_password
 
 
 def locate(uri: str | os.PathLike[str]) -> tuple[fs.FileSystem, str]:
     """The file system of `uri` and the path inside it; a plain path is made absolute.
 
     Raises:
-        DataError: the scheme is unknown or the store cannot be reached.
+        DataError: the scheme is unknown, the store cannot be reached, or the URI holds a password.
     """
     text = os.fspath(uri)
     if not text.strip():
         raise DataError("The data set's location is empty. Give a local path or a URI such as s3://bucket/coco.")
+    try:
+        require_no_password(text)
+    except ValueError as e:
+        raise DataError(f"{text}: {e}") from None
     if "://" not in text:
         return fs.LocalFileSystem(), str(Path(text).expanduser().resolve())
     try:
@@ -30,6 +35,17 @@ def locate(uri: str | os.PathLike[str]) -> tuple[fs.FileSystem, str]:
             f"Cannot open {text!r}: {e}. Allowed: a local path, or a URI with a scheme that pyarrow.fs knows "
             "(file, s3, gs, abfs, hdfs). Check the scheme, the bucket and the credentials."
         ) from e
+
+
+def require_no_password(uri: str) -> str:
+    """The same location. Raises `ValueError` if it carries a password: locations stand in records, logs and MLflow."""
+    if has_password(uri):
+        raise ValueError(
+            "a location must not hold a password or key, because it is written to logs and records; give it in the "
+            "environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS, ...) or by the "
+            "machine's role, and leave it out of the URI"
+        )
+    return uri
 
 
 def is_local(filesystem: fs.FileSystem) -> bool:
@@ -62,8 +78,13 @@ def replace_bytes(filesystem: fs.FileSystem, path: str, data: bytes) -> None:
     if not is_local(filesystem):  # an object appears when it is complete
         write_bytes(filesystem, path, data)
         return
-    write_bytes(filesystem, path + ".tmp", data)
-    filesystem.move(path + ".tmp", path)
+    try:
+        write_bytes(filesystem, path + ".tmp", data)
+        filesystem.move(path + ".tmp", path)
+    except OSError:
+        with suppress(OSError):  # on a full disk a part of the file would take the room that is left
+            filesystem.delete_file(path + ".tmp")
+        raise
 
 
 @contextmanager

@@ -75,7 +75,7 @@ def session(config: ClusterConfig) -> Iterator[Resources]:
     for key, value in _ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     address = config.address or os.environ.get("RAY_ADDRESS")
-    if not address:  # on loopback; a token written by an earlier cluster must not lock this one's own workers out
+    if not address:  # a token written by an earlier cluster must not lock this one's own workers out
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     import ray
 

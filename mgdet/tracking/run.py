@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from mgdet.redact import redacted
 from mgdet.tracking.store import TrackingConfig, connect, mlflow_name, resolve_uri, shown_uri, sqlite_path
 
 logger = logging.getLogger(__name__)
@@ -195,5 +196,5 @@ def _ui_command(uri: str, experiment_id: str, run_id: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, short enough for a log: a store's errors may carry pages of SQL."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    """What an error says, short enough for a log: a store's may carry pages of SQL, MLflow's the password."""
+    return redacted((str(error).strip() or type(error).__name__).splitlines()[0])[:300]

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from mgdet.config_base import Config
+from mgdet.redact import redacted
 
 _SQLITE = "sqlite:///"
 _MAX_NAME = 250  # MLflow refuses longer keys, and one refused key refuses the whole batch
@@ -53,7 +54,7 @@ def sqlite_path(uri: str) -> Path | None:
 
 def shown_uri(uri: str) -> str:
     """The URI as it may stand in a log: without user and password."""
-    return re.sub(r"//[^/@]*@", "//", uri)
+    return redacted(uri)
 
 
 def mlflow_name(name: str) -> str:

@@ -5,6 +5,7 @@ metrics. A `.pt` without its `.json`, or one that does not match it, was interru
 Files are read with `weights_only=True`: a checkpoint from elsewhere cannot run code.
 """
 
+import functools
 import hashlib
 import io
 import logging
@@ -74,15 +75,19 @@ class CheckpointStore:
         return info
 
     def committed(self) -> list[CheckpointInfo]:
-        """The committed checkpoints, oldest first."""
+        """The committed checkpoints, oldest first. Raises `CheckpointError` where the storage cannot be read."""
         selector = fs.FileSelector(self.directory, allow_not_found=True)
-        names = [i.path for i in self.filesystem.get_file_info(selector) if i.path.endswith(".json")]
         found = []
-        for name in names:
-            try:
-                found.append(CheckpointInfo.model_validate_json(read_bytes(self.filesystem, name)))
-            except (ValueError, OSError) as error:
-                log.warning("%s is not readable and is passed over: %s", name, error)
+        try:
+            entries = _retry(lambda: self.filesystem.get_file_info(selector))
+            for name in (i.path for i in entries if i.path.endswith(".json")):
+                try:
+                    data = _retry(functools.partial(read_bytes, self.filesystem, name))
+                    found.append(CheckpointInfo.model_validate_json(data))
+                except (ValueError, FileNotFoundError) as error:  # damaged, or deleted meanwhile
+                    log.warning("%s is not readable and is passed over: %s", name, error)
+        except OSError as error:  # not to be taken for a run without checkpoints, which would start from the first step
+            raise CheckpointError(f"the checkpoints in {self.directory} cannot be read: {error}") from error
         return sorted(found, key=lambda i: i.step)
 
     def best(self) -> CheckpointInfo | None:
@@ -91,12 +96,20 @@ class CheckpointStore:
         return max(scored, key=lambda i: (i.metrics[SCORE], i.step), default=None)
 
     def latest(self) -> tuple[CheckpointInfo, dict[str, Any]] | None:
-        """The newest checkpoint that is whole, with its content; damaged ones are named in the log and passed over."""
+        """The newest checkpoint that is whole, with its content; damaged ones are named in the log and passed over.
+
+        Raises `CheckpointError` if there is none and the storage is to blame: that is no reason to start anew.
+        """
+        unreadable: CheckpointError | None = None
         for info in reversed(self.committed()):
             try:
                 return info, self.load(info)
             except CheckpointError as error:
                 log.warning("%s; trying the one before it", error)
+                if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
+                    unreadable = error
+        if unreadable is not None:
+            raise CheckpointError(f"{unreadable}. Nothing was trained; try again when the storage can be read.")
         return None
 
     def load(self, info: CheckpointInfo) -> dict[str, Any]:
@@ -120,7 +133,11 @@ class CheckpointStore:
         replace_bytes(self.filesystem, _sidecar(self.path(info)), info.model_dump_json(indent=1).encode())
 
     def _prune(self) -> None:
-        found = self.committed()
+        try:
+            found = self.committed()
+        except CheckpointError as error:  # the next save does it
+            log.warning("old checkpoints are not deleted: %s", error)
+            return
         by_score = sorted((i for i in found if SCORE in i.metrics), key=lambda i: (i.metrics[SCORE], i.step))
         keep = {i.file for i in found[-LATEST_KEPT:]} | {i.file for i in by_score[-self.keep_best :]}
         for info in found:
@@ -149,6 +166,8 @@ def _retry(action: Callable[[], T]) -> T:
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return action()
+        except FileNotFoundError:
+            raise
         except OSError as error:
             if attempt == ATTEMPTS:
                 raise

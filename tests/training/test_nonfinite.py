@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from mgdet.tracking import NullTracker
 from mgdet.training.distributed import World
 from mgdet.training.loop import Worker
 from mgdet.training.nonfinite import load_capture
+from tests.faults import note
 from tests.small import small_experiment
 
 ROOT = Path(__file__).parents[2]
@@ -24,8 +26,11 @@ def test_capture_and_replay(tmp_path):
     with torch.no_grad():
         worker.detector.head.regression_head.bbox_reg.weight[0, 0, 0, 0] = float("nan")
     before = {k: v.clone() for k, v in worker.detector.state_dict().items()}
+    begin = time.monotonic()
     with pytest.raises(NonFiniteError, match=r"jobs/replay\.py") as error:
         worker.run()
+    note("loss is NaN: captured, training stops", steps_repeated=0, seconds=time.monotonic() - begin)
+    assert worker.position.step == 0
     after = worker.detector.state_dict()
     assert all(torch.equal(a.nan_to_num(), after[k].nan_to_num()) for k, a in before.items()), "no step was taken"
 

@@ -1,0 +1,38 @@
+"""What a fault costs: read from a run's journal, and noted for the table in docs/operations.md."""
+
+import itertools
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Cost(NamedTuple):
+    """Of a fault, as the journal of metrics shows it (`train.log_every` must be 1)."""
+
+    steps_repeated: int
+    seconds: float
+    """The longest silence between two steps."""
+
+
+def step_records(journal: Path) -> list[dict[str, Any]]:
+    """The records of optimizer steps in `metrics.jsonl`, in the order in which they were made."""
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    return [line for line in lines if "train/loss" in line["metrics"]]
+
+
+def cost(journal: Path) -> Cost:
+    """Steps done twice and the longest silence. Fails if a step is missing."""
+    lines = step_records(journal)
+    steps = [line["step"] for line in lines]
+    assert sorted(set(steps)) == list(range(1, max(steps) + 1)), "a step is missing"
+    silence = max(b["time"] - a["time"] for a, b in itertools.pairwise(lines))
+    return Cost(len(steps) - len(set(steps)), silence)
+
+
+def note(fault: str, *, steps_repeated: int, seconds: float, **more: object) -> None:
+    """Append one JSON line to the file that MGDET_FAULTS names, if it does."""
+    if path := os.environ.get("MGDET_FAULTS"):
+        line = {"fault": fault, "steps_repeated": steps_repeated, "seconds": round(seconds, 2), **more}
+        with open(path, "a") as file:
+            file.write(json.dumps(line) + "\n")

@@ -1,0 +1,448 @@
+"""A part that a training leans on fails, for real: what survives, and what it costs. In one process, without Ray.
+
+With MGDET_FAULTS=file.jsonl each test adds what the fault cost: the figures of docs/operations.md. Faults that need a
+cluster are in tests/cluster/test_faults.py.
+"""
+
+import errno
+import itertools
+import logging
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from mgdet import storage
+from mgdet.cluster import train as cluster_train
+from mgdet.cluster.train import run
+from mgdet.errors import CheckpointError, ClusterError
+from mgdet.training import checkpoint
+from mgdet.training.checkpoint import ATTEMPTS, CheckpointStore
+from mgdet.training.loop import Worker
+from tests.faults import cost, note, step_records
+from tests.small import small_experiment
+from tests.tracking_servers import Gate, Server, wait_for
+
+STEPS = 24
+SENDS_SOON = {"send_every_s": 0.05, "retry_after_s": (0.1, 0.5), "request_retries": 0, "request_timeout_s": 60}
+
+
+@pytest.fixture(autouse=True)
+def _leave_torch_as_it_was():
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def limits(monkeypatch):
+    """Sets how long one request to MLflow may take; mgdet leaves what is in the environment as it is."""
+
+    def set_to(seconds):
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", str(seconds))
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        monkeypatch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+    set_to(60)
+    return set_to
+
+
+def experiment(directory, name="small", **changes):
+    """24 steps in 4 epochs, each in the journal, with checkpoints that are small for a ResNet."""
+    light = {"train__ema": {"enabled": False}, "train__optimizer": {"name": "sgd", "lr": 1e-3, "momentum": 0}}
+    changes = {"train__epochs": 4, "data__generate__train": 12, "train__log_every": 1, **light, **changes}
+    return small_experiment(directory, name=name, **{"train__evaluate_every": 4, **changes})
+
+
+def tracked(directory, uri, **settings):
+    return experiment(directory, tracking={"uri": uri, **SENDS_SOON, **settings})
+
+
+def journal(e):
+    return Path(e.run_uri) / "metrics.jsonl"
+
+
+def before_step(monkeypatch, actions):
+    """Call `actions[n]()` before optimizer step `n`, `actions[None](n)` before each."""
+    step = Worker._step
+
+    def with_actions(self, group, sums):
+        number = self.position.step + 1
+        for action in (actions.get(number), actions.get(None) and (lambda: actions[None](number))):
+            if action:
+                action()
+        return step(self, group, sums)
+
+    monkeypatch.setattr(Worker, "_step", with_actions)
+
+
+def weights(e):
+    store = CheckpointStore(e.run_uri)
+    return store.load(store.committed()[-1])["model"]
+
+
+def same(mine, theirs):
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[k], theirs[k]) for k in theirs)
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory):
+    """The weights of a training that nothing happens to."""
+    e = experiment(tmp_path_factory.mktemp("calm"))
+    run(e)
+    return weights(e)
+
+
+def sent_steps(uri, handle, key="train/loss"):
+    from mlflow import MlflowClient
+
+    return [m.step for m in MlflowClient(tracking_uri=uri).get_metric_history(handle.run_id, key)]
+
+
+def assert_all_sent(e, uri, handle):
+    """MLflow has every record of the journal once: step, time and value."""
+    from mlflow import MlflowClient
+
+    history = MlflowClient(tracking_uri=uri).get_metric_history(handle.run_id, "train/loss")
+    found = [(m.step, m.timestamp, m.value) for m in history]
+    records = step_records(journal(e))
+    assert found == [(r["step"], int(r["time"] * 1000), r["metrics"]["train/loss"]) for r in records]
+    assert [step for step, _, _ in found] == list(range(1, STEPS + 1))
+
+
+# --- MLflow
+
+
+@pytest.fixture
+def server(tmp_path):
+    server = Server(tmp_path)
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def gate(server):
+    server.start()
+    gate = Gate(server.port)
+    yield gate
+    gate.close()
+
+
+@pytest.mark.slow
+def test_mlflow_is_down_at_the_start(tmp_path, server, limits, monkeypatch, caplog):
+    took = []
+    start_run = cluster_train.start_run
+
+    def timed(*args, **kwargs):
+        import mlflow  # noqa: F401  # its seconds are no fault
+
+        begin = time.monotonic()
+        handle = start_run(*args, **kwargs)
+        took.append(time.monotonic() - begin)
+        return handle
+
+    monkeypatch.setattr(cluster_train, "start_run", timed)
+    e = tracked(tmp_path, server.uri)
+    _, handle = run(e)
+    assert handle is None
+    assert caplog.text.count(f"MLflow at {server.uri} cannot be used") == 1
+    assert [r["step"] for r in step_records(journal(e))] == list(range(1, STEPS + 1))
+    assert any((Path(e.run_uri) / "unsent_artifacts").rglob("*.png"))
+    note("MLflow down at the start", steps_repeated=cost(journal(e)).steps_repeated, seconds=took[0])
+
+    server.start()
+    _, handle = run(e)
+    assert_all_sent(e, server.uri, handle)
+    assert not [p for p in (Path(e.run_uri) / "unsent_artifacts").rglob("*") if p.is_file()]
+
+
+@pytest.mark.slow
+def test_mlflow_goes_away_in_mid_run_and_comes_back(tmp_path, server, limits, monkeypatch, caplog):
+    """The rest of the training does not need it to be back: what is missing is sent while training goes on."""
+    server.start()
+    handles, seen = [], {}
+    start_run = cluster_train.start_run
+    monkeypatch.setattr(cluster_train, "start_run", lambda *a, **k: handles.append(start_run(*a, **k)) or handles[0])
+
+    def wait_and_kill():
+        wait_for(lambda: sent_steps(server.uri, handles[0]) == [1, 2, 3])
+        server.kill()
+
+    def come_back():
+        seen["while away"] = [r["step"] for r in step_records(journal(e))][3:]
+        server.start()
+
+    def caught_up():
+        wait_for(lambda: sent_steps(server.uri, handles[0])[3:18] == list(range(4, 19)))
+
+    before_step(monkeypatch, {4: wait_and_kill, 17: come_back, 20: caught_up})
+    e = tracked(tmp_path, server.uri)
+    run(e)
+    assert seen["while away"] == list(range(4, 17)), "training went on"
+    assert caplog.text.count("does not take metrics") == 1
+    assert_all_sent(e, server.uri, handles[0])
+    away = [r["time"] for r in step_records(journal(e))][3:16]
+    seconds = max(b - a for a, b in itertools.pairwise(away))
+    note("MLflow away in mid-run", steps_repeated=cost(journal(e)).steps_repeated, seconds=seconds)
+
+
+@pytest.mark.slow
+def test_mlflow_never_answers_in_mid_run(tmp_path, server, gate, limits, monkeypatch):
+    """One request hangs from before step 4 on; all the other steps are done before anybody gives it up."""
+    during = []
+
+    def hang():
+        gate.delay = None
+        arrived = gate.arrived
+        wait_for(lambda: gate.arrived > arrived)  # the sender looks for new records every 0.05 s
+        during.append((gate.arrived, gate.answered))
+
+    before_step(monkeypatch, {4: hang, None: lambda n: during.append((gate.arrived, gate.answered)) if n > 4 else None})
+    e = tracked(tmp_path, gate.uri, flush_timeout_s=1.0)
+    begin = time.monotonic()
+    # ending the run is the driver's, which waits for as long as a request may take
+    monkeypatch.setattr(cluster_train, "end_run", lambda *args: None)
+    _, handle = run(e)
+    total = time.monotonic() - begin
+    assert len(during) == STEPS - 3
+    assert len(set(during)) == 1, "the same request hung all the time"
+    assert during[0][0] > during[0][1]
+    times = [r["time"] for r in step_records(journal(e))]
+    seconds = max(b - a for a, b in itertools.pairwise(times[4:]))
+    note("MLflow never answers, from mid-run on", steps_repeated=0, seconds=seconds, whole_run=round(total, 1))
+    assert [r["step"] for r in step_records(journal(e))] == list(range(1, STEPS + 1))
+    gate.delay = 0.0
+    run(e)
+    assert_all_sent(e, server.uri, handle)
+
+
+@pytest.mark.slow
+def test_mlflow_is_slow(tmp_path, server, gate, limits, monkeypatch):
+    """Two seconds a request: more than ten steps are done for each request that is answered."""
+    log = []
+
+    def slow():
+        gate.delay = 2.0
+        log.append(gate.answered)
+
+    before_step(monkeypatch, {4: slow, STEPS: lambda: log.append(gate.answered)})
+    e = tracked(tmp_path, gate.uri, flush_timeout_s=60.0)
+    _, handle = run(e)
+    assert log[1] - log[0] < STEPS - 4, "training did not wait for an answer at each step"
+    assert_all_sent(e, server.uri, handle)
+    note("MLflow answers after 2 s", steps_repeated=0, seconds=cost(journal(e)).seconds, answered=log[1] - log[0])
+
+
+@pytest.mark.slow
+def test_mlflow_never_answers_at_the_start(tmp_path, server, gate, limits, caplog):
+    """The one place that waits: the driver needs the run's id, or the knowledge that there will be none."""
+    limits(2)
+    gate.delay = None
+    e = tracked(tmp_path, gate.uri)
+    import mlflow  # noqa: F401
+
+    begin = time.time()
+    _, handle = run(e)
+    assert handle is None
+    assert "cannot be used" in caplog.text
+    first = step_records(journal(e))[0]["time"]
+    note("MLflow never answers at the start (timeout 2 s, no retry)", steps_repeated=0, seconds=first - begin)
+    gate.delay = 0.0
+    limits(60)
+    _, handle = run(e)
+    assert_all_sent(e, server.uri, handle)
+
+
+# --- storage
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 256 MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", disk], capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(f"no file system can be mounted here: {made.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
+@pytest.mark.slow
+def test_the_disk_is_full_at_a_checkpoint(tmp_path, small_disk, calm, monkeypatch, caplog):
+    """It is full after the first checkpoint; there is room again before the third."""
+    e = experiment(tmp_path).model_copy(update={"storage": str(small_disk)})
+    filler, before = small_disk / "filler", {}
+
+    def fill():
+        (first,) = CheckpointStore(e.run_uri).committed()
+        before[first.file] = Path(CheckpointStore(e.run_uri).path(first)).read_bytes()
+        with filler.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(small_disk).free - first.size // 2)
+
+    def look_and_make_room():
+        store = CheckpointStore(e.run_uri)
+        ((name, content),) = before.items()
+        assert [i.file for i in store.committed()] == [name]
+        assert (Path(store.directory) / name).read_bytes() == content
+        assert [p.name for p in Path(store.directory).iterdir() if p.suffix == ".tmp"] == []
+        filler.unlink()
+
+    before_step(monkeypatch, {7: fill, 15: look_and_make_room})
+    run(e)
+    assert caplog.text.count("attempt 1 of 3") == 1
+    assert "No space left on device" in caplog.text
+    assert "training goes on, the newest checkpoint stays the one before" in caplog.text
+    assert [i.step for i in CheckpointStore(e.run_uri).committed()] == [18, 24]
+    assert same(weights(e), calm)
+    found = cost(journal(e))  # no record of a step is missing
+    assert found.steps_repeated == 0
+    note("disk full at a checkpoint, 3 attempts", steps_repeated=0, seconds=found.seconds, steps_at_risk=6)
+
+
+class Stopped(Exception):
+    """The machine goes away."""
+
+
+def stop():
+    raise Stopped
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["truncated", "one byte flipped"])
+def test_the_newest_checkpoint_is_damaged(tmp_path, calm, monkeypatch, caplog, damage):
+    e = experiment(tmp_path)
+    with monkeypatch.context() as patch:
+        before_step(patch, {15: stop})
+        with pytest.raises(Stopped):
+            run(e)
+    store = CheckpointStore(e.run_uri)
+    older, newest = store.committed()
+    assert (older.step, newest.step) == (6, 12)
+    path = Path(store.path(newest))
+    if damage == "truncated":
+        with path.open("r+b") as file:
+            file.truncate(newest.size // 3)
+    else:
+        with path.open("r+b") as file:
+            file.seek(newest.size // 2)
+            byte = file.read(1)[0]
+            file.seek(newest.size // 2)
+            file.write(bytes([byte ^ 1]))
+    caplog.clear()
+    begin = time.time()
+    run(e)
+    warned = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING and "damaged" in r.getMessage()]
+    assert [str(path) in w for w in warned] == [True]
+    assert same(weights(e), calm)
+    records = step_records(journal(e))
+    assert [r["step"] for r in records] == [*range(1, 15), *range(7, STEPS + 1)], "on from the one before"
+    again = next(r["time"] for r in records if r["time"] > begin)
+    note(f"newest checkpoint {damage}", steps_repeated=cost(journal(e)).steps_repeated, seconds=again - begin)
+
+
+def failing(function, times, calls):
+    """`function`, whose first `times` calls end as those of a disk that fails (-1: all)."""
+
+    def call(*args):
+        calls.append(args)
+        if times < 0 or len(calls) <= times:
+            raise OSError(errno.EIO, "Input/output error")
+        return function(*args)
+
+    return call
+
+
+@pytest.mark.slow
+def test_storage_that_fails_twice_costs_no_checkpoint(tmp_path, calm, monkeypatch, caplog):
+    calls = []
+    write = storage.write_bytes
+    before_step(
+        monkeypatch, {5: lambda: monkeypatch.setattr(storage, "write_bytes", failing(write, ATTEMPTS - 1, calls))}
+    )
+    e = experiment(tmp_path)
+    run(e)
+    assert caplog.text.count("storage failed") == ATTEMPTS - 1
+    assert "training goes on" not in caplog.text
+    assert [i.step for i in CheckpointStore(e.run_uri).committed()] == [18, 24]
+    assert same(weights(e), calm)
+    note("storage fails twice at a checkpoint", steps_repeated=0, seconds=cost(journal(e)).seconds)
+
+
+@pytest.mark.slow
+def test_storage_that_always_fails_is_given_up_each_time(tmp_path, calm, monkeypatch, caplog):
+    """Three attempts at each of the four checkpoints; the training comes to its end and says that nothing is kept."""
+    calls = []
+    monkeypatch.setattr(checkpoint.time, "sleep", lambda seconds: calls.append(seconds))
+    tries = []
+    write = storage.write_bytes
+    before_step(monkeypatch, {1: lambda: monkeypatch.setattr(storage, "write_bytes", failing(write, -1, tries))})
+    e = experiment(tmp_path)
+    with pytest.raises(ClusterError, match="no checkpoint could be written"):
+        run(e)
+    assert len(tries) == 4 * ATTEMPTS
+    assert calls == 4 * [1.0, 2.0]
+    assert caplog.text.count("training goes on") == 4
+    assert [r["step"] for r in step_records(journal(e))] == list(range(1, STEPS + 1))
+    monkeypatch.undo()
+    run(e)
+    assert same(weights(e), calm)
+    note("storage fails at every checkpoint", steps_repeated=STEPS, seconds=sum(calls[:2]))
+
+
+@pytest.mark.slow
+def test_reading_that_fails_twice_resumes_from_the_newest(tmp_path, calm, monkeypatch):
+    e = experiment(tmp_path)
+    with monkeypatch.context() as patch:
+        before_step(patch, {15: stop})
+        with pytest.raises(Stopped):
+            run(e)
+    calls = []
+    load, read = CheckpointStore.load, checkpoint.read_bytes
+
+    def with_failures(self, info):
+        if not calls:
+            monkeypatch.setattr(checkpoint, "read_bytes", failing(read, ATTEMPTS - 1, calls))
+        return load(self, info)
+
+    monkeypatch.setattr(CheckpointStore, "load", with_failures)
+    begin = time.time()
+    run(e)
+    assert same(weights(e), calm)
+    records = step_records(journal(e))
+    assert [r["step"] for r in records] == [*range(1, 15), *range(13, STEPS + 1)]
+    again = next(r["time"] for r in records if r["time"] > begin)
+    note("storage fails twice when a checkpoint is read", steps_repeated=2, seconds=again - begin)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["the checkpoint", "also its record"])
+def test_reading_that_always_fails_does_not_train_from_the_start(tmp_path, calm, monkeypatch, what):
+    """A store that is out of reach is not an empty one."""
+    e = experiment(tmp_path)
+    with monkeypatch.context() as patch:
+        before_step(patch, {9: stop})
+        with pytest.raises(Stopped):
+            run(e)
+    before, calls, waits = journal(e).read_bytes(), [], []
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.time, "sleep", waits.append)
+        name = "load" if what == "the checkpoint" else "latest"
+        original, read = getattr(CheckpointStore, name), checkpoint.read_bytes
+
+        def with_failures(*args):
+            patch.setattr(checkpoint, "read_bytes", failing(read, -1, calls))
+            return original(*args)
+
+        patch.setattr(CheckpointStore, name, with_failures)
+        with pytest.raises(CheckpointError, match="Input/output error"):
+            run(e)
+    assert len(calls) == ATTEMPTS
+    assert journal(e).read_bytes() == before, "no step was taken"
+    run(e)
+    assert same(weights(e), calm)
+    assert cost(journal(e)).steps_repeated == 2
+    note(f"storage cannot be read at a restart: {what}", steps_repeated=2, seconds=sum(waits))
