@@ -1,12 +1,15 @@
 """Settings of the whole suite."""
 
 import os
+import secrets
 
 # One thread: the tensors are small, and threads of several processes that spin for each other cost most of the time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 # Some tests import Ray before mgdet sets this: under `uv run pytest` each worker would start in a new environment.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+# One token for all clusters of this process: Ray remembers the first that it has seen.
+os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
 
 import torch
 

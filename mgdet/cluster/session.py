@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import secrets
 import socket
 import time
 import uuid
@@ -75,8 +76,11 @@ def session(config: ClusterConfig) -> Iterator[Resources]:
     for key, value in _ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     address = config.address or os.environ.get("RAY_ADDRESS")
-    if not address:  # a token written by an earlier cluster must not lock this one's own workers out
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    if not address and "RAY_AUTH_MODE" not in os.environ:
+        # All ports but the dashboard's are open to the network: only the processes of this job may come in. Ray's own
+        # default is a file that it makes in the home directory, for everybody to read.
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
 
     quiet = {"logging_level": logging.ERROR, "log_to_driver": True}

@@ -51,7 +51,6 @@ class Head:
         self.env = {
             **{k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "PYTHONPATH")},
             "PATH": f"{RAY.parent}:{os.environ['PATH']}",  # a job's `python` is that of this environment
-            "RAY_AUTH_MODE": "disabled",
             "RAY_USAGE_STATS_ENABLED": "0",
             "OMP_NUM_THREADS": "1",
         }

@@ -5,8 +5,6 @@ With MGDET_FAULTS=file.jsonl each test adds what the fault cost: the figures of 
 
 import contextlib
 import functools
-import itertools
-import json
 import os
 import signal
 import subprocess
@@ -20,9 +18,11 @@ import pytest
 import torch
 
 from mgdet.cluster.train import run
+from mgdet.errors import ClusterError
 from mgdet.training.checkpoint import CheckpointStore
 from tests.cluster.clusters import Head, ray_cluster
 from tests.cluster.test_ray import no_ray_left_behind, ray_children  # noqa: F401  # a fixture
+from tests.faults import cost, note
 from tests.small import small_experiment
 
 pytestmark = pytest.mark.slow
@@ -65,17 +65,10 @@ def same(mine, theirs):
 
 
 def note_cost(fault, e):
-    """Steps that were done twice, and the longest silence, from the journal of metrics."""
-    lines = [json.loads(line) for line in (Path(e.run_uri) / "metrics.jsonl").read_text().splitlines()]
-    lines = [line for line in lines if "train/loss" in line["metrics"]]
-    silence = max(b["time"] - a["time"] for a, b in itertools.pairwise(lines))
-    steps = [line["step"] for line in lines]
-    assert sorted(set(steps)) == list(range(1, max(steps) + 1)), "a step is missing"
-    cost = {"fault": fault, "steps_repeated": len(steps) - len(set(steps)), "seconds": round(silence, 1)}
-    if os.environ.get("MGDET_FAULTS"):
-        with open(os.environ["MGDET_FAULTS"], "a") as file:
-            file.write(json.dumps(cost) + "\n")
-    return cost
+    """What it cost, by the journal of metrics; sees that no step is missing."""
+    found = cost(Path(e.run_uri) / "metrics.jsonl")
+    note(fault, **found._asdict())
+    return found
 
 
 def after(condition, action):
@@ -105,13 +98,34 @@ def signalled(title, number):
     return action
 
 
+def test_a_worker_that_is_killed(tmp_path, calm):
+    e = experiment(tmp_path, "killed")
+    done = after(lambda: checkpoints(e) >= 2, signalled("RayTrainWorker", signal.SIGKILL))
+    run(e)
+    assert done[0]
+    assert same(weights(e), calm(2))
+    note_cost("worker killed", e)
+
+
+def test_a_controller_that_is_killed(tmp_path, calm):
+    """The driver says so and ends; the same command goes on."""
+    e = experiment(tmp_path, "controlled")
+    done = after(lambda: checkpoints(e) >= 1, signalled("TrainController", signal.SIGKILL))
+    with pytest.raises(ClusterError, match="the same command continues"):
+        run(e)
+    assert done[0]
+    run(e)
+    assert same(weights(e), calm(2))
+    note_cost("Train controller killed, same command again at once", e)
+
+
 def test_a_worker_that_hangs(tmp_path, calm):
     e = experiment(tmp_path, "hung", cluster__collective_timeout_s=10)
     done = after(lambda: checkpoints(e) >= 2, signalled("RayTrainWorker", signal.SIGSTOP))
     run(e)
     assert done[0]
     assert same(weights(e), calm(2))
-    assert note_cost("worker hung", e)["seconds"] >= 5
+    assert note_cost("worker hung", e).seconds >= 5
 
 
 def test_a_loader_process_that_is_killed(tmp_path, calm):
@@ -138,7 +152,6 @@ def test_a_loader_process_that_is_killed(tmp_path, calm):
 
 def test_a_node_that_is_lost(tmp_path, calm, monkeypatch):
     """Its raylet is killed with the worker on it. The run goes on on a node to spare."""
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     with ray_cluster(num_cpus=0) as cluster:
         nodes = [cluster.add_node(num_cpus=1) for _ in range(3)]
         e = experiment(tmp_path, "lost", cluster__address=cluster.address, cluster__cpus_per_worker=1)
@@ -203,7 +216,7 @@ def test_a_driver_that_gets_sigterm(tmp_path, calm):
     assert not (Path(e.run_uri) / "stop").exists()
     run(e)
     assert same(weights(e), calm(2))
-    assert note_cost("SIGTERM to the driver, same command again", e)["steps_repeated"] == 0
+    assert note_cost("SIGTERM to the driver, same command again", e).steps_repeated == 0
 
 
 def test_a_head_that_is_lost(tmp_path, calm):

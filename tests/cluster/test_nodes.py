@@ -32,12 +32,6 @@ from tests.cluster.test_faults import (
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(autouse=True)
-def no_token(monkeypatch):
-    """These clusters are on loopback."""
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-
-
 def curve(e):
     """The loss of each step and each evaluation, from the journal."""
     lines = [json.loads(line) for line in (Path(e.run_uri) / "metrics.jsonl").read_text().splitlines()]

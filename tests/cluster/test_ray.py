@@ -1,6 +1,8 @@
 """Trainings on a real Ray cluster of this machine: two workers, faults, tracking."""
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -117,24 +119,9 @@ def test_two_workers_survive_a_killed_one_bit_for_bit(tmp_path):
     assert (loss["calm"].step, loss["calm"].value) == (loss["harsh"].step, loss["harsh"].value)
 
 
-def test_a_dead_controller_is_explained_and_the_same_command_continues(tmp_path):
-    e = experiment(tmp_path, "controlled", cluster__max_failures=0)
-    thread, killed = kill_once("TrainController", checkpoints(e, 1))
-    with pytest.raises(ClusterError, match="the same command continues"):
-        run(e)
-    thread.join(timeout=5)
-    assert killed
-    before = CheckpointStore(e.run_uri).committed()
-    assert before
-    summary, _ = run(e)
-    assert summary.already_finished
-
-
 def test_a_cluster_beside_another_one_knows_itself(tmp_path, monkeypatch):
     """Ray's own helpers must find the cluster that they belong to, or a stopped trial's resources are lost."""
     import ray
-
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
 
     def state() -> str:
         from ray.util.state import list_nodes
@@ -151,6 +138,29 @@ def test_a_cluster_beside_another_one_knows_itself(tmp_path, monkeypatch):
         with ray_cluster(num_cpus=1), session(ClusterConfig(address=other.address)):
             assert knows_itself()
     assert "RAY_ADDRESS" not in os.environ
+
+
+ALONE = """
+import os, subprocess, sys
+from mgdet.cluster.config import ClusterConfig
+from mgdet.cluster.session import session
+
+CLIENT = "import ray, sys; ray.init(address=sys.argv[1], logging_level='ERROR'); print(len(ray.nodes()), 'node')"
+with session(ClusterConfig()):
+    import ray
+
+    for changes in ({}, {"RAY_AUTH_TOKEN": "0" * 64}, {"RAY_AUTH_MODE": "disabled"}):
+        client = [sys.executable, "-c", CLIENT, ray.get_runtime_context().gcs_address]
+        done = subprocess.run(client, env=os.environ | changes, capture_output=True, text=True)
+        print("came in" if "1 node" in done.stdout else "refused" if "uthentica" in done.stderr else done.stderr)
+"""
+
+
+def test_nobody_else_comes_into_the_cluster_of_a_job():
+    """Its ports are open to the network, but it has a token of its own."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH")}
+    done = subprocess.run([sys.executable, "-c", ALONE], env=env, capture_output=True, text=True, timeout=300)
+    assert done.stdout.splitlines()[-3:] == ["came in", "refused", "refused"], done.stdout + done.stderr
 
 
 def test_workers_that_do_not_fit_are_refused_with_the_arithmetic(tmp_path):

@@ -57,7 +57,6 @@ def runs(directory: Path):
 @pytest.fixture
 def two_cpus(monkeypatch):
     """A cluster with two CPUs, whatever this machine has."""
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     with ray_cluster(num_cpus=2) as cluster:
         yield cluster.address
 
