@@ -7,7 +7,6 @@ import contextlib
 import functools
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -15,60 +14,14 @@ from pathlib import Path
 
 import psutil
 import pytest
-import torch
 
 from mgdet.cluster.train import run
 from mgdet.errors import ClusterError
-from mgdet.training.checkpoint import CheckpointStore
-from tests.cluster.clusters import Head, ray_cluster
-from tests.cluster.test_ray import no_ray_left_behind, ray_children  # noqa: F401  # a fixture
-from tests.faults import cost, note
-from tests.small import small_experiment
+from tests.cluster.clusters import Head, ray_children, ray_cluster
+from tests.cluster.runs import TRAIN, checkpoints, experiment, job, note_cost, same, wait, weights
+from tests.faults import step_records
 
-pytestmark = pytest.mark.slow
-
-TRAIN = Path(__file__).parents[2] / "jobs" / "train.py"
-
-
-def experiment(directory, name, workers=2, **changes):
-    changes = {"train__epochs": 6, "train__batch_size": 2, "data__generate__train": 12, **changes}
-    changes |= {"train__checkpoint_every_steps": 2, "train__log_every": 1, "cluster__workers": workers}
-    return small_experiment(directory, name=name, **{"cluster__cpus_per_worker": 0.5, **changes})
-
-
-def weights(e):
-    store = CheckpointStore(e.run_uri)
-    return store.load(store.committed()[-1])["model"]
-
-
-def checkpoints(e):
-    return len(list(Path(e.run_uri).glob("checkpoints/*.json")))
-
-
-@pytest.fixture(scope="module")
-def calm(tmp_path_factory):
-    """The weights of the undisturbed run, by number of workers."""
-    found = {}
-
-    def of(workers):
-        if workers not in found:
-            e = experiment(tmp_path_factory.mktemp("calm"), "calm", workers)
-            run(e)
-            found[workers] = weights(e)
-        return found[workers]
-
-    return of
-
-
-def same(mine, theirs):
-    return all(torch.equal(mine[k], theirs[k]) for k in theirs)
-
-
-def note_cost(fault, e):
-    """What it cost, by the journal of metrics; sees that no step is missing."""
-    found = cost(Path(e.run_uri) / "metrics.jsonl")
-    note(fault, **found._asdict())
-    return found
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_ray_left_behind")]
 
 
 def after(condition, action):
@@ -99,12 +52,23 @@ def signalled(title, number):
 
 
 def test_a_worker_that_is_killed(tmp_path, calm):
-    e = experiment(tmp_path, "killed")
+    """MLflow has one run then, in which no step stands twice."""
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    e = experiment(tmp_path, "killed", tracking={"enabled": True, "uri": uri})
     done = after(lambda: checkpoints(e) >= 2, signalled("RayTrainWorker", signal.SIGKILL))
-    run(e)
+    summary, _ = run(e)
     assert done[0]
     assert same(weights(e), calm(2))
+    assert "val/AP" in summary.metrics
     note_cost("worker killed", e)
+    client = MlflowClient(uri)
+    (tracked,) = client.search_runs([client.get_experiment_by_name("mgdet").experiment_id])
+    assert (tracked.info.run_name, tracked.info.status) == ("killed", "FINISHED")
+    losses = {r["step"]: r["metrics"]["train/loss"] for r in step_records(Path(e.run_uri) / "metrics.jsonl")}
+    history = client.get_metric_history(tracked.info.run_id, "train/loss")
+    assert sorted((m.step, m.value) for m in history) == sorted(losses.items())
 
 
 def test_a_controller_that_is_killed(tmp_path, calm):
@@ -176,22 +140,6 @@ def test_a_node_that_is_lost(tmp_path, calm, monkeypatch):
         assert done
     assert same(weights(e), calm(2))
     note_cost("node lost, one to spare", e)
-
-
-def job(e, directory, log):
-    """`jobs/train.py` as a process."""
-    path = directory / f"{e.name}.yaml"
-    path.write_text(e.to_yaml())
-    with open(log, "w") as out:
-        return subprocess.Popen([sys.executable, str(TRAIN), str(path)], stdout=out, stderr=subprocess.STDOUT)
-
-
-def wait(process, condition=None, seconds=600):
-    """For the process to end, or for a condition before it does."""
-    deadline = time.time() + seconds
-    while process.poll() is None and not (condition and condition()):
-        assert time.time() < deadline
-        time.sleep(0.05)
 
 
 def test_a_driver_that_is_killed(tmp_path, calm):

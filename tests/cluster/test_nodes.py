@@ -17,19 +17,10 @@ from mgdet.cluster.session import check_shared, session
 from mgdet.cluster.train import run
 from mgdet.errors import ClusterError
 from tests.cluster.clusters import ray_cluster
-from tests.cluster.test_faults import (
-    calm,  # noqa: F401  # a fixture
-    checkpoints,
-    experiment,
-    job,
-    no_ray_left_behind,  # noqa: F401  # a fixture
-    note_cost,
-    same,
-    wait,
-    weights,
-)
+from tests.cluster.runs import checkpoints, experiment, job, note_cost, same, wait, weights
+from tests.faults import step_records
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_ray_left_behind")]
 
 
 def curve(e):
@@ -99,7 +90,7 @@ def latest(e):
     return max((int(re.findall(r"\d+", name)[-1]) for name in names), default=0)
 
 
-def test_a_lost_node_whose_successor_comes_later(tmp_path, calm):  # noqa: F811  # a fixture
+def test_a_lost_node_whose_successor_comes_later(tmp_path, calm):
     """Two workers for two nodes. One is lost; the run waits for another one and goes on, bit for bit."""
     with ray_cluster(num_cpus=0) as cluster:
         nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
@@ -147,7 +138,7 @@ def test_elastic_workers_grow_and_shrink_with_the_cluster(tmp_path):
         assert process.returncode == 0, log.read_text()[-3000:]
     assert sizes() == [1, 2, 1]
     note_cost("elastic: node comes, node lost", e)  # sees that no step is missing
-    lines = [json.loads(line) for line in (Path(e.run_uri) / "metrics.jsonl").read_text().splitlines()]
-    epochs = {line["step"]: line["metrics"]["epoch"] for line in lines if "train/loss" in line["metrics"]}
+    records = step_records(Path(e.run_uri) / "metrics.jsonl")
+    epochs = {record["step"]: record["metrics"]["epoch"] for record in records}
     assert sorted(epochs) == list(range(1, 481))  # 24 images in batches of 2, for 40 epochs, by one worker or by two
     assert all(epoch == pytest.approx(step / 12) for step, epoch in epochs.items())

@@ -1,122 +1,19 @@
-"""Trainings on a real Ray cluster of this machine: two workers, faults, tracking."""
+"""A Ray session: which cluster it finds, who may come in, and what does not fit."""
 
 import os
 import subprocess
 import sys
-import threading
-import time
-from pathlib import Path
 
-import psutil
 import pytest
-import torch
 
 from mgdet.cluster.config import ClusterConfig
 from mgdet.cluster.session import session
 from mgdet.cluster.train import run
 from mgdet.errors import ClusterError
-from mgdet.training.checkpoint import CheckpointStore
 from tests.cluster.clusters import ray_cluster
 from tests.small import small_experiment
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(autouse=True)
-def no_ray_left_behind(monkeypatch, tmp_path):
-    """Runs see no cluster of somebody else, and none of ours is left."""
-    import ray
-
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    yield
-    ray.shutdown()
-    deadline = time.time() + 20
-    while (left := ray_children()) and time.time() < deadline:
-        time.sleep(0.5)
-    for process in left:
-        process.kill()
-
-
-def ray_children():
-    """Processes of Ray under this one."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        try:
-            if "ray" in " ".join(process.cmdline()):
-                found.append(process)
-        except psutil.NoSuchProcess:
-            pass
-    return found
-
-
-def experiment(tmp_path, name, **changes):
-    changes = {"train__epochs": 6, "train__batch_size": 2, "data__generate__train": 12, **changes}
-    e = small_experiment(tmp_path, name=name, cluster__workers=2, cluster__cpus_per_worker=0.5, **changes)
-    return e.model_copy(update={"train": e.train.model_copy(update={"checkpoint_every_steps": 2})})
-
-
-def weights(e):
-    store = CheckpointStore(e.run_uri)
-    return store.load(store.committed()[-1])["model"]
-
-
-def kill_once(title, when, after=None):
-    """Kill the first process whose title holds `title` as soon as `when()` is true; returns the thread and a record."""
-    killed = []
-
-    def work():
-        while not when():
-            time.sleep(0.05)
-        if after:
-            time.sleep(after)
-        for process in ray_children():
-            try:
-                if title in " ".join(process.cmdline()):
-                    process.kill()
-                    killed.append(process.pid)
-                    return
-            except psutil.NoSuchProcess:
-                pass
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    return thread, killed
-
-
-def checkpoints(e, at_least):
-    return lambda: len(list(Path(e.run_uri).glob("checkpoints/*.json"))) >= at_least
-
-
-def test_two_workers_survive_a_killed_one_bit_for_bit(tmp_path):
-    """A worker is killed in mid-run: the run goes on from its last checkpoint and ends with the very same weights, and
-    MLflow has one run in which no step stands twice."""
-    from mlflow import MlflowClient
-
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    tracking = {"tracking__enabled": True, "tracking__uri": uri}
-    calm = experiment(tmp_path, "calm", **tracking)
-    summary, _ = run(calm)
-    assert summary.epoch >= 1
-    assert "val/AP" in summary.metrics
-
-    harsh = experiment(tmp_path, "harsh", **tracking)
-    thread, killed = kill_once("RayTrainWorker", checkpoints(harsh, 2))
-    run(harsh)
-    thread.join(timeout=5)
-    assert killed, "the test killed nobody"
-    mine, theirs = weights(harsh), weights(calm)
-    assert all(torch.equal(mine[k], theirs[k]) for k in theirs)
-
-    client = MlflowClient(uri)
-    runs = client.search_runs([client.get_experiment_by_name("mgdet").experiment_id])
-    assert sorted(r.info.run_name for r in runs) == ["calm", "harsh"]
-    assert {r.info.status for r in runs} == {"FINISHED"}
-    for r in runs:
-        for key in ("train/loss", "val/AP"):
-            steps = [m.step for m in client.get_metric_history(r.info.run_id, key)]
-            assert len(steps) == len(set(steps)) > 0
-    loss = {r.info.run_name: client.get_metric_history(r.info.run_id, "train/loss")[-1] for r in runs}
-    assert (loss["calm"].step, loss["calm"].value) == (loss["harsh"].step, loss["harsh"].value)
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_ray_left_behind")]
 
 
 def test_a_cluster_beside_another_one_knows_itself(tmp_path, monkeypatch):

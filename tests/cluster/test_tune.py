@@ -14,10 +14,9 @@ from mgdet.cluster.tune import run_sweep
 from mgdet.errors import ConfigError
 from mgdet.sweep.config import load_sweep
 from tests.cluster.clusters import ray_cluster
-from tests.cluster.test_ray import no_ray_left_behind  # noqa: F401  # a fixture
 from tests.small import small_experiment
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_ray_left_behind")]
 
 TUNE = Path(__file__).parents[2] / "jobs" / "tune.py"
 
