@@ -99,8 +99,9 @@ def test_a_lost_node_whose_successor_comes_later(tmp_path, calm):
         try:
             wait(process, lambda: checkpoints(e) >= 2)
             cluster.remove_node(nodes[1], allow_graceful=False)
-            time.sleep(10)
+            time.sleep(5)
             reached = latest(e)
+            time.sleep(5)
             assert process.poll() is None
             assert latest(e) == reached  # it waits
             cluster.add_node(num_cpus=1)
