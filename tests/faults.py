@@ -33,6 +33,7 @@ def cost(journal: Path) -> Cost:
 def note(fault: str, *, steps_repeated: int, seconds: float, **more: object) -> None:
     """Append one JSON line to the file that MGDET_FAULTS names, if it does."""
     if path := os.environ.get("MGDET_FAULTS"):
-        line = {"fault": fault, "steps_repeated": steps_repeated, "seconds": round(seconds, 2), **more}
+        test = os.environ["PYTEST_CURRENT_TEST"].split(" ")[0].split("[")[0]
+        line = {"fault": fault, "steps_repeated": steps_repeated, "seconds": round(seconds, 2), "test": test, **more}
         with open(path, "a") as file:
             file.write(json.dumps(line) + "\n")

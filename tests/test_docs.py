@@ -97,3 +97,17 @@ def test_pairs_that_are_not_defined_are_refused_with_the_reason():
         load(ROOT / "configs" / "bccd_retinanet_max_iou.yaml", ["assigner.name=center_sampling"])
     with pytest.raises(ValidationError):
         TypeAdapter(AssignerConfig).validate_python({"name": "nobody"})
+
+
+def test_every_figure_of_a_fault_comes_from_a_test():
+    """Its row names the test, which is there and notes this fault."""
+    rows = re.findall(
+        r"^\| (.+?) \| \d+ \| [\d.]+ \| `(.+?)::(\w+)` \|$", section("operations.md", "What a fault costs"), re.M
+    )
+    assert len(rows) >= 20
+    for fault, file, test in rows:
+        source = (ROOT / file).read_text()
+        body = re.search(rf"^def {test}\(.*?(?=^\S)", source + "\nx", re.MULTILINE | re.DOTALL)
+        assert body, f"{file} has no {test}"
+        notes = re.findall(r'note(?:_cost)?\(f?"(.+?)"', body[0])
+        assert any(re.fullmatch(re.sub(r"\\\{.*?\\\}", ".*", re.escape(n)), fault) for n in notes), (fault, notes)

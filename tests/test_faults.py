@@ -1,7 +1,7 @@
 """A part that a training leans on fails, for real: what survives, and what it costs. In one process, without Ray.
 
-With MGDET_FAULTS=file.jsonl each test adds what the fault cost: the figures of docs/operations.md. Faults that need a
-cluster are in tests/cluster/test_faults.py.
+Each test notes what the fault cost: benchmarks/faults.py makes the table of docs/operations.md of it. Faults that need
+a cluster are in tests/cluster/test_faults.py.
 """
 
 import errno

@@ -7,7 +7,7 @@ import secrets
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,12 +114,18 @@ def _own_address(ip: str) -> Iterator[None]:
     with socket.socket() as free:
         free.bind((ip, 0))
         port = str(free.getsockname()[1])
-    ours = {"RAY_GCS_SERVER_PORT": port, "RAY_ADDRESS": f"{ip}:{port}"}
-    before = {key: os.environ.get(key) for key in ours}
-    os.environ.update(ours)
+    with environment({"RAY_GCS_SERVER_PORT": port, "RAY_ADDRESS": f"{ip}:{port}"}):
+        yield
+
+
+@contextmanager
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """These variables, within the block only: the driver may start another cluster or training later."""
+    before = {key: os.environ.get(key) for key in values}
+    os.environ.update(values)
     try:
         yield
-    finally:  # the driver may start another one later
+    finally:
         for key, value in before.items():
             if value is None:
                 del os.environ[key]

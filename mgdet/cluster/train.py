@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from mgdet.cluster.config import ClusterConfig
-from mgdet.cluster.session import arithmetic, check_fits, check_shared, scale_up, session, this_machine
+from mgdet.cluster.session import arithmetic, check_fits, check_shared, environment, scale_up, session, this_machine
 from mgdet.cluster.stop import StopFile, on_sigterm
 from mgdet.config import DataConfig, Experiment, validate
 from mgdet.data.schema import read_manifest
@@ -184,12 +184,14 @@ def _on_cluster(
         ),
     )
     again = "Nothing that was saved is lost: the same command continues from the last checkpoint."
+    # Ray asks each worker at every poll: that finds one that hangs where no short collective waits for it.
+    limits = {"RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": f"{cluster.collective_timeout_s:g}"}
     if isinstance(cluster.workers, tuple):
-        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", f"{cluster.start_timeout_s:g}")
+        limits["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = f"{cluster.start_timeout_s:g}"
     stop = StopFile(experiment.run_uri)
     stop.remove()
     try:
-        with on_sigterm(stop.make):
+        with environment(limits), on_sigterm(stop.make):
             outcome = trainer.fit().return_value
     except ray.exceptions.RayActorError as error:
         raise ClusterError(f"the process that controls the training died ({error}). {again}") from error
