@@ -145,8 +145,10 @@ def scale_up(config: ClusterConfig, resources: Resources, copies: int = 1) -> Re
 
     Asks the cluster's autoscaler for nodes. Whether they came is for `check_fits` to say.
     """
+    if not config.scale_up_timeout_s:
+        return resources
     wanted = config.fewest * copies
-    if not config.scale_up_timeout_s or resources.slots(config) >= wanted:
+    if resources.slots(config) >= wanted:
         return resources
     from ray.autoscaler.sdk import request_resources
 

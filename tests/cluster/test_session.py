@@ -3,7 +3,7 @@
 import pytest
 
 from mgdet.cluster.config import ClusterConfig
-from mgdet.cluster.session import Node, Resources, arithmetic, check_fits, this_machine
+from mgdet.cluster.session import Node, Resources, arithmetic, check_fits, scale_up, this_machine
 from mgdet.errors import ClusterError
 
 
@@ -89,3 +89,15 @@ def test_this_machine_counts_the_cpus_that_this_process_may_use(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 3, 5})
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     assert this_machine() == Resources((Node(3, 2),), "this machine")
+
+
+def test_nothing_is_waited_for_unless_asked():
+    there = resources(2)
+    assert scale_up(ClusterConfig(), there) is there  # all `auto`
+    enough = ClusterConfig(workers=2, cpus_per_worker=1, gpu=False, scale_up_timeout_s=60)
+    assert scale_up(enough, there) is there
+
+
+def test_waiting_needs_to_know_for_what():
+    with pytest.raises(ValueError, match=r"scale_up_timeout_s = 60 needs to know .*: set gpu, cpus_per_worker"):
+        ClusterConfig(workers=2, scale_up_timeout_s=60)
