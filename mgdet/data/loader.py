@@ -1,7 +1,10 @@
 """From a prepared data set to batches for the network."""
 
 import logging
+import multiprocessing
+import os
 import shutil
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -207,8 +210,24 @@ def _options(transform: TransformConfig, loader: LoaderConfig, batch_size: int, 
             "multiprocessing_context": loader.start_method,
             "persistent_workers": True,
             "prefetch_factor": loader.prefetch,
+            "worker_init_fn": end_with_parent,
         }
     return options
+
+
+def end_with_parent(_: int = 0) -> None:
+    """End this process when the one that made it is gone.
+
+    torch's own watch compares parent ids, and misses a parent that dies while its loader processes still start.
+    """
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def check_shared_memory(needed: int, path: Path = Path("/dev/shm")) -> None:

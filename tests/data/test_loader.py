@@ -1,8 +1,11 @@
 """The loader: the same batches whatever made them, exact evaluation, clear errors."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from pydantic import ValidationError
@@ -188,3 +191,30 @@ def test_auto_workers(cpus: float, workers: int) -> None:
 def test_wrong_configuration(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         LoaderConfig.model_validate(wrong)
+
+
+ORPHAN = """
+import multiprocessing, os, time
+from mgdet.data.loader import end_with_parent
+
+def child():
+    end_with_parent()
+    time.sleep(600)
+
+if __name__ == "__main__":
+    process = multiprocessing.get_context("forkserver").Process(target=child, daemon=True)
+    process.start()
+    print(process.pid, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_loader_process_does_not_outlive_its_worker(tmp_path):
+    """Not even where the fork server between them is killed at the same moment."""
+    (tmp_path / "orphan.py").write_text(ORPHAN)
+    worker = subprocess.Popen([sys.executable, str(tmp_path / "orphan.py")], stdout=subprocess.PIPE, text=True)
+    orphan = psutil.Process(int(worker.stdout.readline()))
+    for process in (orphan.parent(), worker):
+        process.kill()
+    worker.wait()
+    orphan.wait(timeout=60)
