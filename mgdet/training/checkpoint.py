@@ -90,9 +90,21 @@ class CheckpointStore:
             raise CheckpointError(f"the checkpoints in {self.directory} cannot be read: {error}") from error
         return sorted(found, key=lambda i: i.step)
 
+    def complete(self) -> list[CheckpointInfo]:
+        """The committed checkpoints whose file has its size, oldest first: all that can be told without reading them.
+
+        Raises `CheckpointError` where the storage cannot be read.
+        """
+        infos = self.committed()
+        try:
+            files = _retry(lambda: self.filesystem.get_file_info([self.path(i) for i in infos])) if infos else []
+        except OSError as error:
+            raise CheckpointError(f"the checkpoints in {self.directory} cannot be read: {error}") from error
+        return [info for info, file in zip(infos, files, strict=True) if file.size == info.size]
+
     def best(self) -> CheckpointInfo | None:
-        """The checkpoint with the highest `val/AP` (the later one on a tie), or None."""
-        scored = [i for i in self.committed() if SCORE in i.metrics]
+        """The complete checkpoint with the highest `val/AP` (the later one on a tie), or None."""
+        scored = [i for i in self.complete() if SCORE in i.metrics]
         return max(scored, key=lambda i: (i.metrics[SCORE], i.step), default=None)
 
     def latest(self) -> tuple[CheckpointInfo, dict[str, Any]] | None:

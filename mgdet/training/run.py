@@ -101,10 +101,10 @@ class Summary:
 def summarise(experiment: Experiment, last: bool = False) -> Summary | None:
     """The best checkpoint of a run and its metrics; None if it has none yet. `last`: the last evaluated one instead."""
     store = CheckpointStore(experiment.run_uri, experiment.train.keep_best)
-    committed = store.committed()
-    scored = [c for c in committed if c.metrics]
-    best = (scored[-1] if last and scored else store.best()) or (committed[-1] if committed else None)
+    complete = store.complete()  # one that was cut short is not reached: the run goes on from the one before
+    scored = [c for c in complete if c.metrics]
+    best = (scored[-1] if last and scored else store.best()) or (complete[-1] if complete else None)
     if best is None:
         return None
-    finished = any(c.epoch >= experiment.train.epochs for c in committed)
+    finished = any(c.epoch >= experiment.train.epochs for c in complete)
     return Summary(best.metrics, store.path(best), best.epoch, finished)

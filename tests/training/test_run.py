@@ -223,3 +223,18 @@ def test_log_directory(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     remote = experiment.model_copy(update={"storage": "s3://bucket/runs"})
     assert log_directory(remote) == tmp_path / "home" / ".cache" / "mgdet" / "small"
+
+
+def test_a_run_whose_last_checkpoint_was_cut_short_is_not_finished(tmp_path):
+    experiment = small_experiment(tmp_path)
+    store = CheckpointStore(experiment.run_uri)
+    first = store.save({"model": {}}, step=3, epoch=1, metrics={"val/AP": 0.1})
+    last = store.save({"model": {}}, step=6, epoch=experiment.train.epochs, metrics={"val/AP": 0.2})
+    assert summarise(experiment).already_finished
+    with open(store.path(last), "r+b") as file:
+        file.truncate(last.size // 2)
+    reached = summarise(experiment)
+    assert not reached.already_finished
+    assert reached.checkpoint == store.path(first)
+    Path(store.path(first)).unlink()
+    assert summarise(experiment) is None
