@@ -515,12 +515,14 @@ head = ray.get_runtime_context().get_node_id()
 (before,) = [n["Resources"] for n in alive()]
 
 @ray.remote
-def where(seconds=0):
-    time.sleep(seconds)
+def where(nodes=1):
+    deadline = time.time() + 80
+    while sum(n["Alive"] for n in ray.nodes()) < nodes and time.time() < deadline:  # holds its node until then
+        time.sleep(0.5)
     return ray.get_runtime_context().get_node_id()
 
 gpu = where.options(num_cpus=1, num_gpus=1)
-tasks = [gpu.remote(3) for _ in range(2)]
+tasks = [gpu.remote(3) for _ in range(2)]  # the head and two
 free = ray.get(where.options(num_cpus=0).remote(), timeout=60)  # asks for nothing: needs no worker node
 used = ray.get(tasks, timeout=90)
 types = {n["NodeID"]: [r[3:] for r in n["Resources"] if r.startswith("is:")] for n in alive()}
