@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
+from mgdet.config import Experiment
+from mgdet.training.checkpoint import CheckpointStore
+
 
 class Cost(NamedTuple):
     """Of a fault, as the journal of metrics shows it (`train.log_every` must be 1)."""
@@ -19,6 +24,18 @@ def step_records(journal: Path) -> list[dict[str, Any]]:
     """The records of optimizer steps in `metrics.jsonl`, in the order in which they were made."""
     lines = [json.loads(line) for line in journal.read_text().splitlines()]
     return [line for line in lines if "train/loss" in line["metrics"]]
+
+
+def weights(experiment: Experiment) -> dict[str, torch.Tensor]:
+    """Of the last checkpoint of a run."""
+    store = CheckpointStore(experiment.run_uri)
+    state: dict[str, torch.Tensor] = store.load(store.committed()[-1])["model"]
+    return state
+
+
+def same(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
+    """Equal, bit for bit."""
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[k], theirs[k]) for k in theirs)
 
 
 def cost(journal: Path) -> Cost:

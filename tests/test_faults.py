@@ -23,7 +23,7 @@ from mgdet.errors import CheckpointError, ClusterError
 from mgdet.training import checkpoint
 from mgdet.training.checkpoint import ATTEMPTS, CheckpointStore
 from mgdet.training.loop import Worker
-from tests.faults import cost, note, step_records
+from tests.faults import cost, note, same, step_records, weights
 from tests.small import small_experiment
 from tests.tracking_servers import Gate, Server, wait_for
 
@@ -77,15 +77,6 @@ def before_step(monkeypatch, actions):
         return step(self, group, sums)
 
     monkeypatch.setattr(Worker, "_step", with_actions)
-
-
-def weights(e):
-    store = CheckpointStore(e.run_uri)
-    return store.load(store.committed()[-1])["model"]
-
-
-def same(mine, theirs):
-    return mine.keys() == theirs.keys() and all(torch.equal(mine[k], theirs[k]) for k in theirs)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import hashlib
 import io
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
@@ -104,8 +104,7 @@ class CheckpointStore:
 
     def best(self) -> CheckpointInfo | None:
         """The complete checkpoint with the highest `val/AP` (the later one on a tie), or None."""
-        scored = [i for i in self.complete() if SCORE in i.metrics]
-        return max(scored, key=lambda i: (i.metrics[SCORE], i.step), default=None)
+        return best_of(self.complete())
 
     def latest(self) -> tuple[CheckpointInfo, dict[str, Any]] | None:
         """The newest checkpoint that is whole, with its content; damaged ones are named in the log and passed over.
@@ -160,6 +159,12 @@ class CheckpointStore:
                     self.filesystem.delete_file(path)
                 except OSError as error:  # it only takes up space
                     log.warning("%s could not be deleted: %s", path, error)
+
+
+def best_of(infos: Iterable[CheckpointInfo]) -> CheckpointInfo | None:
+    """The one with the highest `val/AP` (the later one on a tie), or None where none was evaluated."""
+    scored = [i for i in infos if SCORE in i.metrics]
+    return max(scored, key=lambda i: (i.metrics[SCORE], i.step), default=None)
 
 
 def read_checkpoint(file: Any, name: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from mgdet.config import Experiment
 from mgdet.errors import ConfigError
 from mgdet.storage import locate, read_bytes, replace_bytes
-from mgdet.training.checkpoint import CheckpointStore
+from mgdet.training.checkpoint import CheckpointStore, best_of
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ def summarise(experiment: Experiment, last: bool = False) -> Summary | None:
     store = CheckpointStore(experiment.run_uri, experiment.train.keep_best)
     complete = store.complete()  # one that was cut short is not reached: the run goes on from the one before
     scored = [c for c in complete if c.metrics]
-    best = (scored[-1] if last and scored else store.best()) or (complete[-1] if complete else None)
+    best = (scored[-1] if last and scored else best_of(complete)) or (complete[-1] if complete else None)
     if best is None:
         return None
     finished = any(c.epoch >= experiment.train.epochs for c in complete)

@@ -21,9 +21,7 @@ def ray_cluster(num_cpus: float, **head: Any) -> Iterator[Any]:
     """A `ray.cluster_utils.Cluster` of one node, to which more can be added."""
     from ray.cluster_utils import Cluster
 
-    with socket.socket() as free:  # the default port may be another cluster's
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)  # the default port may be another cluster's
     arguments = {"num_cpus": num_cpus, "include_dashboard": True, "dashboard_port": port, **head}
     cluster = Cluster(initialize_head=True, head_node_args=arguments)
     try:

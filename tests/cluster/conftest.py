@@ -6,7 +6,8 @@ import pytest
 
 from mgdet.cluster.train import run
 from tests.cluster.clusters import ray_children
-from tests.cluster.runs import experiment, weights
+from tests.cluster.runs import experiment
+from tests.faults import weights
 
 
 @pytest.fixture

@@ -5,9 +5,6 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-
-from mgdet.training.checkpoint import CheckpointStore
 from tests.faults import cost, note
 from tests.small import small_experiment
 
@@ -20,17 +17,8 @@ def experiment(directory, name, workers=2, **changes):
     return small_experiment(directory, name=name, **{"cluster__cpus_per_worker": 0.5, **changes})
 
 
-def weights(e):
-    store = CheckpointStore(e.run_uri)
-    return store.load(store.committed()[-1])["model"]
-
-
 def checkpoints(e):
     return len(list(Path(e.run_uri).glob("checkpoints/*.json")))
-
-
-def same(mine, theirs):
-    return all(torch.equal(mine[k], theirs[k]) for k in theirs)
 
 
 def note_cost(fault, e):

@@ -18,8 +18,8 @@ import pytest
 from mgdet.cluster.train import run
 from mgdet.errors import ClusterError
 from tests.cluster.clusters import Head, ray_children, ray_cluster
-from tests.cluster.runs import TRAIN, checkpoints, experiment, job, note_cost, same, wait, weights
-from tests.faults import step_records
+from tests.cluster.runs import TRAIN, checkpoints, experiment, job, note_cost, wait
+from tests.faults import same, step_records, weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_ray_left_behind")]
 

@@ -2,13 +2,13 @@
 
 import os
 import shutil
-import time
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from tests.cluster.clusters import Head
+from tests.tracking_servers import wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -82,14 +82,14 @@ def test_a_submitted_job(tmp_path, upload):
         submitted = head.job("submit", "--no-wait", "--submission-id", "long", "--working-dir", upload, "--", *long)
         assert submitted.returncode == 0, submitted.stderr
         checkpoints = tmp_path / "runs" / "long" / "checkpoints"
-        wait_for(lambda: len(list(checkpoints.glob("*.json"))) >= 2)
+        wait_for(lambda: len(list(checkpoints.glob("*.json"))) >= 2, 600)
         assert head.job("stop", "long").returncode == 0
         reached = max(p.stem for p in checkpoints.glob("*.json"))
 
         again = head.job("submit", "--no-wait", "--submission-id", "again", "--working-dir", upload, "--", *long)
         assert again.returncode == 0
-        wait_for(lambda: "resuming at epoch" in head.job("logs", "again").stdout)
-        wait_for(lambda: max(p.stem for p in checkpoints.glob("*.json")) > reached)
+        wait_for(lambda: "resuming at epoch" in head.job("logs", "again").stdout, 600)
+        wait_for(lambda: max(p.stem for p in checkpoints.glob("*.json")) > reached, 600)
     finally:
         head.kill()
 
@@ -115,10 +115,3 @@ def test_a_submitted_sweep(tmp_path, upload):
         assert all("working_dir_files" in p for p in places), places
     finally:
         head.kill()
-
-
-def wait_for(condition, seconds=600):
-    deadline = time.time() + seconds
-    while not condition():
-        assert time.time() < deadline
-        time.sleep(0.2)
