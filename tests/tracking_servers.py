@@ -65,11 +65,11 @@ class Server:
 
 
 class Gate:
-    """Passes requests to a server; each waits `delay` seconds first, or for ever while that is None."""
+    """Passes requests to a server; each waits `delay` seconds first, or for ever (`held`) where that is None."""
 
     def __init__(self, port: int) -> None:
         self.delay: float | None = 0.0
-        self.arrived = self.answered = 0
+        self.arrived = self.held = self.answered = 0
         self._closed = threading.Event()
         gate = self
 
@@ -77,7 +77,9 @@ class Gate:
             def do(self) -> None:
                 gate.arrived += 1
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                if gate._closed.wait(gate.delay):
+                delay = gate.delay
+                gate.held += delay is None
+                if gate._closed.wait(delay):
                     return
                 upstream = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
                 headers = {k: v for k, v in self.headers.items() if k.lower() not in ("host", "accept-encoding")}
