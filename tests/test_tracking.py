@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from mgdet.tracking import CloseReport, MlflowTracker, NullTracker, RunHandle, T
 from mgdet.tracking import start_run as start_any_run
 from mgdet.tracking.journal import Journal, Outbox, Point, fresh
 from mgdet.tracking.store import mlflow_name, resolve_uri, shown_uri
+from tests.tracking_servers import Server, wait_for
 
 DEAD = "http://127.0.0.1:9"
 QUICK = {"send_every_s": 0.05, "retry_after_s": (0.1, 0.2), "flush_timeout_s": 20.0}
@@ -57,13 +57,6 @@ def steps(handle, key):
 
 def records(directory):
     return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-
-
-def wait_for(condition, seconds=20.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.02)
 
 
 # --- one run, from start to end
@@ -480,11 +473,10 @@ def test_names_are_accepted_by_mlflow(name):
 
 @pytest.mark.slow
 def test_metrics_made_while_the_server_was_away_arrive_once(tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    uri = f"http://127.0.0.1:{port}"
+    server = Server(tmp_path)
+    uri = server.uri
     config = TrackingConfig(uri=uri, request_retries=0, send_every_s=0.1, retry_after_s=(0.2, 0.5))
-    server = serve(tmp_path, port)
+    server.start()
     try:
         handle = start_run(config, params={"a": {"b": 1}}, config_yaml="x: 1")
         assert handle.ui_command == f"{uri}/#/experiments/{handle.experiment_id}/runs/{handle.run_id}"
@@ -492,14 +484,14 @@ def test_metrics_made_while_the_server_was_away_arrive_once(tmp_path):
         for step in range(1, 11):
             tracker.log({"loss": step, "nan": math.nan}, step)
         wait_for(lambda: steps(handle, "loss") == list(range(1, 11)))
-        stop(server)
+        server.kill()
         for step in range(11, 31):
             tracker.log({"loss": step, "nan": math.nan}, step)
         tracker.artifact(b"late", "pictures/late.png")
         time.sleep(2)
         assert tracker._sender.sent == 20
-        server = serve(tmp_path, port)
-        wait_for(lambda: steps(handle, "loss") == list(range(1, 31)), 60)
+        server.start()
+        wait_for(lambda: steps(handle, "loss") == list(range(1, 31)))
         tracker.log({"loss": 31}, 31)
         assert tracker.close("FINISHED") == CloseReport(sent=61)
         points = history(handle, "loss")
@@ -518,39 +510,7 @@ def test_metrics_made_while_the_server_was_away_arrive_once(tmp_path):
         names = {a.path for f in (None, "pictures") for a in client_of(handle).list_artifacts(handle.run_id, f)}
         assert names == {"config.yaml", "pictures", "pictures/late.png"}
     finally:
-        stop(server)
-
-
-def serve(directory, port):
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{directory}/server.db"]
-    command += ["--artifacts-destination", f"{directory}/artifacts"]
-    environment = {
-        **os.environ,
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-    }
-    with (directory / "server.log").open("a") as log:
-        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=directory)
-
-    def healthy():
-        assert server.poll() is None, (directory / "server.log").read_text()
-        try:
-            return urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).status == 200
-        except OSError:
-            return False
-
-    wait_for(healthy, 90)
-    return server
-
-
-def stop(server):
-    server.terminate()
-    try:
-        server.wait(20)
-    except subprocess.TimeoutExpired:
         server.kill()
-        server.wait()
 
 
 WRITER = """

@@ -10,7 +10,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from mgdet.tracking import CloseReport, MlflowTracker, TrackingConfig, end_run, start_run
+from tests.tracking_servers import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -218,11 +218,6 @@ def assert_all_there(config, parent_run_id, tmp_path):
         file = client.download_artifacts(run.info.run_id, "tables/result.txt", str(tmp_path))
         assert Path(file).read_text() == f"trial {number}"
         assert {a.path for a in client.list_artifacts(run.info.run_id)} == {"config.yaml", "tables"}
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
 
 
 def start(command, log, **options):

@@ -10,7 +10,8 @@ import hashlib
 import io
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -78,7 +79,7 @@ class CheckpointStore:
         """The committed checkpoints, oldest first. Raises `CheckpointError` where the storage cannot be read."""
         selector = fs.FileSelector(self.directory, allow_not_found=True)
         found = []
-        try:
+        with self._reading():
             entries = _retry(lambda: self.filesystem.get_file_info(selector))
             for name in (i.path for i in entries if i.path.endswith(".json")):
                 try:
@@ -86,8 +87,6 @@ class CheckpointStore:
                     found.append(CheckpointInfo.model_validate_json(data))
                 except (ValueError, FileNotFoundError) as error:  # damaged, or deleted meanwhile
                     log.warning("%s is not readable and is passed over: %s", name, error)
-        except OSError as error:  # not to be taken for a run without checkpoints, which would start from the first step
-            raise CheckpointError(f"the checkpoints in {self.directory} cannot be read: {error}") from error
         return sorted(found, key=lambda i: i.step)
 
     def complete(self) -> list[CheckpointInfo]:
@@ -96,10 +95,8 @@ class CheckpointStore:
         Raises `CheckpointError` where the storage cannot be read.
         """
         infos = self.committed()
-        try:
+        with self._reading():
             files = _retry(lambda: self.filesystem.get_file_info([self.path(i) for i in infos])) if infos else []
-        except OSError as error:
-            raise CheckpointError(f"the checkpoints in {self.directory} cannot be read: {error}") from error
         return [info for info, file in zip(infos, files, strict=True) if file.size == info.size]
 
     def best(self) -> CheckpointInfo | None:
@@ -137,6 +134,14 @@ class CheckpointStore:
     def path(self, info: CheckpointInfo) -> str:
         """Where the checkpoint's file is."""
         return f"{self.directory}/{info.file}"
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Storage that cannot be read is not to be taken for a run without checkpoints, which would start anew."""
+        try:
+            yield
+        except OSError as error:
+            raise CheckpointError(f"the checkpoints in {self.directory} cannot be read: {error}") from error
 
     def _commit(self, info: CheckpointInfo, data: bytes) -> None:
         self.filesystem.create_dir(self.directory, recursive=True)
