@@ -11,6 +11,12 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 # One token for all clusters of this process: Ray remembers the first that it has seen.
 os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
 
+import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+def pytest_configure(config):
+    if config.getoption("numprocesses", None) and config.option.markexpr != "not slow":
+        raise pytest.UsageError("slow tests start clusters and servers and are run one at a time: leave out -n")

@@ -223,8 +223,7 @@ def place(tmp_path):
 def config(place, **changes):
     """Given as a file without the secret: that a user's own file holds it would be no leak."""
     path = place.directory / "small.yaml"
-    small = {"train__ema": {"enabled": False}, "train__optimizer": {"name": "sgd", "lr": 1e-3, "momentum": 0}}
-    path.write_text(small_experiment(place.directory, tracking={}, train__epochs=1, **small, **changes).to_yaml())
+    path.write_text(small_experiment(place.directory, tracking={}, train__epochs=1, **changes).to_yaml())
     return path
 
 
@@ -344,8 +343,7 @@ def test_a_pickle_is_not_executed(tmp_path, canary, job, how):
 
 def test_a_pickle_among_the_checkpoints_of_a_run_is_not_executed(tmp_path, canary):
     """With a record and the right checksum, which whoever can write to the storage can make as well."""
-    light = {"train__ema": {"enabled": False}, "train__optimizer": {"name": "sgd", "lr": 1e-3, "momentum": 0}}
-    small = small_experiment(tmp_path, **light)
+    small = small_experiment(tmp_path)
     save_run(small, small, None)
     checkpoints = Path(small.run_uri) / "checkpoints"
     checkpoints.mkdir()

@@ -16,14 +16,13 @@ from mgdet.config import Experiment
 from mgdet.tracking import NullTracker
 from mgdet.training.distributed import World
 from mgdet.training.loop import Worker
-from tests.small import small_experiment
+from tests.small import STATEFUL, small_experiment
 
 MODELS = {
-    "retinanet": {},
+    "retinanet": STATEFUL,
     "fcos": {
         "model": {"name": "fcos", "backbone": "resnet18", "norm": "gn", "channels": 32},
         "assigner": {"name": "center_sampling"},
-        "train__ema": {"enabled": False},
         "data__transform__resize": {"name": "longest_edge", "height": 96, "width": 64},
     },
 }

@@ -9,7 +9,7 @@ from mgdet.tracking import NullTracker
 from mgdet.training.checkpoint import CheckpointStore, read_checkpoint
 from mgdet.training.distributed import World
 from mgdet.training.loop import Worker
-from tests.small import small_experiment
+from tests.small import STATEFUL, small_experiment
 
 CPU = World(0, 1, torch.device("cpu"))
 
@@ -37,23 +37,33 @@ def train(experiment, stop_after_step=None):
     return worker
 
 
-@pytest.fixture
-def experiment(tmp_path):
+def stateful(directory):
+    """An experiment whose checkpoints hold everything that they can."""
     changes = {
         "train__checkpoint_every_steps": 2,
         "data__transform__hflip": 0.5,
         "assigner": {"name": "mutual_labeling", "warmup_epochs": 1.3},  # another assigner takes over in mid-epoch
+        **STATEFUL,
     }
-    return prepare(small_experiment(tmp_path, **changes), cpus=1, gpus=0)[0]
+    return prepare(small_experiment(directory, **changes), cpus=1, gpus=0)[0]
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    return stateful(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """The training that nothing stopped."""
+    return train(stateful(tmp_path_factory.mktemp("straight")))
 
 
 @pytest.mark.parametrize("stop", [2, 3, 4, 5], ids=lambda s: f"stopped before step {s}")
-def test_resumed_equals_straight(experiment, stop):
+def test_resumed_equals_straight(experiment, straight, stop):
     """Three steps an epoch, a checkpoint at every second step and each epoch's end: stops fall in mid-epoch too."""
-    straight = train(experiment.model_copy(update={"name": "straight"}))
-    broken = experiment.model_copy(update={"name": "broken"})
-    train(broken, stop_after_step=stop)
-    resumed = train(broken)
+    train(experiment, stop_after_step=stop)
+    resumed = train(experiment)
     assert resumed.position == straight.position
     for mine, theirs in ((resumed.detector, straight.detector), (resumed.ema.module, straight.ema.module)):
         for (name, a), (_, b) in zip(mine.state_dict().items(), theirs.state_dict().items(), strict=True):
@@ -73,11 +83,10 @@ def test_the_assigner_changes_at_its_epoch(experiment, monkeypatch):
     assert used == ["max_iou"] * 4 + ["mutual_labeling"] * 2
 
 
-def test_the_comparison_can_fail(experiment):
+def test_the_comparison_can_fail(experiment, straight):
     """Another seed gives other weights: the equality above is not that of constants."""
-    a = train(experiment.model_copy(update={"name": "a"}))
-    b = train(experiment.model_copy(update={"name": "b", "seed": 1}))
-    pairs = zip(a.detector.parameters(), b.detector.parameters(), strict=True)
+    other = train(experiment.model_copy(update={"seed": 1}))
+    pairs = zip(straight.detector.parameters(), other.detector.parameters(), strict=True)
     assert not all(torch.equal(x, y) for x, y in pairs)
 
 
@@ -93,18 +102,16 @@ def test_a_damaged_checkpoint_is_passed_over(experiment, caplog):
     assert "damaged" in caplog.text
 
 
-def test_an_uncommitted_checkpoint_is_not_seen(experiment):
-    train(experiment)
-    store = CheckpointStore(experiment.run_uri)
+def test_an_uncommitted_checkpoint_is_not_seen(straight):
+    store = straight.store
     before = [i.file for i in store.committed()]
     with open(store.directory + "/step-99999999.pt", "wb") as file:
         file.write(b"half")
     assert [i.file for i in store.committed()] == before
 
 
-def test_checkpoint_holds_what_it_promises(experiment):
-    train(experiment)
-    store = CheckpointStore(experiment.run_uri)
+def test_checkpoint_holds_what_it_promises(straight):
+    store = straight.store
     state = read_checkpoint(store.path(store.committed()[-1]), "newest")
     assert state.keys() == {
         "model", "ema", "optimizer", "schedule", "position", "generators", "config", "categories", "format",
