@@ -11,10 +11,14 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 # One token for all clusters of this process: Ray remembers the first that it has seen.
 os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
 
+import hypothesis
 import pytest
 import torch
 
 torch.set_num_threads(1)
+# Nothing fails because the machine is slow: the first example of a test may import MLflow.
+hypothesis.settings.register_profile("mgdet", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("mgdet")
 
 
 def pytest_configure(config):

@@ -99,7 +99,7 @@ any_box = st.tuples(coordinate, coordinate, coordinate, coordinate)
 proper_box = any_box.map(lambda c: (min(c[0], c[2]), min(c[1], c[3]), max(c[0], c[2]), max(c[1], c[3])))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.lists(st.tuples(any_box, any_box), min_size=1, max_size=20))
 def test_symmetric_and_bounded(pairs):
     """For every box with finite corners, inverted ones included."""
@@ -112,7 +112,7 @@ def test_symmetric_and_bounded(pairs):
     assert (general <= overlap + 1e-5).all(), "GIoU only ever subtracts from IoU"
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(proper_box)
 def test_a_box_overlaps_itself_completely(box):
     t = torch.tensor(box, dtype=torch.float32)

@@ -33,7 +33,7 @@ def check(inputs, **options):
     return result.cls
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(
     batch=batches("points", "anchors"),
     radius=st.sampled_from([0.5, 1.0, 1.5, 1.5, 2.5, None]),

@@ -33,7 +33,7 @@ def check(inputs, **options):
     return result
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(
     seed=st.integers(0, 2**31),
     images=st.integers(1, 3),
@@ -48,7 +48,7 @@ def test_equals_the_loop_oracle(seed, images, objects, anchors, step, thresholds
     check(inputs, positive_iou=thresholds[0], negative_iou=thresholds[1], force_match=force_match)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(batch=batches("anchors", "three anchors"), force_match=st.booleans())
 def test_equals_the_loop_oracle_on_levels(batch, force_match):
     check(named_inputs(**batch), force_match=force_match)

@@ -45,7 +45,7 @@ def check(inputs, **options):
     return result
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(
     seed=st.integers(0, 2**31),
     images=st.integers(1, 3),
@@ -88,7 +88,7 @@ SETTINGS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=220, deadline=None, derandomize=True)
+@settings(max_examples=220, derandomize=True)
 @given(batch=batches("points", "anchors", "three anchors"), options=SETTINGS)
 def test_equals_the_loop_oracle_on_levels(batch, options):
     assume(batch["layout"] != "points" or options["count"] != "iou")

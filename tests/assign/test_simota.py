@@ -41,7 +41,7 @@ def check(inputs, **options):
     return result.cls
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 @given(
     batch=batches("points", "anchors", "three anchors"),
     radius=st.sampled_from([0.5, 1.5, 2.5, 2.5, 5.0]),

@@ -48,7 +48,7 @@ def check(inputs, **options):
     return result.cls
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(
     batch=batches("points", "anchors", "three anchors"),
     alpha=st.sampled_from([0.5, 1.0, 1.0, 2.0]),

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mgdet.data.order import (
@@ -87,7 +87,6 @@ def test_train_batches(groups: list[int], seed: int, world: int, batch: int, epo
     assert len(samplers[0]) == steps - step
 
 
-@settings(deadline=None)
 @given(GROUPS, SEED, st.integers(0, 3), st.data())
 def test_each_image_comes_once_whatever_the_ranks_were(
     groups: list[int], seed: int, epoch: int, data: st.DataObject

@@ -266,7 +266,7 @@ def random_pair(seed, ties):
     return gt, DetectionArrays(image, boxes, scores, labels)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 2**32 - 1), ties=st.booleans())
 def test_backends_agree(seed, ties):
     gt, det = random_pair(seed, ties)
@@ -276,7 +276,7 @@ def test_backends_agree(seed, ties):
     np.testing.assert_allclose(a.precision, b.precision, atol=1e-12)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_order_of_images_objects_and_detections_does_not_matter(seed):
     gt, det = random_pair(seed, ties=False)
