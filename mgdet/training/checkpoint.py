@@ -154,8 +154,7 @@ class CheckpointStore:
         except CheckpointError as error:  # the next save does it
             log.warning("old checkpoints are not deleted: %s", error)
             return
-        by_score = sorted((i for i in found if SCORE in i.metrics), key=lambda i: (i.metrics[SCORE], i.step))
-        keep = {i.file for i in found[-LATEST_KEPT:]} | {i.file for i in by_score[-self.keep_best :]}
+        keep = {i.file for i in [*found[-LATEST_KEPT:], *_by_score(found)[-self.keep_best :]]}
         for info in found:
             if info.file in keep:
                 continue
@@ -168,8 +167,12 @@ class CheckpointStore:
 
 def best_of(infos: Iterable[CheckpointInfo]) -> CheckpointInfo | None:
     """The one with the highest `val/AP` (the later one on a tie), or None where none was evaluated."""
-    scored = [i for i in infos if SCORE in i.metrics]
-    return max(scored, key=lambda i: (i.metrics[SCORE], i.step), default=None)
+    return next(reversed(_by_score(infos)), None)
+
+
+def _by_score(infos: Iterable[CheckpointInfo]) -> list[CheckpointInfo]:
+    """Those that were evaluated, the best last."""
+    return sorted((i for i in infos if SCORE in i.metrics), key=lambda i: (i.metrics[SCORE], i.step))
 
 
 def read_checkpoint(file: Any, name: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from mgdet.tracking import NullTracker
 from mgdet.training.checkpoint import CheckpointStore
 from mgdet.training.distributed import World
 from mgdet.training.loop import Position, Worker
+from tests.faults import same, weights
 from tests.small import small_experiment
 
 CPU = World(0, 1, torch.device("cpu"))
@@ -38,11 +39,6 @@ def steps(experiment):
     return [c.step for c in CheckpointStore(experiment.run_uri).committed()]
 
 
-def weights(experiment):
-    store = CheckpointStore(experiment.run_uri)
-    return store.load(store.committed()[-1])["model"]
-
-
 def test_stopped_on_request_it_goes_on_at_that_step(experiment):
     straight = experiment.model_copy(update={"name": "straight"})
     Worker(straight, CPU, NullTracker()).run()
@@ -52,8 +48,7 @@ def test_stopped_on_request_it_goes_on_at_that_step(experiment):
     worker = Worker(experiment, CPU, NullTracker())
     assert worker.position.step == 2
     worker.run()
-    mine, theirs = weights(experiment), weights(straight)
-    assert all(torch.equal(mine[k], theirs[k]) for k in theirs)
+    assert same(weights(experiment), weights(straight))
 
 
 def test_sigterm_leaves_a_checkpoint_of_the_last_step(tmp_path, monkeypatch):
