@@ -341,26 +341,27 @@ def main() -> int:
         job = Job(args.kind, path, args.epochs)
         runs.append(Chaos(job, FAULTS[args.kind], kills, args.every, args.seed, args.patience))
         results.append(runs[-1].run())
-    calm, storm = runs
-    problems = [*calm.problems, *storm.problems]
-    if len(storm.hits) < args.kills:
-        problems.append(f"only {len(storm.hits)} of {args.kills} faults took place; more --epochs leave time for them")
+    undisturbed, disturbed = runs
+    problems = [*undisturbed.problems, *disturbed.problems]
+    if len(disturbed.hits) < args.kills:
+        problems.append(f"only {len(disturbed.hits)} of {args.kills} faults took place; more --epochs leave time")
     unequal = list(differences(*results))
     count = {part: len(values) for part, values in results[0].items()}
     equal = (
         f"equal: weights ({count['weights']} tensors), metrics ({count['metrics']} values), states ({count['states']})"
     )
     lines = [
-        table(storm.hits) if storm.hits else "",
+        table(disturbed.hits) if disturbed.hits else "",
         "",
-        f"undisturbed {calm.seconds:.0f} s; disturbed {storm.seconds:.0f} s in {storm.job.starts} starts",
+        f"undisturbed {undisturbed.seconds:.0f} s; disturbed {disturbed.seconds:.0f} s "
+        f"in {disturbed.job.starts} starts",
         *([f"NOT EQUAL: {len(unequal)} differences", *unequal[:SHOWN]] if unequal else [equal]),
         *(f"problem: {problem}" for problem in problems),
     ]
     print("\n".join(["", *lines]))
     (directory / f"chaos-{args.kind}.md").write_text("\n".join([*lines, ""]))
-    record = {"hits": [asdict(h) for h in storm.hits], "problems": problems, "differences": unequal}
-    record |= {"undisturbed_s": calm.seconds, "disturbed_s": storm.seconds, "starts": storm.job.starts}
+    record = {"hits": [asdict(h) for h in disturbed.hits], "problems": problems, "differences": unequal}
+    record |= {"undisturbed_s": undisturbed.seconds, "disturbed_s": disturbed.seconds, "starts": disturbed.job.starts}
     (directory / f"chaos-{args.kind}.json").write_text(json.dumps(record, indent=1))
     return 1 if unequal or problems else 0
 

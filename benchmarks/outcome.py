@@ -28,11 +28,11 @@ Result = dict[str, Values]
 """What a job came to: its weights, metrics and states."""
 
 
-def differences(calm: Result, storm: Result) -> Iterator[str]:
+def differences(undisturbed: Result, disturbed: Result) -> Iterator[str]:
     """Every difference in words."""
-    for part in calm:
-        for name in calm[part] | storm[part]:
-            theirs, mine = calm[part].get(name, ()), storm[part].get(name, ())
+    for part in undisturbed:
+        for name in undisturbed[part] | disturbed[part]:
+            theirs, mine = undisturbed[part].get(name, ()), disturbed[part].get(name, ())
             if mine != theirs:
                 what = "is missing" if not mine else "differs"
                 if len(mine) > len(theirs):

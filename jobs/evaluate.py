@@ -12,12 +12,12 @@ import argparse
 import logging
 import sys
 
-from mgdet.job import arguments, carry_out
-from mgdet.training.evaluate_trained import HEADLINE, PER_CLASS, evaluate_trained
-from mgdet.training.output import JsonFile
-from mgdet.training.trained import load_detector
+from mgdet.cli.run import arguments, run_cli
+from mgdet.inference.evaluate import HEADLINE, PER_CLASS, evaluate_trained
+from mgdet.inference.load import load_detector
+from mgdet.inference.output import JsonFile
 
-log = logging.getLogger("mgdet.jobs")
+logger = logging.getLogger("mgdet.jobs")
 
 
 def main() -> int:
@@ -29,13 +29,13 @@ def main() -> int:
     parser.add_argument("--split", metavar="NAME", help="default: the one that the training evaluated on")
     parser.add_argument("--json", metavar="FILE", help="write all metrics there, as JSON")
     args = parser.parse_intermixed_args()
-    return carry_out(lambda: evaluate(args), "nothing was written")
+    return run_cli(lambda: evaluate(args), "nothing was written")
 
 
 def evaluate(args: argparse.Namespace) -> int:
     trained = load_detector(args.checkpoint, args.overrides)
     target = JsonFile(args.json) if args.json else None
-    log.info("%s", trained)
+    logger.info("%s", trained)
     done = evaluate_trained(trained, args.data, args.split)
     if target:
         source = {"checkpoint": trained.path, "epoch": trained.epoch, "step": trained.step}

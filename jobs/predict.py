@@ -11,11 +11,11 @@ import argparse
 import logging
 import sys
 
-from mgdet.job import arguments, carry_out
-from mgdet.training.predict import predict
-from mgdet.training.trained import load_detector
+from mgdet.cli.run import arguments, run_cli
+from mgdet.inference.load import load_detector
+from mgdet.inference.predict import predict
 
-log = logging.getLogger("mgdet.jobs")
+logger = logging.getLogger("mgdet.jobs")
 
 
 def main() -> int:
@@ -29,12 +29,12 @@ def main() -> int:
     parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at a time (default 1)")
     parser.add_argument("--overwrite", action="store_true", help="DIR may hold files; those of the same names go")
     args = parser.parse_intermixed_args()
-    return carry_out(lambda: detect(args), "there is no detections.json of this prediction")
+    return run_cli(lambda: detect(args), "there is no detections.json of this prediction")
 
 
 def detect(args: argparse.Namespace) -> int:
     trained = load_detector(args.checkpoint)
-    log.info("%s", trained)
+    logger.info("%s", trained)
     options = {"score": args.score, "draw": args.draw, "batch_size": args.batch_size, "overwrite": args.overwrite}
     done = predict(trained, args.images, args.out, **options)
     left_out = f", {len(done.unreadable)} left out as unreadable (named above)" if done.unreadable else ""

@@ -13,9 +13,9 @@ import time
 
 from pydantic import ValidationError
 
+from mgdet.cli.run import arguments, run_cli
 from mgdet.data import CocoSplit, Manifest, ShapesConfig, generate_shapes, import_coco
 from mgdet.errors import MgdetError
-from mgdet.job import arguments, carry_out
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -82,15 +82,15 @@ def print_table(manifest: Manifest, uri: str) -> None:
 def main() -> int:
     """Exit status 0: written; 2: something the user can mend; 130: interrupted."""
     args = parse_arguments()
-    return carry_out(lambda: write(args), "nothing appeared at the target")
+    return run_cli(lambda: write(args), "nothing appeared at the target")
 
 
 def write(args: argparse.Namespace) -> int:
     try:
         print_table(prepare(args), args.out)
-    except ValidationError as e:
-        first = e.errors()[0]
-        raise MgdetError(f"--{first['loc'][0]} is {first['input']!r}: {first['msg']}") from e
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise MgdetError(f"--{first['loc'][0]} is {first['input']!r}: {first['msg']}") from error
     return 0
 
 

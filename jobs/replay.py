@@ -10,8 +10,8 @@ import sys
 import torch
 from torch import Tensor, nn
 
+from mgdet.cli.run import arguments, run_cli
 from mgdet.config import validate
-from mgdet.job import arguments, carry_out
 from mgdet.structures import Batch, Targets
 from mgdet.training.distributed import World
 from mgdet.training.nonfinite import load_capture
@@ -36,7 +36,7 @@ def main() -> int:
     parser = arguments(__doc__)
     parser.add_argument("capture")
     args = parser.parse_args()
-    return carry_out(lambda: replay(args.capture), "nothing was written")
+    return run_cli(lambda: replay(args.capture), "nothing was written")
 
 
 def replay(path: str) -> int:

@@ -11,9 +11,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from mgdet.cli.run import arguments, run_cli
 from mgdet.config import load
-from mgdet.job import arguments, carry_out
-from mgdet.training.evaluate_trained import HEADLINE
+from mgdet.inference.evaluate import HEADLINE
 
 QUICKSTART = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"
 
@@ -25,7 +25,7 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override any key, such as train.epochs=24")
     parser.add_argument("--dry-run", action="store_true", help="build everything, run one batch, report, exit")
     args = parser.parse_intermixed_args()
-    return carry_out(lambda: train(args), "the same command continues from the last checkpoint")
+    return run_cli(lambda: train(args), "the same command continues from the last checkpoint")
 
 
 def train(args: argparse.Namespace) -> int:
@@ -34,7 +34,7 @@ def train(args: argparse.Namespace) -> int:
         config, overrides = str(QUICKSTART), [config, *overrides]
     experiment = load(config, overrides)
     if args.dry_run:
-        from mgdet.cluster.dry_run import dry_run
+        from mgdet.runs.dry_run import dry_run
 
         print(dry_run(experiment))
         return 0

@@ -11,7 +11,7 @@ last checkpoint. A larger `trials` adds some.
 import argparse
 import sys
 
-from mgdet.job import arguments, carry_out
+from mgdet.cli.run import arguments, run_cli
 from mgdet.sweep.config import load_sweep
 
 
@@ -24,7 +24,7 @@ def main() -> int:
     parser.add_argument("--retry-failed", action="store_true", help="run trials that failed in an earlier start again")
     parser.add_argument("--check", action="store_true", help="validate the file and the whole search space, then exit")
     args = parser.parse_intermixed_args()
-    return carry_out(lambda: search(args), "the same command continues the sweep")
+    return run_cli(lambda: search(args), "the same command continues the sweep")
 
 
 def search(args: argparse.Namespace) -> int:

@@ -16,5 +16,5 @@ class Config(BaseModel):
 def resolved(value: T | Literal["auto"]) -> T:
     """The value of a key that may be `auto`, after `auto` was resolved; TypeError where it was not."""
     if value == "auto":
-        raise TypeError("the experiment still holds an `auto`: pass it through mgdet.training.resolve.resolve first")
+        raise TypeError("the experiment still holds an `auto`: pass it through mgdet.runs.resolve.resolve first")
     return value

@@ -1,6 +1,6 @@
 """The errors a user can cause, each of which says what is wrong, where, what is allowed and what to do next."""
 
-from mgdet.redact import redacted
+from mgdet.text import redacted
 
 
 class MgdetError(Exception):

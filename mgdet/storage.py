@@ -6,11 +6,13 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Annotated
 
 from pyarrow import fs
+from pydantic import AfterValidator
 
 from mgdet.errors import DataError
-from mgdet.redact import has_password
+from mgdet.text import has_password
 
 
 def locate(uri: str | os.PathLike[str]) -> tuple[fs.FileSystem, str]:
@@ -24,17 +26,17 @@ def locate(uri: str | os.PathLike[str]) -> tuple[fs.FileSystem, str]:
         raise DataError("The data set's location is empty. Give a local path or a URI such as s3://bucket/coco.")
     try:
         require_no_password(text)
-    except ValueError as e:
-        raise DataError(f"{text}: {e}") from None
+    except ValueError as error:
+        raise DataError(f"{text}: {error}") from None
     if "://" not in text:
         return fs.LocalFileSystem(), str(Path(text).expanduser().resolve())
     try:
         return fs.FileSystem.from_uri(text)  # type: ignore[no-any-return]  # pyarrow has no types
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError) as error:
         raise DataError(
-            f"Cannot open {text!r}: {e}. Allowed: a local path, or a URI with a scheme that pyarrow.fs knows "
+            f"Cannot open {text!r}: {error}. Allowed: a local path, or a URI with a scheme that pyarrow.fs knows "
             "(file, s3, gs, abfs, hdfs). Check the scheme, the bucket and the credentials."
-        ) from e
+        ) from error
 
 
 def require_no_password(uri: str) -> str:
@@ -46,6 +48,10 @@ def require_no_password(uri: str) -> str:
             "machine's role, and leave it out of the URI"
         )
     return uri
+
+
+Place = Annotated[str, AfterValidator(require_no_password)]
+"""A local path or a URI of `pyarrow.fs`, as a configuration key. It stands in files and logs: no password."""
 
 
 def is_local(filesystem: fs.FileSystem) -> bool:
@@ -117,8 +123,10 @@ def new_directory(
     try:
         with fill as path:
             yield filesystem, path
-    except OSError as e:
-        raise DataError(f"Cannot write {uri}: {e}. Nothing was kept. Check the space, the rights and the store.") from e
+    except OSError as error:
+        raise DataError(
+            f"Cannot write {uri}: {error}. Nothing was kept. Check the space, the rights and the store."
+        ) from error
 
 
 @contextmanager

@@ -6,8 +6,9 @@ import pytest
 
 from mgdet.assign import MaxIoU, MutualGuidance
 from mgdet.config import load, validate
+from mgdet.data.order import micro_batch
 from mgdet.errors import ConfigError
-from mgdet.training.resolve import micro_batch, resolve
+from mgdet.runs.resolve import resolve
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 MINIMAL = {"name": "x", "data": {"uri": "d"}}

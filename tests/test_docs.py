@@ -73,7 +73,7 @@ def test_there_is_a_recipe_for_every_pair_that_is_defined_and_the_table_shows_wh
     for name, variant in variants.items():
         for model in (RetinaNetConfig(), RetinaNetConfig(anchors={"scales": 1, "ratios": [1.0]}), FCOSConfig()):
             try:
-                variant().settled(model.layout)
+                variant().resolved_for(model.layout)
             except ConfigError:
                 continue
             defined.add((model.name, name))

@@ -14,11 +14,11 @@ import torch
 from mgdet.config import Experiment
 from mgdet.data import ShardedDataset
 from mgdet.errors import CheckpointError
-from mgdet.training import evaluate_trained as evaluation
+from mgdet.inference import evaluate as evaluation
+from mgdet.inference.load import _sharing, load_detector
 from mgdet.training.checkpoint import CheckpointStore, read_checkpoint
 from mgdet.training.loop import Worker
-from mgdet.training.progress import Pace
-from mgdet.training.trained import _sharing, load_detector
+from mgdet.training.progress import ProgressLog
 from tests.small import small_experiment
 from tests.trained_runs import MODELS, call, import_job, refused, train
 
@@ -289,7 +289,7 @@ def test_a_long_evaluation_says_where_it_is(monkeypatch, caplog):
     now = 100.0
     monkeypatch.setattr("mgdet.training.progress.time.monotonic", lambda: now)
     caplog.set_level("INFO", logger="mgdet")
-    pace = Pace("evaluated", 100)
+    pace = ProgressLog("evaluated", 100)
     for _ in range(10):
         now += 2
         pace.add(10)

@@ -79,9 +79,9 @@ def before_step(monkeypatch, actions):
 
 
 @pytest.fixture(scope="module")
-def calm(tmp_path_factory):
+def undisturbed(tmp_path_factory):
     """The weights of a training that nothing happens to."""
-    e = experiment(tmp_path_factory.mktemp("calm"))
+    e = experiment(tmp_path_factory.mktemp("undisturbed"))
     run(e)
     return weights(e)
 
@@ -268,7 +268,7 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_disk_is_full_at_a_checkpoint(tmp_path, small_disk, calm, monkeypatch, caplog):
+def test_the_disk_is_full_at_a_checkpoint(tmp_path, small_disk, undisturbed, monkeypatch, caplog):
     """It is full after the first checkpoint; there is room again before the third."""
     e = experiment(tmp_path).model_copy(update={"storage": str(small_disk)})
     filler, before = small_disk / "filler", {}
@@ -293,7 +293,7 @@ def test_the_disk_is_full_at_a_checkpoint(tmp_path, small_disk, calm, monkeypatc
     assert "No space left on device" in caplog.text
     assert "training goes on, the newest checkpoint stays the one before" in caplog.text
     assert [i.step for i in CheckpointStore(e.run_uri).committed()] == [18, 24]
-    assert same(weights(e), calm)
+    assert same(weights(e), undisturbed)
     found = cost(journal(e))  # no record of a step is missing
     assert found.steps_repeated == 0
     note("disk full at a checkpoint, 3 attempts", steps_repeated=0, seconds=found.seconds, steps_at_risk=6)
@@ -309,7 +309,7 @@ def stop():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", ["truncated", "one byte flipped"])
-def test_the_newest_checkpoint_is_damaged(tmp_path, calm, monkeypatch, caplog, damage):
+def test_the_newest_checkpoint_is_damaged(tmp_path, undisturbed, monkeypatch, caplog, damage):
     e = experiment(tmp_path)
     with monkeypatch.context() as patch:
         before_step(patch, {15: stop})
@@ -333,7 +333,7 @@ def test_the_newest_checkpoint_is_damaged(tmp_path, calm, monkeypatch, caplog, d
     run(e)
     warned = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING and "damaged" in r.getMessage()]
     assert [str(path) in w for w in warned] == [True]
-    assert same(weights(e), calm)
+    assert same(weights(e), undisturbed)
     records = step_records(journal(e))
     assert [r["step"] for r in records] == [*range(1, 15), *range(7, STEPS + 1)], "on from the one before"
     again = next(r["time"] for r in records if r["time"] > begin)
@@ -353,7 +353,7 @@ def failing(function, times, calls):
 
 
 @pytest.mark.slow
-def test_storage_that_fails_twice_costs_no_checkpoint(tmp_path, calm, monkeypatch, caplog):
+def test_storage_that_fails_twice_costs_no_checkpoint(tmp_path, undisturbed, monkeypatch, caplog):
     calls = []
     write = storage.write_bytes
     before_step(
@@ -364,12 +364,12 @@ def test_storage_that_fails_twice_costs_no_checkpoint(tmp_path, calm, monkeypatc
     assert caplog.text.count("storage failed") == ATTEMPTS - 1
     assert "training goes on" not in caplog.text
     assert [i.step for i in CheckpointStore(e.run_uri).committed()] == [18, 24]
-    assert same(weights(e), calm)
+    assert same(weights(e), undisturbed)
     note("storage fails twice at a checkpoint", steps_repeated=0, seconds=cost(journal(e)).seconds)
 
 
 @pytest.mark.slow
-def test_storage_that_always_fails_is_given_up_each_time(tmp_path, calm, monkeypatch, caplog):
+def test_storage_that_always_fails_is_given_up_each_time(tmp_path, undisturbed, monkeypatch, caplog):
     """Three attempts at each of the four checkpoints; the training comes to its end and says that nothing is kept."""
     calls = []
     monkeypatch.setattr(checkpoint.time, "sleep", lambda seconds: calls.append(seconds))
@@ -385,12 +385,12 @@ def test_storage_that_always_fails_is_given_up_each_time(tmp_path, calm, monkeyp
     assert [r["step"] for r in step_records(journal(e))] == list(range(1, STEPS + 1))
     monkeypatch.undo()
     run(e)
-    assert same(weights(e), calm)
+    assert same(weights(e), undisturbed)
     note("storage fails at every checkpoint", steps_repeated=STEPS, seconds=sum(calls[:2]))
 
 
 @pytest.mark.slow
-def test_reading_that_fails_twice_resumes_from_the_newest(tmp_path, calm, monkeypatch):
+def test_reading_that_fails_twice_resumes_from_the_newest(tmp_path, undisturbed, monkeypatch):
     e = experiment(tmp_path)
     with monkeypatch.context() as patch:
         before_step(patch, {15: stop})
@@ -407,7 +407,7 @@ def test_reading_that_fails_twice_resumes_from_the_newest(tmp_path, calm, monkey
     monkeypatch.setattr(CheckpointStore, "load", with_failures)
     begin = time.time()
     run(e)
-    assert same(weights(e), calm)
+    assert same(weights(e), undisturbed)
     records = step_records(journal(e))
     assert [r["step"] for r in records] == [*range(1, 15), *range(13, STEPS + 1)]
     again = next(r["time"] for r in records if r["time"] > begin)
@@ -416,7 +416,7 @@ def test_reading_that_fails_twice_resumes_from_the_newest(tmp_path, calm, monkey
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["the checkpoint", "also its record"])
-def test_reading_that_always_fails_does_not_train_from_the_start(tmp_path, calm, monkeypatch, what):
+def test_reading_that_always_fails_does_not_train_from_the_start(tmp_path, undisturbed, monkeypatch, what):
     """A store that is out of reach is not an empty one."""
     e = experiment(tmp_path)
     with monkeypatch.context() as patch:
@@ -439,6 +439,6 @@ def test_reading_that_always_fails_does_not_train_from_the_start(tmp_path, calm,
     assert len(calls) == ATTEMPTS
     assert journal(e).read_bytes() == before, "no step was taken"
     run(e)
-    assert same(weights(e), calm)
+    assert same(weights(e), undisturbed)
     assert cost(journal(e)).steps_repeated == 2
     note(f"storage cannot be read at a restart: {what}", steps_repeated=2, seconds=sum(waits))

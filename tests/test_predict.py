@@ -11,10 +11,10 @@ from pycocotools.coco import COCO
 
 from mgdet.data import ShardedDataset, build_eval_loader
 from mgdet.evaluation.draw import draw_boxes
-from mgdet.training import predict as prediction
+from mgdet.inference import predict as prediction
+from mgdet.inference.load import load_detector
 from mgdet.training.distributed import World
 from mgdet.training.evaluate import evaluate
-from mgdet.training.trained import load_detector
 from tests.trained_runs import MODELS, call, import_job, refused, train
 
 job = import_job("predict")

@@ -19,12 +19,12 @@ from mgdet.config import load, validate
 from mgdet.data import read_manifest
 from mgdet.errors import ConfigError, DataError, MgdetError
 from mgdet.models import initialise
-from mgdet.redact import has_password, redacted
+from mgdet.runs.record import open_run, save_run
 from mgdet.storage import locate
 from mgdet.sweep.config import load_sweep
-from mgdet.sweep.trials import Book
+from mgdet.sweep.trials import TrialStore
+from mgdet.text import has_password, redacted
 from mgdet.training.nonfinite import load_capture
-from mgdet.training.run import open_run, save_run
 from tests.small import small_experiment
 from tests.tracking_servers import Server
 from tests.trained_runs import call, import_job
@@ -423,7 +423,7 @@ def test_records_are_json_and_nothing_else(tmp_path, canary, record, content):
         "run.json": (Path(small.run_uri), lambda: open_run(small)),
         "dataset.json": (tmp_path / "data", lambda: read_manifest(str(tmp_path / "data"))),
         "sweep.json": (Path(uri), lambda: _open(sweep, uri)),
-        "trial.json": (Path(uri) / "s-000", lambda: Book(uri, "s")),
+        "trial.json": (Path(uri) / "s-000", lambda: TrialStore(uri, "s")),
     }[record]
     directory.mkdir(parents=True)
     (directory / record).write_bytes(data)

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import torch
 
-from mgdet.cluster.train import prepare
 from mgdet.config import Experiment
+from mgdet.runs.launch import prepare
 from mgdet.tracking import NullTracker
 from mgdet.training.distributed import World
 from mgdet.training.loop import Worker

@@ -29,13 +29,13 @@ class Assigner(Config):
         Raises `ConfigError` where the method is not defined for such priors.
         """
         with torch.no_grad(), torch.autocast(priors.boxes.device.type, enabled=False):
-            return self.settled(priors.layout).assign(priors, predictions.detach(), targets)
+            return self.resolved_for(priors.layout).assign(priors, predictions.detach(), targets)
 
     @abstractmethod
     def assign(self, priors: Priors, predictions: Predictions, targets: Targets) -> Assignment:
         """The method itself; `predictions` are detached and float32, and no field is `auto`."""
 
-    def settled(self, layout: PriorLayout) -> Self:
+    def resolved_for(self, layout: PriorLayout) -> Self:
         """The same method for a detector with such priors: every `auto` replaced.
 
         Raises `ConfigError` where the method is not defined for them.

@@ -61,7 +61,7 @@ class CenterSampling(CentreRegion):
 
     name: Literal["center_sampling"] = "center_sampling"
 
-    def settled(self, layout: PriorLayout) -> Self:
+    def resolved_for(self, layout: PriorLayout) -> Self:
         """Unchanged; refuses several priors at one location."""
         if layout.per_location != 1:
             raise ConfigError(

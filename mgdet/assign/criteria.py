@@ -70,7 +70,7 @@ def centerness(priors: Priors) -> Criterion:
 def amplified(prior: Criterion, predictions: Predictions, sigma: float, form: str = "power") -> Criterion:
     """IoU_amplified (Zhang et al., ACCV 2020): a prior's quality raised by its score, 0 exactly where that is 0."""
     score = class_score(predictions)
-    dtype = steady(predictions.logits)
+    dtype = tie_safe_dtype(predictions.logits)
 
     def criterion(boxes: Tensor, labels: Tensor) -> Tensor:
         quality, p = prior(boxes, labels).to(dtype), score(boxes, labels).to(dtype)
@@ -83,7 +83,7 @@ def amplified(prior: Criterion, predictions: Predictions, sigma: float, form: st
 
 def product(first: Criterion, second: Criterion, powers: tuple[float, float], like: Tensor) -> Criterion:
     """first^powers[0] * second^powers[1], rounded once to float32."""
-    dtype = steady(like)
+    dtype = tie_safe_dtype(like)
 
     def criterion(boxes: Tensor, labels: Tensor) -> Tensor:
         a, b = first(boxes, labels).to(dtype), second(boxes, labels).to(dtype)
@@ -128,7 +128,7 @@ def score_of_label(scores: Tensor, labels: Tensor) -> Tensor:
     return scores.transpose(1, 2).gather(1, index).nan_to_num(nan=0.0)
 
 
-def steady(like: Tensor) -> torch.dtype:
+def tie_safe_dtype(like: Tensor) -> torch.dtype:
     """The type in which powers, exponentials and logarithms are taken.
 
     These differ in the last bit between SIMD lanes and a loop's remainder, so on a CPU two identical objects would not

@@ -54,7 +54,7 @@ class MaxIoU(IoUThresholds):
     name: Literal["max_iou"] = "max_iou"
     force_match: bool = Field(default=True, description="give each object its best anchor even below positive_iou")
 
-    def settled(self, layout: PriorLayout) -> Self:
+    def resolved_for(self, layout: PriorLayout) -> Self:
         """Unchanged; refuses points."""
         if layout.points:
             raise ConfigError(

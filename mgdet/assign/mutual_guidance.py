@@ -57,7 +57,7 @@ class MutualGuidance(IoUThresholds):
         default="both", description="which task is guided by the other; `none`: the same count without predictions"
     )
 
-    def settled(self, layout: PriorLayout) -> Self:
+    def resolved_for(self, layout: PriorLayout) -> Self:
         """`prior`, `count` and `top_k` as numbers and names; refuses to count points by their IoU."""
         count = self.count
         if count == "auto":
@@ -70,7 +70,7 @@ class MutualGuidance(IoUThresholds):
         prior = self.prior
         if prior == "auto":
             prior = "centre" if layout.points and count == "dynamic_k" else "iou"
-        return self.model_copy(update={"count": count, "prior": prior, "top_k": settled_top_k(self.top_k, layout)})
+        return self.model_copy(update={"count": count, "prior": prior, "top_k": resolved_top_k(self.top_k, layout)})
 
     def assign(self, priors: Priors, predictions: Predictions, targets: Targets) -> Assignment:
         """Labels of the two tasks, independent of each other: a prior may be positive for one of them only."""
@@ -111,7 +111,7 @@ class MutualGuidance(IoUThresholds):
         return self.threshold_labels(self.anchor_owners(priors, targets))
 
 
-def settled_top_k(top_k: int | Literal["auto"], layout: PriorLayout) -> int:
+def resolved_top_k(top_k: int | Literal["auto"], layout: PriorLayout) -> int:
     """Qualities that a dynamic k sums: the authors' 15 with several priors per location, 5 with one."""
     if top_k != "auto":
         return top_k

@@ -21,7 +21,7 @@ from mgdet.assign.criteria import (
     within,
 )
 from mgdet.assign.max_iou import IoUThresholds, MaxIoU
-from mgdet.assign.mutual_guidance import Direction, settled_top_k
+from mgdet.assign.mutual_guidance import Direction, resolved_top_k
 from mgdet.assign.ownership import Counts, Criterion
 from mgdet.config_base import resolved
 from mgdet.structures import Assignment, Labels, Predictions, PriorLayout, Priors, Targets
@@ -59,9 +59,9 @@ class MutualLabeling(IoUThresholds, CentreRegion):
     )
     warmup_epochs: float = Field(default=0.0, ge=0, description="epochs with the baseline's labels before")
 
-    def settled(self, layout: PriorLayout) -> Self:
+    def resolved_for(self, layout: PriorLayout) -> Self:
         """`top_k` as a number."""
-        return self.model_copy(update={"top_k": settled_top_k(self.top_k, layout)})
+        return self.model_copy(update={"top_k": resolved_top_k(self.top_k, layout)})
 
     def baseline(self, layout: PriorLayout) -> MaxIoU | CenterSampling:
         """The detector's own assigner."""

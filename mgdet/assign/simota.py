@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mgdet.assign.base import Assigner, owned_labels
-from mgdet.assign.criteria import regressed_iou, score_of_label, steady
+from mgdet.assign.criteria import regressed_iou, score_of_label, tie_safe_dtype
 from mgdet.assign.geometry import Sides, largest, near_centre
 from mgdet.assign.ownership import Criterion, floor_fixed, to_fixed
 from mgdet.structures import Assignment, Predictions, Priors, Targets
@@ -55,7 +55,7 @@ class SimOTA(Assigner):
 
 def _cross_entropies(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Binary cross-entropy of sqrt(p) against "no class" `[B, A]`, and what each class adds when it is the one."""
-    root = logits.to(steady(logits)).sigmoid().nan_to_num(nan=0.0).sqrt()
+    root = logits.to(tie_safe_dtype(logits)).sigmoid().nan_to_num(nan=0.0).sqrt()
     negative = -torch.log1p(-root).clamp(min=-100)
     positive = -torch.log(root).clamp(min=-100)
     return negative.sum(dim=-1), positive - negative

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mgdet.assign.atss import ATSS
 from mgdet.assign.base import Assigner, owned_labels
-from mgdet.assign.criteria import class_score, product, regressed_iou, steady
+from mgdet.assign.criteria import class_score, product, regressed_iou, tie_safe_dtype
 from mgdet.assign.geometry import MARGIN, Sides, largest
 from mgdet.assign.ownership import Criterion
 from mgdet.boxes import iou
@@ -62,7 +62,7 @@ class TaskAligned(Assigner):
         label = targets.labels.gather(1, owner)
         overlap = torch.where(positive, iou(predictions.boxes, boxes), 0.0)
         score = predictions.logits.gather(2, label[..., None]).squeeze(2).sigmoid().nan_to_num(nan=0.0)
-        dtype = steady(score)
+        dtype = tie_safe_dtype(score)
         aligned = (score.to(dtype) ** self.alpha * overlap.to(dtype) ** self.beta).float()
         aligned = torch.where(positive, aligned, 0.0)
         nothing = torch.zeros(batch, objects, device=score.device)

@@ -9,13 +9,13 @@ from typing import Any
 from ray import tune
 
 from mgdet.cluster.search import trial_experiment
+from mgdet.runs.record import log_directory, open_run
 from mgdet.sweep.config import ASHA, Sweep
 from mgdet.sweep.table import headline, table
-from mgdet.sweep.trials import Book, Trial
+from mgdet.sweep.trials import Trial, TrialStore
 from mgdet.tracking import RunHandle, Status, TrackingConfig, children, close_child
-from mgdet.training.run import log_directory, open_run
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _GRACE_S = 5.0
 """After a trial was stopped, until its worker, which writes metrics, is surely gone."""
@@ -25,14 +25,14 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # ray has no types
     """Keeps `trial.json` of each trial up to date and closes the MLflow runs of trials whose processes are gone."""
 
     def __init__(
-        self, sweep: Sweep, book: Book, concurrent: int, parent: RunHandle | None, tracking: TrackingConfig
+        self, sweep: Sweep, book: TrialStore, concurrent: int, parent: RunHandle | None, tracking: TrackingConfig
     ) -> None:
         self.sweep, self.book, self.concurrent, self.parent, self.tracking = sweep, book, concurrent, parent, tracking
         self._closing: list[tuple[float, int]] = []
         self._next_table = time.monotonic() + sweep.report_every_s
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing, as in `BookSearcher`."""
+        """Nothing, as in `ResumingSearcher`."""
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -49,7 +49,7 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # ray has no types
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """It failed and is tried again."""
-        log.warning("%s failed, for the reason above, and is tried again", self._trial(trial).name)
+        logger.warning("%s failed, for the reason above, and is tried again", self._trial(trial).name)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """It failed for good."""
@@ -72,7 +72,7 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # ray has no types
             self._close(self.book.trials[number])
         if now >= self._next_table:
             self._next_table = now + self.sweep.report_every_s
-            log.info("%s", table(self.sweep, self.book.trials, self.concurrent))
+            logger.info("%s", table(self.sweep, self.book.trials, self.concurrent))
 
     def settle(self) -> None:
         """At the start and at the end, when no trial's process is there: no run of a trial stays open in MLflow."""
@@ -96,14 +96,14 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # ray has no types
         try:
             self.book.save(trial)
         except OSError as error:  # the sweep is worth more than its record, which the next event writes again
-            log.error("%s cannot be written down: %s", trial.name, error)
+            logger.error("%s cannot be written down: %s", trial.name, error)
 
     def _done(self, trial: Any, state: str, reason: str) -> None:
         self._set(trial, state=state, reason=reason)
         known = self._trial(trial)
         if state != "finished":  # a trial that finished has ended its run itself
             self._closing.append((time.monotonic() + _GRACE_S, known.number))
-        log.info("%s", headline(self.sweep, known))
+        logger.info("%s", headline(self.sweep, known))
 
     def _close(self, trial: Trial, run_id: str | None = None) -> None:
         """End the trial's run with what is known of the trial."""

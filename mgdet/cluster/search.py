@@ -14,18 +14,19 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 from ray.tune.search import Searcher
 
 from mgdet.config import Experiment
+from mgdet.runs.launch import absolute
 from mgdet.sweep.config import ASHA, TPE, Median, Sweep
 from mgdet.sweep.space import Space
-from mgdet.sweep.trials import Book, Trial, tell, values
+from mgdet.sweep.trials import Trial, TrialStore, tell, values
 
 
-class BookSearcher(Searcher):  # type: ignore[misc]  # ray has no types
+class ResumingSearcher(Searcher):  # type: ignore[misc]  # ray has no types
     """Gives Tune the trials that are not done, then new ones, which Optuna chooses.
 
     A trial that goes on after a restart keeps its number, its values and its directory.
     """
 
-    def __init__(self, sweep: Sweep, book: Book, unfinished: Sequence[Trial], cluster: dict[str, Any]) -> None:
+    def __init__(self, sweep: Sweep, book: TrialStore, unfinished: Sequence[Trial], cluster: dict[str, Any]) -> None:
         super().__init__()  # without a metric: Tune would end the whole sweep at an evaluation where it is undefined
         self._sweep, self._book, self._cluster = sweep, book, cluster
         self._unfinished = list(unfinished)
@@ -79,8 +80,6 @@ class BookSearcher(Searcher):  # type: ignore[misc]  # ray has no types
 
 def trial_experiment(sweep: Sweep, trial: Trial, cluster: dict[str, Any]) -> Experiment:
     """The experiment of a trial, with absolute paths and the resolved cluster of the sweep."""
-    from mgdet.cluster.train import absolute
-
     experiment = absolute(sweep.trial(trial.name, trial.settings))
     return experiment.model_copy(update={"cluster": experiment.cluster.model_copy(update=cluster)})
 
@@ -99,7 +98,7 @@ def _sampler(sweep: Sweep, known: int) -> optuna.samplers.BaseSampler:
     return optuna.samplers.RandomSampler(seed=seed)
 
 
-def build_scheduler(sweep: Sweep, book: Book, longest: int) -> TrialScheduler:
+def build_scheduler(sweep: Sweep, book: TrialStore, longest: int) -> TrialScheduler:
     """The configured scheduler; `longest` is the number of epochs of the longest trial."""
     metric, mode = sweep.lead
     config, common = sweep.scheduler, {"time_attr": "epoch", "metric": metric, "mode": mode}
@@ -119,7 +118,7 @@ def build_scheduler(sweep: Sweep, book: Book, longest: int) -> TrialScheduler:
     return RememberingScheduler(inner, book)
 
 
-class _Known:
+class _StableId:
     """What a scheduler needs to know of a trial: an identity that outlives Tune's."""
 
     def __init__(self, number: int) -> None:
@@ -129,10 +128,10 @@ class _Known:
 class RememberingScheduler(FIFOScheduler):  # type: ignore[misc]  # ray has no types
     """Another scheduler that has seen all evaluations of the book, and knows a trial by its number."""
 
-    def __init__(self, inner: TrialScheduler, book: Book) -> None:
+    def __init__(self, inner: TrialScheduler, book: TrialStore) -> None:
         super().__init__()
         self._inner = inner
-        self._known: dict[int, _Known] = {}
+        self._known: dict[int, _StableId] = {}
         self._seen: dict[int, int] = {}
         for trial in book.trials:
             for evaluation in trial.evaluations:
@@ -144,7 +143,7 @@ class RememberingScheduler(FIFOScheduler):  # type: ignore[misc]  # ray has no t
 
     def _judge(self, number: int, result: dict[str, Any]) -> str:
         if number not in self._known:
-            self._known[number] = _Known(number)
+            self._known[number] = _StableId(number)
             self._inner.on_trial_add(None, self._known[number])
         if result.get("epoch", 0) <= self._seen.get(number, 0):  # a restart repeats it
             return str(TrialScheduler.CONTINUE)

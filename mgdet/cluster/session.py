@@ -1,7 +1,6 @@
 """A connection to Ray, with every default that matters set on purpose."""
 
 import logging
-import math
 import os
 import secrets
 import socket
@@ -9,18 +8,15 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
-import torch
-
-from mgdet.cluster.config import ClusterConfig
-from mgdet.cluster.stop import on_sigterm
 from mgdet.errors import ClusterError, Interrupted
+from mgdet.runs.config import ClusterConfig
+from mgdet.runs.resources import Node, Resources, this_machine
+from mgdet.runs.stop import on_sigterm
 from mgdet.storage import is_local, locate
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # no telemetry
@@ -29,41 +25,6 @@ _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # failures are seen, and reports committed, within half a second
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # CPU workers see the GPUs' environment as it is (Ray's new default)
 }
-
-
-class Node(NamedTuple):
-    """What one node has."""
-
-    cpus: float
-    gpus: float
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What a cluster, or this machine, has."""
-
-    nodes: tuple[Node, ...]
-    where: str
-
-    @property
-    def cpus(self) -> float:
-        """Of all nodes."""
-        return sum(n.cpus for n in self.nodes)
-
-    @property
-    def gpus(self) -> float:
-        """Of all nodes."""
-        return sum(n.gpus for n in self.nodes)
-
-    def slots(self, config: ClusterConfig) -> int:
-        """How many workers of this (resolved) configuration fit; a worker lies on one node."""
-        cpus = float(config.cpus_per_worker)
-        return sum(int(min(n.cpus // cpus, n.gpus if config.gpu else math.inf)) for n in self.nodes)
-
-
-def this_machine() -> Resources:
-    """The resources of this machine, without Ray."""
-    return Resources((Node(float(len(os.sched_getaffinity(0))), float(torch.cuda.device_count())),), "this machine")
 
 
 @contextmanager
@@ -161,7 +122,7 @@ def scale_up(config: ClusterConfig, resources: Resources, copies: int = 1) -> Re
             request_resources(bundles=[config.of_one_worker()] * wanted)
             while (room := resources.slots(config)) < wanted and time.monotonic() < deadline:
                 if room != seen:
-                    log.info("room for %d of %d workers; waiting for nodes", room, wanted)
+                    logger.info("room for %d of %d workers; waiting for nodes", room, wanted)
                     seen = room
                 time.sleep(1)
                 resources = _resources(resources.where)
@@ -170,26 +131,6 @@ def scale_up(config: ClusterConfig, resources: Resources, copies: int = 1) -> Re
         # autoscaler's idle timeout bridges their start.
         request_resources(bundles=[])
     return resources
-
-
-def arithmetic(config: ClusterConfig, resources: Resources) -> str:
-    """What the (resolved) configuration asks for and what there is, in one line."""
-    n = config.fewest
-    gpus = f" and {n} x 1 = {n} GPUs" if config.gpu else ""
-    more = f" (at most {config.most}, if there is room)" if config.most > n else ""
-    return (
-        f"{n} workers{more} x {config.cpus_per_worker:g} CPUs = {n * float(config.cpus_per_worker):g} CPUs{gpus}; "
-        f"{there(resources)}"
-    )
-
-
-def there(resources: Resources) -> str:
-    """What there is, in words."""
-    nodes = len(resources.nodes)
-    return (
-        f"{resources.where} has {resources.cpus:g} CPUs and {resources.gpus:g} GPUs on {nodes} "
-        f"node{'s' if nodes != 1 else ''}"
-    )
 
 
 def check_shared(places: dict[str, str]) -> None:
@@ -241,22 +182,3 @@ def check_shared(places: dict[str, str]) -> None:
 
 def _not_seen(paths: list[str]) -> list[str]:
     return [path for path in paths if not os.path.exists(path)]
-
-
-def check_fits(config: ClusterConfig, resources: Resources) -> None:
-    """See that the (resolved) workers fit. Raises `ClusterError` with the arithmetic; Ray would wait for ever."""
-    if config.fewest <= resources.slots(config):
-        return
-    largest = max(resources.nodes, default=Node(0, 0))
-    waited = f" after waiting {config.scale_up_timeout_s:g} s for nodes" if config.scale_up_timeout_s else ""
-    raise ClusterError(
-        f"the workers do not fit{waited}: {arithmetic(config, resources)} (largest node: {largest.cpus:g} CPUs, "
-        f"{largest.gpus:g} GPUs). Lower cluster.workers or cluster.cpus_per_worker"
-        + (", or set cluster.gpu=false" if config.gpu else "")
-        + ", or add nodes"
-        + (
-            "; `ray status` on the head says why none came."
-            if waited
-            else " (scaling cluster: cluster.scale_up_timeout_s)."
-        )
-    )

@@ -4,61 +4,25 @@ import functools
 import logging
 import os
 import sys
-import threading
 import uuid
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from mgdet.cluster.config import ClusterConfig
-from mgdet.cluster.session import arithmetic, check_fits, check_shared, environment, scale_up, session, this_machine
-from mgdet.cluster.stop import StopFile, on_sigterm
-from mgdet.config import DataConfig, Experiment, validate
-from mgdet.data.schema import read_manifest
-from mgdet.data.shapes import ensure_shapes
+from mgdet.cluster.session import check_shared, environment, scale_up, session
+from mgdet.config import Experiment, validate
 from mgdet.errors import ClusterError, ConfigError, Interrupted, MgdetError, NonFiniteError
-from mgdet.models.weights import NAMED_WEIGHTS
-from mgdet.tracking import MlflowTracker, NullTracker, RunHandle, Status, Tracker, end_run, start_run
+from mgdet.runs.config import ClusterConfig
+from mgdet.runs.launch import absolute, launch, prepare, train_in_process, worker_tracker
+from mgdet.runs.record import Summary
+from mgdet.runs.resources import arithmetic, check_fits
+from mgdet.runs.stop import StopRequest, on_sigterm
+from mgdet.tracking import NullTracker, RunHandle, Tracker
 from mgdet.training.distributed import World
 from mgdet.training.loop import Worker
-from mgdet.training.resolve import resolve
-from mgdet.training.run import Summary, log_directory, open_run, save_run, set_old_journal_aside, summarise
 
-log = logging.getLogger(__name__)
-
-Execute = Callable[[Experiment, RunHandle | None], None]
-
-
-def absolute(experiment: Experiment) -> Experiment:
-    """The same experiment with absolute local paths: workers run in other directories."""
-
-    def fix(uri: str) -> str:
-        return uri if "://" in uri else str(Path(uri).expanduser().resolve())
-
-    data = experiment.data.model_copy(update={"uri": fix(experiment.data.uri)})
-    model = experiment.model
-    if model.weights not in NAMED_WEIGHTS:
-        model = model.model_copy(update={"weights": fix(model.weights)})
-    return experiment.model_copy(update={"data": data, "model": model, "storage": fix(experiment.storage)})
-
-
-def prepare(experiment: Experiment, cpus: float, gpus: float) -> tuple[Experiment, list[str]]:
-    """Make or check the data set, and resolve every `auto`; the reasons are returned beside."""
-    experiment = absolute(experiment)
-    return resolve(experiment, num_images=training_images(experiment.data), cpus=cpus, gpus=gpus)
-
-
-def training_images(data: DataConfig) -> int:
-    """Make or check the data set; the size of its training split. Raises `ConfigError` or `DataError`."""
-    if data.generate is not None:
-        ensure_shapes(data.uri, data.generate)
-    manifest = read_manifest(data.uri)
-    for split in (data.train_split, data.val_split):
-        if split not in manifest.splits:
-            raise ConfigError(f"{data.uri} has no split {split!r}; it has {', '.join(sorted(manifest.splits))}")
-    return manifest.splits[data.train_split].images
+logger = logging.getLogger(__name__)
 
 
 def run(experiment: Experiment) -> tuple[Summary, RunHandle | None]:
@@ -67,17 +31,15 @@ def run(experiment: Experiment) -> tuple[Summary, RunHandle | None]:
     Raises:
         MgdetError: anything that the user can mend; its message says how. What was saved before stays.
     """
+    if experiment.cluster.workers == 0:
+        return train_in_process(experiment)
     asked = absolute(experiment)
-    if asked.cluster.workers == 0:
-        machine = this_machine()
-        resolved, reasons = prepare(asked, machine.cpus, machine.gpus)
-        return _run(asked, resolved, reasons, _in_process)
     with session(asked.cluster) as there:
         resources = scale_up(asked.cluster, there)
         resolved, reasons = prepare(asked, resources.cpus, resources.gpus)
         check_fits(resolved.cluster, resources)
         check_shared({"storage": resolved.storage, "data.uri": resolved.data.uri})
-        return _run(asked, resolved, [*reasons, arithmetic(resolved.cluster, resources)], _on_cluster)
+        return launch(asked, resolved, [*reasons, arithmetic(resolved.cluster, resources)], _on_cluster)
 
 
 def run_trial(asked: Experiment, parent_run_id: str | None, callback: Any) -> Summary:
@@ -88,72 +50,7 @@ def run_trial(asked: Experiment, parent_run_id: str | None, callback: Any) -> Su
     """
     resolved, _ = prepare(asked, float(asked.cluster.cpus_per_worker), float(bool(asked.cluster.gpu)))
     execute = functools.partial(_on_cluster, callbacks=(callback,), trial=True)
-    return _run(asked, resolved, [], execute, parent_run_id)[0]
-
-
-def _run(
-    asked: Experiment,
-    experiment: Experiment,
-    reasons: list[str],
-    execute: Execute,
-    parent_run_id: str | None = None,
-) -> tuple[Summary, RunHandle | None]:
-    existing = open_run(asked)
-    log.info("%s", experiment.to_yaml())
-    for reason in reasons:
-        log.info("%s", reason)
-    reached = summarise(experiment) if existing else None
-    finished = reached is not None and reached.already_finished
-    if existing:
-        log.info("the run %s is %s", experiment.run_uri, "finished, nothing to train" if finished else "continued")
-    else:
-        set_old_journal_aside(asked)
-    handle = start_run(
-        experiment.tracking,
-        name=experiment.name,
-        params={k: v for k, v in experiment.shown().items() if k != "name"},  # every run has its own: no parameter
-        config_yaml=experiment.to_yaml(),
-        run_id=existing.mlflow_run_id if existing else None,
-        parent_run_id=parent_run_id,
-        tags={"mgdet.run": experiment.run_uri},
-    )
-    save_run(asked, experiment, handle.run_id if handle else existing.mlflow_run_id if existing else None)
-    if finished:
-        execute = _send_what_is_left
-    status: Status = "FAILED"
-    try:
-        execute(experiment, handle)
-        status = "FINISHED"
-    except (KeyboardInterrupt, Interrupted):
-        status = "KILLED"
-        raise
-    finally:
-        if handle:
-            end_run(handle, status, experiment.tracking)
-    summary = summarise(experiment)
-    if summary is None:
-        raise ClusterError(f"training ended, but no checkpoint could be written to {experiment.run_uri}; see the log")
-    return summary, handle
-
-
-def _in_process(experiment: Experiment, handle: RunHandle | None) -> None:
-    tracker = _tracker(experiment, handle)
-    asked = threading.Event()
-    try:
-        with on_sigterm(asked.set):
-            world = World.current(torch.device("cuda" if experiment.cluster.gpu else "cpu"))
-            Worker(experiment, world, tracker, stop_asked=asked.is_set).run()
-    finally:
-        tracker.close(None)
-
-
-def _send_what_is_left(experiment: Experiment, handle: RunHandle | None) -> None:
-    """Metrics that MLflow did not have when the run ended are in its journal; they go there now."""
-    _tracker(experiment, handle).close(None)
-
-
-def _tracker(experiment: Experiment, handle: RunHandle | None) -> Tracker:
-    return MlflowTracker(handle, log_directory(experiment), experiment.tracking)
+    return launch(asked, resolved, [], execute, parent_run_id)[0]
 
 
 def _on_cluster(
@@ -188,10 +85,10 @@ def _on_cluster(
     limits = {"RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": f"{cluster.collective_timeout_s:g}"}
     if isinstance(cluster.workers, tuple):
         limits["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = f"{cluster.start_timeout_s:g}"
-    stop = StopFile(experiment.run_uri)
+    stop = StopRequest(experiment.run_uri)
     stop.remove()
     try:
-        with environment(limits), on_sigterm(stop.make):
+        with environment(limits), on_sigterm(stop.create):
             outcome = trainer.fit().return_value
     except ray.exceptions.RayActorError as error:
         raise ClusterError(f"the process that controls the training died ({error}). {again}") from error
@@ -232,22 +129,22 @@ def _worker_main(task: dict[str, Any]) -> dict[str, Any]:
 
     experiment = validate(task["experiment"], "the driver's experiment")
     world = World.current(ray.train.torch.get_device())
-    tracker: Tracker = _tracker(experiment, task["handle"]) if world.is_main else NullTracker()
+    tracker: Tracker = worker_tracker(experiment, task["handle"]) if world.is_main else NullTracker()
 
     def report(metrics: dict[str, float]) -> None:
         if not task["trial"] or metrics["epoch"] < experiment.train.epochs:  # see run_trial
             ray.train.report(metrics)
 
-    stop = StopFile(experiment.run_uri)
+    stop = StopRequest(experiment.run_uri)
 
     def stop_asked() -> bool:
         # Over the group of the gradients: its timeout finds a worker that hangs. Host collectives wait for an hour.
-        return bool(world.mean(torch.tensor(float(world.is_main and stop.there()), device=world.device)))
+        return bool(world.mean(torch.tensor(float(world.is_main and stop.exists()), device=world.device)))
 
     # Ray names some of its loggers after their files; they print every report of every worker
     for chatty in ("faster_coco_eval", *(n for n in logging.root.manager.loggerDict if "ray/train" in n)):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    log.info("%d workers, rank 0 on %s, process %d", world.size, world.device, os.getpid())
+    logger.info("%d workers, rank 0 on %s, process %d", world.size, world.device, os.getpid())
     try:
         return {"metrics": Worker(experiment, world, tracker, on_evaluation=report, stop_asked=stop_asked).run()}
     except Interrupted as error:

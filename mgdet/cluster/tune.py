@@ -8,21 +8,23 @@ from typing import Any
 
 import yaml
 
-from mgdet.cluster.config import ClusterConfig
-from mgdet.cluster.session import Resources, check_shared, scale_up, session, there
-from mgdet.cluster.train import absolute, run_trial, training_images
+from mgdet.cluster.session import check_shared, scale_up, session
+from mgdet.cluster.train import run_trial
 from mgdet.config import Experiment, validate
 from mgdet.errors import ClusterError, ConfigError
+from mgdet.runs.config import ClusterConfig
+from mgdet.runs.launch import absolute, training_images
+from mgdet.runs.record import log_directory, summarise
+from mgdet.runs.resolve import resolve
+from mgdet.runs.resources import Resources, describe
 from mgdet.storage import locate, read_bytes, replace_bytes
 from mgdet.sweep.config import Sweep
 from mgdet.sweep.report import report
 from mgdet.sweep.table import table
-from mgdet.sweep.trials import Book, Trial, definition, ranked
+from mgdet.sweep.trials import Trial, TrialStore, definition, ranked
 from mgdet.tracking import MlflowTracker, RunHandle, Status, TrackingConfig, children, end_run, start_run, tag
-from mgdet.training.resolve import resolve
-from mgdet.training.run import log_directory, summarise
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class _Start:
     sweep: Sweep
     first: Experiment  # one of its experiments: storage and tracking are the sweep's, not a trial's
     uri: str  # of the sweep's directory
-    book: Book
+    book: TrialStore
     cluster: ClusterConfig  # of each trial, resolved
     concurrent: int
     parent: RunHandle | None
@@ -68,10 +70,10 @@ def run_sweep(sweep: Sweep, *, retry_failed: bool = False) -> Outcome:
         resources = scale_up(first.cluster, found, copies=1 if sweep.concurrent == "auto" else sweep.concurrent)
         cluster = one_trial(first.cluster, resources)
         concurrent = how_many(sweep, cluster, resources)
-        log.info("%s", trial_arithmetic(sweep, cluster, concurrent, resources))
+        logger.info("%s", trial_arithmetic(sweep, cluster, concurrent, resources))
         _check_corners(sweep, cluster)
         check_shared({"storage": first.storage, "data.uri": first.data.uri})
-        book = Book(uri, sweep.name)
+        book = TrialStore(uri, sweep.name)
         parent = start_run(
             first.tracking,
             name=sweep.name,
@@ -134,7 +136,7 @@ def trial_arithmetic(sweep: Sweep, cluster: ClusterConfig, concurrent: int, reso
     gpu = " and 1 GPU" if cluster.gpu else ""
     return (
         f"{sweep.total} trials; each has {cluster.workers} workers x ({cluster.cpus_per_worker:g} CPUs{gpu}), and its "
-        f"own process, which reserves none; {there(resources)}, room for {resources.slots(cluster)} workers: "
+        f"own process, which reserves none; {describe(resources)}, room for {resources.slots(cluster)} workers: "
         f"{concurrent} trials at a time"
     )
 
@@ -161,7 +163,7 @@ def _open(sweep: Sweep, uri: str) -> str | None:
             f"Give this one another name (name={sweep.name}-2), or the definition of the existing one; trials, "
             "concurrent and max_failures may change."
         )
-    log.info("the sweep %s is continued", uri)
+    logger.info("the sweep %s is continued", uri)
     return run_id if isinstance(run_id, str) else None
 
 
@@ -193,7 +195,7 @@ def _fit(start: _Start, retry_failed: bool) -> None:
     """Run what is not done."""
     # Not at the top: Ray reads its environment when it is imported, and `session` has set it by now.
     from mgdet.cluster.recorder import Recorder
-    from mgdet.cluster.search import BookSearcher, build_scheduler
+    from mgdet.cluster.search import ResumingSearcher, build_scheduler
 
     sweep, book = start.sweep, start.book
     for trial in book.trials:
@@ -221,7 +223,7 @@ def _fit(start: _Start, retry_failed: bool) -> None:
         tune_config=tune.TuneConfig(
             num_samples=todo,
             max_concurrent_trials=start.concurrent,
-            search_alg=BookSearcher(sweep, book, unfinished, start.cluster.model_dump()),
+            search_alg=ResumingSearcher(sweep, book, unfinished, start.cluster.model_dump()),
             scheduler=build_scheduler(sweep, book, longest=max(e.train.epochs for _, e in sweep.corners())),
             trial_name_creator=lambda t: f"{sweep.name}-{t.config['number']:03d}",
             trial_dirname_creator=lambda t: f"{sweep.name}-{t.config['number']:03d}-{t.trial_id}",
@@ -239,7 +241,7 @@ def _fit(start: _Start, retry_failed: bool) -> None:
     recorder.settle()
     left = [t.name for t in book.trials if not t.done]
     if left or len(book.trials) < sweep.total:  # Tune turns Ctrl-C into a quiet end
-        log.warning("stopped with %d of %d trials not done", sweep.total - len(book.trials) + len(left), sweep.total)
+        logger.warning("stopped with %d of %d trials not done", sweep.total - len(book.trials) + len(left), sweep.total)
         raise KeyboardInterrupt
 
 

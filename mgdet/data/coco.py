@@ -154,8 +154,8 @@ def _verify(
 def _decoded_size(path: Path) -> tuple[int, int] | None:
     try:
         image = decode_image(path.read_bytes(), str(path))
-    except (DataError, OSError, ValueError) as e:
-        logger.debug("%s", e)
+    except (DataError, OSError, ValueError) as error:
+        logger.debug("%s", error)
         return None
     return image.shape[1], image.shape[2]
 
@@ -203,8 +203,8 @@ def _record(source: _Source, image: CocoImage, labels: dict[int, int], log: _Log
             log.counts["filled_area"] += thing.area is None
     try:
         data = path.read_bytes()
-    except OSError as e:
-        raise DataError(f"{path} was readable a moment ago and is not now: {e}. Start again.") from e
+    except OSError as error:
+        raise DataError(f"{path} was readable a moment ago and is not now: {error}. Start again.") from error
     areas = [thing.area if thing.area is not None else float(np.prod(box[2:] - box[:2])) for box, thing in kept]
     return Record(
         image_id=image.id,

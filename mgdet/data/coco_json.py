@@ -76,16 +76,17 @@ def _load(path: Path) -> Any:
         text = path.read_bytes()
     except FileNotFoundError:
         raise DataError(f"Annotation file {path} does not exist. Correct the path.") from None
-    except OSError as e:
-        raise DataError(f"Cannot read annotation file {path}: {e}. Give a JSON file that may be read.") from e
+    except OSError as error:
+        raise DataError(f"Cannot read annotation file {path}: {error}. Give a JSON file that may be read.") from error
     try:
         return json.loads(text)
-    except json.JSONDecodeError as e:
+    except json.JSONDecodeError as error:
         raise DataError(
-            f"{path} is not JSON: {e.msg} at line {e.lineno}, column {e.colno}. Is it complete? Export it again."
-        ) from e
-    except (UnicodeDecodeError, RecursionError) as e:
-        raise DataError(f"{path} is not JSON: {e}. Give an annotation file in COCO's format.") from e
+            f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}. Is it complete? "
+            "Export it again."
+        ) from error
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise DataError(f"{path} is not JSON: {error}. Give an annotation file in COCO's format.") from error
 
 
 def _categories(entries: list[Any], where: str) -> dict[int, str]:

@@ -94,8 +94,8 @@ class ShardedDataset:
             path = f"{root}/{shard.file}"
             try:
                 table = pq.read_table(path, filesystem=filesystem, columns=_ANNOTATION_COLUMNS, partitioning=None)
-            except (OSError, pa.ArrowException) as e:
-                raise DataError(f"Cannot read {self.uri}/{shard.file}: {e}. Prepare the data set again.") from e
+            except (OSError, pa.ArrowException) as error:
+                raise DataError(f"Cannot read {self.uri}/{shard.file}: {error}. Prepare the data set again.") from error
             if table.num_rows != shard.rows:
                 raise DataError(
                     f"{self.uri}/{shard.file} has {table.num_rows} rows, its manifest says {shard.rows}: they belong "
@@ -179,10 +179,10 @@ class ShardedDataset:
                 filesystem, root = locate(self.uri)
                 self._files[shard] = pq.ParquetFile(filesystem.open_input_file(f"{root}/{file}"))
             return self._files[shard].read_row_group(index, columns=["image"], use_threads=False)["image"]
-        except (OSError, pa.ArrowException) as e:
+        except (OSError, pa.ArrowException) as error:
             raise DataError(
-                f"Cannot read row group {index} of {self.uri}/{file}: {e}. Check the storage, or prepare it again."
-            ) from e
+                f"Cannot read row group {index} of {self.uri}/{file}: {error}. Check the storage, or prepare it again."
+            ) from error
 
 
 def _flat(column: pa.ChunkedArray) -> tuple[NDArray[Any], NDArray[np.int64]]:

@@ -46,9 +46,9 @@ def decode_image(data: bytes, name: str = "<bytes>") -> Tensor:
             if image.format == "JPEG" and image.mode in ("RGB", "L") and orientation == 1 and decode_jpeg is not None:
                 return _decode_plain_jpeg(data)
             return _decode_any(image)
-    except Exception as e:  # broken files make decoders raise nearly anything: struct.error, KeyError, SyntaxError...
+    except Exception as error:  # broken files raise nearly anything: struct.error, KeyError, SyntaxError...
         size = f"{len(data)} bytes" if data else "the file is empty"
-        raise DataError(f"{name}: not a readable image ({size}): {e}. Replace the file or leave it out.") from e
+        raise DataError(f"{name}: not a readable image ({size}): {error}. Replace the file or leave it out.") from error
 
 
 def _decode_plain_jpeg(data: bytes) -> Tensor:

@@ -191,3 +191,19 @@ class EvalBatches(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         for first in range(0, len(self.rows), self.batch_size):
             yield list(self.rows[first : first + self.batch_size])
+
+
+def micro_batch(batch_size: int, workers: int, accumulate: int) -> int:
+    """Images that one worker sees at a time. Raises `ConfigError` where the global batch cannot be split evenly."""
+    size, rest = divmod(batch_size, workers * accumulate)
+    if rest or not size:
+        raise ConfigError(
+            f"train.batch_size = {batch_size} images per step cannot be split into {workers} workers x {accumulate} "
+            f"micro-batches (train.accumulate) of equal size; nearest: {max(1, size) * workers * accumulate}"
+        )
+    return size
+
+
+def optimizer_steps(num_images: int, workers: int, batch_size: int, accumulate: int) -> int:
+    """Optimizer steps in an epoch; the last one may hold fewer micro-batches."""
+    return -(-steps_per_epoch(num_images, workers, micro_batch(batch_size, workers, accumulate)) // accumulate)

@@ -152,16 +152,16 @@ def read_manifest(uri: str) -> Manifest:
                 f"`python jobs/prepare.py coco ... --out {uri}` (or `shapes`)."
             )
         text = read_bytes(filesystem, f"{root}/{MANIFEST}")
-    except OSError as e:
-        raise DataError(f"Cannot read {uri}/{MANIFEST}: {e}. Check the location and the credentials.") from e
+    except OSError as error:
+        raise DataError(f"Cannot read {uri}/{MANIFEST}: {error}. Check the location and the credentials.") from error
     try:
         manifest = Manifest.model_validate_json(text)
-    except ValidationError as e:
-        first = e.errors()[0]
+    except ValidationError as error:
+        first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file itself"
         raise DataError(
             f"{uri}/{MANIFEST} is not a manifest of mgdet: at {where}: {first['msg']}. Prepare the data set again."
-        ) from e
+        ) from error
     if manifest.format != FORMAT_VERSION:
         raise DataError(
             f"{uri} has format version {manifest.format}, this version of mgdet reads {FORMAT_VERSION}. "

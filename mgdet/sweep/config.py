@@ -13,8 +13,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from mgdet.config import Experiment, flatten, parse_override, read_tree, read_yaml, validate, validate_as, with_settings
+from mgdet.config import Experiment, validate
 from mgdet.config_base import Config
+from mgdet.config_yaml import flatten, parse_override, read_tree, read_yaml, validate_as, with_settings
 from mgdet.errors import ConfigError
 from mgdet.sweep.space import AnyDomain, Params, Space
 
@@ -139,7 +140,7 @@ class Sweep(Config):
 
     def experiment(self, settings: Mapping[str, Any]) -> Experiment:
         """The experiment of these values of the searched keys. Raises `ConfigError`."""
-        tree = with_settings(self.base, {**self.set, **settings}, f"sweep {self.name}")
+        tree = with_settings(Experiment, self.base, {**self.set, **settings}, f"sweep {self.name}")
         return validate(tree, f"sweep {self.name}")
 
     def trial(self, name: str, settings: Mapping[str, Any]) -> Experiment:
@@ -183,7 +184,7 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
     base = tree.get("base")
     if not isinstance(base, str):
         raise ConfigError(f"{path}: base = {base!r}: expected the name of an experiment's YAML file beside this one")
-    tree["base"] = read_tree(Path(path).parent / base)
+    tree["base"] = read_tree(Experiment, Path(path).parent / base)
     sweep = validate_as(Sweep, tree, str(path))
     experiments = [experiment for _, experiment in sweep.corners()]
     _check_epochs(sweep, experiments, str(path))

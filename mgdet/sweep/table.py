@@ -7,7 +7,7 @@ from typing import Any
 
 from mgdet.sweep.config import Sweep
 from mgdet.sweep.trials import DONE, Trial, ranked
-from mgdet.training.progress import duration
+from mgdet.text import duration
 
 _SHOWN_DONE = 5
 

@@ -73,7 +73,7 @@ class Trial(BaseModel):
         return True
 
 
-class Book:
+class TrialStore:
     """The trials of a sweep on disk, under its directory `uri`."""
 
     def __init__(self, uri: str, name: str) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mgdet.redact import redacted
+from mgdet.text import first_line
 from mgdet.tracking.store import TrackingConfig, connect, mlflow_name, resolve_uri, shown_uri, sqlite_path
 
 logger = logging.getLogger(__name__)
@@ -193,8 +193,3 @@ def _ui_command(uri: str, experiment_id: str, run_id: str) -> str:
     if uri.startswith(("http://", "https://")):
         return f"{shown_uri(uri).rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
     return f"mlflow ui --backend-store-uri {shlex.quote(shown_uri(uri))}"
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, short enough for a log: a store's may carry pages of SQL, MLflow's the password."""
-    return redacted((str(error).strip() or type(error).__name__).splitlines()[0])[:300]

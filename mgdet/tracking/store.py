@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from mgdet.config_base import Config
-from mgdet.redact import redacted
+from mgdet.text import redacted
 
 _SQLITE = "sqlite:///"
 _MAX_NAME = 250  # MLflow refuses longer keys, and one refused key refuses the whole batch

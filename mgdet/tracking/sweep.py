@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mgdet.tracking.run import RunHandle, Status, first_line
+from mgdet.text import first_line
+from mgdet.tracking.run import RunHandle, Status
 from mgdet.tracking.store import TrackingConfig, connect
 from mgdet.tracking.tracker import MlflowTracker
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from mgdet.text import first_line
 from mgdet.tracking.journal import Journal, Outbox, fresh
-from mgdet.tracking.run import RunHandle, Status, first_line
+from mgdet.tracking.run import RunHandle, Status
 from mgdet.tracking.store import TrackingConfig, connect, shown_uri
 
 logger = logging.getLogger(__name__)

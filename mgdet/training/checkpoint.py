@@ -22,7 +22,7 @@ from mgdet.errors import CheckpointError
 from mgdet.safe_load import load_tensors
 from mgdet.storage import locate, read_bytes, replace_bytes
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 SCORE = "val/AP"
 LATEST_KEPT = 2  # one more than needed: should the newest be damaged, a whole one is left
@@ -86,7 +86,7 @@ class CheckpointStore:
                     data = _retry(functools.partial(read_bytes, self.filesystem, name))
                     found.append(CheckpointInfo.model_validate_json(data))
                 except (ValueError, FileNotFoundError) as error:  # damaged, or deleted meanwhile
-                    log.warning("%s is not readable and is passed over: %s", name, error)
+                    logger.warning("%s is not readable and is passed over: %s", name, error)
         return sorted(found, key=lambda i: i.step)
 
     def complete(self) -> list[CheckpointInfo]:
@@ -113,7 +113,7 @@ class CheckpointStore:
             try:
                 return info, self.load(info)
             except CheckpointError as error:
-                log.warning("%s; trying the one before it", error)
+                logger.warning("%s; trying the one before it", error)
                 if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
                     unreadable = error
         if unreadable is not None:
@@ -152,7 +152,7 @@ class CheckpointStore:
         try:
             found = self.committed()
         except CheckpointError as error:  # the next save does it
-            log.warning("old checkpoints are not deleted: %s", error)
+            logger.warning("old checkpoints are not deleted: %s", error)
             return
         keep = {i.file for i in [*found[-LATEST_KEPT:], *_by_score(found)[-self.keep_best :]]}
         for info in found:
@@ -162,7 +162,7 @@ class CheckpointStore:
                 try:
                     self.filesystem.delete_file(path)
                 except OSError as error:  # it only takes up space
-                    log.warning("%s could not be deleted: %s", path, error)
+                    logger.warning("%s could not be deleted: %s", path, error)
 
 
 def best_of(infos: Iterable[CheckpointInfo]) -> CheckpointInfo | None:
@@ -196,6 +196,6 @@ def _retry(action: Callable[[], T]) -> T:
         except OSError as error:
             if attempt == ATTEMPTS:
                 raise
-            log.warning("storage failed (%s), attempt %d of %d", error, attempt, ATTEMPTS)
+            logger.warning("storage failed (%s), attempt %d of %d", error, attempt, ATTEMPTS)
             time.sleep(2.0 ** (attempt - 1))
     raise AssertionError("unreachable")

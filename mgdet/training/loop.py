@@ -16,7 +16,7 @@ from mgdet.config import Experiment
 from mgdet.config_base import resolved
 from mgdet.data.dataset import ShardedDataset
 from mgdet.data.loader import build_eval_loader, build_train_loader
-from mgdet.data.order import Segment
+from mgdet.data.order import Segment, micro_batch, optimizer_steps
 from mgdet.errors import CheckpointError, Interrupted
 from mgdet.models import initialise
 from mgdet.structures import Batch
@@ -27,11 +27,10 @@ from mgdet.training.evaluate import evaluate
 from mgdet.training.nonfinite import capture, non_finite_error
 from mgdet.training.optim import EMA, build_optimizer, build_schedule
 from mgdet.training.pictures import log_pictures
-from mgdet.training.progress import Clock, progress_line
-from mgdet.training.resolve import micro_batch, optimizer_steps
+from mgdet.training.progress import Throughput, progress_line
 from mgdet.training.step import TERMS, StepSums, accumulate_gradients
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 5.0
 STEPS_BETWEEN_QUESTIONS = 10
@@ -154,7 +153,7 @@ class Worker:
         self.detector = e.model.build(len(self.categories))
         for note in initialise(self.detector, e.model):
             if self.world.is_main:
-                log.info("%s", note)
+                logger.info("%s", note)
         if e.train.sync_bn:
             self.detector = nn.SyncBatchNorm.convert_sync_batchnorm(self.detector)  # type: ignore[no-untyped-call]
         layout = torch.channels_last if e.train.channels_last else torch.contiguous_format
@@ -170,7 +169,7 @@ class Worker:
         state = found[1] if found else self.store.load(info)
         self.load_state_dict(state)
         if self.world.is_main:
-            log.info("resuming at epoch %d, step %d from %s", self.position.epoch, info.step, self.store.path(info))
+            logger.info("resuming at epoch %d, step %d from %s", self.position.epoch, info.step, self.store.path(info))
 
     # --- state
 
@@ -220,7 +219,7 @@ class Worker:
             try:
                 self.store.save(state, step=p.step, epoch=p.epoch, metrics=metrics)
             except CheckpointError as error:  # training on is worth more than stopping: the next save may succeed
-                log.error("%s; training goes on, the newest checkpoint stays the one before", error)
+                logger.error("%s; training goes on, the newest checkpoint stays the one before", error)
 
     # --- the loop
 
@@ -235,7 +234,7 @@ class Worker:
         log_every = resolved(train.log_every)
         self.loader.start(epoch, self.position.micro_step, [Segment(*s) for s in self.position.done])
         left = len(self.loader)
-        clock, sums = Clock(), StepSums.zero(self.world.device)
+        clock, sums = Throughput(), StepSums.zero(self.world.device)
         group: list[Batch] = []
         for batch in self.loader:
             group.append(batch.to(self.world.device))
@@ -248,7 +247,7 @@ class Worker:
             group = []
             if self.position.step % log_every == 0 or not left:
                 self._log(sums, clock, epoch)
-                clock, sums = Clock(), StepSums.zero(self.world.device)
+                clock, sums = Throughput(), StepSums.zero(self.world.device)
             if left and train.checkpoint_every_steps and self.position.step % train.checkpoint_every_steps == 0:
                 self._save({})
             if left and self.position.step % min(STEPS_BETWEEN_QUESTIONS, log_every) == 0:
@@ -292,7 +291,7 @@ class Worker:
         values = {"gradient norm": norm, **dict(zip(TERMS, sums.values.tolist(), strict=False))}
         raise non_finite_error(self.position.step, path, values)
 
-    def _log(self, sums: StepSums, clock: Clock, epoch: int) -> None:
+    def _log(self, sums: StepSums, clock: Throughput, epoch: int) -> None:
         metrics = sums.metrics(self.world, self.experiment)
         metrics["train/lr"] = self.optimizer.param_groups[0]["lr"]
         metrics["train/images_per_s"] = clock.images_per_second()
@@ -303,7 +302,7 @@ class Worker:
         if self.position.step < total and not self._line_due():
             return
         remaining = (total - self.position.step) / clock.steps_per_second()
-        log.info(
+        logger.info(
             "%s", progress_line(epoch, self.experiment.train.epochs, self.position.step, total, metrics, remaining)
         )
 
@@ -335,7 +334,7 @@ class Worker:
         extra = {"val/seconds": seconds, "epoch": float(self.position.epoch)}
         self.tracker.log({**metrics, **extra}, step=self.position.step)
         shown = [f"{k} {metrics[k]:.3f}" for k in (SCORE, "val/AP50", "val/AP75", "val/divergence") if k in metrics]
-        log.info("epoch %d: %s (%.0f s)", self.position.epoch, ", ".join(shown), seconds)
+        logger.info("epoch %d: %s (%.0f s)", self.position.epoch, ", ".join(shown), seconds)
         if last and evaluated is not None:
             log_pictures(self.tracker, evaluated, self.categories)
 

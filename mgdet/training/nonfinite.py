@@ -12,7 +12,7 @@ from mgdet.safe_load import load_tensors
 from mgdet.storage import locate, write_bytes
 from mgdet.structures import Batch, Targets
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def capture(

@@ -12,7 +12,7 @@ from mgdet.structures import Category, Detections, pad_targets
 from mgdet.tracking import Tracker
 from mgdet.training.evaluate import Evaluated, Samples
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def log_pictures(tracker: Tracker, evaluated: Evaluated, categories: Sequence[Category]) -> None:
@@ -31,7 +31,7 @@ def log_pictures(tracker: Tracker, evaluated: Evaluated, categories: Sequence[Ca
             draw().savefig(buffer, format="png", dpi=110)
             tracker.artifact(buffer.getvalue(), name)
         except Exception as error:
-            log.warning("%s was not drawn: %s", name, error)
+            logger.warning("%s was not drawn: %s", name, error)
 
 
 def samples_figure(samples: Samples, categories: Sequence[Category]) -> Figure:

@@ -4,12 +4,14 @@ import logging
 import time
 from collections.abc import Mapping
 
-log = logging.getLogger(__name__)
+from mgdet.text import duration
+
+logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 5.0
 
 
-class Clock:
+class Throughput:
     """Throughput since it was made."""
 
     def __init__(self) -> None:
@@ -30,7 +32,7 @@ class Clock:
         return self.steps / max(time.perf_counter() - self.start, 1e-9)
 
 
-class Pace:
+class ProgressLog:
     """Counts images and logs a line now and then: done, total, rate, time left."""
 
     def __init__(self, what: str, total: int) -> None:
@@ -51,7 +53,7 @@ class Pace:
         self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
         rate = self.done / self.seconds
         left = duration((self.total - self.done) / rate) if rate else "?"
-        log.info("%s %d of %d images, %.1f images/s, %s left", self.what, self.done, self.total, rate, left)
+        logger.info("%s %d of %d images, %.1f images/s, %s left", self.what, self.done, self.total, rate, left)
 
 
 def progress_line(
@@ -64,13 +66,3 @@ def progress_line(
         f"({', '.join(f'{k} {v:.4f}' for k, v in parts.items())})  lr {metrics['train/lr']:.2e}  "
         f"{metrics['train/images_per_s']:.1f} img/s  ETA {duration(remaining)}"
     )
-
-
-def duration(seconds: float) -> str:
-    """`4 s`, `3 min 05 s`, `2 h 07 min`."""
-    total = round(seconds)
-    if total < 60:
-        return f"{total} s"
-    if total < 3600:
-        return f"{total // 60} min {total % 60:02d} s"
-    return f"{total // 3600} h {total % 3600 // 60:02d} min"

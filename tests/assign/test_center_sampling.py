@@ -158,10 +158,10 @@ def test_anchors_count_by_their_centres():
 @pytest.mark.parametrize("points", [True, False])
 def test_several_priors_at_a_location_are_refused(points):
     with pytest.raises(ConfigError):
-        CenterSampling().settled(PriorLayout(points, 3))
+        CenterSampling().resolved_for(PriorLayout(points, 3))
     with pytest.raises(ConfigError):
         CenterSampling()(*table_inputs(pyramid((8.0, 2, 2), points=points, per_location=3), [[(0.0, 0.0, 8.0, 8.0)]]))
-    assert isinstance(CenterSampling().settled(PriorLayout(points, 1)), CenterSampling)
+    assert isinstance(CenterSampling().resolved_for(PriorLayout(points, 1)), CenterSampling)
 
 
 @pytest.mark.parametrize(

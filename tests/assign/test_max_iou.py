@@ -154,8 +154,8 @@ def test_more_orphans_than_are_helped():
 @pytest.mark.parametrize("per_location", [1, 9])
 def test_points_are_refused(per_location):
     with pytest.raises(ConfigError):
-        MaxIoU().settled(PriorLayout(True, per_location))
-    assert MaxIoU().settled(PriorLayout(False, per_location)) == MaxIoU()
+        MaxIoU().resolved_for(PriorLayout(True, per_location))
+    assert MaxIoU().resolved_for(PriorLayout(False, per_location)) == MaxIoU()
     with pytest.raises(ConfigError):
         MaxIoU()(*table_inputs(pyramid((8.0, 2, 2), points=True), [[(0.0, 0.0, 8.0, 8.0)]]))
 

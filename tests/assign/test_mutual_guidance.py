@@ -358,18 +358,18 @@ def test_chunks_change_nothing_for_identical_objects(amplify):
         (PriorLayout(True, 2), "dynamic_k", ("centre", "dynamic_k", 15)),
     ],
 )
-def test_auto_is_settled_by_the_layout(layout, count, expected):
-    settled = MutualGuidance(count=count, sigma=3.0).settled(layout)
-    assert (settled.prior, settled.count, settled.top_k) == expected
-    assert settled.sigma == 3.0
-    assert settled.settled(layout) == settled
+def test_auto_is_resolved_by_the_layout(layout, count, expected):
+    fixed = MutualGuidance(count=count, sigma=3.0).resolved_for(layout)
+    assert (fixed.prior, fixed.count, fixed.top_k) == expected
+    assert fixed.sigma == 3.0
+    assert fixed.resolved_for(layout) == fixed
     chosen = MutualGuidance(prior="centre", count="mean_std", top_k=3)
-    assert chosen.settled(layout) == chosen
+    assert chosen.resolved_for(layout) == chosen
 
 
 def test_counting_by_anchor_iou_is_refused_on_points():
     with pytest.raises(ConfigError):
-        MutualGuidance(count="iou").settled(PriorLayout(True, 1))
+        MutualGuidance(count="iou").resolved_for(PriorLayout(True, 1))
     with pytest.raises(ConfigError):
         MutualGuidance(count="iou")(*table_inputs(FOUR_BY_FOUR, [[(0.0, 0.0, 8.0, 8.0)]]))
 

@@ -326,8 +326,8 @@ def test_points_learn_at_most_what_is_due(seed, variant):
 
 @pytest.mark.parametrize(("per_location", "expected"), [(1, 5), (3, 15)])
 def test_auto_top_k(per_location, expected):
-    assert MutualLabeling().settled(PriorLayout(False, per_location)).top_k == expected
-    assert MutualLabeling(top_k=7).settled(PriorLayout(False, per_location)).top_k == 7
+    assert MutualLabeling().resolved_for(PriorLayout(False, per_location)).top_k == expected
+    assert MutualLabeling(top_k=7).resolved_for(PriorLayout(False, per_location)).top_k == 7
 
 
 @pytest.mark.parametrize(

@@ -298,14 +298,14 @@ def test_host_never_waits_for_the_values(objects, case):
 
 
 @every_case
-def test_settled_settings_give_the_same_labels(case):
+def test_resolved_settings_give_the_same_labels(case):
     inputs = case.inputs(10)
-    settled = case.assigner.settled(inputs[0].layout)
-    assert type(settled) is case.make
-    assert "auto" not in settled.model_dump().values()
-    assert settled.settled(inputs[0].layout) == settled
-    assert_same(settled(*inputs), case.assigner(*inputs))
-    assert case.make.model_validate(settled.model_dump()) == settled
+    fixed = case.assigner.resolved_for(inputs[0].layout)
+    assert type(fixed) is case.make
+    assert "auto" not in fixed.model_dump().values()
+    assert fixed.resolved_for(inputs[0].layout) == fixed
+    assert_same(fixed(*inputs), case.assigner(*inputs))
+    assert case.make.model_validate(fixed.model_dump()) == fixed
 
 
 @every_case

@@ -194,7 +194,7 @@ def test_warms_up_with_atss(layout):
 
 def test_single_level_anchors():
     check(random_inputs(3))
-    assert TaskAligned().settled(canvas_priors(False, 3).layout) == TaskAligned()
+    assert TaskAligned().resolved_for(canvas_priors(False, 3).layout) == TaskAligned()
 
 
 @pytest.mark.parametrize(

@@ -26,13 +26,13 @@ def no_ray_left_behind(monkeypatch, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def calm(tmp_path_factory):
+def undisturbed(tmp_path_factory):
     """The weights of the undisturbed run, by number of workers."""
     found = {}
 
     def of(workers):
         if workers not in found:
-            e = experiment(tmp_path_factory.mktemp("calm"), "calm", workers)
+            e = experiment(tmp_path_factory.mktemp("undisturbed"), "undisturbed", workers)
             run(e)
             found[workers] = weights(e)
         return found[workers]

@@ -52,7 +52,7 @@ def signalled(title, number, everyone=False):
     return action
 
 
-def test_a_worker_that_is_killed(tmp_path, calm):
+def test_a_worker_that_is_killed(tmp_path, undisturbed):
     """MLflow has one run then, in which no step stands twice."""
     from mlflow import MlflowClient
 
@@ -61,7 +61,7 @@ def test_a_worker_that_is_killed(tmp_path, calm):
     done = after(lambda: checkpoints(e) >= 2, signalled("RayTrainWorker", signal.SIGKILL))
     summary, _ = run(e)
     assert done[0]
-    assert same(weights(e), calm(2))
+    assert same(weights(e), undisturbed(2))
     assert "val/AP" in summary.metrics
     note_cost("worker killed", e)
     client = MlflowClient(uri)
@@ -72,7 +72,7 @@ def test_a_worker_that_is_killed(tmp_path, calm):
     assert sorted((m.step, m.value) for m in history) == sorted(losses.items())
 
 
-def test_a_controller_that_is_killed(tmp_path, calm):
+def test_a_controller_that_is_killed(tmp_path, undisturbed):
     """The driver says so and ends; the same command goes on."""
     e = experiment(tmp_path, "controlled")
     done = after(lambda: checkpoints(e) >= 1, signalled("TrainController", signal.SIGKILL))
@@ -80,22 +80,22 @@ def test_a_controller_that_is_killed(tmp_path, calm):
         run(e)
     assert done[0]
     run(e)
-    assert same(weights(e), calm(2))
+    assert same(weights(e), undisturbed(2))
     note_cost("Train controller killed, same command again at once", e)
 
 
 @pytest.mark.parametrize("which", ["one", "all"])
-def test_a_worker_that_hangs(tmp_path, calm, which):
+def test_a_worker_that_hangs(tmp_path, undisturbed, which):
     """One is found by those that wait for its gradients, all by Ray, which asks them."""
     e = experiment(tmp_path, f"hung-{which}", cluster__collective_timeout_s=15)
     done = after(lambda: checkpoints(e) >= 2, signalled("RayTrainWorker", signal.SIGSTOP, everyone=which == "all"))
     run(e)
     assert done[0]
-    assert same(weights(e), calm(2))
+    assert same(weights(e), undisturbed(2))
     assert note_cost(f"worker hung, {which} of two, cluster.collective_timeout_s=15", e).seconds >= 5
 
 
-def test_a_loader_process_that_is_killed(tmp_path, calm):
+def test_a_loader_process_that_is_killed(tmp_path, undisturbed):
     """It decodes images for a worker, which then fails and is restarted."""
     e = experiment(tmp_path, "loader", data__loader__workers=1)
 
@@ -113,11 +113,11 @@ def test_a_loader_process_that_is_killed(tmp_path, calm):
     done = after(lambda: checkpoints(e) >= 2, kill)
     run(e)
     assert done[0]
-    assert same(weights(e), calm(2))
+    assert same(weights(e), undisturbed(2))
     note_cost("loader process killed", e)
 
 
-def test_a_node_that_is_lost(tmp_path, calm, monkeypatch):
+def test_a_node_that_is_lost(tmp_path, undisturbed, monkeypatch):
     """Its raylet is killed with the worker on it. The run goes on on a node to spare."""
     with ray_cluster(num_cpus=0) as cluster:
         nodes = [cluster.add_node(num_cpus=1) for _ in range(3)]
@@ -141,22 +141,22 @@ def test_a_node_that_is_lost(tmp_path, calm, monkeypatch):
         done = after(lambda: checkpoints(e) >= 2, lose)
         run(e)
         assert done
-    assert same(weights(e), calm(2))
+    assert same(weights(e), undisturbed(2))
     note_cost("node lost, one to spare", e)
 
 
-def test_a_driver_that_is_killed(tmp_path, calm):
+def test_a_driver_that_is_killed(tmp_path, undisturbed):
     e = experiment(tmp_path, "driven")
     process = job(e, tmp_path, tmp_path / "log")
     wait(process, lambda: checkpoints(e) >= 2)
     process.send_signal(signal.SIGKILL)
     process.wait()
     run(e)
-    assert same(weights(e), calm(2))
+    assert same(weights(e), undisturbed(2))
     note_cost("driver killed, same command again at once", e)
 
 
-def test_a_driver_that_gets_sigterm(tmp_path, calm):
+def test_a_driver_that_gets_sigterm(tmp_path, undisturbed):
     """As from `ray job stop`, Kubernetes or a batch system: a last checkpoint, and nothing is done twice."""
     e = experiment(tmp_path, "terminated")
     process = job(e, tmp_path, tmp_path / "log")
@@ -166,11 +166,11 @@ def test_a_driver_that_gets_sigterm(tmp_path, calm):
     assert "with a checkpoint of it; the same command goes on" in (tmp_path / "log").read_text()
     assert not (Path(e.run_uri) / "stop").exists()
     run(e)
-    assert same(weights(e), calm(2))
+    assert same(weights(e), undisturbed(2))
     assert note_cost("SIGTERM to the driver, same command again", e).steps_repeated == 0
 
 
-def test_a_head_that_is_lost(tmp_path, calm):
+def test_a_head_that_is_lost(tmp_path, undisturbed):
     """With all its processes, in mid-run of a submitted job. A new head gets the same job."""
     e = experiment(tmp_path, "headless", cluster__cpus_per_worker=1)
     directory = tmp_path / "submitted"
@@ -185,5 +185,5 @@ def test_a_head_that_is_lost(tmp_path, calm):
             wait(head.process, functools.partial(end, head))
         finally:
             head.kill()
-    assert same(weights(e), calm(2))
+    assert same(weights(e), undisturbed(2))
     note_cost("head lost, new head, same job again", e)

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from mgdet.cluster.config import ClusterConfig
 from mgdet.cluster.session import check_shared, session
 from mgdet.cluster.train import run
 from mgdet.errors import ClusterError
+from mgdet.runs.config import ClusterConfig
 from tests.cluster.clusters import ray_cluster
 from tests.cluster.runs import checkpoints, experiment, job, note_cost, wait
 from tests.faults import same, step_records, weights
@@ -90,7 +90,7 @@ def latest(e):
     return max((int(re.findall(r"\d+", name)[-1]) for name in names), default=0)
 
 
-def test_a_lost_node_whose_successor_comes_later(tmp_path, calm):
+def test_a_lost_node_whose_successor_comes_later(tmp_path, undisturbed):
     """Two workers for two nodes. One is lost; the run waits for another one and goes on, bit for bit."""
     with ray_cluster(num_cpus=0) as cluster:
         nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
@@ -109,7 +109,7 @@ def test_a_lost_node_whose_successor_comes_later(tmp_path, calm):
         finally:
             process.kill()
         assert process.returncode == 0, (tmp_path / "log").read_text()[-3000:]
-    assert same(weights(e), calm(2))
+    assert same(weights(e), undisturbed(2))
     note_cost("node lost, another one 10 s later", e)
 
 

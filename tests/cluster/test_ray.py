@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-from mgdet.cluster.config import ClusterConfig
 from mgdet.cluster.session import session
 from mgdet.cluster.train import run
 from mgdet.errors import ClusterError
+from mgdet.runs.config import ClusterConfig
 from tests.cluster.clusters import ray_cluster
 from tests.small import small_experiment
 
@@ -39,7 +39,7 @@ def test_a_cluster_beside_another_one_knows_itself(tmp_path, monkeypatch):
 
 ALONE = """
 import os, subprocess, sys
-from mgdet.cluster.config import ClusterConfig
+from mgdet.runs.config import ClusterConfig
 from mgdet.cluster.session import session
 
 CLIENT = "import ray, sys; ray.init(address=sys.argv[1], logging_level='ERROR'); print(len(ray.nodes()), 'node')"

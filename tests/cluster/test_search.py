@@ -10,10 +10,10 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from mgdet.cluster.recorder import Recorder
-from mgdet.cluster.search import BookSearcher, build_scheduler
+from mgdet.cluster.search import ResumingSearcher, build_scheduler
 from mgdet.sweep.config import load_sweep
 from mgdet.sweep.report import report
-from mgdet.sweep.trials import Book, definition
+from mgdet.sweep.trials import TrialStore, definition
 from mgdet.tracking import RunHandle, TrackingConfig
 from tests.sweep.test_config import write
 
@@ -28,14 +28,14 @@ def finish(book, trial, **metrics):
 
 
 def searcher(sweep, book):
-    return BookSearcher(sweep, book, [t for t in book.trials if not t.done], {"workers": 1})
+    return ResumingSearcher(sweep, book, [t for t in book.trials if not t.done], {"workers": 1})
 
 
 def test_a_trial_is_on_disk_before_tune_hears_of_it(tmp_path):
     sweep = load_sweep(write(tmp_path))
-    book = Book(str(tmp_path / "s"), "s")
+    book = TrialStore(str(tmp_path / "s"), "s")
     config = searcher(sweep, book).suggest("abc")
-    on_disk = Book(str(tmp_path / "s"), "s").trials
+    on_disk = TrialStore(str(tmp_path / "s"), "s").trials
     assert [t.number for t in on_disk] == [config["number"]] == [0]
     assert config["experiment"]["assigner"]["sigma"] == on_disk[0].settings[SIGMA]
     assert config["experiment"]["name"] == "s-000"
@@ -45,7 +45,7 @@ def test_a_trial_is_on_disk_before_tune_hears_of_it(tmp_path):
 
 def test_it_ends_after_the_last_trial(tmp_path):
     sweep = load_sweep(write(tmp_path))
-    book = Book(str(tmp_path / "s"), "s")
+    book = TrialStore(str(tmp_path / "s"), "s")
     search = searcher(sweep, book)
     for i in range(3):
         assert isinstance(search.suggest(str(i)), dict)
@@ -54,12 +54,12 @@ def test_it_ends_after_the_last_trial(tmp_path):
 
 def test_after_a_restart_unfinished_trials_come_first_and_unchanged(tmp_path):
     sweep = load_sweep(write(tmp_path), ["trials=5"])
-    book = Book(str(tmp_path / "s"), "s")
+    book = TrialStore(str(tmp_path / "s"), "s")
     search = searcher(sweep, book)
     first = [search.suggest(str(i)) for i in range(3)]
     finish(book, book.trials[1], AP=0.3)
 
-    again = Book(str(tmp_path / "s"), "s")
+    again = TrialStore(str(tmp_path / "s"), "s")
     search = searcher(sweep, again)
     second = [search.suggest(str(i)) for i in range(4)]
     assert second[:2] == [first[0], first[2]]
@@ -70,7 +70,7 @@ def test_after_a_restart_unfinished_trials_come_first_and_unchanged(tmp_path):
 
 
 def test_more_trials_may_be_asked_for_later(tmp_path):
-    book = Book(str(tmp_path / "s"), "s")
+    book = TrialStore(str(tmp_path / "s"), "s")
     search = searcher(load_sweep(write(tmp_path)), book)
     for i in range(3):
         search.suggest(str(i))
@@ -83,12 +83,12 @@ def test_more_trials_may_be_asked_for_later(tmp_path):
 def test_grid_points_come_in_order_also_after_a_restart(tmp_path):
     space = {"seed": {"grid": [0, 1, 2]}, "assigner.name": {"grid": ["max_iou", "simota"]}}
     sweep = load_sweep(write(tmp_path, space=space, trials=12))
-    book = Book(str(tmp_path / "s"), "s")
+    book = TrialStore(str(tmp_path / "s"), "s")
     search = searcher(sweep, book)
     for i in range(5):
         search.suggest(str(i))
         finish(book, book.trials[i], AP=0.1)
-    book = Book(str(tmp_path / "s"), "s")
+    book = TrialStore(str(tmp_path / "s"), "s")
     search = searcher(sweep, book)
     for i in range(7):
         search.suggest(f"b{i}")
@@ -98,7 +98,7 @@ def test_grid_points_come_in_order_also_after_a_restart(tmp_path):
 
 def test_optuna_hears_of_the_past_and_of_undefined_metrics(tmp_path):
     sweep = load_sweep(write(tmp_path), ["trials=4", "metric=[val/AP, val/divergence]"])
-    book = Book(str(tmp_path / "s"), "s")
+    book = TrialStore(str(tmp_path / "s"), "s")
     search = searcher(sweep, book)
     for i in range(3):
         search.suggest(str(i))
@@ -116,7 +116,7 @@ def test_optuna_hears_of_the_past_and_of_undefined_metrics(tmp_path):
 def test_what_tune_keeps_in_the_sweeps_directory_holds_no_password(tmp_path):
     """Tune writes trial configurations there, and pickles the searcher and its callbacks."""
     sweep = load_sweep(write(tmp_path), ["tracking.uri=http://me:hunter2@mlflow:5000"])
-    book = Book(str(tmp_path / "s"), "s")
+    book = TrialStore(str(tmp_path / "s"), "s")
     search = searcher(sweep, book)
     recorder = Recorder(sweep, book, 1, RunHandle("http://me:hunter2@mlflow:5000", "1", "1", ""), TrackingConfig())
     kept = [json.dumps(search.suggest("0")).encode(), cloudpickle.dumps(search), cloudpickle.dumps(recorder)]
@@ -153,10 +153,10 @@ def test_a_restarted_scheduler_decides_like_one_that_went_on(tmp_path, name, see
     events = sorted(
         ((n, e, rng.random() * e) for n in range(6) for e in range(1, 9)), key=lambda e: (e[1] + e[0] // 2, e[0])
     )
-    book = Book(str(tmp_path / "a"), "s")
+    book = TrialStore(str(tmp_path / "a"), "s")
     for i in range(6):
         book.new(sweep, {SIGMA: 2.0 + i / 10}, {SIGMA: 2.0 + i / 10})
-    through = build_scheduler(sweep, Book(str(tmp_path / "none"), "s"), 9)
+    through = build_scheduler(sweep, TrialStore(str(tmp_path / "none"), "s"), 9)
     expected, alive = [], set(range(6))
     kept = []
     for event in events:
@@ -169,13 +169,13 @@ def test_a_restarted_scheduler_decides_like_one_that_went_on(tmp_path, name, see
     assert CONTINUE in expected
     cut = rng.randrange(1, len(kept))
     play(build_scheduler(sweep, book, 9), kept[:cut], book)
-    restarted = build_scheduler(sweep, Book(str(tmp_path / "a"), "s"), 9)
+    restarted = build_scheduler(sweep, TrialStore(str(tmp_path / "a"), "s"), 9)
     assert play(restarted, kept[cut:]) == expected[cut:]
 
 
 def test_an_evaluation_that_a_resumed_trial_repeats_decides_nothing(tmp_path):
     sweep = load_sweep(write(tmp_path), ["scheduler.grace_epochs=1", "trials=3"])
-    book = Book(str(tmp_path / "s"), "s")
+    book = TrialStore(str(tmp_path / "s"), "s")
     for sigma in (1.5, 2.5):
         book.new(sweep, {SIGMA: sigma}, {SIGMA: sigma})
     play(build_scheduler(sweep, book, 4), [(0, 1, 0.5), (1, 1, 0.6)], book)
@@ -184,10 +184,10 @@ def test_an_evaluation_that_a_resumed_trial_repeats_decides_nothing(tmp_path):
 
 def test_an_undefined_metric_decides_nothing(tmp_path):
     sweep = load_sweep(write(tmp_path), ["scheduler.grace_epochs=1"])
-    scheduler = build_scheduler(sweep, Book(str(tmp_path / "s"), "s"), 4)
+    scheduler = build_scheduler(sweep, TrialStore(str(tmp_path / "s"), "s"), 4)
     assert scheduler.on_trial_result(None, tune_trial(0), {"epoch": 1}) == CONTINUE
 
 
 def test_no_scheduler_is_first_in_first_out(tmp_path):
     sweep = load_sweep(write(tmp_path), ["scheduler.name=none"])
-    assert type(build_scheduler(sweep, Book(str(tmp_path / "s"), "s"), 4)) is FIFOScheduler
+    assert type(build_scheduler(sweep, TrialStore(str(tmp_path / "s"), "s"), 4)) is FIFOScheduler

@@ -2,9 +2,10 @@
 
 import pytest
 
-from mgdet.cluster.config import ClusterConfig
-from mgdet.cluster.session import Node, Resources, arithmetic, check_fits, scale_up, this_machine
+from mgdet.cluster.session import scale_up
 from mgdet.errors import ClusterError
+from mgdet.runs.config import ClusterConfig
+from mgdet.runs.resources import Node, Resources, arithmetic, check_fits, this_machine
 
 
 def cluster(workers, cpus, gpu=False):

@@ -10,7 +10,7 @@ from mgdet.config import load
 from mgdet.sweep.config import load_sweep
 from mgdet.sweep.report import importance, report, seeds_csv
 from mgdet.sweep.table import headline, seconds_per_epoch, table
-from mgdet.sweep.trials import Book, Evaluation
+from mgdet.sweep.trials import Evaluation, TrialStore
 from tests.sweep.test_config import write
 
 SPACE = {
@@ -25,7 +25,7 @@ SPACE = {
 def made(tmp_path):
     """A sweep over a conditional space with trials in every state; lr decides AP."""
     sweep = load_sweep(write(tmp_path, space=SPACE, trials=12, metric=["val/AP", "val/divergence"]))
-    book = Book(str(tmp_path / "s"), "s")
+    book = TrialStore(str(tmp_path / "s"), "s")
     for i in range(10):
         settings = {
             "assigner.name": "max_iou" if i % 3 == 0 else "mutual_guidance",
@@ -103,7 +103,7 @@ def test_importance_finds_the_key_that_decides(made):
 def test_seeds_are_averaged_over_what_ended(tmp_path):
     space = {"seed": {"grid": [0, 1, 2]}, "assigner.name": {"grid": ["max_iou", "simota"]}}
     sweep = load_sweep(write(tmp_path, space=space, trials="auto"))
-    book = Book(str(tmp_path / "s"), "s")
+    book = TrialStore(str(tmp_path / "s"), "s")
     for i, point in enumerate(sweep.points):
         trial = book.new(sweep, point, dict(point))
         trial.add(4, {"val/AP": 0.1 * i})
@@ -117,7 +117,7 @@ def test_seeds_are_averaged_over_what_ended(tmp_path):
 
 def test_a_sweep_without_any_value_still_has_its_table(tmp_path):
     sweep = load_sweep(write(tmp_path))
-    book = Book(str(tmp_path / "s"), "s")
+    book = TrialStore(str(tmp_path / "s"), "s")
     book.new(sweep, {"assigner.sigma": 2}, {"assigner.sigma": 2}).state = "failed"
     assert set(report(sweep, book.trials)) == {"trials.csv"}
     assert set(report(sweep, [])) == {"trials.csv"}

@@ -8,7 +8,7 @@ import pytest
 
 from mgdet.errors import ConfigError
 from mgdet.sweep.config import load_sweep
-from mgdet.sweep.trials import Book, Trial, definition, front, ranked, tell
+from mgdet.sweep.trials import Trial, TrialStore, definition, front, ranked, tell
 from tests.sweep.test_config import write
 
 
@@ -25,13 +25,13 @@ def sweep(tmp_path):
 
 
 def test_a_book_is_read_back_as_it_was_written(tmp_path, sweep):
-    book = Book(str(tmp_path / "s"), "s")
+    book = TrialStore(str(tmp_path / "s"), "s")
     for sigma in (1.5, 2.5):
         t = book.new(sweep, {"assigner.sigma": sigma}, {"assigner.sigma": sigma})
         t.add(2, {"val/AP": 0.25, "epoch": 2})
         t.state = "stopped"
         book.save(t)
-    again = Book(str(tmp_path / "s"), "s")
+    again = TrialStore(str(tmp_path / "s"), "s")
     assert again.trials == book.trials
     assert [t.name for t in again.trials] == ["s-000", "s-001"]
     assert again.trials[1].metrics == {"val/AP": 0.25}
@@ -39,10 +39,10 @@ def test_a_book_is_read_back_as_it_was_written(tmp_path, sweep):
 
 
 def test_a_damaged_record_is_named(tmp_path, sweep):
-    Book(str(tmp_path / "s"), "s").new(sweep, {}, {"assigner.sigma": 2})
+    TrialStore(str(tmp_path / "s"), "s").new(sweep, {}, {"assigner.sigma": 2})
     (tmp_path / "s" / "s-000" / "trial.json").write_text('{"number": 0')
     with pytest.raises(ConfigError, match=r"s-000/trial.json is damaged"):
-        Book(str(tmp_path / "s"), "s")
+        TrialStore(str(tmp_path / "s"), "s")
 
 
 def test_an_evaluation_that_a_restart_repeats_counts_once():

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mgdet.cluster.train import prepare
 from mgdet.errors import NonFiniteError
+from mgdet.runs.launch import prepare
 from mgdet.tracking import NullTracker
 from mgdet.training.distributed import World
 from mgdet.training.loop import Worker

@@ -5,7 +5,7 @@ import io
 import torch
 from PIL import Image
 
-from mgdet.cluster.train import prepare
+from mgdet.runs.launch import prepare
 from mgdet.tracking import NullTracker
 from mgdet.training.distributed import World
 from mgdet.training.loop import Worker

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mgdet.assign import MaxIoU, MutualLabeling
-from mgdet.cluster.train import prepare
+from mgdet.runs.launch import prepare
 from mgdet.tracking import NullTracker
 from mgdet.training.checkpoint import CheckpointStore, read_checkpoint
 from mgdet.training.distributed import World

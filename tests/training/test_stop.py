@@ -6,9 +6,10 @@ import signal
 import pytest
 import torch
 
-from mgdet.cluster.stop import StopFile, on_sigterm
-from mgdet.cluster.train import prepare, run
+from mgdet.cluster.train import run
 from mgdet.errors import Interrupted
+from mgdet.runs.launch import prepare
+from mgdet.runs.stop import StopRequest, on_sigterm
 from mgdet.tracking import NullTracker
 from mgdet.training.checkpoint import CheckpointStore
 from mgdet.training.distributed import World
@@ -80,14 +81,14 @@ def test_a_second_sigterm_ends_the_process_as_usual():
 
 def test_the_stop_file(tmp_path):
     (tmp_path / "run").mkdir()
-    stop = StopFile(str(tmp_path / "run"))
-    assert not stop.there()
+    stop = StopRequest(str(tmp_path / "run"))
+    assert not stop.exists()
     stop.remove()
-    stop.make()
-    assert stop.there()
+    stop.create()
+    assert stop.exists()
     stop.remove()
-    assert not stop.there()
-    StopFile(str(tmp_path / "nowhere")).make()  # never raises
+    assert not stop.exists()
+    StopRequest(str(tmp_path / "nowhere")).create()  # never raises
 
 
 def test_a_position_for_other_ranks():

@@ -13,7 +13,7 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
-def carry_out(work: Callable[[], int], when_interrupted: str) -> int:
+def run_cli(work: Callable[[], int], when_interrupted: str) -> int:
     """The exit status of `work()`; 2: an error that the user can mend; 130: Ctrl-C; 143: SIGTERM.
 
     `when_interrupted` says after Ctrl-C what was kept.

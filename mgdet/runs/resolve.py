@@ -2,7 +2,7 @@
 
 from mgdet.config import Experiment
 from mgdet.data.loader import resolve_loader_workers
-from mgdet.data.order import steps_per_epoch
+from mgdet.data.order import optimizer_steps
 from mgdet.errors import ConfigError
 from mgdet.training.optim import resolve_warmup
 
@@ -56,7 +56,7 @@ def resolve(experiment: Experiment, *, num_images: int, cpus: float, gpus: float
             f"{steps * train.epochs} optimizer steps in all, a tenth, at most 500",
         )
     layout = experiment.model.layout
-    assigner = experiment.assigner.settled(layout)
+    assigner = experiment.assigner.resolved_for(layout)
     for key in type(assigner).model_fields:
         if getattr(experiment.assigner, key) == "auto":
             found(f"assigner.{key}", getattr(assigner, key), f"{experiment.model.name} has {layout}")
@@ -76,19 +76,3 @@ def resolve(experiment: Experiment, *, num_images: int, cpus: float, gpus: float
         ),
         reasons,
     )
-
-
-def micro_batch(batch_size: int, workers: int, accumulate: int) -> int:
-    """Images that one worker sees at a time. Raises `ConfigError` where the global batch cannot be split evenly."""
-    size, rest = divmod(batch_size, workers * accumulate)
-    if rest or not size:
-        raise ConfigError(
-            f"train.batch_size = {batch_size} images per step cannot be split into {workers} workers x {accumulate} "
-            f"micro-batches (train.accumulate) of equal size; nearest: {max(1, size) * workers * accumulate}"
-        )
-    return size
-
-
-def optimizer_steps(num_images: int, workers: int, batch_size: int, accumulate: int) -> int:
-    """Optimizer steps in an epoch; the last one may hold fewer micro-batches."""
-    return -(-steps_per_epoch(num_images, workers, micro_batch(batch_size, workers, accumulate)) // accumulate)

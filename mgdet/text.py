@@ -1,4 +1,4 @@
-"""Passwords in URIs, which must not reach a log, a file or an error message."""
+"""Text for people: URIs without their passwords, durations, the first line of an error."""
 
 import re
 
@@ -22,3 +22,19 @@ def redacted(text: str) -> str:
 def has_password(uri: str) -> bool:
     """Whether the URI carries something secret (a user alone is none)."""
     return bool(_PATTERNS[0][0].search(uri) or _PATTERNS[2][0].search(uri))
+
+
+def duration(seconds: float) -> str:
+    """A time span as people read it: `4 s`, `3 min 05 s`, `2 h 07 min`."""
+    total = round(seconds)
+    if total < 60:
+        return f"{total} s"
+    if total < 3600:
+        return f"{total // 60} min {total % 60:02d} s"
+    return f"{total // 3600} h {total % 3600 // 60:02d} min"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, at most 300 characters and redacted; its type where it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return redacted(lines[0] if lines else type(error).__name__)[:300]

@@ -8,16 +8,16 @@ import time
 import torch
 from torch import Tensor
 
-from mgdet.cluster.session import arithmetic, check_fits, this_machine
-from mgdet.cluster.train import prepare
 from mgdet.config import Experiment
+from mgdet.data.order import micro_batch
+from mgdet.runs.launch import prepare
+from mgdet.runs.resources import arithmetic, check_fits, this_machine
 from mgdet.structures import Assignment, Batch, Labels
 from mgdet.tracking import NullTracker
 from mgdet.training.checkpoint import CheckpointStore
 from mgdet.training.distributed import World
 from mgdet.training.evaluate import evaluate
 from mgdet.training.loop import Worker
-from mgdet.training.resolve import micro_batch
 from mgdet.training.step import forward
 
 

@@ -14,12 +14,12 @@ from mgdet.data.decode import decode_image
 from mgdet.data.loader import Collate, Sample
 from mgdet.data.transforms import EvalTransform
 from mgdet.errors import DataError
+from mgdet.inference.load import Trained
+from mgdet.inference.output import JsonFile
 from mgdet.structures import Detections
-from mgdet.training.output import JsonFile
-from mgdet.training.progress import Pace
-from mgdet.training.trained import Trained
+from mgdet.training.progress import ProgressLog
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 """What is taken from directories, in upper case too; a file that is named itself may be called anything."""
@@ -121,7 +121,7 @@ def find_images(inputs: Sequence[str], out: Path) -> list[Path]:
             )
         files = list(_below(given, out)) if given.is_dir() else [given]
         if not files:
-            log.warning("%s: no file with the suffix of an image in it or below", name)
+            logger.warning("%s: no file with the suffix of an image in it or below", name)
         for path in files:
             found.setdefault(path.resolve(), path)
     if not found:
@@ -142,13 +142,13 @@ def _below(directory: Path, out: Path) -> Iterator[Path]:
 
 def _groups(paths: Sequence[Path], size: int, unreadable: list[str]) -> Iterator[list[Photo]]:
     """The readable images, `size` at a time; the names of the others are appended to `unreadable`, with a warning."""
-    pace = Pace("predicted", len(paths))
+    pace = ProgressLog("predicted", len(paths))
     group: list[Photo] = []
     for index, path in enumerate(paths):
         try:
             group.append(Photo(index - len(unreadable), path, decode_image(path.read_bytes(), str(path))))
         except (OSError, DataError) as error:
-            log.warning("left out: %s", error)
+            logger.warning("left out: %s", error)
             unreadable.append(path.as_posix())
         if group and (len(group) == size or index + 1 == len(paths)):
             yield group
@@ -163,7 +163,7 @@ def _check_options(trained: Trained, score: float, batch_size: int) -> None:
         raise DataError(f"The batch size is {batch_size}; it must be at least 1.")
     least = trained.experiment.model.postprocess.score_threshold
     if score < least:
-        log.warning("least score %g: the detector itself has none up to %g (model.postprocess)", score, least)
+        logger.warning("least score %g: the detector itself has none up to %g (model.postprocess)", score, least)
 
 
 def _directory(out: str, overwrite: bool) -> Path:

@@ -17,14 +17,16 @@ import torch
 import yaml
 from pyarrow import fs
 
-from mgdet.config import Experiment, parse_override, validate, with_settings
+from mgdet.config import Experiment, validate
+from mgdet.config_yaml import parse_override, with_settings
 from mgdet.errors import CheckpointError, ConfigError
 from mgdet.models import Detector
 from mgdet.storage import locate, read_bytes
 from mgdet.structures import Category
+from mgdet.text import first_line
 from mgdet.training.checkpoint import CheckpointInfo, CheckpointStore, read_checkpoint
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 CHANGEABLE = (
     *("evaluation", "model.rescoring", "model.postprocess", "data.transform.resize", "data.loader"),
@@ -85,7 +87,7 @@ def load_detector(checkpoint: str, overrides: Sequence[str] = (), device: torch.
         epoch, step = (int(position[k]) for k in ("epoch", "step")) if isinstance(position, dict) else (0, 0)
     except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(
-            f"{path}: its weights do not fit its own configuration ({_first_line(error)}). It was made by another "
+            f"{path}: its weights do not fit its own configuration ({first_line(error)}). It was made by another "
             f"version of mgdet, or changed afterwards. {EXPECTED}."
         ) from error
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -130,7 +132,7 @@ def _read_best(directory: str) -> tuple[str, dict[str, Any]]:
     if newest is None:
         raise CheckpointError(f"{directory}: a directory without a whole checkpoint. {EXPECTED}.")
     path = store.path(newest[0])
-    log.warning("%s: none of its checkpoints was evaluated; the newest is taken, %s", directory, path)
+    logger.warning("%s: none of its checkpoints was evaluated; the newest is taken, %s", directory, path)
     return path, newest[1]
 
 
@@ -161,7 +163,9 @@ def _experiment(path: str, state: dict[str, Any], overrides: Sequence[str]) -> E
     settings: dict[str, Any] = {"data.loader.workers": "auto", **asked}
     fixed = [k for k in asked if not any(k == c or k.startswith(f"{c}.") for c in CHANGEABLE)]
     _refuse([k for k in fixed if _stands_in(tree, k)])
-    experiment = validate(with_settings(tree, settings, "overrides"), "overrides")  # names what a misspelt key is near
+    experiment = validate(
+        with_settings(Experiment, tree, settings, "overrides"), "overrides"
+    )  # names what a misspelt key is near
     _refuse(fixed)
     return experiment
 
@@ -198,9 +202,4 @@ def _categories(path: str, state: dict[str, Any]) -> tuple[Category, ...]:
     try:
         return tuple(Category(int(i), str(name)) for i, name in json.loads(state["categories"]))
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: holds no list of classes ({_first_line(error)}). {EXPECTED}.") from error
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+        raise CheckpointError(f"{path}: holds no list of classes ({first_line(error)}). {EXPECTED}.") from error

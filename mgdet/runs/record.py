@@ -11,7 +11,7 @@ from mgdet.errors import ConfigError
 from mgdet.storage import locate, read_bytes, replace_bytes
 from mgdet.training.checkpoint import CheckpointStore, best_of
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ def open_run(experiment: Experiment) -> Run | None:
         raise _unusable(experiment, error) from error
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{root}/run.json is damaged ({error}); move the run away or choose another name=") from error
-    wanted = json.loads(json.dumps(experiment.what_is_learned()))
+    wanted = json.loads(json.dumps(experiment.identity()))
     keys = sorted(k for k in run.learned.keys() | wanted.keys() if run.learned.get(k) != wanted.get(k))
     if keys and not CheckpointStore(experiment.run_uri).committed():
-        log.info("the run %s never reached a checkpoint; its configuration is replaced", experiment.run_uri)
+        logger.info("the run %s never reached a checkpoint; its configuration is replaced", experiment.run_uri)
         return None
     if keys:
         shown = "\n".join(f"  {k}: {run.learned.get(k)!r} there, {wanted.get(k)!r} asked for" for k in keys[:12])
@@ -64,7 +64,7 @@ def _unusable(experiment: Experiment, error: OSError) -> ConfigError:
 def save_run(asked: Experiment, resolved: Experiment, mlflow_run_id: str | None) -> None:
     """Write `run.json` and `config.yaml`. The run is known by what was asked for: `auto` may come out otherwise."""
     filesystem, root = locate(asked.run_uri)
-    record = {"learned": asked.what_is_learned(), "mlflow_run_id": mlflow_run_id}
+    record = {"learned": asked.identity(), "mlflow_run_id": mlflow_run_id}
     try:
         filesystem.create_dir(root, recursive=True)
         replace_bytes(filesystem, f"{root}/config.yaml", resolved.to_yaml().encode())

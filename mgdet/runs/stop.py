@@ -11,19 +11,19 @@ from pyarrow import fs
 from mgdet.storage import locate, write_bytes
 
 
-class StopFile:
+class StopRequest:
     """`stop` in a run's directory: the workers take a checkpoint and end when they see it. Never raises."""
 
     def __init__(self, run_uri: str) -> None:
         self.filesystem, root = locate(run_uri)
         self.path = f"{root}/stop"
 
-    def make(self) -> None:
+    def create(self) -> None:
         """Ask."""
         with suppress(OSError):  # then the driver is killed in the end, and the last checkpoint is what there is
             write_bytes(self.filesystem, self.path, b"")
 
-    def there(self) -> bool:
+    def exists(self) -> bool:
         """Whether it was asked."""
         try:
             return bool(self.filesystem.get_file_info(self.path).type != fs.FileType.NotFound)
@@ -32,7 +32,7 @@ class StopFile:
 
     def remove(self) -> None:
         """Before a start, and at its end."""
-        if self.there():
+        if self.exists():
             with suppress(OSError):
                 self.filesystem.delete_file(self.path)
 

@@ -8,13 +8,14 @@ from typing import NamedTuple
 from mgdet.data.dataset import ShardedDataset
 from mgdet.data.loader import build_eval_loader
 from mgdet.errors import ConfigError
+from mgdet.inference.load import Trained
 from mgdet.structures import Batch, Category
+from mgdet.text import duration
 from mgdet.training.distributed import World
 from mgdet.training.evaluate import evaluate
-from mgdet.training.progress import Pace, duration
-from mgdet.training.trained import Trained
+from mgdet.training.progress import ProgressLog
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 HEADLINE = (
     *("val/AP", "val/AP50", "val/AP75", "val/APs", "val/APm", "val/APl", "val/AR100"),
@@ -86,7 +87,7 @@ def _names(categories: Sequence[Category], label: int) -> str:
 def _batches(dataset: ShardedDataset, trained: Trained) -> Iterator[Batch]:
     data = trained.experiment.data
     loader = data.loader.model_copy(update={"pin_memory": trained.device.type == "cuda"})
-    pace = Pace("evaluated", dataset.num_images)
+    pace = ProgressLog("evaluated", dataset.num_images)
     for shard in range(trained.shards):
         batches = build_eval_loader(
             dataset,
@@ -100,4 +101,4 @@ def _batches(dataset: ShardedDataset, trained: Trained) -> Iterator[Batch]:
         for batch in batches:
             yield batch
             pace.add(len(batch.images))
-    log.info("evaluated %d images in %s; now the metrics are computed", pace.done, duration(pace.seconds))
+    logger.info("evaluated %d images in %s; now the metrics are computed", pace.done, duration(pace.seconds))

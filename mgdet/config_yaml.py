@@ -1,0 +1,218 @@
+"""Configuration trees: read from YAML, changed by `dotted.key=value`, checked against a pydantic model.
+
+Knows no particular model: `root` is the type of the tree. A field may be a union of models that their `name` tells
+apart. Every error names the key's path, the value, what is allowed and, for a misspelt key, the nearest valid one.
+"""
+
+import copy
+import difflib
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from mgdet.errors import ConfigError
+from mgdet.text import redacted
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def read_tree(root: type[BaseModel], path: str | Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The tree of a YAML file of type `root`, on top of its `base` if it names one. Raises `ConfigError`."""
+    tree = read_yaml(path)
+    base = tree.pop("base", None)
+    if base is None:
+        return tree
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: base = {base!r}: expected the name of a YAML file, relative to this one")
+    here = Path(path).resolve()
+    if here in above:
+        raise ConfigError(f"{path}: its base leads back to itself ({' -> '.join(p.name for p in (*above, here))})")
+    return with_settings(root, read_tree(root, Path(path).parent / base, (*above, here)), flatten(tree), str(path))
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML file whose top level is a mapping. Raises `ConfigError` for anything else, and for repeated keys."""
+    try:
+        text = Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        known = sorted(str(p) for p in Path("configs").glob("*.yaml"))
+        hint = f" Known configurations: {', '.join(known)}." if known else ""
+        raise ConfigError(f"{path}: cannot be read ({error}).{hint}") from error
+    try:
+        tree = yaml.load(text, _UniqueKeys)  # a SafeLoader
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {_problem(error)}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected a mapping of keys to values at the top, found {type(tree).__name__}")
+    return tree
+
+
+def parse_override(override: str) -> tuple[str, Any]:
+    """Key and value of `dotted.key=value`, the value read as YAML. Raises `ConfigError`."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"{override!r}: an override is written key=value, such as train.epochs=24")
+    try:
+        return key, yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{override!r}: the value is not valid YAML: {_problem(error)}") from None
+
+
+def set_value(root: type[BaseModel], tree: dict[str, Any], key: str, value: Any, source: str) -> None:
+    """Put a value at a dotted key; `source` stands in the error message."""
+    *parents, leaf = key.split(".")
+    node = tree
+    for depth, parent in enumerate(parents):
+        if node.get(parent) is None:
+            node[parent] = {}
+        node = node[parent]
+        if not isinstance(node, dict):
+            raise ConfigError(f"{source}: {'.'.join(parents[: depth + 1])} is a value, it has no keys below it")
+    if leaf == "name" and "name" in node and node["name"] != value:
+        _keep_common_keys(root, node, parents, value)
+    node[leaf] = value
+
+
+def with_settings(
+    root: type[BaseModel], tree: dict[str, Any], settings: Mapping[str, Any], source: str
+) -> dict[str, Any]:
+    """A copy of a `root` tree with values at dotted keys; where one of them chooses a variant, that one comes first."""
+    out = copy.deepcopy(tree)
+    for key in sorted(settings, key=lambda k: not k.endswith(".name")):
+        set_value(root, out, key, settings[key], f"{source}: {key}")
+    return out
+
+
+def validate_as(root: type[M], tree: dict[str, Any], source: str) -> M:
+    """A `root` from a plain tree; `source` stands in error messages. Raises `ConfigError`."""
+    try:
+        return root.model_validate(_with_default_names(tree, root))
+    except ValidationError as error:
+        lines = [_explain(e, root) for e in error.errors()]
+        raise ConfigError(f"{source}: " + "\n".join(lines)) from None
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one dict with dotted keys; lists and empty dicts stay values."""
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            out |= flatten(value, f"{prefix}{key}.")
+        else:
+            out[f"{prefix}{key}"] = value
+    return out
+
+
+def walk(location: Sequence[Any], root: type[BaseModel]) -> tuple[list[str], list[type[BaseModel]]]:
+    """Where a pydantic error location leads: the path as users write it, and the models that stand there.
+
+    Pydantic puts the tag of the chosen member of a union into the location; users do not write it.
+    """
+    path: list[str] = []
+    known = False
+    models: list[type[BaseModel]] = [root]
+    for part in location:
+        fields = {k: f.annotation for m in models for k, f in m.model_fields.items()}
+        if path and known and not models:  # below a plain value pydantic goes on with the alternatives of its type
+            break
+        known = part in fields
+        if part not in fields and any(tag(m) == part for m in models):
+            models = [m for m in models if tag(m) == part]
+            continue
+        path.append(str(part))
+        models = variants(fields.get(part))
+    return path, models
+
+
+def tag(model: type[BaseModel]) -> Any:
+    return model.model_fields["name"].default if "name" in model.model_fields else None
+
+
+def variants(annotation: Any) -> list[type[BaseModel]]:
+    """The pydantic models that an annotation allows."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [m for a in typing.get_args(annotation) for m in variants(a)]
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    """What is wrong and where, without the excerpt that YAML adds: it may begin in the middle of a password."""
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+    parts = [getattr(error, "context", None), getattr(error, "problem", None) or getattr(error, "reason", None)]
+    return ", ".join(p for p in parts if p) + where
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML says the last of two equal keys wins; here the second one is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=deep)
+            if key in seen:
+                raise yaml.MarkedYAMLError(problem=f"key {key!r} stands twice", problem_mark=key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _keep_common_keys(root: type[BaseModel], node: dict[str, Any], parents: list[str], name: Any) -> None:
+    """Another variant of a union is chosen: what the file set for the old one stays where the new one may have it."""
+    for variant in walk(parents, root)[1]:
+        if tag(variant) == name:
+            for key in [k for k in node if k != "name" and not _takes(variant, k, node[k])]:
+                del node[key]
+
+
+def _takes(variant: type[BaseModel], key: str, value: Any) -> bool:
+    """Whether the variant has this key and allows this value, such as `auto`, of it."""
+    if key not in variant.model_fields:
+        return False
+    try:
+        variant.model_validate({key: value})
+    except ValidationError as error:
+        return all(e["loc"][:1] != (key,) for e in error.errors())
+    return True
+
+
+def _with_default_names(tree: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
+    """`assigner: {sigma: 3}` without a name means the default assigner, here and at every other union."""
+    out = dict(tree)
+    for key, field in model.model_fields.items():
+        value = out.get(key)
+        if not isinstance(value, dict):
+            continue
+        default, members = field.default, variants(field.annotation)
+        if "name" not in value and isinstance(default, BaseModel) and (own := tag(type(default))) is not None:
+            value = {"name": own, **value}
+        chosen = [m for m in members if tag(m) == value.get("name")] or members[:1]
+        out[key] = _with_default_names(value, chosen[0]) if chosen else value
+    return out
+
+
+def _explain(error: Any, root: type[BaseModel]) -> str:
+    path, models = walk(error["loc"], root)
+    if not path:  # keys that do not go together: the message names them
+        return f"{error['msg'].removeprefix('Value error, ')}."
+    key = ".".join(path)
+    if error["type"] == "extra_forbidden":
+        *parents, misspelt = path
+        allowed = sorted({k for m in walk(error["loc"][:-1], root)[1] for k in m.model_fields})
+        near = difflib.get_close_matches(misspelt, allowed, n=1)
+        hint = f" Did you mean {'.'.join([*parents, near[0]])}?" if near else ""
+        return f"unknown key {key}.{hint} Allowed here: {', '.join(allowed)}."
+    if error["type"] == "missing":
+        return f"{key} is missing: it has no default, set it in the file or as {key}=..."
+    if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        given = error["input"].get("name") if isinstance(error["input"], dict) else error["input"]
+        return f"{key}.name = {given!r}: allowed are {', '.join(str(tag(m)) for m in models)}."
+    return f"{key} = {_short(error['input'])}: {error['msg'].removeprefix('Value error, ')}."
+
+
+def _short(value: Any) -> str:
+    text = redacted(repr(value))  # before it is cut
+    return text if len(text) <= 80 else text[:77] + "..."

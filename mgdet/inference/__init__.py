@@ -1,0 +1,1 @@
+"""Trained detectors: loaded from a checkpoint, evaluated, and used to predict."""

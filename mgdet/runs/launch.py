@@ -1,0 +1,141 @@
+"""The life of a training around its loop: what it needs is made, its record and MLflow run are opened and ended.
+
+Where the loop itself runs is the caller's: `in_process` here, or Ray's workers in `mgdet.cluster.train`.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from mgdet.config import Experiment
+from mgdet.data.config import DataConfig
+from mgdet.data.schema import read_manifest
+from mgdet.data.shapes import ensure_shapes
+from mgdet.errors import ClusterError, ConfigError, Interrupted
+from mgdet.models.weights import NAMED_WEIGHTS
+from mgdet.runs.record import Summary, log_directory, open_run, save_run, set_old_journal_aside, summarise
+from mgdet.runs.resolve import resolve
+from mgdet.runs.resources import this_machine
+from mgdet.runs.stop import on_sigterm
+from mgdet.tracking import MlflowTracker, RunHandle, Status, Tracker, end_run, start_run
+from mgdet.training.distributed import World
+from mgdet.training.loop import Worker
+
+logger = logging.getLogger(__name__)
+
+Execute = Callable[[Experiment, RunHandle | None], None]
+"""Trains the resolved experiment, from its last checkpoint to its end, and writes into the MLflow run."""
+
+
+def absolute(experiment: Experiment) -> Experiment:
+    """The same experiment with absolute local paths: workers run in other directories."""
+
+    def fix(uri: str) -> str:
+        return uri if "://" in uri else str(Path(uri).expanduser().resolve())
+
+    data = experiment.data.model_copy(update={"uri": fix(experiment.data.uri)})
+    model = experiment.model
+    if model.weights not in NAMED_WEIGHTS:
+        model = model.model_copy(update={"weights": fix(model.weights)})
+    return experiment.model_copy(update={"data": data, "model": model, "storage": fix(experiment.storage)})
+
+
+def prepare(experiment: Experiment, cpus: float, gpus: float) -> tuple[Experiment, list[str]]:
+    """Make or check the data set, and resolve every `auto`; the reasons are returned beside."""
+    experiment = absolute(experiment)
+    return resolve(experiment, num_images=training_images(experiment.data), cpus=cpus, gpus=gpus)
+
+
+def training_images(data: DataConfig) -> int:
+    """Make or check the data set; the size of its training split. Raises `ConfigError` or `DataError`."""
+    if data.generate is not None:
+        ensure_shapes(data.uri, data.generate)
+    manifest = read_manifest(data.uri)
+    for split in (data.train_split, data.val_split):
+        if split not in manifest.splits:
+            raise ConfigError(f"{data.uri} has no split {split!r}; it has {', '.join(sorted(manifest.splits))}")
+    return manifest.splits[data.train_split].images
+
+
+def train_in_process(experiment: Experiment) -> tuple[Summary, RunHandle | None]:
+    """Train, or continue the run of the same storage and name, to its end, in this process and without Ray.
+
+    Raises `MgdetError` for anything that the user can mend; its message says how.
+    """
+    asked, machine = absolute(experiment), this_machine()
+    resolved, reasons = prepare(asked, machine.cpus, machine.gpus)
+    return launch(asked, resolved, reasons, in_process)
+
+
+def launch(
+    asked: Experiment,
+    experiment: Experiment,
+    reasons: list[str],
+    execute: Execute,
+    parent_run_id: str | None = None,
+) -> tuple[Summary, RunHandle | None]:
+    """Open the run that was `asked` for, train its resolved `experiment` by `execute`, and end it.
+
+    A run that is finished is not trained again. `reasons` are logged: one line for each `auto` that was resolved.
+    """
+    existing = open_run(asked)
+    logger.info("%s", experiment.to_yaml())
+    for reason in reasons:
+        logger.info("%s", reason)
+    reached = summarise(experiment) if existing else None
+    finished = reached is not None and reached.already_finished
+    if existing:
+        logger.info("the run %s is %s", experiment.run_uri, "finished, nothing to train" if finished else "continued")
+    else:
+        set_old_journal_aside(asked)
+    handle = start_run(
+        experiment.tracking,
+        name=experiment.name,
+        params={k: v for k, v in experiment.shown().items() if k != "name"},  # every run has its own: no parameter
+        config_yaml=experiment.to_yaml(),
+        run_id=existing.mlflow_run_id if existing else None,
+        parent_run_id=parent_run_id,
+        tags={"mgdet.run": experiment.run_uri},
+    )
+    save_run(asked, experiment, handle.run_id if handle else existing.mlflow_run_id if existing else None)
+    if finished:
+        execute = _send_what_is_left
+    status: Status = "FAILED"
+    try:
+        execute(experiment, handle)
+        status = "FINISHED"
+    except (KeyboardInterrupt, Interrupted):
+        status = "KILLED"
+        raise
+    finally:
+        if handle:
+            end_run(handle, status, experiment.tracking)
+    summary = summarise(experiment)
+    if summary is None:
+        raise ClusterError(f"training ended, but no checkpoint could be written to {experiment.run_uri}; see the log")
+    return summary, handle
+
+
+def in_process(experiment: Experiment, handle: RunHandle | None) -> None:
+    """Train in this process; SIGTERM asks for a checkpoint and an end."""
+    tracker = worker_tracker(experiment, handle)
+    asked = threading.Event()
+    try:
+        with on_sigterm(asked.set):
+            world = World.current(torch.device("cuda" if experiment.cluster.gpu else "cpu"))
+            Worker(experiment, world, tracker, stop_asked=asked.is_set).run()
+    finally:
+        tracker.close(None)
+
+
+def _send_what_is_left(experiment: Experiment, handle: RunHandle | None) -> None:
+    """Metrics that MLflow did not have when the run ended are in its journal; they go there now."""
+    worker_tracker(experiment, handle).close(None)
+
+
+def worker_tracker(experiment: Experiment, handle: RunHandle | None) -> Tracker:
+    """What the one worker that writes gets."""
+    return MlflowTracker(handle, log_directory(experiment), experiment.tracking)

@@ -1,0 +1,85 @@
+"""What a cluster, or this machine, has, and whether a training fits into it. Knows no Ray."""
+
+import math
+import os
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from mgdet.errors import ClusterError
+from mgdet.runs.config import ClusterConfig
+
+
+class Node(NamedTuple):
+    """What one node has."""
+
+    cpus: float
+    gpus: float
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a cluster, or this machine, has."""
+
+    nodes: tuple[Node, ...]
+    where: str
+
+    @property
+    def cpus(self) -> float:
+        """Of all nodes."""
+        return sum(n.cpus for n in self.nodes)
+
+    @property
+    def gpus(self) -> float:
+        """Of all nodes."""
+        return sum(n.gpus for n in self.nodes)
+
+    def slots(self, config: ClusterConfig) -> int:
+        """How many workers of this (resolved) configuration fit; a worker lies on one node."""
+        cpus = float(config.cpus_per_worker)
+        return sum(int(min(n.cpus // cpus, n.gpus if config.gpu else math.inf)) for n in self.nodes)
+
+
+def this_machine() -> Resources:
+    """The resources of this machine, without Ray."""
+    return Resources((Node(float(len(os.sched_getaffinity(0))), float(torch.cuda.device_count())),), "this machine")
+
+
+def arithmetic(config: ClusterConfig, resources: Resources) -> str:
+    """What the (resolved) configuration asks for and what there is, in one line."""
+    n = config.fewest
+    gpus = f" and {n} x 1 = {n} GPUs" if config.gpu else ""
+    more = f" (at most {config.most}, if there is room)" if config.most > n else ""
+    return (
+        f"{n} workers{more} x {config.cpus_per_worker:g} CPUs = {n * float(config.cpus_per_worker):g} CPUs{gpus}; "
+        f"{describe(resources)}"
+    )
+
+
+def describe(resources: Resources) -> str:
+    """What there is, in words."""
+    nodes = len(resources.nodes)
+    return (
+        f"{resources.where} has {resources.cpus:g} CPUs and {resources.gpus:g} GPUs on {nodes} "
+        f"node{'s' if nodes != 1 else ''}"
+    )
+
+
+def check_fits(config: ClusterConfig, resources: Resources) -> None:
+    """See that the (resolved) workers fit. Raises `ClusterError` with the arithmetic; Ray would wait for ever."""
+    if config.fewest <= resources.slots(config):
+        return
+    largest = max(resources.nodes, default=Node(0, 0))
+    waited = f" after waiting {config.scale_up_timeout_s:g} s for nodes" if config.scale_up_timeout_s else ""
+    raise ClusterError(
+        f"the workers do not fit{waited}: {arithmetic(config, resources)} (largest node: {largest.cpus:g} CPUs, "
+        f"{largest.gpus:g} GPUs). Lower cluster.workers or cluster.cpus_per_worker"
+        + (", or set cluster.gpu=false" if config.gpu else "")
+        + ", or add nodes"
+        + (
+            "; `ray status` on the head says why none came."
+            if waited
+            else " (scaling cluster: cluster.scale_up_timeout_s)."
+        )
+    )
