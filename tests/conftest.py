@@ -35,7 +35,7 @@ def pytest_configure(config):
     hypothesis.settings.load_profile("exhaustive" if runs(config, "exhaustive") else "unit")
     many = config.getoption("numprocesses", None) and config.option.dist != "loadgroup"
     if many and (runs(config, "slow") or runs(config, "exhaustive")):
-        raise pytest.UsageError("tests that start Ray need one process for all of them: add --dist loadgroup")
+        raise pytest.UsageError("tests that start Ray need one process for all of them: leave --dist at loadgroup")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -11,6 +11,7 @@ from mgdet.training.distributed import World
 from mgdet.training.loop import Worker
 from tests.small import STATEFUL, small_experiment
 
+pytestmark = pytest.mark.xdist_group("resume")
 CPU = World(0, 1, torch.device("cpu"))
 
 
@@ -86,6 +87,7 @@ def test_the_assigner_changes_at_its_epoch(experiment, monkeypatch):
     assert used == ["max_iou"] * 4 + ["mutual_labeling"] * 2
 
 
+@pytest.mark.exhaustive
 def test_the_comparison_can_fail(experiment, straight):
     """Another seed gives other weights: the equality above is not that of constants."""
     other = train(experiment.model_copy(update={"seed": 1}))
