@@ -22,7 +22,6 @@ from mgdet.training.progress import ProgressLog
 from tests.small import small_experiment
 from tests.trained_runs import MODELS, call, import_job, refused, train
 
-pytestmark = pytest.mark.xdist_group("evaluate")
 job = import_job("evaluate")
 
 

@@ -17,7 +17,6 @@ from mgdet.cluster import train as cluster_train
 from mgdet.training.checkpoint import CheckpointStore, read_checkpoint
 from tests.small import small_experiment
 
-pytestmark = pytest.mark.xdist_group("jobs")
 TRAIN = Path(__file__).parents[1] / "jobs" / "train.py"
 
 

@@ -17,7 +17,6 @@ from mgdet.training.distributed import World
 from mgdet.training.evaluate import evaluate
 from tests.trained_runs import MODELS, call, import_job, refused, train
 
-pytestmark = pytest.mark.xdist_group("predict")
 job = import_job("predict")
 LOW = ("--score", "0.006")  # what a detector of six images dares to say
 

@@ -24,7 +24,6 @@ from mgdet.tracking.store import mlflow_name, resolve_uri, shown_uri
 from tests.forked import CONTEXT
 from tests.tracking_servers import Server, wait_for
 
-pytestmark = pytest.mark.xdist_group("tracking")
 DEAD = "http://127.0.0.1:9"
 QUICK = {"send_every_s": 0.05, "retry_after_s": (0.1, 0.2), "flush_timeout_s": 20.0}
 

@@ -22,7 +22,7 @@ from tests.cluster.clusters import Head, ray_children
 from tests.cluster.runs import TRAIN, checkpoints, experiment, job, note_cost, one_on_each_node, wait
 from tests.faults import same, step_records, weights
 
-pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.usefixtures("no_ray_left_behind")]
+pytestmark = pytest.mark.usefixtures("no_ray_left_behind")
 
 
 def after(condition, action):

@@ -13,7 +13,7 @@ from mgdet.runs.config import ClusterConfig
 from tests.cluster.clusters import ray_cluster
 from tests.small import small_experiment
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.usefixtures("no_ray_left_behind")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_ray_left_behind")]
 
 
 def test_a_cluster_beside_another_one_knows_itself(shared_cluster):

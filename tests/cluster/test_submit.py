@@ -10,8 +10,6 @@ from PIL import Image
 from tests.cluster.clusters import Head
 from tests.tracking_servers import wait_for
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 ROOT = Path(__file__).parents[2]
 LIMIT = 2 << 20  # bytes that an upload may have
 
@@ -62,13 +60,12 @@ def test_a_submitted_job(tmp_path, upload):
         assert wrong.returncode != 0
         assert "unknown key train.epoch. Did you mean train.epochs?" in wrong.stdout + wrong.stderr
 
-        train = [*settings(tmp_path, 20), "train.evaluate_every=20"]
+        train = [*settings(tmp_path, 10), "train.evaluate_every=10"]
         submitted = head.job("submit", "--no-wait", "--submission-id", "first", "--working-dir", upload, "--", *train)
         assert submitted.returncode == 0, submitted.stderr
         checkpoints = tmp_path / "runs" / "quickstart" / "checkpoints"
         wait_for(lambda: len(list(checkpoints.glob("*.json"))) >= 2, 600)
         head.stop("first")
-        assert "with a checkpoint of it; the same command goes on" in head.client.get_job_logs("first")
 
         again = head.job("submit", "--working-dir", upload, "--", *train)
         assert again.returncode == 0, again.stdout + again.stderr

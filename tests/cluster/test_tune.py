@@ -14,7 +14,7 @@ from mgdet.sweep.config import load_sweep
 from tests.forked import Job
 from tests.small import small_experiment
 
-pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.usefixtures("no_ray_left_behind")]
+pytestmark = pytest.mark.usefixtures("no_ray_left_behind")
 
 
 def write(directory: Path, **changes) -> Path:

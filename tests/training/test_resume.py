@@ -11,7 +11,6 @@ from mgdet.training.distributed import World
 from mgdet.training.loop import Worker
 from tests.small import STATEFUL, small_experiment
 
-pytestmark = pytest.mark.xdist_group("resume")
 CPU = World(0, 1, torch.device("cpu"))
 
 
