@@ -61,7 +61,7 @@ def find(name: str | Path, *kinds: str) -> Path:
 
 
 def find_base(base: str, beside: Path) -> Path:
-    """The file that `base: ...` means in a file of the directory `beside`: one relative to it, or one of mgdet's own."""
+    """The file that a `base` means in a file of the directory `beside`: one relative to it, or one of mgdet's own."""
     if (beside / base).exists():
         return beside / base
     own = directory() / f"{base.removesuffix('.yaml')}.yaml"

@@ -16,8 +16,10 @@ from mgdet.cli.keys import Key
 from mgdet.config_yaml import tag, variants
 
 _WORDS = {int: "integer", float: "number", str: "text", bool: "true or false", type(None): "null", Any: "any value"}
-_BOUNDS = ((annotated_types.Ge, "ge", ">="), (annotated_types.Gt, "gt", ">"))
-_BOUNDS += ((annotated_types.Le, "le", "<="), (annotated_types.Lt, "lt", "<"))
+_BOUNDS: tuple[tuple[type, str, str], ...] = (
+    *((annotated_types.Ge, "ge", ">="), (annotated_types.Gt, "gt", ">")),
+    *((annotated_types.Le, "le", "<="), (annotated_types.Lt, "lt", "<")),
+)
 
 
 def keys_of(model: type[BaseModel], prefix: str = "") -> Iterator[Key]:
@@ -52,7 +54,7 @@ def _union(key: str, field: FieldInfo, models: Sequence[type[BaseModel]]) -> Ite
     default = tag(type(field.default)) if isinstance(field.default, BaseModel) else None
     allowed = {str(tag(m)): summary(m) for m in models}
     one_of = f"one of {', '.join(allowed)}"
-    yield Key(f"{key}.name", one_of, default, _meaning(field) or "chooses the variant", allowed)
+    yield Key(f"{key}.name", one_of, default, _meaning(field) or "which of these", allowed)
     of_each = {str(tag(m)): [k for k in keys_of(m, f"{key}.") if k.key != f"{key}.name"] for m in models}
     first, *others = of_each.values()
     shared = [k for k in first if all(k in other for other in others)] if others else []
@@ -70,8 +72,7 @@ def _leaf(key: str, field: FieldInfo) -> Key:
 
 
 def _meaning(field: FieldInfo) -> str:
-    text = (field.description or "").rstrip(".")
-    return text[:1].lower() + text[1:] if text[1:2].islower() else text
+    return (field.description or "").rstrip(".")
 
 
 def _as_yaml(value: Any) -> str:
@@ -117,4 +118,5 @@ def _bounds(metadata: Sequence[Any]) -> str:
     """` >= 0, < 1`."""
     flat = [m for item in metadata for m in (item.metadata if isinstance(item, FieldInfo) else [item])]
     found = [f"{sign} {getattr(m, name):g}" for kind, name, sign in _BOUNDS for m in flat if isinstance(m, kind)]
+    found += [f"a multiple of {m.multiple_of}" for m in flat if isinstance(m, annotated_types.MultipleOf)]
     return f" {', '.join(found)}" if found else ""

@@ -20,7 +20,7 @@ def require_linux() -> None:
 def command(name: str) -> str:
     """How the user of this process types the sub-command `name`: `mgdet train`.
 
-    A process that was started as a script of `jobs/` answers `python jobs/train.py`: there `mgdet` may not be installed.
+    In a process that was started as a script of `jobs/` it is `python jobs/train.py`, as `mgdet` need not be installed.
     """
     started = Path(sys.argv[0])
     if started.suffix == ".py" and started.parent.name == "jobs":

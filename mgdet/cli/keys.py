@@ -39,7 +39,9 @@ class Key(NamedTuple):
         for value, meaning in self.allowed.items():
             if meaning:
                 indent = " " * 6
-                yield from textwrap.wrap(f"{value}: {meaning}", 114, initial_indent=indent, subsequent_indent=indent + "  ")
+                yield from textwrap.wrap(
+                    f"{value}: {meaning}", 114, initial_indent=indent, subsequent_indent=indent + "  "
+                )
 
     def row(self) -> str:
         """As a row of a Markdown table."""
@@ -109,8 +111,8 @@ def as_page(keys: dict[str, list[Key]]) -> str:
         "beside the code that reads the keys.\n",
         "A file is YAML, with the dots as levels (`train: {epochs: 24}`); on the command line a key is set as",
         "`train.epochs=24`. What is left out has its default. `auto` becomes a number at the start, and the log says",
-        "which and why. `base: other.yaml` starts from another file, relative to this one, or from a configuration that",
-        "comes with mgdet. A key that stands under *with* exists beside that choice only.\n",
+        "which and why. `base: other.yaml` starts from another file, relative to this one, or from a configuration",
+        "that comes with mgdet. A key that stands under *With* exists beside that choice only.\n",
     ]
     sections = groupby(keys["experiment"], key=lambda k: k.key.partition(".")[0])
     lines += ["## The experiment\n"]
@@ -129,9 +131,9 @@ def as_page(keys: dict[str, list[Key]]) -> str:
 
 
 def _tables(keys: Iterable[Key]) -> Iterator[str]:
-    for only, group in groupby(keys, key=lambda k: k.only):
-        if only:
-            yield f"With `{only}`:\n"
+    for i, (only, group) in enumerate(groupby(keys, key=lambda k: k.only)):
+        if only or i:
+            yield f"With `{only}`:\n" if only else "In every case:\n"
         yield "| key | type | default | meaning |\n|---|---|---|---|"
         yield from (key.row() for key in group)
         yield ""

@@ -69,8 +69,10 @@ def whole_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(metavar="COMMAND", parser_class=Parser)
     for command in COMMANDS.values():
-        options = {"help": command.summary, "description": command.description, "parents": [common_options()]}
-        command.add_arguments(commands.add_parser(command.name, **options))
+        its_parser = commands.add_parser(
+            command.name, help=command.summary, description=command.description, parents=[common_options()]
+        )
+        command.add_arguments(its_parser)
     return parser
 
 

@@ -43,9 +43,9 @@ class Parser(argparse.ArgumentParser):
         return self.parse_intermixed_args(args, namespace)
 
 
-def common_options() -> argparse.ArgumentParser:
+def common_options() -> Parser:
     """The options that every sub-command has, as a parent of its parser."""
-    return argparse.ArgumentParser(add_help=False)
+    return Parser(add_help=False)
 
 
 def run_cli(work: Callable[[], int], when_interrupted: str) -> int:

@@ -34,7 +34,8 @@ def replay(path: str) -> Iterator[str]:
         for i, image_id in enumerate(batch.image_ids.tolist()):
             row = slice(i, i + 1)
             targets = Targets(*(t[row] for t in batch.targets))
-            one = Batch(*(targets if name == "targets" else value[row] for name, value in batch._asdict().items()))
+            rows = {name: value[row] for name, value in batch._asdict().items() if name != "targets"}
+            one = Batch(**rows, targets=targets)
             layers: list[str] = []
             hooks = _note_bad_layers(network, layers)
             losses = forward(network, network, one, experiment, world, capture["epoch"]).losses
