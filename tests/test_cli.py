@@ -205,6 +205,13 @@ def test_keys_are_printed(capsys):
     assert "Did you mean assigner" in capsys.readouterr().err
 
 
+def test_a_reader_may_leave():
+    command = f"{sys.executable} -m mgdet --keys | head -2"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stderr, done.stdout.count("\n")) == (0, "", 2)
+
+
 def test_a_key_of_older_configurations_is_left_out():
     """`data.loader.pin_memory` had no effect: old files, checkpoints and command lines still work."""
     new = load("quickstart")
