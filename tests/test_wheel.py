@@ -73,17 +73,14 @@ def test_the_wheel_holds_what_it_needs(place):
     assert "mgdet = mgdet.cli.main:main" in entry
 
 
-def test_train_predict_and_evaluate_from_an_empty_directory(place):
+def test_train_and_predict_from_an_empty_directory(place):
     assert str(place.packages) in place.run("python", "-c", "import mgdet; print(mgdet.__file__)").stdout
+    assert place.mgdet("--version") == f"mgdet {__version__}\n"
     listed = place.mgdet("configs")
     assert "quickstart" in listed
     assert "sweeps/quick" in listed
-    assert "dry run: everything works" in place.mgdet("train", *SMALL, "--dry-run")
     assert "best checkpoint" in place.mgdet("train", *SMALL)
     place.run("python", "-c", "from PIL import Image; Image.new('RGB', (70, 50)).save('photo.png')")
     done = place.run("python", "-c", SCRIPT)
     assert done.stdout == f"{place.packages}/mgdet/__init__.py (50, 70)\n", done.stderr
-    assert "val/AP" in place.mgdet("evaluate", "runs/quickstart")
-    assert "in 1 images" in place.mgdet("predict", "runs/quickstart", "photo.png", "--out", "found")
     assert "every one would be valid" in place.mgdet("tune", "quick", "--check")
-    assert "Written to shapes" in place.mgdet("prepare", "shapes", "--out", "shapes", "--train", "2", "--val", "1")
