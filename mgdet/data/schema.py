@@ -29,6 +29,7 @@ from pydantic import Field, ValidationError
 
 from mgdet.config_base import Config
 from mgdet.errors import DataError
+from mgdet.host import command
 from mgdet.storage import locate, read_bytes
 from mgdet.structures import Category
 
@@ -149,7 +150,7 @@ def read_manifest(uri: str) -> Manifest:
         if not manifest_exists(filesystem, root):
             raise DataError(
                 f"No data set at {uri}: {MANIFEST} is missing. Correct the location, or make one with "
-                f"`python jobs/prepare.py coco ... --out {uri}` (or `shapes`)."
+                f"`{command('prepare')} coco ... --out {uri}` (or `shapes`)."
             )
         text = read_bytes(filesystem, f"{root}/{MANIFEST}")
     except OSError as error:
