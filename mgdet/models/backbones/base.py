@@ -92,9 +92,7 @@ class Backbone(Config):
         norm = self.norms[0] if norm == "own" else norm
         if norm not in self.norms:
             allowed = " or ".join(f"model.norm={n}" for n in self.norms)
-            raise ConfigError(
-                f"{norm} does not go with the backbone {self}: {self.why_no_other_norm}; set {allowed}"
-            )
+            raise ConfigError(f"{norm} does not go with the backbone {self}: {self.why_no_other_norm}; set {allowed}")
         return norm
 
     def __str__(self) -> str:
