@@ -6,21 +6,22 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from mgdet.config_base import Config
 from mgdet.models.anchors import grid_priors
-from mgdet.models.backbone import Norm, ResNetName, build_backbone
+from mgdet.models.backbones import Backbone, BackboneConfig, BackboneNorm, ResNet
+from mgdet.models.backbones.base import MEAN, STD
 from mgdet.models.coder import Coder
 from mgdet.models.losses.quality import QualityKind
+from mgdet.models.norm import Norm
 from mgdet.models.postprocess import PostProcess
+from mgdet.models.pyramid import Pyramid
 from mgdet.models.rescoring import Rescoring
 from mgdet.structures import Detections, Predictions, PriorLayout, Priors
 
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 PRIOR_PROBABILITY = 0.01
 """Score that an untrained class head gives to everything (Lin et al., ICCV 2017, section 4.1)."""
 REMEMBERED_SHAPES = 64
@@ -43,21 +44,40 @@ class DetectorConfig(Config):
     coco_weights: ClassVar[Mapping[str, CocoWeights]] = {}
 
     name: str
-    backbone: ResNetName = Field(default="resnet50", description="network whose stages feed the pyramid")
+    backbone: BackboneConfig = Field(
+        default=ResNet(name="resnet50"), description="a name alone stands for the backbone of this name"
+    )
     weights: str = Field(
         default="none",
-        description="none; imagenet (backbone, torchvision's newest) or imagenet_v1; coco_v1 or coco_v2 (torchvision's "
+        description="none; imagenet (of the backbone, the newest) or imagenet_v1; coco_v1 or coco_v2 (torchvision's "
         "detectors); or a checkpoint's path",
     )
-    norm: Norm = Field(default="bn", description="norm of the ResNet; frozen_bn only makes sense with weights")
+    norm: BackboneNorm = Field(
+        default="own",
+        description="norm of the backbone; own: the one that it was published with (bn; ln for ConvNeXt and Swin); "
+        "frozen_bn only makes sense with weights",
+    )
     fpn_norm: Norm = Field(default="none", description="norm of the pyramid's convolutions")
     head_norm: Norm = Field(default="none", description="norm of the head's convolutions")
     channels: int = Field(default=256, ge=8, multiple_of=8, description="width of pyramid and head")
     p6_from: str = "p5"
-    trainable_layers: int = Field(default=5, ge=0, le=5, description="ResNet stages that train, counted from the last")
+    trainable_layers: int = Field(
+        default=5, ge=0, le=5, description="backbone stages that train, counted from the last; 5: all"
+    )
     quality: QualityKind = "none"
     rescoring: Rescoring = Rescoring()
     postprocess: PostProcess = PostProcess()
+
+    @field_validator("backbone", mode="before")
+    @classmethod
+    def _backbone_by_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("norm")
+    @classmethod
+    def _norm_of_the_backbone(cls, value: BackboneNorm, info: ValidationInfo) -> BackboneNorm:
+        backbone: Backbone | None = info.data.get("backbone")  # None: it was refused itself
+        return backbone.resolved_norm(value) if backbone else value
 
     @property
     @abstractmethod
@@ -86,14 +106,12 @@ class Detector(nn.Module):
         self.config = config
         self.num_classes = num_classes
         pretrained = config.coco_weights.get(config.weights)
-        self.backbone = build_backbone(
-            config.backbone,
-            norm=config.norm,
-            fpn_norm=config.fpn_norm,
+        self.backbone = Pyramid(
+            config.backbone(config.norm, config.trainable_layers, pretrained.frozen_eps if pretrained else None),
+            f"model.backbone = {config.backbone}",
             channels=config.channels,
             p6_from="c5" if config.p6_from == "c5" else "p5",
-            trainable_layers=config.trainable_layers,
-            frozen_eps=pretrained.frozen_eps if pretrained else 1e-5,
+            norm=config.fpn_norm,
         )
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)

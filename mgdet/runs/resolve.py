@@ -4,7 +4,6 @@ from mgdet.config import Experiment
 from mgdet.data.loader import resolve_loader_workers
 from mgdet.data.order import optimizer_steps
 from mgdet.errors import ConfigError
-from mgdet.training.optim import resolve_warmup
 
 
 def resolve(experiment: Experiment, *, num_images: int, cpus: float, gpus: float) -> tuple[Experiment, list[str]]:
@@ -43,18 +42,14 @@ def resolve(experiment: Experiment, *, num_images: int, cpus: float, gpus: float
     sizes = range(workers[0], workers[1] + 1) if isinstance(workers, tuple) else [max(1, workers)]
     # all are tried, so that none is found impossible in mid-run
     steps = [optimizer_steps(num_images, n, train.batch_size, train.accumulate) for n in sizes][-1]
-    log_every, schedule = train.log_every, train.schedule
+    log_every, total_steps = train.log_every, steps * train.epochs
     if log_every == "auto":
         log_every = max(1, min(50, steps // 10))
         found("train.log_every", log_every, f"{steps} optimizer steps in an epoch")
-    if schedule.warmup_steps == "auto":
-        warmup = resolve_warmup(schedule, steps * train.epochs)
-        schedule = schedule.model_copy(update={"warmup_steps": warmup})
-        found(
-            "train.schedule.warmup_steps",
-            warmup,
-            f"{steps * train.epochs} optimizer steps in all, a tenth, at most 500",
-        )
+    schedule = train.schedule.resolved_for(total_steps)
+    for key in type(schedule).model_fields:
+        if getattr(train.schedule, key) == "auto":
+            found(f"train.schedule.{key}", getattr(schedule, key), f"{total_steps} optimizer steps in all")
     layout = experiment.model.layout
     assigner = experiment.assigner.resolved_for(layout)
     for key in type(assigner).model_fields:

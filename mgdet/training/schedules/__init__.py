@@ -1,0 +1,14 @@
+"""Schedules: the learning rate of each step. Adding one takes its file and its place in the union below."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from mgdet.training.schedules.base import Schedule, Span
+from mgdet.training.schedules.constant import Constant
+from mgdet.training.schedules.cosine import Cosine
+from mgdet.training.schedules.multistep import MultiStep
+
+ScheduleConfig = Annotated[MultiStep | Cosine | Constant, Field(discriminator="name")]
+
+__all__ = ["Constant", "Cosine", "MultiStep", "Schedule", "ScheduleConfig", "Span"]
