@@ -17,7 +17,7 @@ from mgdet.data.config import DataConfig
 from mgdet.evaluation.evaluator import EvaluationConfig
 from mgdet.models import LossConfig, ModelConfig, RetinaNetConfig
 from mgdet.runs.config import ClusterConfig
-from mgdet.storage import Place
+from mgdet.storage import Place, child_uri
 from mgdet.text import redacted
 from mgdet.tracking import TrackingConfig
 from mgdet.training.config import TrainConfig
@@ -46,7 +46,7 @@ class Experiment(Config):
     @property
     def run_uri(self) -> str:
         """Where this run keeps what it writes."""
-        return f"{self.storage.rstrip('/')}/{self.name}"
+        return child_uri(self.storage, self.name)
 
     def to_yaml(self) -> str:
         """The whole tree as YAML that `load` reads back to an equal experiment (but for a password, see `shown`)."""

@@ -8,13 +8,12 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 
 from mgdet.errors import ClusterError, Interrupted
 from mgdet.runs.config import ClusterConfig
 from mgdet.runs.resources import Node, Resources, this_machine
 from mgdet.runs.stop import on_sigterm
-from mgdet.storage import is_local, locate
+from mgdet.storage import local_path
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +141,7 @@ def check_shared(places: dict[str, str]) -> None:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    local = {key: uri.removeprefix("file://") for key, uri in places.items() if is_local(locate(uri)[0])}
+    local = {key: path for key, uri in places.items() if (path := local_path(uri))}
     nodes = [n for n in ray.nodes() if n["Alive"]]
     if len(nodes) < 2 or not local:
         return
@@ -150,8 +149,8 @@ def check_shared(places: dict[str, str]) -> None:
     marks = []
     try:
         for path in local.values():
-            Path(path).mkdir(parents=True, exist_ok=True)
-            marks.append(Path(path) / token)
+            path.mkdir(parents=True, exist_ok=True)
+            marks.append(path / token)
             marks[-1].touch()
         look = ray.remote(num_cpus=0)(_not_seen)
         answers = [
@@ -167,7 +166,7 @@ def check_shared(places: dict[str, str]) -> None:
         for mark in marks:
             mark.unlink(missing_ok=True)
     blind = {
-        f"{key} = {places[key]}": [address for address, paths in missing if f"{path}/{token}" in paths]
+        f"{key} = {places[key]}": [address for address, paths in missing if str(path / token) in paths]
         for key, path in local.items()
     }
     lines = [f"  {what} is another directory on {', '.join(nodes)}" for what, nodes in blind.items() if nodes]

@@ -18,6 +18,7 @@ from mgdet.runs.launch import absolute, launch, prepare, train_in_process, worke
 from mgdet.runs.record import Summary
 from mgdet.runs.resources import arithmetic, check_fits
 from mgdet.runs.stop import StopRequest, on_sigterm
+from mgdet.storage import child_uri
 from mgdet.tracking import NullTracker, RunHandle, Tracker
 from mgdet.training.distributed import World
 from mgdet.training.loop import Worker
@@ -74,7 +75,7 @@ def _on_cluster(
         run_config=RunConfig(
             # Ray keeps only its own bookkeeping here: checkpoints are ours, and resuming does not depend on Ray
             name=f"attempt-{uuid.uuid4().hex[:8]}",
-            storage_path=f"{experiment.run_uri}/ray",
+            storage_path=child_uri(experiment.run_uri, "ray"),
             failure_config=FailureConfig(max_failures=cluster.max_failures),
             callbacks=list(callbacks),
             logging_config=LoggingConfig(log_level="WARNING"),

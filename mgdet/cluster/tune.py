@@ -17,7 +17,7 @@ from mgdet.runs.launch import absolute, training_images
 from mgdet.runs.record import log_directory, summarise
 from mgdet.runs.resolve import resolve
 from mgdet.runs.resources import Resources, describe
-from mgdet.storage import locate, read_bytes, replace_bytes
+from mgdet.storage import child_uri, locate
 from mgdet.sweep.config import Sweep
 from mgdet.sweep.report import report
 from mgdet.sweep.table import table
@@ -64,7 +64,7 @@ def run_sweep(sweep: Sweep, *, retry_failed: bool = False) -> Outcome:
         KeyboardInterrupt: after Ctrl-C, with everything in place to continue.
     """
     first = absolute(next(sweep.corners())[1])  # storage, cluster and tracking belong to the sweep, not to a trial
-    uri = f"{first.storage.rstrip('/')}/{sweep.name}"
+    uri = child_uri(first.storage, sweep.name)
     parent_id = _open(sweep, uri)
     with session(first.cluster) as found:
         resources = scale_up(first.cluster, found, copies=1 if sweep.concurrent == "auto" else sweep.concurrent)
@@ -143,18 +143,17 @@ def trial_arithmetic(sweep: Sweep, cluster: ClusterConfig, concurrent: int, reso
 
 def _open(sweep: Sweep, uri: str) -> str | None:
     """The MLflow run of the existing sweep, if there is one. Raises `ConfigError` where something else is there."""
-    filesystem, root = locate(uri)
+    directory = locate(uri)
+    file = directory / "sweep.json"
     try:
-        record = json.loads(read_bytes(filesystem, f"{root}/sweep.json"))
+        record = json.loads(file.read_bytes())
         known, run_id = dict(record["definition"]), record.get("mlflow_run_id")
     except FileNotFoundError:
-        if filesystem.get_file_info(f"{root}/run.json").type.name != "NotFound":
+        if (directory / "run.json").exists():
             raise ConfigError(f"{uri} is a training, not a sweep; give the sweep another name=") from None
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"{root}/sweep.json cannot be used ({error}); move the sweep away or choose another name="
-        ) from error
+        raise ConfigError(f"{file} cannot be used ({error}); move the sweep away or choose another name=") from error
     wanted = definition(sweep)
     if keys := sorted(k for k in known.keys() | wanted.keys() if known.get(k) != wanted.get(k)):
         shown = "\n".join(f"  {k}: {known.get(k)!r} there, {wanted.get(k)!r} asked for"[:600] for k in keys)
@@ -168,13 +167,13 @@ def _open(sweep: Sweep, uri: str) -> str | None:
 
 
 def _save(sweep: Sweep, uri: str, run_id: str | None) -> None:
-    filesystem, root = locate(uri)
+    directory = locate(uri)
     record = {"definition": definition(sweep), "mlflow_run_id": run_id}
     try:
-        filesystem.create_dir(root, recursive=True)
-        replace_bytes(filesystem, f"{root}/sweep.json", json.dumps(record, indent=1).encode())
+        directory.mkdir()
+        (directory / "sweep.json").replace(json.dumps(record, indent=1).encode())
     except OSError as error:
-        raise ConfigError(f"storage: {root} cannot be written: {error}") from error
+        raise ConfigError(f"storage: {directory} cannot be written: {error}") from error
 
 
 def _check_corners(sweep: Sweep, cluster: ClusterConfig) -> None:
@@ -231,7 +230,7 @@ def _fit(start: _Start, retry_failed: bool) -> None:
         run_config=tune.RunConfig(
             # Ray keeps only its own bookkeeping here; a sweep is continued from its own record
             name=f"attempt-{os.getpid()}-{len(book.trials)}",
-            storage_path=f"{start.uri}/ray",
+            storage_path=child_uri(start.uri, "ray"),
             failure_config=tune.FailureConfig(max_failures=sweep.max_failures),
             callbacks=[recorder],
             verbose=0,
@@ -267,16 +266,16 @@ def _finish(start: _Start) -> Outcome:
     sweep, trials = start.sweep, start.book.trials
     winner = next(iter(ranked(sweep, trials)), None)
     files = report(sweep, trials)
-    filesystem, root = locate(start.uri)
-    filesystem.create_dir(f"{root}/report", recursive=True)
+    directory = locate(start.uri) / "report"
+    directory.mkdir()
     for name, data in files.items():
-        replace_bytes(filesystem, f"{root}/report/{name}", data)
+        (directory / name).replace(data)
     if start.parent is not None:
         _publish(start, start.parent, files, winner)
     return Outcome(
         trials=trials,
         winner=winner,
-        winner_config=f"{root}/report/winner.yaml" if winner else None,
+        winner_config=str(directory / "winner.yaml") if winner else None,
         table=table(sweep, trials, start.concurrent, everything=True),
         handle=start.parent,
     )

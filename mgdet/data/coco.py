@@ -16,7 +16,7 @@ from mgdet.data.decode import decode_image
 from mgdet.data.schema import Changes, DroppedBox, Manifest, Progress, Record
 from mgdet.data.writer import write_dataset
 from mgdet.errors import DataError
-from mgdet.storage import is_empty, locate
+from mgdet.storage import locate
 from mgdet.structures import Category
 
 logger = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ def import_coco(
     repeated = [s for s, n in Counter(split.name for split in splits).items() if n > 1]
     if repeated:
         raise DataError(f"Split {repeated[0]!r} is given twice. Give each split its own name.")
-    if not overwrite and not is_empty(*locate(uri)):  # before minutes of decoding; the writer looks again
+    if not overwrite and not locate(uri).is_empty():  # before minutes of decoding; the writer looks again
         raise DataError(f"{uri} exists already and nothing was written. Choose another place or pass --overwrite.")
     contents = [read_coco_json(split.annotations) for split in splits]
     categories = _common_categories(splits, contents)
@@ -110,7 +110,7 @@ def import_coco(
     manifest = write_dataset(
         uri,
         {source.split: _records(source, labels, log, progress) for source in sources},
-        name=name or Path(os.fspath(uri).rstrip("/")).name,
+        name=name or locate(uri).name,
         categories=categories,
         changes=log.changes,
         source={"importer": "coco", "annotations": {s.name: Path(s.annotations).name for s in splits}},

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mgdet.data.schema import Manifest, SplitInfo, read_manifest
 from mgdet.errors import DataError
 from mgdet.ground_truth import GroundTruth
-from mgdet.storage import locate
+from mgdet.storage import child_uri, locate
 from mgdet.structures import Category
 
 CACHED_ROW_GROUPS = 20
@@ -88,18 +88,20 @@ class ShardedDataset:
         return len(self.categories)
 
     def _load_annotations(self, info: SplitInfo) -> None:
-        filesystem, root = locate(self.uri)
+        root = locate(self.uri)
         tables = []
         for shard in info.shards:
-            path = f"{root}/{shard.file}"
+            place, file = child_uri(self.uri, shard.file), root / shard.file
             try:
-                table = pq.read_table(path, filesystem=filesystem, columns=_ANNOTATION_COLUMNS, partitioning=None)
+                table = pq.read_table(
+                    file.path, filesystem=file.filesystem, columns=_ANNOTATION_COLUMNS, partitioning=None
+                )
             except (OSError, pa.ArrowException) as error:
-                raise DataError(f"Cannot read {self.uri}/{shard.file}: {error}. Prepare the data set again.") from error
+                raise DataError(f"Cannot read {place}: {error}. Prepare the data set again.") from error
             if table.num_rows != shard.rows:
                 raise DataError(
-                    f"{self.uri}/{shard.file} has {table.num_rows} rows, its manifest says {shard.rows}: they belong "
-                    "to different versions. Prepare the data set again."
+                    f"{place} has {table.num_rows} rows, its manifest says {shard.rows}: they belong to different "
+                    "versions. Prepare the data set again."
                 )
             tables.append(table)
         table = pa.concat_tables(tables).combine_chunks()
@@ -176,12 +178,12 @@ class ShardedDataset:
         file = self.manifest.splits[self.split].shards[shard].file
         try:
             if shard not in self._files:
-                filesystem, root = locate(self.uri)
-                self._files[shard] = pq.ParquetFile(filesystem.open_input_file(f"{root}/{file}"))
+                self._files[shard] = pq.ParquetFile((locate(self.uri) / file).open_input())
             return self._files[shard].read_row_group(index, columns=["image"], use_threads=False)["image"]
         except (OSError, pa.ArrowException) as error:
             raise DataError(
-                f"Cannot read row group {index} of {self.uri}/{file}: {error}. Check the storage, or prepare it again."
+                f"Cannot read row group {index} of {child_uri(self.uri, file)}: {error}. Check the storage, or prepare "
+                "it again."
             ) from error
 
 

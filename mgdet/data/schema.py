@@ -24,12 +24,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pyarrow import fs
 from pydantic import Field, ValidationError
 
 from mgdet.config_base import Config
 from mgdet.errors import DataError
-from mgdet.storage import locate, read_bytes
+from mgdet.storage import Location, child_uri, locate
 from mgdet.structures import Category
 
 FORMAT_VERSION = 1
@@ -133,9 +132,9 @@ class Manifest(Config):
         return tuple(Category(c.id, c.name) for c in self.categories)
 
 
-def manifest_exists(filesystem: fs.FileSystem, root: str) -> bool:
-    """True where a data set of this package was committed."""
-    return bool(filesystem.get_file_info(f"{root}/{MANIFEST}").type == fs.FileType.File)
+def manifest_exists(root: Location) -> bool:
+    """Whether a data set of this package was committed at `root`."""
+    return (root / MANIFEST).is_file()
 
 
 def read_manifest(uri: str) -> Manifest:
@@ -144,23 +143,23 @@ def read_manifest(uri: str) -> Manifest:
     Raises:
         DataError: nothing there, not a data set, or another format version.
     """
-    filesystem, root = locate(uri)
+    root, place = locate(uri), child_uri(uri, MANIFEST)
     try:
-        if not manifest_exists(filesystem, root):
+        if not manifest_exists(root):
             raise DataError(
                 f"No data set at {uri}: {MANIFEST} is missing. Correct the location, or make one with "
                 f"`python jobs/prepare.py coco ... --out {uri}` (or `shapes`)."
             )
-        text = read_bytes(filesystem, f"{root}/{MANIFEST}")
+        text = (root / MANIFEST).read_bytes()
     except OSError as error:
-        raise DataError(f"Cannot read {uri}/{MANIFEST}: {error}. Check the location and the credentials.") from error
+        raise DataError(f"Cannot read {place}: {error}. Check the location and the credentials.") from error
     try:
         manifest = Manifest.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file itself"
         raise DataError(
-            f"{uri}/{MANIFEST} is not a manifest of mgdet: at {where}: {first['msg']}. Prepare the data set again."
+            f"{place} is not a manifest of mgdet: at {where}: {first['msg']}. Prepare the data set again."
         ) from error
     if manifest.format != FORMAT_VERSION:
         raise DataError(

@@ -15,16 +15,15 @@ from typing import Any, NamedTuple
 
 import torch
 import yaml
-from pyarrow import fs
 
 from mgdet.config import Experiment, validate
 from mgdet.config_yaml import parse_override, with_settings
 from mgdet.errors import CheckpointError, ConfigError
 from mgdet.models import Detector
-from mgdet.storage import locate, read_bytes
+from mgdet.storage import Location, locate
 from mgdet.structures import Category
 from mgdet.text import first_line
-from mgdet.training.checkpoint import CheckpointInfo, CheckpointStore, read_checkpoint
+from mgdet.training.checkpoint import CheckpointInfo, CheckpointStore, read_checkpoint, record_of
 
 logger = logging.getLogger(__name__)
 
@@ -102,21 +101,20 @@ def _read(checkpoint: str) -> tuple[str, dict[str, Any]]:
     """Path and content of the file that is meant."""
     if not checkpoint.strip():
         raise CheckpointError(f"The checkpoint's name is empty. {EXPECTED}.")
-    filesystem, path = locate(checkpoint)
+    file = locate(checkpoint)
     try:
-        kind = filesystem.get_file_info(path).type
-        if kind == fs.FileType.Directory:
+        if file.is_directory():
             return _read_best(checkpoint)
-        if kind == fs.FileType.NotFound:
+        if not file.exists():
             raise CheckpointError(f"{checkpoint}: no such file or directory. {EXPECTED}.")
-        data = read_bytes(filesystem, path)
-        _verify(filesystem, path, data)
+        data = file.read_bytes()
+        _verify(file, data)
     except OSError as error:
         raise CheckpointError(f"{checkpoint}: cannot be read: {error}. Check rights, store and credentials.") from error
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's about other pickle formats: what matters is said below
-            return path, read_checkpoint(io.BytesIO(data), path)
+            return str(file), read_checkpoint(io.BytesIO(data), str(file))
     except CheckpointError as error:
         raise CheckpointError(
             f"{error} ({len(data)} bytes): cut off, or no checkpoint of mgdet. {EXPECTED}."
@@ -124,27 +122,29 @@ def _read(checkpoint: str) -> tuple[str, dict[str, Any]]:
 
 
 def _read_best(directory: str) -> tuple[str, dict[str, Any]]:
-    store = CheckpointStore(directory.rstrip("/").removesuffix("/checkpoints"))
+    store = CheckpointStore(directory)
+    if not store.directory.exists():  # the directory of the checkpoints itself is meant
+        store.directory = locate(directory)
     best = store.best()
     if best is not None:
-        return store.path(best), store.load(best)
+        return str(store.path(best)), store.load(best)
     newest = store.latest()
     if newest is None:
         raise CheckpointError(f"{directory}: a directory without a whole checkpoint. {EXPECTED}.")
-    path = store.path(newest[0])
+    path = str(store.path(newest[0]))
     logger.warning("%s: none of its checkpoints was evaluated; the newest is taken, %s", directory, path)
     return path, newest[1]
 
 
-def _verify(filesystem: fs.FileSystem, path: str, data: bytes) -> None:
+def _verify(file: Location, data: bytes) -> None:
     """Compare with the `.json` beside it, if it is there: a file may have been copied without it."""
     try:
-        info = CheckpointInfo.model_validate_json(read_bytes(filesystem, path.removesuffix(".pt") + ".json"))
+        info = CheckpointInfo.model_validate_json(record_of(file).read_bytes())
     except (OSError, ValueError):
         return
     if len(data) != info.size or hashlib.sha256(data).hexdigest() != info.sha256:
         raise CheckpointError(
-            f"{path}: damaged ({len(data)} bytes, {info.size} were written, or another checksum). Copy it again, or "
+            f"{file}: damaged ({len(data)} bytes, {info.size} were written, or another checksum). Copy it again, or "
             "take another checkpoint of the run."
         )
 

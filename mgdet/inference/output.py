@@ -3,10 +3,8 @@
 import json
 from typing import Any
 
-from pyarrow import fs
-
 from mgdet.errors import DataError
-from mgdet.storage import locate, replace_bytes
+from mgdet.storage import child_uri, locate
 
 
 class JsonFile:
@@ -21,11 +19,12 @@ class JsonFile:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
-        self.filesystem, self.path = locate(uri)
+        self.file = locate(uri)
         try:
-            if self.filesystem.get_file_info(self.path).type == fs.FileType.Directory:
-                raise DataError(f"{uri} is a directory; give the name of a file in it, such as {uri}/metrics.json.")
-            self.filesystem.create_dir(self.path.rsplit("/", 1)[0], recursive=True)
+            if self.file.is_directory():
+                example = child_uri(uri, "metrics.json")
+                raise DataError(f"{uri} is a directory; give the name of a file in it, such as {example}.")
+            self.file.parent.mkdir()
         except OSError as error:
             raise self._unwritable(error) from error
 
@@ -36,7 +35,7 @@ class JsonFile:
         else:
             text = json.dumps(value, indent=1) + "\n"
         try:
-            replace_bytes(self.filesystem, self.path, text.encode())
+            self.file.replace(text.encode())
         except OSError as error:
             raise self._unwritable(error) from error
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from mgdet.config import Experiment
 from mgdet.errors import ConfigError
-from mgdet.storage import locate, read_bytes, replace_bytes
+from mgdet.storage import local_path, locate
 from mgdet.training.checkpoint import CheckpointStore, best_of
 
 logger = logging.getLogger(__name__)
@@ -28,16 +28,16 @@ def open_run(experiment: Experiment) -> Run | None:
     Raises:
         ConfigError: it exists with another experiment; the message lists the keys that differ.
     """
-    filesystem, root = locate(experiment.run_uri)
+    file = locate(experiment.run_uri) / "run.json"
     try:
-        record = json.loads(read_bytes(filesystem, f"{root}/run.json"))
+        record = json.loads(file.read_bytes())
         run = Run(dict(record["learned"]), record.get("mlflow_run_id"))
     except FileNotFoundError:
         return None
     except OSError as error:
         raise _unusable(experiment, error) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{root}/run.json is damaged ({error}); move the run away or choose another name=") from error
+        raise ConfigError(f"{file} is damaged ({error}); move the run away or choose another name=") from error
     wanted = json.loads(json.dumps(experiment.identity()))
     keys = sorted(k for k in run.learned.keys() | wanted.keys() if run.learned.get(k) != wanted.get(k))
     if keys and not CheckpointStore(experiment.run_uri).committed():
@@ -63,21 +63,19 @@ def _unusable(experiment: Experiment, error: OSError) -> ConfigError:
 
 def save_run(asked: Experiment, resolved: Experiment, mlflow_run_id: str | None) -> None:
     """Write `run.json` and `config.yaml`. The run is known by what was asked for: `auto` may come out otherwise."""
-    filesystem, root = locate(asked.run_uri)
+    directory = locate(asked.run_uri)
     record = {"learned": asked.identity(), "mlflow_run_id": mlflow_run_id}
     try:
-        filesystem.create_dir(root, recursive=True)
-        replace_bytes(filesystem, f"{root}/config.yaml", resolved.to_yaml().encode())
-        replace_bytes(filesystem, f"{root}/run.json", json.dumps(record, indent=1).encode())
+        directory.mkdir()
+        (directory / "config.yaml").replace(resolved.to_yaml().encode())
+        (directory / "run.json").replace(json.dumps(record, indent=1).encode())
     except OSError as error:
         raise _unusable(asked, error) from error
 
 
 def log_directory(experiment: Experiment) -> Path:
     """Where this machine keeps the run's JSONL: in the run itself, or for remote storage in the user's cache."""
-    if "://" in experiment.storage and not experiment.storage.startswith("file://"):
-        return Path.home() / ".cache" / "mgdet" / experiment.name
-    return Path(locate(experiment.run_uri)[1])
+    return local_path(experiment.run_uri) or Path.home() / ".cache" / "mgdet" / experiment.name
 
 
 def set_old_journal_aside(experiment: Experiment) -> None:
@@ -107,4 +105,4 @@ def summarise(experiment: Experiment, last: bool = False) -> Summary | None:
     if best is None:
         return None
     finished = any(c.epoch >= experiment.train.epochs for c in complete)
-    return Summary(best.metrics, store.path(best), best.epoch, finished)
+    return Summary(best.metrics, str(store.path(best)), best.epoch, finished)

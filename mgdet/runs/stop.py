@@ -6,27 +6,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from pyarrow import fs
-
-from mgdet.storage import locate, write_bytes
+from mgdet.storage import locate
 
 
 class StopRequest:
     """`stop` in a run's directory: the workers take a checkpoint and end when they see it. Never raises."""
 
     def __init__(self, run_uri: str) -> None:
-        self.filesystem, root = locate(run_uri)
-        self.path = f"{root}/stop"
+        self.file = locate(run_uri) / "stop"
 
     def create(self) -> None:
         """Ask."""
         with suppress(OSError):  # then the driver is killed in the end, and the last checkpoint is what there is
-            write_bytes(self.filesystem, self.path, b"")
+            self.file.write(b"")
 
     def exists(self) -> bool:
         """Whether it was asked."""
         try:
-            return bool(self.filesystem.get_file_info(self.path).type != fs.FileType.NotFound)
+            return self.file.exists()
         except OSError:
             return False
 
@@ -34,7 +31,7 @@ class StopRequest:
         """Before a start, and at its end."""
         if self.exists():
             with suppress(OSError):
-                self.filesystem.delete_file(self.path)
+                self.file.delete()
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from mgdet.config import Experiment, validate
 from mgdet.config_base import Config
 from mgdet.config_yaml import flatten, parse_override, read_tree, read_yaml, validate_as, with_settings
 from mgdet.errors import ConfigError
+from mgdet.storage import child_uri
 from mgdet.sweep.space import AnyDomain, Params, Space
 
 Mode = Literal["max", "min"]
@@ -146,7 +147,7 @@ class Sweep(Config):
     def trial(self, name: str, settings: Mapping[str, Any]) -> Experiment:
         """The same under a trial's name, kept in the sweep's directory."""
         e = self.experiment(settings)
-        return e.model_copy(update={"name": name, "storage": f"{e.storage.rstrip('/')}/{self.name}"})
+        return e.model_copy(update={"name": name, "storage": child_uri(e.storage, self.name)})
 
     def corners(self) -> Iterator[tuple[dict[str, Any], Experiment]]:
         """Experiments that together hold every option and both ends of every interval. Raises `ConfigError`."""

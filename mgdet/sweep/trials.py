@@ -13,7 +13,7 @@ from optuna.trial import TrialState, create_trial
 from pydantic import BaseModel, ConfigDict
 
 from mgdet.errors import ConfigError
-from mgdet.storage import locate, read_bytes, replace_bytes
+from mgdet.storage import Location, locate
 from mgdet.sweep.config import Sweep
 from mgdet.sweep.space import Params
 
@@ -77,7 +77,7 @@ class TrialStore:
     """The trials of a sweep on disk, under its directory `uri`."""
 
     def __init__(self, uri: str, name: str) -> None:
-        self.uri, self.name = uri, name
+        self.directory, self.name = locate(uri), name
         self.trials: list[Trial] = []
         while (trial := self._read(len(self.trials))) is not None:
             self.trials.append(trial)
@@ -94,28 +94,26 @@ class TrialStore:
 
     def save(self, trial: Trial) -> None:
         """Write it down. Raises OSError."""
-        filesystem, root = locate(self._uri(trial.number))
-        filesystem.create_dir(root, recursive=True)
-        replace_bytes(filesystem, f"{root}/trial.json", trial.model_dump_json(indent=1).encode())
+        file = self._file(trial.number)
+        file.parent.mkdir()
+        file.replace(trial.model_dump_json(indent=1).encode())
 
     def _name(self, number: int) -> str:
         return f"{self.name}-{number:03d}"
 
-    def _uri(self, number: int) -> str:
-        return f"{self.uri}/{self._name(number)}"
+    def _file(self, number: int) -> Location:
+        return self.directory / self._name(number) / "trial.json"
 
     def _read(self, number: int) -> Trial | None:
-        filesystem, root = locate(self._uri(number))
+        file = self._file(number)
         try:
-            data = read_bytes(filesystem, f"{root}/trial.json")
+            data = file.read_bytes()
         except FileNotFoundError:
             return None
         try:
             return Trial.model_validate_json(data)
         except ValueError as error:
-            raise ConfigError(
-                f"{root}/trial.json is damaged ({error}); move the sweep away or choose another name="
-            ) from error
+            raise ConfigError(f"{file} is damaged ({error}); move the sweep away or choose another name=") from error
 
 
 def values(sweep: Sweep, trial: Trial) -> list[float] | None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mgdet.errors import CheckpointError, NonFiniteError
 from mgdet.safe_load import load_tensors
-from mgdet.storage import locate, write_bytes
+from mgdet.storage import locate
 from mgdet.structures import Batch, Targets
 
 logger = logging.getLogger(__name__)
@@ -26,9 +26,9 @@ def capture(
     config: dict[str, Any],
 ) -> str:
     """Write this rank's micro-batches and the weights that met them (before the step) to the run; returns the path."""
-    filesystem, root = locate(run_uri)
-    path = f"{root.rstrip('/')}/nonfinite/step-{step:08d}-rank-{rank}.pt"
-    filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
+    directory = locate(run_uri) / "nonfinite"
+    directory.mkdir()
+    file = directory / f"step-{step:08d}-rank-{rank}.pt"
     buffer = io.BytesIO()
     torch.save(
         {
@@ -40,8 +40,8 @@ def capture(
         },
         buffer,
     )
-    write_bytes(filesystem, path, buffer.getvalue())
-    return path
+    file.write(buffer.getvalue())
+    return str(file)
 
 
 def non_finite_error(step: int, path: str, values: dict[str, float]) -> NonFiniteError:
@@ -58,9 +58,7 @@ def non_finite_error(step: int, path: str, values: dict[str, float]) -> NonFinit
 def load_capture(path: str) -> dict[str, Any]:
     """Inverse of `capture`; `batches` are `Batch` again."""
     try:
-        filesystem, file = locate(path)
-        with filesystem.open_input_file(file) as stream:
-            state = load_tensors(io.BytesIO(stream.read()), path)
+        state = load_tensors(io.BytesIO(locate(path).read_bytes()), path)
         state["batches"] = [_unflatten(b) for b in state["batches"]]
     except Exception as error:
         raise CheckpointError(f"{path}: not a capture of a non-finite step: {error}") from error

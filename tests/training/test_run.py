@@ -171,7 +171,7 @@ def test_what_cannot_be_read_is_not_taken_for_nothing(tmp_path):
 def checkpoint(experiment, step, epoch, **metrics):
     store = CheckpointStore(experiment.run_uri, keep_best=10)
     named = {k.replace("_", "/"): v for k, v in metrics.items()}
-    return store.path(store.save({"model": {}}, step=step, epoch=epoch, metrics=named))
+    return str(store.path(store.save({"model": {}}, step=step, epoch=epoch, metrics=named)))
 
 
 def test_no_checkpoint_no_summary(tmp_path):
@@ -231,10 +231,10 @@ def test_a_run_whose_last_checkpoint_was_cut_short_is_not_finished(tmp_path):
     first = store.save({"model": {}}, step=3, epoch=1, metrics={"val/AP": 0.1})
     last = store.save({"model": {}}, step=6, epoch=experiment.train.epochs, metrics={"val/AP": 0.2})
     assert summarise(experiment).already_finished
-    with open(store.path(last), "r+b") as file:
+    with open(store.path(last).path, "r+b") as file:
         file.truncate(last.size // 2)
     reached = summarise(experiment)
     assert not reached.already_finished
-    assert reached.checkpoint == store.path(first)
-    Path(store.path(first)).unlink()
+    assert reached.checkpoint == str(store.path(first))
+    store.path(first).delete()
     assert summarise(experiment) is None
