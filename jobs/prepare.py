@@ -1,97 +1,13 @@
-"""Turn annotations and images into a data set of mgdet: Parquet shards at a local path or a URI (s3://, gs://, ...).
+"""`mgdet prepare` as a script, for jobs on a cluster where only the working directory brings mgdet along."""
 
-    python jobs/prepare.py shapes --out data/shapes
-    python jobs/prepare.py coco --split train ann/train.json images --split val ann/val.json images --out data/mine
-
-The result appears only when it is complete; an existing one is replaced only with --overwrite. Exit status 2 and one
-paragraph on wrong input.
-"""
-
-import argparse
 import sys
-import time
 
-from pydantic import ValidationError
-
-from mgdet.cli.run import arguments, run_cli
-from mgdet.data import CocoSplit, Manifest, ShapesConfig, generate_shapes, import_coco
-from mgdet.errors import MgdetError
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = arguments(__doc__)
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--out", required=True, metavar="URI", help="where to write: a path, or s3://, gs://, file://")
-    common.add_argument("--overwrite", action="store_true", help="replace a data set that is there")
-
-    coco = verbs.add_parser("coco", parents=[common], help="import COCO annotation files")
-    three = ("NAME", "ANNOTATIONS", "IMAGES")
-    coco.add_argument("--split", nargs=3, action="append", required=True, metavar=three, help="once for each split")
-    coco.add_argument("--name", help="of the data set (default: the last part of --out)")
-    coco.add_argument("--skip-bad-images", action="store_true", help="leave out missing and undecodable images")
-    coco.add_argument("--workers", type=int, help="decoding threads (default: the CPUs of this process)")
-
-    shapes = verbs.add_parser("shapes", parents=[common], help="draw the generated data set")
-    for field, info in ShapesConfig.model_fields.items():
-        shapes.add_argument(f"--{field.replace('_', '-')}", default=info.default, help=f"default {info.default}")
-    return parser.parse_args()
-
-
-class ProgressLine:
-    """One line on a terminal that moves, plain lines every 10 seconds elsewhere."""
-
-    def __init__(self) -> None:
-        self.said = 0.0
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        live, finished = sys.stderr.isatty(), done == total
-        if live or finished or time.monotonic() - self.said > 10:
-            self.said = time.monotonic()
-            end = "\r" if live and not finished else "\n"
-            print(f"{what}: {done}/{total} images", end=end, file=sys.stderr, flush=True)
-
-
-def prepare(args: argparse.Namespace) -> Manifest:
-    progress = ProgressLine()
-    if args.verb == "shapes":
-        config = ShapesConfig.model_validate({field: getattr(args, field) for field in ShapesConfig.model_fields})
-        return generate_shapes(args.out, config, overwrite=args.overwrite, progress=progress)
-    return import_coco(
-        args.out,
-        [CocoSplit(*split) for split in args.split],
-        name=args.name,
-        overwrite=args.overwrite,
-        skip_bad_images=args.skip_bad_images,
-        workers=args.workers,
-        progress=progress,
-    )
-
-
-def print_table(manifest: Manifest, uri: str) -> None:
-    print(f"\n{'split':<12}{'images':>10}{'boxes':>10}{'crowd':>8}{'without boxes':>15}{'shards':>8}")
-    for name, split in manifest.splits.items():
-        counts = f"{split.images:>10}{split.boxes:>10}{split.crowd:>8}{split.negatives:>15}{len(split.shards):>8}"
-        print(f"{name:<12}{counts}")
-    changes = manifest.changes.model_dump(exclude={"dropped_boxes", "dropped_images"})
-    print(f"\n{len(manifest.categories)} classes: {', '.join(c.name for c in manifest.categories)}")
-    print("Changed: " + (", ".join(f"{k} {v}" for k, v in changes.items() if v) or "nothing"))
-    print(f"Written to {uri}")
+from mgdet.cli.main import job
 
 
 def main() -> int:
-    """Exit status 0: written; 2: something the user can mend; 130: interrupted."""
-    args = parse_arguments()
-    return run_cli(lambda: write(args), "nothing appeared at the target")
-
-
-def write(args: argparse.Namespace) -> int:
-    try:
-        print_table(prepare(args), args.out)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise MgdetError(f"--{first['loc'][0]} is {first['input']!r}: {first['msg']}") from error
-    return 0
+    """The exit status of `mgdet prepare` with the arguments of this process."""
+    return job("prepare")
 
 
 if __name__ == "__main__":

@@ -1,3 +1,56 @@
-"""mgdet: dense object detectors with mutual assignment, trained on a Ray cluster."""
+"""mgdet: dense object detectors with mutual assignment, trained on a Ray cluster.
+
+    import mgdet
+
+    result = mgdet.train("quickstart", {"train.epochs": 4, "cluster.workers": 0})
+    found = mgdet.load(result.run).predict("photo.jpg")
+    found.boxes, found.scores, found.names
+
+The names below are the public interface. Importing them costs nothing: torch and the rest come with their first use.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Evaluation",
+    "MgdetError",
+    "Prediction",
+    "PreparedData",
+    "TrainedDetector",
+    "TrainingResult",
+    "TuningResult",
+    "__version__",
+    "load",
+    "prepare",
+    "train",
+    "tune",
+]
+
+if TYPE_CHECKING:
+    from mgdet.api import (
+        Evaluation,
+        Prediction,
+        PreparedData,
+        TrainedDetector,
+        TrainingResult,
+        TuningResult,
+        load,
+        prepare,
+        train,
+        tune,
+    )
+    from mgdet.errors import MgdetError
+else:
+
+    def __getattr__(name: str) -> object:
+        if name not in __all__:
+            raise AttributeError(f"module 'mgdet' has no attribute {name!r}")
+        value = getattr(import_module("mgdet.errors" if name == "MgdetError" else "mgdet.api"), name)
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -3,7 +3,8 @@
 experiment = load("configs/quickstart.yaml", ["train.epochs=24", "assigner.sigma=3"])
 """
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,7 +13,8 @@ from pydantic import Field, model_validator
 
 from mgdet.assign import AssignerConfig, MutualGuidance
 from mgdet.config_base import Config
-from mgdet.config_yaml import flatten, parse_override, read_tree, set_value, validate_as
+from mgdet.config_files import EXPERIMENTS, find
+from mgdet.config_yaml import Overrides, flatten, on_base, read_tree, set_value, settings_of, validate_as
 from mgdet.data.config import DataConfig
 from mgdet.evaluation.evaluator import EvaluationConfig
 from mgdet.models import LossConfig, ModelConfig, RetinaNetConfig
@@ -28,7 +30,7 @@ class Experiment(Config):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="of the run: letters, digits, . _ -")
     storage: Place = Field(default="runs", description="where runs are kept: a local path or a pyarrow.fs URI")
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, description="of weights, order and augmentation")
     data: DataConfig
     model: ModelConfig = RetinaNetConfig()
     assigner: AssignerConfig = MutualGuidance()
@@ -66,19 +68,26 @@ class Experiment(Config):
         return flatten(tree)
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
-    """Read an experiment; `overrides` are `dotted.key=value` with YAML values.
+def load(config: str | Path | Mapping[str, Any], overrides: Overrides = ()) -> Experiment:
+    """An experiment from its file, with some keys set otherwise.
 
-    A file may name another one to start from, `base: other.yaml` beside it; it then holds only what differs.
+    Args:
+        config: a YAML file, the name of a configuration that comes with mgdet, or a mapping of what a file would hold.
+            It may start from another one, `base: other.yaml` beside it, and then holds only what differs.
+        overrides: `dotted.key=value` with YAML values, or a mapping of dotted keys to values.
 
     Raises:
         ConfigError: no such file, not YAML, an unknown key, or a value that is not allowed.
     """
-    tree = read_tree(Experiment, path)
-    for override in overrides:
-        key, value = parse_override(override)
-        set_value(Experiment, tree, key, value, repr(override))
-    return validate(tree, str(path))
+    if isinstance(config, Mapping):
+        source = "the configuration"
+        tree = copy.deepcopy(on_base(Experiment, config, source, Path()))
+    else:
+        source = str(config)
+        tree = read_tree(Experiment, find(config, EXPERIMENTS))
+    for key, value, said in settings_of(overrides):
+        set_value(Experiment, tree, key, value, said)
+    return validate(tree, source)
 
 
 def validate(tree: dict[str, Any], source: str) -> Experiment:

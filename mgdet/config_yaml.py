@@ -7,31 +7,45 @@ apart. Every error names the key's path, the value, what is allowed and, for a m
 import copy
 import difflib
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from mgdet.config_files import find_base
 from mgdet.errors import ConfigError
 from mgdet.text import redacted
 
 M = TypeVar("M", bound=BaseModel)
+Overrides: TypeAlias = Sequence[str] | Mapping[str, Any]
+"""`dotted.key=value` with YAML values, or a mapping of dotted keys to values."""
 
 
 def read_tree(root: type[BaseModel], path: str | Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The tree of a YAML file of type `root`, on top of its `base` if it names one. Raises `ConfigError`."""
     tree = read_yaml(path)
-    base = tree.pop("base", None)
-    if base is None:
-        return tree
-    if not isinstance(base, str):
-        raise ConfigError(f"{path}: base = {base!r}: expected the name of a YAML file, relative to this one")
     here = Path(path).resolve()
-    if here in above:
+    if "base" in tree and here in above:
         raise ConfigError(f"{path}: its base leads back to itself ({' -> '.join(p.name for p in (*above, here))})")
-    return with_settings(root, read_tree(root, Path(path).parent / base, (*above, here)), flatten(tree), str(path))
+    return on_base(root, tree, str(path), Path(path).parent, (*above, here))
+
+
+def on_base(
+    root: type[BaseModel], tree: Mapping[str, Any], source: str, directory: Path, above: tuple[Path, ...] = ()
+) -> dict[str, Any]:
+    """A tree of type `root` on top of its `base`, if it names one: a file relative to `directory`, or one of mgdet's.
+
+    `source` stands in error messages; `above` are the files that lead here. Raises `ConfigError`.
+    """
+    own = dict(tree)
+    base = own.pop("base", None)
+    if base is None:
+        return own
+    if not isinstance(base, str):
+        raise ConfigError(f"{source}: base = {base!r}: expected the name of a YAML file, relative to this one")
+    return with_settings(root, read_tree(root, find_base(base, directory), above), flatten(own), source)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -39,9 +53,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         text = Path(path).read_text()
     except (OSError, UnicodeDecodeError) as error:
-        known = sorted(str(p) for p in Path("configs").glob("*.yaml"))
-        hint = f" Known configurations: {', '.join(known)}." if known else ""
-        raise ConfigError(f"{path}: cannot be read ({error}).{hint}") from error
+        raise ConfigError(f"{path}: cannot be read ({error}).") from error
     try:
         tree = yaml.load(text, _UniqueKeys)  # a SafeLoader
     except yaml.YAMLError as error:
@@ -49,6 +61,14 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected a mapping of keys to values at the top, found {type(tree).__name__}")
     return tree
+
+
+def settings_of(overrides: Overrides) -> Iterator[tuple[str, Any, str]]:
+    """Key, value and how an error calls it, of each override. Raises `ConfigError`."""
+    if isinstance(overrides, Mapping):
+        yield from ((key, value, f"{key}={value!r}") for key, value in overrides.items())
+    else:
+        yield from ((*parse_override(override), repr(override)) for override in overrides)
 
 
 def parse_override(override: str) -> tuple[str, Any]:

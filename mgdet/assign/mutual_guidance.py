@@ -41,7 +41,9 @@ class MutualGuidance(IoUThresholds):
 
     name: Literal["mutual_guidance"] = "mutual_guidance"
     sigma: float = Field(default=2.0, ge=1, description="the larger, the less the score amplifies an anchor's IoU")
-    amplify: Literal["power", "exponential"] = "power"
+    amplify: Literal["power", "exponential"] = Field(
+        default="power", description="form in which a score amplifies an anchor's IoU"
+    )
     prior: Literal["auto", "iou", "centre"] = Field(
         default="auto", description="what is amplified; auto: centre for points (not with mean_std), else iou"
     )

@@ -45,8 +45,13 @@ class MutualLabeling(IoUThresholds, CentreRegion):
 
     name: Literal["mutual_labeling"] = "mutual_labeling"
     direction: Direction = Field(default="both", description="which task is labelled by the other")
-    count: Literal["baseline", "mean_std", "dynamic_k"] = "baseline"
-    criterion: Literal["score", "amplified", "regularised"] = "regularised"
+    count: Literal["baseline", "mean_std", "dynamic_k"] = Field(
+        default="baseline",
+        description="what decides how many positives an object gets; baseline: the detector's own rule",
+    )
+    criterion: Literal["score", "amplified", "regularised"] = Field(
+        default="regularised", description="by what the other task ranks the candidates of an object"
+    )
     sigma: float = Field(default=2.0, ge=1, description="of `amplified`: the larger, the less the score counts")
     alpha: float = Field(default=1 / 3, ge=0, le=1, description="of `regularised`: power of the task's own quality")
     theta: float = Field(default=4.0, gt=0, description="of `regularised`: power that brings an IoU to a score's scale")

@@ -1,16 +1,51 @@
-"""What the scripts in `jobs/` do alike: their log goes to stdout, and errors become words and an exit status."""
+"""What all sub-commands share: their parser, their common options, and how errors become words and an exit status."""
 
 import argparse
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from mgdet.errors import Interrupted, MgdetError
+from mgdet.host import require_linux
 
 
-def arguments(description: str | None) -> argparse.ArgumentParser:
-    """A parser that shows the script's docstring as it is."""
-    return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+@dataclass(frozen=True)
+class Command:
+    """A sub-command of `mgdet`."""
+
+    name: str
+    description: str
+    """Its `--help`; the first line is its summary in `mgdet --help`. `%(prog)s` stands for the command as typed."""
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+    """Does the work and returns the exit status; imports what is heavy only when it is called."""
+    when_interrupted: str
+    """What Ctrl-C says about what was kept."""
+
+    @property
+    def summary(self) -> str:
+        """One line without a full stop."""
+        return self.description.partition("\n")[0].rstrip(".")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that shows its description as it is and lets options stand between positional arguments."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, **options})
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]  # one overload is enough
+        """As `ArgumentParser.parse_args`, options and positional arguments in any order."""
+        if any(isinstance(action, argparse._SubParsersAction) for action in self._actions):
+            return super().parse_args(args, namespace)  # argparse cannot do both
+        return self.parse_intermixed_args(args, namespace)
+
+
+def common_options() -> Parser:
+    """The options that every sub-command has, as a parent of its parser."""
+    return Parser(add_help=False)
 
 
 def run_cli(work: Callable[[], int], when_interrupted: str) -> int:
@@ -21,6 +56,7 @@ def run_cli(work: Callable[[], int], when_interrupted: str) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
     logging.getLogger("mgdet").setLevel(logging.INFO)
     try:
+        require_linux()
         return work()
     except Interrupted as error:
         print(f"interrupted: {error}", file=sys.stderr)

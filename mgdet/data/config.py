@@ -12,9 +12,9 @@ from mgdet.storage import Place
 class DataConfig(Config):
     """Which images, and how they become batches."""
 
-    uri: Place = Field(description="prepared data set (see jobs/prepare.py): a local path or a pyarrow.fs URI")
-    train_split: str = "train"
-    val_split: str = "val"
+    uri: Place = Field(description="prepared data set (see mgdet prepare): a local path or a pyarrow.fs URI")
+    train_split: str = Field(default="train", description="split that is trained on")
+    val_split: str = Field(default="val", description="split that is evaluated")
     generate: ShapesConfig | None = Field(
         default=None, description="make this synthetic data set at `uri` if nothing is there yet"
     )

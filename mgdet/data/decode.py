@@ -45,7 +45,7 @@ def decode_image(data: bytes, name: str = "<bytes>") -> Tensor:
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
             if image.format == "JPEG" and image.mode in ("RGB", "L") and orientation == 1 and decode_jpeg is not None:
                 return _decode_plain_jpeg(data)
-            return _decode_any(image)
+            return from_pillow(image)
     except Exception as error:  # broken files raise nearly anything: struct.error, KeyError, SyntaxError...
         size = f"{len(data)} bytes" if data else "the file is empty"
         raise DataError(f"{name}: not a readable image ({size}): {error}. Replace the file or leave it out.") from error
@@ -57,7 +57,12 @@ def _decode_plain_jpeg(data: bytes) -> Tensor:
     return decode_jpeg(buffer, mode=ImageReadMode.RGB)  # type: ignore[no-any-return]  # torchvision has no types
 
 
-def _decode_any(image: Image.Image) -> Tensor:
+def from_pillow(image: Image.Image) -> Tensor:
+    """A `[3, H, W]` uint8 RGB tensor of a Pillow image of any mode, under the policy of this module.
+
+    Raises:
+        ValueError, OSError: its pixels are floats, or its file is damaged.
+    """
     if image.mode == "F":
         raise ValueError("floating-point images are not supported, convert it to 8 or 16 bits")
     upright = ImageOps.exif_transpose(image)

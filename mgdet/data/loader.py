@@ -6,11 +6,12 @@ import os
 import shutil
 import threading
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -28,15 +29,34 @@ logger = logging.getLogger(__name__)
 class LoaderConfig(Config):
     """How batches are made; nothing here changes what is in them."""
 
-    workers: NonNegativeInt | Literal["auto"] = "auto"
-    """Loader processes of each training worker; 0 decodes in the training process itself."""
-    prefetch: PositiveInt = 2
-    """Batches that each loader process prepares ahead."""
-    start_method: Literal["forkserver", "spawn"] = "forkserver"
-    """How loader processes start; `fork` is not allowed, it breaks threads and CUDA."""
-    pin_memory: bool = False
-    divisor: Annotated[int, Field(ge=1)] = 32
-    """Heights and widths of a batch are padded to a multiple of this, the network's largest stride."""
+    workers: NonNegativeInt | Literal["auto"] = Field(
+        default="auto",
+        description="loader processes of each training worker; 0: the training process itself decodes; auto: one less "
+        "than its CPUs, at most 8, and none for up to two CPUs",
+    )
+    prefetch: PositiveInt = Field(default=2, description="batches that each loader process prepares ahead")
+    start_method: Literal["forkserver", "spawn"] = Field(
+        default="forkserver", description="how loader processes start; fork is not allowed, it breaks threads and CUDA"
+    )
+    divisor: int = Field(
+        default=32,
+        ge=1,
+        description="heights and widths of a batch are padded to a multiple of this, the network's largest stride",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_pin_memory(cls, tree: Any) -> Any:
+        """Leave out a key without effect that configurations and checkpoints of mgdet 0.1.0 carry."""
+        if isinstance(tree, dict) and "pin_memory" in tree:
+            _say_once("data.loader.pin_memory is ignored: batches for a GPU are always in page-locked memory")
+            return {key: value for key, value in tree.items() if key != "pin_memory"}
+        return tree
+
+
+@cache
+def _say_once(text: str) -> None:
+    logger.info(text)
 
 
 class Sample(NamedTuple):
@@ -136,6 +156,7 @@ def build_train_loader(
     world: int = 1,
     rank: int = 0,
     cpus: float = 1.0,
+    pin_memory: bool = False,
 ) -> TrainLoader:
     """The training batches of one rank. Call `start(epoch, step)` on the result before each epoch.
 
@@ -148,12 +169,13 @@ def build_train_loader(
         world: number of ranks.
         rank: this one.
         cpus: CPUs that this rank may use; decides `workers: auto`.
+        pin_memory: make batches in page-locked memory, from which they go to a GPU faster.
 
     Raises:
         ConfigError: too few images for the workers or one batch, or too little shared memory.
     """
     batches = TrainBatches(source.row_group_sizes, batch_size=batch_size, seed=seed, world=world, rank=rank)
-    options = _options(transform, loader, batch_size, cpus)
+    options = _options(transform, loader, batch_size, cpus, pin_memory)
     result = TrainLoader(TrainImages(source, transform, seed), batch_sampler=batches, **options)
     result.batches = batches
     return result
@@ -168,13 +190,14 @@ def build_eval_loader(
     world: int = 1,
     rank: int = 0,
     cpus: float = 1.0,
+    pin_memory: bool = False,
 ) -> DataLoader[Sample]:
     """A `DataLoader` of `Batch` over one rank's exact shard in order of storage, every image once over all ranks.
 
     Arguments and errors as `build_train_loader`; a rank may have no batch at all.
     """
     batches = EvalBatches(source.num_images, batch_size=batch_size, world=world, rank=rank)
-    options = _options(transform, loader, batch_size, cpus)
+    options = _options(transform, loader, batch_size, cpus, pin_memory)
     return DataLoader(EvalImages(source, transform), batch_sampler=batches, **options)
 
 
@@ -191,12 +214,14 @@ def resolve_loader_workers(cpus_for_this_worker: float) -> tuple[int, str]:
     return workers, f"{cpus_for_this_worker:g} CPUs for this worker: one trains, {workers} decode (at most 8)"
 
 
-def _options(transform: TransformConfig, loader: LoaderConfig, batch_size: int, cpus: float) -> dict[str, Any]:
+def _options(
+    transform: TransformConfig, loader: LoaderConfig, batch_size: int, cpus: float, pin_memory: bool
+) -> dict[str, Any]:
     workers = resolve_loader_workers(cpus)[0] if loader.workers == "auto" else loader.workers
     options: dict[str, Any] = {
         "num_workers": workers,
         "collate_fn": Collate(loader.divisor),
-        "pin_memory": loader.pin_memory,
+        "pin_memory": pin_memory,
         # Its own generator: a new iterator draws a seed, which must not move the training's random numbers.
         "generator": torch.Generator().manual_seed(0),
     }

@@ -28,6 +28,7 @@ from pydantic import Field, ValidationError
 
 from mgdet.config_base import Config
 from mgdet.errors import DataError
+from mgdet.host import command
 from mgdet.storage import Location, child_uri, locate
 from mgdet.structures import Category
 
@@ -148,7 +149,7 @@ def read_manifest(uri: str) -> Manifest:
         if not manifest_exists(root):
             raise DataError(
                 f"No data set at {uri}: {MANIFEST} is missing. Correct the location, or make one with "
-                f"`python jobs/prepare.py coco ... --out {uri}` (or `shapes`)."
+                f"`{command('prepare')} coco ... --out {uri}` (or `shapes`)."
             )
         text = (root / MANIFEST).read_bytes()
     except OSError as error:

@@ -7,7 +7,6 @@ image, various aspect ratios, objects that hide each other, images with nothing 
 import io
 import os
 from collections.abc import Iterator
-from typing import Annotated
 
 import numpy as np
 from PIL import Image
@@ -28,22 +27,22 @@ GENERATOR_VERSION = 2
 class ShapesConfig(Config):
     """How many images to draw, and how hard they are."""
 
-    train: PositiveInt = 600
-    """Images of the split `train`."""
-    val: PositiveInt = 150
-    """Images of the split `val`."""
-    size: Annotated[int, Field(ge=48, le=4096)] = 160
-    """Height and width in pixels."""
-    seed: NonNegativeInt = 0
-    max_objects: Annotated[int, Field(ge=1, le=100)] = 8
-    smallest: Annotated[float, Field(gt=0, le=0.5)] = 0.08
-    """Least width and height of an object, share of the image's; the largest is 0.7."""
-    negatives: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    """Share of images without an object."""
-    difficulty: Annotated[float, Field(ge=0, le=1)] = 0.3
-    """From upright outlines in their class's own hue on calm backgrounds to turned, stretched and camouflaged ones."""
-    quality: Annotated[int, Field(ge=10, le=100)] = 92
-    """Of the JPEG files."""
+    train: PositiveInt = Field(default=600, description="images of the split train")
+    val: PositiveInt = Field(default=150, description="images of the split val")
+    size: int = Field(default=160, ge=48, le=4096, description="height and width in pixels")
+    seed: NonNegativeInt = Field(default=0, description="an image depends on it, its split and its index only")
+    max_objects: int = Field(default=8, ge=1, le=100, description="objects in an image, at most")
+    smallest: float = Field(
+        default=0.08, gt=0, le=0.5, description="least width and height of an object, share of the image's; most is 0.7"
+    )
+    negatives: float = Field(default=0.05, ge=0, lt=1, description="share of images without an object")
+    difficulty: float = Field(
+        default=0.3,
+        ge=0,
+        le=1,
+        description="0: upright outlines in their class's own hue on a calm background; 1: turned, stretched, hidden",
+    )
+    quality: int = Field(default=92, ge=10, le=100, description="quality of the JPEG files")
 
 
 def generate_shapes(

@@ -18,15 +18,13 @@ from torchvision.transforms.v2 import functional as F
 
 from mgdet.config_base import Config
 
-Probability = Annotated[float, Field(ge=0, le=1)]
-
 
 class FixedSize(Config):
     """Every image becomes exactly `height x width`; its aspect ratio is not kept. Batches need no padding."""
 
     name: Literal["fixed"] = "fixed"
-    height: PositiveInt
-    width: PositiveInt
+    height: PositiveInt = Field(description="height of the network's input, pixels")
+    width: PositiveInt = Field(description="width of the network's input, pixels")
 
     def target(self, height: int, width: int, scale: float = 1.0, train: bool = False) -> tuple[int, int]:
         """(height, width) of the network input for an image of `height x width`, times `scale`."""
@@ -37,8 +35,8 @@ class LongestEdge(Config):
     """The largest size within `height x width` that keeps the aspect ratio."""
 
     name: Literal["longest_edge"] = "longest_edge"
-    height: PositiveInt
-    width: PositiveInt
+    height: PositiveInt = Field(description="greatest height of the network's input, pixels")
+    width: PositiveInt = Field(description="greatest width of the network's input, pixels")
 
     def target(self, height: int, width: int, scale: float = 1.0, train: bool = False) -> tuple[int, int]:
         """(height, width) of the network input for an image of `height x width`, times `scale`."""
@@ -53,8 +51,10 @@ class ShortestEdge(Config):
     """
 
     name: Literal["shortest_edge"] = "shortest_edge"
-    sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (800,)
-    longest: PositiveInt = 1333
+    sizes: tuple[PositiveInt, ...] = Field(
+        default=(800,), min_length=1, description="lengths of the shortest edge, pixels; evaluation takes the largest"
+    )
+    longest: PositiveInt = Field(default=1333, description="bound on the longest edge, pixels")
 
     def target(self, height: int, width: int, scale: float = 1.0, train: bool = False) -> tuple[int, int]:
         """(height, width) of the network input for an image of `height x width`; draws when training."""
@@ -70,17 +70,17 @@ Resize = Annotated[FixedSize | LongestEdge | ShortestEdge, Field(discriminator="
 class ColorJitter(Config):
     """Strengths as in `torchvision.transforms.v2.ColorJitter`; 0 leaves a property alone."""
 
-    brightness: Annotated[float, Field(ge=0)] = 0.2
-    contrast: Annotated[float, Field(ge=0)] = 0.2
-    saturation: Annotated[float, Field(ge=0)] = 0.2
-    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    brightness: float = Field(default=0.2, ge=0, description="factor drawn from [1 - x, 1 + x]")
+    contrast: float = Field(default=0.2, ge=0, description="factor drawn from [1 - x, 1 + x]")
+    saturation: float = Field(default=0.2, ge=0, description="factor drawn from [1 - x, 1 + x]")
+    hue: float = Field(default=0.0, ge=0, le=0.5, description="shift drawn from [-x, x]; 0.5 is half the colour circle")
 
 
 class ScaleJitter(Config):
     """Large-scale jitter: the size is multiplied by a factor of `low` to `high`, then cut or padded to `resize`."""
 
-    low: Annotated[float, Field(gt=0)] = 0.5
-    high: Annotated[float, Field(gt=0)] = 1.5
+    low: float = Field(default=0.5, gt=0, description="least factor of the size")
+    high: float = Field(default=1.5, gt=0, description="greatest factor of the size")
 
     @model_validator(mode="after")
     def _ordered(self) -> "ScaleJitter":
@@ -92,13 +92,18 @@ class ScaleJitter(Config):
 class TransformConfig(Config):
     """What happens to an image before the network. `resize` holds at training and evaluation, the rest at training."""
 
-    resize: Resize = FixedSize(height=320, width=320)
-    hflip: Probability = 0.5
-    vflip: Probability = 0.0
-    color: ColorJitter | None = None
-    scale_jitter: ScaleJitter | None = None
-    min_box_size: Annotated[float, Field(ge=0)] = 1.0
-    """Boxes narrower or lower than this after augmentation are dropped, pixels of the network input."""
+    resize: Resize = Field(
+        default=FixedSize(height=320, width=320), description="how an image gets the size of the network's input"
+    )
+    hflip: float = Field(default=0.5, ge=0, le=1, description="probability of a flip from left to right")
+    vflip: float = Field(default=0.0, ge=0, le=1, description="probability of a flip upside down")
+    color: ColorJitter | None = Field(default=None, description="random changes of colour; null: none")
+    scale_jitter: ScaleJitter | None = Field(default=None, description="random changes of size; null: none")
+    min_box_size: float = Field(
+        default=1.0,
+        ge=0,
+        description="boxes narrower or lower after augmentation are dropped, pixels of the network's input",
+    )
 
     @model_validator(mode="after")
     def _jitter_needs_a_canvas(self) -> "TransformConfig":

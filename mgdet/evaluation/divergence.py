@@ -52,16 +52,23 @@ Arrays = dict[str, NDArray[Any]]
 class DivergenceConfig(Config):
     """Which boxes the correlations are taken over."""
 
-    iou_floor: float = Field(0.5, gt=0, lt=1)
-    """Least IoU with its best object of a `pre_nms` and `per_image` candidate, and of a `post_nms` match."""
-    top_k: int = Field(50, ge=3)
-    top_iou_floor: float = Field(0.1, ge=0, lt=1)
-    min_candidates: int = Field(3, ge=3)
-    """Objects and images with fewer candidates have no rho."""
-    scatter_points: int = Field(4000, ge=0)
-    """Size of the random sample of `pre_nms` candidates that is kept to be drawn."""
-    chunk_elements: int = Field(1 << 24, ge=1)
-    """Most IoU values held at once on the device; the result does not depend on it."""
+    iou_floor: float = Field(
+        default=0.5,
+        gt=0,
+        lt=1,
+        description="least IoU with its best object of a pre_nms and per_image candidate, and of a post_nms match",
+    )
+    top_k: int = Field(default=50, ge=3, description="best scored boxes of an object that pre_nms_top<k> correlates")
+    top_iou_floor: float = Field(
+        default=0.1, ge=0, lt=1, description="IoU that a box of pre_nms_top<k> has more of with its object"
+    )
+    min_candidates: int = Field(default=3, ge=3, description="objects and images with fewer candidates have no rho")
+    scatter_points: int = Field(
+        default=4000, ge=0, description="size of the random sample of pre_nms candidates that is kept to be drawn"
+    )
+    chunk_elements: int = Field(
+        default=1 << 24, ge=1, description="most IoU values held at once on the device; never changes the result"
+    )
 
 
 class GroupCorrelation(NamedTuple):

@@ -25,10 +25,15 @@ from mgdet.structures import Batch, Detections, Predictions, Targets
 class EvaluationConfig(DivergenceConfig):
     """How a detector is judged."""
 
-    backend: Backend = "faster"
-    """faster-coco-eval, or pycocotools, which gives the same numbers in about eight times the time."""
-    max_dets: int = Field(100, ge=1)
-    """Adds the recall at this many detections an image and class beside COCO's 1, 10 and 100."""
+    backend: Backend = Field(
+        default="faster",
+        description="faster-coco-eval, or pycocotools, which gives the same numbers in about eight times the time",
+    )
+    max_dets: int = Field(
+        default=100,
+        ge=1,
+        description="adds the recall at this many detections an image and class beside COCO's 1, 10 and 100",
+    )
 
 
 @dataclass(frozen=True)

@@ -86,17 +86,17 @@ def _names(categories: Sequence[Category], label: int) -> str:
 
 def _batches(dataset: ShardedDataset, trained: Trained) -> Iterator[Batch]:
     data = trained.experiment.data
-    loader = data.loader.model_copy(update={"pin_memory": trained.device.type == "cuda"})
     pace = ProgressLog("evaluated", dataset.num_images)
     for shard in range(trained.shards):
         batches = build_eval_loader(
             dataset,
             data.transform,
-            loader,
+            data.loader,
             batch_size=trained.batch_size,
             world=trained.shards,
             rank=shard,
             cpus=len(os.sched_getaffinity(0)),
+            pin_memory=trained.device.type == "cuda",
         )
         for batch in batches:
             yield batch

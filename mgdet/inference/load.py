@@ -10,14 +10,14 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import yaml
 
 from mgdet.config import Experiment, validate
-from mgdet.config_yaml import parse_override, with_settings
+from mgdet.config_yaml import Overrides, settings_of, with_settings
 from mgdet.errors import CheckpointError, ConfigError
 from mgdet.models import Detector
 from mgdet.storage import Location, locate
@@ -33,7 +33,7 @@ CHANGEABLE = (
 )
 """Keys, each with what lies below it, that mean something for weights that are there already."""
 EXPECTED = (
-    "Give a file checkpoints/step-*.pt that jobs/train.py wrote, or a run's directory such as runs/quickstart, which "
+    "Give a file checkpoints/step-*.pt that `mgdet train` wrote, or a run's directory such as runs/quickstart, which "
     "means its best checkpoint"
 )
 
@@ -61,14 +61,14 @@ class Trained(NamedTuple):
         )
 
 
-def load_detector(checkpoint: str, overrides: Sequence[str] = (), device: torch.device | None = None) -> Trained:
+def load_detector(checkpoint: str, overrides: Overrides = (), device: torch.device | None = None) -> Trained:
     """The detector of a checkpoint with the weights that its training evaluated: the moving average where there is one.
 
     Args:
         checkpoint: a `.pt` file or a run's directory (its best checkpoint by `val/AP`, else the newest), as a local
             path or a `pyarrow.fs` URI.
-        overrides: `dotted.key=value` below `CHANGEABLE`. `train.batch_size` is here the number of images that this
-            process takes at a time.
+        overrides: `dotted.key=value`, or a mapping, below `CHANGEABLE`. `train.batch_size` is here the number of
+            images that this process takes at a time.
         device: by default the first GPU, without one the CPU.
 
     Raises:
@@ -76,7 +76,8 @@ def load_detector(checkpoint: str, overrides: Sequence[str] = (), device: torch.
         ConfigError: an override that is unknown, not allowed, or cannot change for trained weights.
     """
     path, state = _read(checkpoint)
-    experiment = _experiment(path, state, overrides)
+    asked = {key: value for key, value, _ in settings_of(overrides)}
+    experiment = _experiment(path, state, asked)
     categories = _categories(path, state)
     detector = experiment.model.build(len(categories))
     averaged = isinstance(state.get("ema"), dict)
@@ -93,7 +94,7 @@ def load_detector(checkpoint: str, overrides: Sequence[str] = (), device: torch.
     layout = torch.channels_last if experiment.train.channels_last else torch.contiguous_format
     detector.to(device, memory_format=layout)  # type: ignore[call-overload]  # torch's stub
     detector.eval().requires_grad_(False)
-    sharing = _sharing(experiment, position if isinstance(position, dict) else {}, overrides)
+    sharing = _sharing(experiment, position if isinstance(position, dict) else {}, asked)
     return Trained(detector, experiment, categories, device, path, epoch, step, averaged, *sharing)
 
 
@@ -149,7 +150,7 @@ def _verify(file: Location, data: bytes) -> None:
         )
 
 
-def _experiment(path: str, state: dict[str, Any], overrides: Sequence[str]) -> Experiment:
+def _experiment(path: str, state: dict[str, Any], asked: Mapping[str, Any]) -> Experiment:
     text = state.get("config")
     try:
         tree = yaml.safe_load(text) if isinstance(text, str) else None
@@ -158,7 +159,6 @@ def _experiment(path: str, state: dict[str, Any], overrides: Sequence[str]) -> E
     if not isinstance(tree, dict):
         raise CheckpointError(f"{path}: holds no configuration, so nothing says what its weights are. {EXPECTED}.")
     validate(tree, f"the configuration in {path}")  # before the overrides: what is wrong here is not theirs
-    asked = dict(parse_override(o) for o in overrides)
     # The training's loader processes suited its machine, and say nothing about the result
     settings: dict[str, Any] = {"data.loader.workers": "auto", **asked}
     fixed = [k for k in asked if not any(k == c or k.startswith(f"{c}.") for c in CHANGEABLE)]
@@ -170,10 +170,10 @@ def _experiment(path: str, state: dict[str, Any], overrides: Sequence[str]) -> E
     return experiment
 
 
-def _sharing(experiment: Experiment, position: dict[str, Any], overrides: Sequence[str]) -> tuple[int, int]:
+def _sharing(experiment: Experiment, position: dict[str, Any], asked: Mapping[str, Any]) -> tuple[int, int]:
     """Shards and batch size: those that the training last had, or an override of `train.batch_size` in one shard."""
     size, workers = experiment.train.batch_size, experiment.cluster.workers
-    if any(o.startswith("train.batch_size=") for o in overrides):
+    if "train.batch_size" in asked:
         return 1, size
     world, share = position.get("world"), position.get("batch_size")  # a run may change its workers on the way
     if isinstance(world, int) and isinstance(share, int) and world > 0 and share > 0:
@@ -186,7 +186,7 @@ def _refuse(keys: Sequence[str]) -> None:
     if keys:
         raise ConfigError(
             f"{keys[0]} cannot be set for weights that are trained already. Allowed are {', '.join(CHANGEABLE)} and "
-            "the keys below them. For anything else train a detector of its own with jobs/train.py."
+            "the keys below them. For anything else train a detector of its own with `mgdet train`."
         )
 
 

@@ -16,6 +16,7 @@ from mgdet.data.transforms import EvalTransform
 from mgdet.errors import DataError
 from mgdet.inference.load import Trained
 from mgdet.inference.output import JsonFile
+from mgdet.inference.prediction import Prediction, predictions
 from mgdet.structures import Detections
 from mgdet.training.progress import ProgressLog
 
@@ -205,13 +206,9 @@ class _Writer:
 
     def add(self, photos: Sequence[Photo], detections: Detections) -> None:
         """Take in the `[B, D]` detections of `B` images."""
-        written = detections.valid & (detections.scores >= self.score)
-        for i, photo in enumerate(photos):
-            _, height, width = photo.pixels.shape
-            found = detections.boxes[i][written[i]].double()
-            # Scaling in float32 may end a rounding error beyond the border
-            boxes = found.minimum(found.new_tensor([width, height, width, height])).tolist()
-            labels, scores = detections.labels[i][written[i]].tolist(), detections.scores[i][written[i]].tolist()
+        sizes = [(p.pixels.shape[1], p.pixels.shape[2]) for p in photos]
+        found = predictions(detections, sizes, self.categories, self.score)
+        for photo, prediction, (height, width) in zip(photos, found, sizes, strict=True):
             image: dict[str, Any] = {
                 "id": photo.id,
                 "file_name": photo.path.as_posix(),
@@ -220,20 +217,10 @@ class _Writer:
             }
             if self.pictures is not None:
                 image["picture"] = self.pictures[photo.path]
-                self._draw(photo, boxes, labels, scores)
+                self._draw(photo, prediction)
             self.images.append(image)
-            for (x1, y1, x2, y2), label, score in zip(boxes, labels, scores, strict=True):
-                category = self.categories[label]
-                self.results.append(
-                    {
-                        "image_id": photo.id,
-                        "file_name": image["file_name"],
-                        "category_id": category.id,
-                        "category_name": category.name,
-                        "bbox": [x1, y1, x2 - x1, y2 - y1],
-                        "score": score,
-                    }
-                )
+            for result in prediction.to_coco(photo.id):
+                self.results.append({"image_id": photo.id, "file_name": image["file_name"], **result})
 
     def finish(self) -> None:
         """Write both files, the detections last."""
@@ -241,13 +228,13 @@ class _Writer:
         self.files["images"].write({"images": self.images, "categories": categories})
         self.files["detections"].write(self.results)
 
-    def _draw(self, photo: Photo, boxes: list[list[float]], labels: list[int], scores: list[float]) -> None:
+    def _draw(self, photo: Photo, found: Prediction) -> None:
         from mgdet.evaluation.draw import draw_boxes
 
-        texts = [f"{self.categories[k].name} {s:.2f}" for k, s in zip(labels, scores, strict=True)]
+        texts = [f"{name} {score:.2f}" for name, score in zip(found.names, found.scores.tolist(), strict=True)]
         assert self.pictures is not None, "names were made where pictures are wanted"
         path = self.directory / self.pictures[photo.path]
         try:
-            draw_boxes(photo.pixels, boxes, labels, texts).save(path)
+            draw_boxes(photo.pixels, found.boxes.tolist(), found.labels.tolist(), texts).save(path)
         except OSError as error:
             raise DataError(f"{path} cannot be written: {error}. Check the space and the rights.") from error

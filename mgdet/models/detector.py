@@ -43,15 +43,15 @@ class DetectorConfig(Config):
     coco_weights: ClassVar[Mapping[str, CocoWeights]] = {}
 
     name: str
-    backbone: ResNetName = "resnet50"
+    backbone: ResNetName = Field(default="resnet50", description="network whose stages feed the pyramid")
     weights: str = Field(
         default="none",
         description="none; imagenet (backbone, torchvision's newest) or imagenet_v1; coco_v1 or coco_v2 (torchvision's "
         "detectors); or a checkpoint's path",
     )
     norm: Norm = Field(default="bn", description="norm of the ResNet; frozen_bn only makes sense with weights")
-    fpn_norm: Norm = "none"
-    head_norm: Norm = "none"
+    fpn_norm: Norm = Field(default="none", description="norm of the pyramid's convolutions")
+    head_norm: Norm = Field(default="none", description="norm of the head's convolutions")
     channels: int = Field(default=256, ge=8, multiple_of=8, description="width of pyramid and head")
     p6_from: str = "p5"
     trainable_layers: int = Field(default=5, ge=0, le=5, description="ResNet stages that train, counted from the last")

@@ -37,7 +37,7 @@ class FCOSConfig(DetectorConfig):
     }
 
     name: Literal["fcos"] = "fcos"
-    head_norm: Norm = "gn"
+    head_norm: Norm = Field(default="gn", description="norm of the head's convolutions")
     p6_from: Literal["p5", "c5"] = Field(default="p5", description="input of P6")
     quality: Literal["none", "centerness", "iou"] = Field(
         default="centerness", description="what the branch beside the boxes predicts; iou: IoU rescoring in its place"

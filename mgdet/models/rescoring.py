@@ -17,7 +17,9 @@ class Rescoring(Config):
     two scores is small, and the threshold was made for one.
     """
 
-    combine: Literal["geometric_mean", "product", "power"] = "geometric_mean"
+    combine: Literal["geometric_mean", "product", "power"] = Field(
+        default="geometric_mean", description="how class score and predicted quality become the score of a detection"
+    )
     exponent: float = Field(default=0.5, ge=0, le=1, description="of `power`: share of the predicted quality")
 
     def __call__(self, score: Tensor, quality: Tensor) -> Tensor:

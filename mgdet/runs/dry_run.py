@@ -1,7 +1,6 @@
 """One batch through everything, without Ray and without leaving anything behind."""
 
 import resource
-import sys
 import tempfile
 import time
 
@@ -96,8 +95,7 @@ def _per_object(assignment: Assignment, objects: int) -> str:
 def _memory(device: torch.device) -> str:
     if device.type == "cuda":
         return f"peak memory: {torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB on {device}"
-    unit = 1 if sys.platform == "darwin" else 1024
-    return f"peak memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.2f} GiB of this process"
+    return f"peak memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB of this process"
 
 
 def _shape(t: Tensor) -> str:

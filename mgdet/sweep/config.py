@@ -5,6 +5,7 @@
 Everything that a trial could be is validated against the experiment's own types when the file is read.
 """
 
+import copy
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,8 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from mgdet.config import Experiment, validate
 from mgdet.config_base import Config
-from mgdet.config_yaml import flatten, parse_override, read_tree, read_yaml, validate_as, with_settings
+from mgdet.config_files import SWEEPS, find, find_base
+from mgdet.config_yaml import Overrides, flatten, read_tree, read_yaml, settings_of, validate_as, with_settings
 from mgdet.errors import ConfigError
 from mgdet.storage import child_uri
 from mgdet.sweep.space import AnyDomain, Params, Space
@@ -55,7 +57,7 @@ class TPE(Config):
     """Optuna's tree-structured Parzen estimator (Bergstra et al., NeurIPS 2011); it takes several metrics as well."""
 
     name: Literal["tpe"] = "tpe"
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, description="of the searcher's random numbers")
     startup_trials: PositiveInt = Field(default=10, description="random ones, before the estimator begins")
 
 
@@ -63,7 +65,7 @@ class RandomSearch(Config):
     """Every trial independent of the others."""
 
     name: Literal["random"] = "random"
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, description="of the searcher's random numbers")
 
 
 class Sweep(Config):
@@ -167,28 +169,35 @@ class Sweep(Config):
         return "\n".join(lines)
 
 
-def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
+def load_sweep(config: str | Path | Mapping[str, Any], overrides: Overrides = ()) -> Sweep:
     """Read a sweep and see that every trial of it would be a valid experiment.
 
-    Overrides are `key=value`: keys of the sweep (`trials=20`, `scheduler.grace_epochs=1`,
-    `space.assigner.sigma={uniform: [1, 2]}`), and any other key is one of the experiment (`train.epochs=4`).
+    Args:
+        config: a YAML file, the name of a sweep that comes with mgdet, or a mapping of what a file would hold; its
+            `base` is an experiment's file relative to it, or the name of one that comes with mgdet.
+        overrides: `key=value`, or a mapping: keys of the sweep (`trials=20`, `scheduler.grace_epochs=1`,
+            `space.assigner.sigma={uniform: [1, 2]}`), and any other key is one of the experiment (`train.epochs=4`).
 
     Raises:
         ConfigError: naming the key, the value and the range that led to it.
     """
-    tree = read_yaml(path)
+    if isinstance(config, Mapping):
+        source, directory, tree = "the sweep", Path(), copy.deepcopy(dict(config))
+    else:
+        path = find(config, SWEEPS)
+        source, directory, tree = str(config), path.parent, read_yaml(path)
     for part in ("set", "space"):
         if isinstance(tree.get(part), dict):
             tree[part] = _dotted(tree[part], searched=part == "space")
-    for override in overrides:
-        _apply(tree, override)
+    for key, value, said in settings_of(overrides):
+        _apply(tree, key, value, said)
     base = tree.get("base")
     if not isinstance(base, str):
-        raise ConfigError(f"{path}: base = {base!r}: expected the name of an experiment's YAML file beside this one")
-    tree["base"] = read_tree(Experiment, Path(path).parent / base)
-    sweep = validate_as(Sweep, tree, str(path))
+        raise ConfigError(f"{source}: base = {base!r}: expected the name of an experiment's YAML file beside this one")
+    tree["base"] = read_tree(Experiment, find_base(base, directory))
+    sweep = validate_as(Sweep, tree, source)
     experiments = [experiment for _, experiment in sweep.corners()]
-    _check_epochs(sweep, experiments, str(path))
+    _check_epochs(sweep, experiments, source)
     return sweep
 
 
@@ -206,8 +215,7 @@ def _dotted(tree: dict[str, Any], *, searched: bool) -> dict[str, Any]:
     return out
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
-    key, value = parse_override(override)
+def _apply(tree: dict[str, Any], key: str, value: Any, said: str) -> None:
     head, _, rest = key.partition(".")
     if head in ("set", "space") and rest:
         tree.setdefault(head, {})[rest] = value
@@ -216,7 +224,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         if rest:
             node = tree.setdefault(head, {})
             if not isinstance(node, dict):
-                raise ConfigError(f"{override!r}: {head} is a value, it has no keys below it")
+                raise ConfigError(f"{said}: {head} is a value, it has no keys below it")
         node[rest or head] = value
     elif head in Experiment.model_fields:
         tree.setdefault("set", {})[key] = value
@@ -224,7 +232,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         allowed = [*Sweep.model_fields, *Experiment.model_fields]
         near = difflib.get_close_matches(head, allowed, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
-        raise ConfigError(f"{override!r}: unknown key {head}.{hint} Allowed: {', '.join(dict.fromkeys(allowed))}.")
+        raise ConfigError(f"{said}: unknown key {head}.{hint} Allowed: {', '.join(dict.fromkeys(allowed))}.")
 
 
 def _check_epochs(sweep: Sweep, experiments: Sequence[Experiment], source: str) -> None:

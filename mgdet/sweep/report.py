@@ -22,7 +22,7 @@ _FEWEST = 4
 def report(sweep: Sweep, trials: Sequence[Trial]) -> dict[str, bytes]:
     """Name and content of each file; those that would be empty are left out.
 
-    `winner.yaml` is a configuration that `jobs/train.py` runs as it is, under a name of its own. With several metrics
+    `winner.yaml` is a configuration that `mgdet train` runs as it is, under a name of its own. With several metrics
     there is one, `front-<trial>.yaml`, for each trial of the Pareto front as well.
     """
     files = {"trials.csv": trials_csv(sweep, trials).encode()}

@@ -12,8 +12,8 @@ class SGDConfig(Config):
 
     name: Literal["sgd"] = "sgd"
     lr: float = Field(default=0.01, gt=0, description="learning rate for this global batch size")
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    weight_decay: float = Field(default=1e-4, ge=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="share of the last step that goes on")
+    weight_decay: float = Field(default=1e-4, ge=0, description="factor of the weights in their gradient")
     decay_norm_and_bias: bool = Field(default=True, description="false: no weight decay on biases and norm layers")
 
 
@@ -22,8 +22,10 @@ class AdamWConfig(Config):
 
     name: Literal["adamw"] = "adamw"
     lr: float = Field(default=5e-4, gt=0, description="learning rate for this global batch size")
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = Field(default=0.05, ge=0)
+    betas: tuple[float, float] = Field(
+        default=(0.9, 0.999), description="decay of the running means of gradients and of their squares"
+    )
+    weight_decay: float = Field(default=0.05, ge=0, description="share by which weights shrink in a step, times lr")
     decay_norm_and_bias: bool = Field(default=False, description="false: no weight decay on biases and norm layers")
 
 
@@ -38,29 +40,29 @@ class MultiStepConfig(_Warmup):
     """Multiply by `gamma` at each milestone; milestones are epochs."""
 
     name: Literal["multistep"] = "multistep"
-    milestones: tuple[float, ...] = (8, 11)
-    gamma: float = Field(default=0.1, gt=0, le=1)
+    milestones: tuple[float, ...] = Field(default=(8, 11), description="epochs after which lr is multiplied by gamma")
+    gamma: float = Field(default=0.1, gt=0, le=1, description="factor of lr at each milestone")
 
 
 class CosineConfig(_Warmup):
     """Half a cosine from lr to lr * final_factor (Loshchilov and Hutter, ICLR 2017, equation 5, one cycle)."""
 
     name: Literal["cosine"] = "cosine"
-    final_factor: float = Field(default=0.0, ge=0, le=1)
+    final_factor: float = Field(default=0.0, ge=0, le=1, description="learning rate of the last step / lr")
 
 
 class EMAConfig(Config):
     """Exponential moving average of the weights; when on, it is what gets evaluated and deployed."""
 
-    enabled: bool = False
-    decay: float = Field(default=0.9998, gt=0, lt=1)
+    enabled: bool = Field(default=False, description="keep the average, evaluate it and deploy it")
+    decay: float = Field(default=0.9998, gt=0, lt=1, description="share of the average that an update keeps, at most")
     warmup: int = Field(default=10, ge=1, description="decay after n updates is min(decay, (1 + n) / (warmup + n))")
 
 
 class TrainConfig(Config):
     """The loop. Batch size and learning rate are global: they mean the same on any number of workers."""
 
-    epochs: int = Field(default=12, ge=1)
+    epochs: int = Field(default=12, ge=1, description="passes over the training images")
     batch_size: int = Field(
         default=16, ge=1, description="images per optimizer step, over all workers and micro-batches"
     )
@@ -73,7 +75,7 @@ class TrainConfig(Config):
     )
     ema: EMAConfig = EMAConfig()
     sync_bn: bool = Field(default=False, description="BatchNorm statistics over all workers (GPU only)")
-    channels_last: bool = False
+    channels_last: bool = Field(default=False, description="memory layout NHWC; faster on GPUs with bf16")
     deterministic: bool = Field(default=True, description="deterministic kernels; costs some speed on GPUs")
     evaluate_every: int = Field(default=1, ge=1, description="epochs between evaluations; the last one always is")
     checkpoint_every_steps: int | None = Field(default=None, ge=1, description="also within an epoch; null: at its end")

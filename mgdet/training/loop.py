@@ -124,25 +124,27 @@ class Worker:
         self.ground_truth = val_data.ground_truth()
         batch_size = micro_batch(e.train.batch_size, world.size, e.train.accumulate)
         cpus = resolved(e.cluster.cpus_per_worker)
-        loader = e.data.loader.model_copy(update={"pin_memory": world.device.type == "cuda"})
+        pinned = world.device.type == "cuda"
         self.loader = build_train_loader(
             self.train_data,
             e.data.transform,
-            loader,
+            e.data.loader,
             batch_size=batch_size,
             seed=e.seed,
             world=world.size,
             rank=world.rank,
             cpus=cpus,
+            pin_memory=pinned,
         )
         self.val_loader = build_eval_loader(
             val_data,
             e.data.transform,
-            loader,
+            e.data.loader,
             batch_size=batch_size,
             world=world.size,
             rank=world.rank,
             cpus=cpus,
+            pin_memory=pinned,
         )
         self.steps_per_epoch = optimizer_steps(
             self.train_data.num_images, world.size, e.train.batch_size, e.train.accumulate

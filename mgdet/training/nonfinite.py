@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mgdet.errors import CheckpointError, NonFiniteError
+from mgdet.host import command
 from mgdet.safe_load import load_tensors
 from mgdet.storage import locate
 from mgdet.structures import Batch, Targets
@@ -49,7 +50,7 @@ def non_finite_error(step: int, path: str, values: dict[str, float]) -> NonFinit
     shown = ", ".join(f"{k} = {v:g}" for k, v in values.items())
     return NonFiniteError(
         f"step {step}: the gradient is not finite ({shown}). Weights and batch of every rank, as they were before this "
-        f"step, are kept; see which layer and which image it comes from with\n    python jobs/replay.py {path}\n"
+        f"step, are kept; see which layer and which image it comes from with\n    {command('replay')} {path}\n"
         "What usually helps: a lower train.optimizer.lr, a longer train.schedule.warmup_steps, train.clip_norm=10, "
         "train.precision=fp32."
     )

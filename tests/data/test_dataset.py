@@ -109,7 +109,7 @@ def test_no_such_row(small: str, position: int) -> None:
 def test_wrong_places(small: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has no split 'test'\. It has: train, val"):
         ShardedDataset(small, "test")
-    with pytest.raises(DataError, match=r"No data set at .*jobs/prepare\.py"):
+    with pytest.raises(DataError, match=r"No data set at .*`mgdet prepare coco"):
         ShardedDataset(str(tmp_path / "nowhere"), "train")
     with pytest.raises(DataError, match="Cannot open 'ftq://x/y'"):
         read_manifest("ftq://x/y")

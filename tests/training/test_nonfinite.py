@@ -27,7 +27,7 @@ def test_capture_and_replay(tmp_path):
         worker.detector.head.regression_head.bbox_reg.weight[0, 0, 0, 0] = float("nan")
     before = {k: v.clone() for k, v in worker.detector.state_dict().items()}
     begin = time.monotonic()
-    with pytest.raises(NonFiniteError, match=r"jobs/replay\.py") as error:
+    with pytest.raises(NonFiniteError, match=r"mgdet replay") as error:
         worker.run()
     note("loss is NaN: captured, training stops", steps_repeated=0, seconds=time.monotonic() - begin)
     assert worker.position.step == 0

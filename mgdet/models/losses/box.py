@@ -18,7 +18,7 @@ BoxWeighting = Literal["assigned", "iou", "centerness", "score"]
 
 
 class _BoxLoss(Config):
-    weight: float = Field(default=1.0, ge=0)
+    weight: float = Field(default=1.0, ge=0, description="factor of this term in the total loss")
     weighted_by: BoxWeighting = Field(
         default="assigned",
         description="what multiplies a positive's weight: nothing, the IoU of its box with its object, the centre-ness "
@@ -71,7 +71,7 @@ class SmoothL1Loss(_CodedLoss):
     """Huber-like L1 (Girshick, ICCV 2015, equation 3), quadratic below `beta`."""
 
     name: Literal["smooth_l1"] = "smooth_l1"
-    beta: float = Field(default=1.0 / 9, gt=0)
+    beta: float = Field(default=1.0 / 9, gt=0, description="error up to which the loss is a parabola")
 
     def of_difference(self, difference: Tensor) -> Tensor:
         """0.5 x^2 / beta below beta, |x| - 0.5 beta above."""
@@ -85,9 +85,9 @@ class BalancedL1Loss(_CodedLoss):
     """
 
     name: Literal["balanced_l1"] = "balanced_l1"
-    alpha: float = Field(default=0.5, gt=0)
-    gamma: float = Field(default=1.5, gt=0)
-    beta: float = Field(default=0.11, gt=0)
+    alpha: float = Field(default=0.5, gt=0, description="the larger, the steeper the gradient of small errors")
+    gamma: float = Field(default=1.5, gt=0, description="gradient of errors from beta on")
+    beta: float = Field(default=0.11, gt=0, description="error up to which the gradient grows")
 
     def of_difference(self, difference: Tensor) -> Tensor:
         """alpha/b (b x + 1) ln(b x / beta + 1) - alpha x below beta, gamma x + C above, b = e^(gamma/alpha) - 1."""

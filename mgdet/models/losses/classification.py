@@ -14,7 +14,7 @@ from mgdet.models.losses.targets import full_precision
 
 
 class _ClassLoss(Config):
-    weight: float = Field(default=1.0, ge=0)
+    weight: float = Field(default=1.0, ge=0, description="factor of this term in the total loss")
     target: Literal["assigned", "iou"] = Field(
         default="iou",
         description="target of a positive at its object's class: its label's weight, or its own box's IoU with it",
@@ -31,7 +31,10 @@ class FocalLoss(_ClassLoss):
     name: Literal["focal"] = "focal"
     alpha: float = Field(default=0.25, ge=-1, le=1, description="weight of positives; negative: no balancing")
     gamma: float = Field(default=2.0, ge=0, description="how much easy samples are turned down")
-    target: Literal["assigned", "iou"] = "assigned"
+    target: Literal["assigned", "iou"] = Field(
+        default="assigned",
+        description="target of a positive at its object's class: its label's weight, or its own box's IoU with it",
+    )
 
     def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
         """alpha_t (1 - p_t)^gamma BCE(p, y), where p_t = p y + (1 - p)(1 - y) and alpha_t likewise."""

@@ -23,8 +23,10 @@ class CorrelationLoss(Config):
     its concordance has unbiased variances, ours Lin's. Workers' terms are averaged, however many positives each has.
     """
 
-    kind: Literal["concordance", "pearson", "spearman"] = "concordance"
-    weight: float = Field(default=0.2, ge=0)
+    kind: Literal["concordance", "pearson", "spearman"] = Field(
+        default="concordance", description="which correlation of score and IoU"
+    )
+    weight: float = Field(default=0.2, ge=0, description="factor of 1 - correlation in the total loss")
     max_samples: int = Field(
         default=1024, ge=3, description="spearman: positives that are compared with each other, at most"
     )

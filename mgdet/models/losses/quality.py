@@ -22,7 +22,7 @@ class QualityLoss(Config):
     predicted.
     """
 
-    weight: float = Field(default=1.0, ge=0)
+    weight: float = Field(default=1.0, ge=0, description="factor of this term in the total loss")
 
     def __call__(self, kind: QualityKind, predictions: Predictions, boxes: Tensor, priors: Priors) -> Tensor:
         """Loss `[B, A]` of every prior whose target is `boxes` `[B, A, 4]`; `predictions.quality` must be there."""

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from mgdet.config_base import Config
@@ -25,7 +26,9 @@ class LossConfig(Config):
     cls: ClassLoss = FocalLoss()
     box: BoxLoss = L1Loss()
     quality: QualityLoss = QualityLoss()
-    correlation: CorrelationLoss | None = None
+    correlation: CorrelationLoss | None = Field(
+        default=None, description="adds 1 - correlation of score and IoU over the positives; null: no such term"
+    )
 
     def __call__(
         self,

@@ -1,0 +1,263 @@
+"""What `import mgdet` offers: train, search, prepare data, and use what was trained.
+
+    result = mgdet.train("quickstart", {"train.epochs": 4, "cluster.workers": 0})
+    detector = mgdet.load(result.run)
+    detector.evaluate().metrics["val/AP"]
+    detector.predict("photo.jpg").boxes
+
+Errors that the caller can mend are `mgdet.MgdetError`; their message says what is wrong and what to do. Progress is
+logged by the loggers below `mgdet`: `logging.basicConfig(level=logging.INFO)` shows it.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, overload
+
+from mgdet.config import load as load_experiment
+from mgdet.config_yaml import Overrides
+from mgdet.errors import ConfigError, DataError, MgdetError
+from mgdet.host import require_linux
+from mgdet.inference.evaluate import Evaluation, evaluate_trained
+from mgdet.inference.load import Trained, load_detector
+from mgdet.inference.predict import detect
+from mgdet.inference.prediction import ImageLike, Prediction, pixels_of, predictions
+from mgdet.structures import Category
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "Evaluation",
+    "Prediction",
+    "PreparedData",
+    "TrainedDetector",
+    "TrainingResult",
+    "TuningResult",
+    "load",
+    "prepare",
+    "train",
+    "tune",
+]
+
+Configuration = str | os.PathLike[str] | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a training reached."""
+
+    run: str
+    """Directory or URI of the run; `mgdet.load` takes it."""
+    checkpoint: str
+    """The best checkpoint by `val/AP`."""
+    epoch: int
+    """Epochs completed in that checkpoint."""
+    metrics: Mapping[str, float]
+    """Its evaluation, under the names of tracking (`val/AP`, `val/divergence`, ...); what is undefined is absent."""
+
+
+@dataclass(frozen=True)
+class TuningResult:
+    """What a search reached."""
+
+    best: Mapping[str, Any]
+    """The searched keys of the winner."""
+    metrics: Mapping[str, float]
+    """Its last evaluation."""
+    config: str
+    """Its configuration, a YAML file that `mgdet.train` runs as it is."""
+    table: str
+    """All trials as text, the best first."""
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """A data set that a training can use."""
+
+    uri: str
+    """Where it is: the value of the key `data.uri`."""
+    classes: tuple[str, ...]
+    """Names of the classes in order of their label."""
+    images: Mapping[str, int]
+    """Number of images of each split."""
+
+
+class TrainedDetector:
+    """A detector with the weights of a checkpoint; from `mgdet.load`."""
+
+    def __init__(self, trained: Trained) -> None:
+        self._trained = trained
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._trained}>"
+
+    @property
+    def classes(self) -> tuple[Category, ...]:
+        """The classes in order of their label, each with its `id` and `name` in the data set."""
+        return self._trained.categories
+
+    @property
+    def checkpoint(self) -> str:
+        """The file that the weights are from."""
+        return self._trained.path
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration of the training, as plain values."""
+        return self._trained.experiment.shown()
+
+    @overload
+    def predict(self, images: ImageLike, score: float = ..., batch_size: int = ...) -> Prediction: ...
+    @overload
+    def predict(self, images: Sequence[ImageLike], score: float = ..., batch_size: int = ...) -> list[Prediction]: ...
+    def predict(
+        self, images: ImageLike | Sequence[ImageLike], score: float = 0.3, batch_size: int = 1
+    ) -> Prediction | list[Prediction]:
+        """Detect in one image, or in each image of a list.
+
+        Args:
+            images: paths of image files, Pillow images, NumPy arrays `[height, width, 3]` of uint8 in RGB order, or
+                torch tensors `[3, height, width]` of uint8 in RGB order. Boxes refer to the image as it is upright.
+            score: detections below it are left out, in [0, 1].
+            batch_size: images at a time.
+
+        Raises:
+            DataError: an image that cannot be read, or an array of another shape or type.
+        """
+        if not 0 <= score <= 1 or batch_size < 1:
+            raise DataError(f"score = {score:g}, batch_size = {batch_size}: allowed are 0 to 1, and at least 1")
+        if not isinstance(images, list | tuple):
+            return self._detect([images], score)[0]
+        starts = range(0, len(images), batch_size)
+        return [found for i in starts for found in self._detect(images[i : i + batch_size], score)]
+
+    def evaluate(self, data: str | os.PathLike[str] | None = None, split: str | None = None) -> Evaluation:
+        """Average precision and divergence on a split of a prepared data set.
+
+        Args:
+            data: its directory or URI; by default that of the training.
+            split: by default the one that the training evaluated on.
+
+        Raises:
+            DataError: no data set there, no such split, or an image that cannot be read.
+            ConfigError: its classes are not those of the checkpoint.
+        """
+        return evaluate_trained(self._trained, None if data is None else os.fspath(data), split)
+
+    def _detect(self, images: Sequence[ImageLike], score: float) -> list[Prediction]:
+        pixels = [pixels_of(image) for image in images]
+        sizes = [(int(p.shape[1]), int(p.shape[2])) for p in pixels]
+        return predictions(detect(self._trained, pixels), sizes, self.classes, score)
+
+
+def train(config: Configuration = "quickstart", overrides: Overrides = ()) -> TrainingResult:
+    """Train a detector to its end, or continue the run of the same `storage` and `name`.
+
+    Args:
+        config: a YAML file, the name of a configuration that comes with mgdet (`mgdet configs` lists them), or a
+            mapping of what such a file would hold.
+        overrides: keys that differ, `{"train.epochs": 4}` or `["train.epochs=4"]`; `mgdet --keys` lists all.
+
+    With `cluster.workers` 0 it runs in this process, else on Ray.
+
+    Raises:
+        MgdetError: anything that the caller can mend. What was saved before stays.
+    """
+    require_linux()
+    from mgdet.cluster.train import run
+
+    experiment = load_experiment(_plain(config), overrides)
+    summary, _ = run(experiment)
+    return TrainingResult(experiment.run_uri, str(summary.checkpoint), summary.epoch, summary.metrics)
+
+
+def tune(config: Configuration = "quick", overrides: Overrides = (), *, retry_failed: bool = False) -> TuningResult:
+    """Search the space of a sweep with Ray Tune, or continue the sweep of the same `storage` and `name`.
+
+    Args:
+        config: a YAML file, the name of a sweep that comes with mgdet, or a mapping of what such a file would hold.
+        overrides: keys of the sweep or of its experiment that differ.
+        retry_failed: run trials that failed in an earlier start again.
+
+    Raises:
+        MgdetError: anything that the caller can mend, and a sweep in which no trial came to a value.
+    """
+    require_linux()
+    from mgdet.cluster.tune import run_sweep
+    from mgdet.sweep.config import load_sweep
+
+    outcome = run_sweep(load_sweep(_plain(config), overrides), retry_failed=retry_failed)
+    if outcome.winner is None or outcome.winner_config is None:
+        raise MgdetError(f"no trial came to a value; the log has the reasons:\n{outcome.table}")
+    return TuningResult(
+        outcome.winner.settings, outcome.winner.evaluations[-1].metrics, outcome.winner_config, outcome.table
+    )
+
+
+def prepare(
+    format: str,
+    out: str | os.PathLike[str],
+    *,
+    splits: Mapping[str, tuple[str | os.PathLike[str], str | os.PathLike[str]]] | None = None,
+    overwrite: bool = False,
+    **options: Any,
+) -> PreparedData:
+    """Write a data set that a training can use.
+
+    Args:
+        format: `coco`, annotation files and their images; or `shapes`, generated images.
+        out: where to write, a directory or a URI. It appears only when it is complete.
+        splits: of `coco`: for each split its annotation file and the directory of its images.
+        overwrite: replace a data set that is there.
+        options: of `coco`: `name`, `skip_bad_images`, `workers`; of `shapes`: the keys below `data.generate`, such as
+            `train=600, size=96`.
+
+    Raises:
+        DataError: wrong annotations, images that cannot be read, or an `out` that is taken.
+        ConfigError: an option that there is not, or a value that is not allowed.
+    """
+    require_linux()
+    from mgdet.config_yaml import validate_as
+    from mgdet.data import CocoSplit, ShapesConfig, generate_shapes, import_coco
+
+    if format == "shapes":
+        manifest = generate_shapes(out, validate_as(ShapesConfig, options, "shapes"), overwrite=overwrite)
+    elif format == "coco":
+        if not splits:
+            raise DataError("coco needs splits={'train': ('train.json', 'images/'), 'val': ('val.json', 'images/')}")
+        if unknown := options.keys() - {"name", "skip_bad_images", "workers"}:
+            raise ConfigError(f"coco has no option {sorted(unknown)[0]!r}: allowed are name, skip_bad_images, workers")
+        manifest = import_coco(out, [CocoSplit(n, *s) for n, s in splits.items()], overwrite=overwrite, **options)
+    else:
+        raise DataError(f"format = {format!r}: allowed are coco and shapes")
+    classes = tuple(c.name for c in manifest.category_tuple())
+    return PreparedData(os.fspath(out), classes, {name: split.images for name, split in manifest.splits.items()})
+
+
+def load(
+    source: str | os.PathLike[str], overrides: Overrides = (), device: "torch.device | str | None" = None
+) -> TrainedDetector:
+    """A trained detector, ready to predict and to be evaluated.
+
+    Args:
+        source: a run's directory (its best checkpoint by `val/AP`, else the newest) or one `.pt` file, as a local path
+            or a URI.
+        overrides: keys that mean something for weights that are there already, such as `model.postprocess.nms_iou`.
+        device: by default the first GPU, without one the CPU.
+
+    Nothing that a checkpoint holds is executed.
+
+    Raises:
+        CheckpointError: nothing there, damaged, or not a checkpoint of mgdet.
+        ConfigError: an override that is unknown, or cannot change for trained weights.
+    """
+    require_linux()
+    import torch
+
+    where = None if device is None else torch.device(device)
+    return TrainedDetector(load_detector(os.fspath(source), overrides, where))
+
+
+def _plain(config: Configuration) -> str | Mapping[str, Any]:
+    return config if isinstance(config, Mapping) else os.fspath(config)

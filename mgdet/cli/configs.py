@@ -1,0 +1,42 @@
+"""List the configurations that come with mgdet, or print one of them.
+
+    %(prog)s                                # every name, with a line each
+    %(prog)s quickstart > my.yaml           # a file to start from
+    %(prog)s --keys assigner                # every key below assigner: type, default, allowed values, meaning
+
+`mgdet train NAME` and `mgdet tune NAME` take these names; `base: NAME` in a file of your own starts from one.
+"""
+
+import argparse
+import sys
+
+from mgdet.cli import keys
+from mgdet.cli.complete import complete_configs
+from mgdet.cli.run import Command
+from mgdet.config_files import EXPERIMENTS, SWEEPS, find, names, summary
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    name = parser.add_argument("name", nargs="?", help="print this one instead of the list")
+    complete_configs(name, EXPERIMENTS, SWEEPS, files=False)
+    keys.add_option(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the list, one file, or the keys."""
+    if args.keys is not None:
+        return keys.show(args.keys)
+    if args.name:
+        sys.stdout.write(find(args.name, EXPERIMENTS, SWEEPS).read_text())
+        return 0
+    for title, kind in (("mgdet train NAME", EXPERIMENTS), ("mgdet tune NAME", SWEEPS)):
+        found = names(kind)
+        print(f"{title}\n")
+        width = max(len(name) for name in found)
+        for name in found:
+            print(f"  {name:<{width}}  {summary(name)}")
+        print()
+    return 0
+
+
+COMMAND = Command("configs", __doc__, add_arguments, run, "nothing was written")

@@ -1,0 +1,59 @@
+"""Evaluate a checkpoint: average precision and divergence on a split of a prepared data set.
+
+    %(prog)s runs/quickstart                                   # the best checkpoint of a run
+    %(prog)s runs/x/checkpoints/step-00001234.pt --data data/other --split test
+    %(prog)s runs/x model.postprocess.nms_iou=0.6 evaluation.backend=pycocotools --json x.json
+
+One process, on a GPU if there is one. Overrides are those that leave the weights what they are: evaluation.*,
+model.rescoring.*, model.postprocess.*, data.transform.resize.*, data.loader.*, train.batch_size, train.precision.
+Exit status 0: evaluated; 2: something you can mend; 130: interrupted.
+"""
+
+import argparse
+import logging
+
+from mgdet.cli.complete import add_overrides
+from mgdet.cli.run import Command
+
+logger = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", help="a .pt file, or the directory of a run: path or URI")
+    add_overrides(parser, "such as model.postprocess.nms_iou=0.6")
+    parser.add_argument("--data", metavar="URI", help="prepared data set (default: that of the training)")
+    parser.add_argument("--split", metavar="NAME", help="default: the one that the training evaluated on")
+    parser.add_argument("--json", metavar="FILE", help="write all metrics there, as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate and print the table of the training and the AP of each class."""
+    from mgdet.inference.evaluate import evaluate_trained
+    from mgdet.inference.load import load_detector
+    from mgdet.inference.output import JsonFile
+
+    trained = load_detector(args.checkpoint, args.overrides)
+    target = JsonFile(args.json) if args.json else None
+    logger.info("%s", trained)
+    done = evaluate_trained(trained, args.data, args.split)
+    if target:
+        source = {"checkpoint": trained.path, "epoch": trained.epoch, "step": trained.step}
+        target.write({**source, **done._asdict()})
+    print_table(done.metrics, f"{done.images} ({done.data}, {done.split})")
+    return 0
+
+
+def print_table(metrics: dict[str, float], images: str) -> None:
+    """Print the headline metrics and the AP of each class, and on what images they stand."""
+    from mgdet.inference.evaluate import HEADLINE, PER_CLASS
+
+    print(f"\n{'-' * 60}")
+    per_class = [key for key in metrics if key.startswith(PER_CLASS)]
+    width = max(22, *(len(key) for key in per_class)) if per_class else 22
+    for key in (*HEADLINE, *per_class):
+        if key in metrics:
+            print(f"{key:<{width}} {metrics[key]:.4f}")
+    print(f"{'images':<{width}} {images}")
+
+
+COMMAND = Command("evaluate", __doc__, add_arguments, run, "nothing was written")

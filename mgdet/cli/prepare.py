@@ -1,0 +1,105 @@
+"""Turn annotations and images into a data set of mgdet: Parquet shards at a local path or a URI (s3://, gs://, ...).
+
+    %(prog)s shapes --out data/shapes
+    %(prog)s coco --split train ann/train.json images --split val ann/val.json images --out data/mine
+
+The result appears only when it is complete; an existing one is replaced only with --overwrite.
+Exit status 0: written; 2 and one paragraph: something you can mend; 130: interrupted.
+"""
+
+import argparse
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from mgdet.cli.keys import shipped
+from mgdet.cli.run import Command, common_options
+from mgdet.errors import MgdetError
+
+if TYPE_CHECKING:
+    from mgdet.data import Manifest
+
+SHAPES = "data.generate."
+"""The keys below it are the options of `shapes`."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    common = argparse.ArgumentParser(add_help=False, parents=[common_options()])
+    common.add_argument("--out", required=True, metavar="URI", help="where to write: a path, or s3://, gs://, file://")
+    common.add_argument("--overwrite", action="store_true", help="replace a data set that is there")
+
+    coco = verbs.add_parser("coco", parents=[common], help="import COCO annotation files")
+    three = ("NAME", "ANNOTATIONS", "IMAGES")
+    coco.add_argument("--split", nargs=3, action="append", required=True, metavar=three, help="once for each split")
+    coco.add_argument("--name", help="of the data set (default: the last part of --out)")
+    coco.add_argument("--skip-bad-images", action="store_true", help="leave out missing and undecodable images")
+    coco.add_argument("--workers", type=int, help="decoding threads (default: the CPUs of this process)")
+
+    shapes = verbs.add_parser("shapes", parents=[common], help="draw the generated data set")
+    for key in shipped():
+        if key.key.startswith(SHAPES):
+            option = key.key.removeprefix(SHAPES).replace("_", "-")
+            text = f"{key.meaning} (default {key.default})".replace("%", "%%")
+            shapes.add_argument(f"--{option}", default=argparse.SUPPRESS, help=text)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the data set and print a table of its splits."""
+    print_table(prepare(args), args.out)
+    return 0
+
+
+class ProgressLine:
+    """One line on a terminal that moves, plain lines every 10 seconds elsewhere."""
+
+    def __init__(self) -> None:
+        self.said = 0.0
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        live, finished = sys.stderr.isatty(), done == total
+        if live or finished or time.monotonic() - self.said > 10:
+            self.said = time.monotonic()
+            end = "\r" if live and not finished else "\n"
+            print(f"{what}: {done}/{total} images", end=end, file=sys.stderr, flush=True)
+
+
+def prepare(args: argparse.Namespace) -> "Manifest":
+    """The data set that the arguments ask for, written."""
+    from pydantic import ValidationError
+
+    from mgdet.data import CocoSplit, ShapesConfig, generate_shapes, import_coco
+
+    progress = ProgressLine()
+    if args.verb == "shapes":
+        given = {field: getattr(args, field) for field in ShapesConfig.model_fields if hasattr(args, field)}
+        try:
+            config = ShapesConfig.model_validate(given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise MgdetError(f"--{first['loc'][0]} is {first['input']!r}: {first['msg']}") from error
+        return generate_shapes(args.out, config, overwrite=args.overwrite, progress=progress)
+    return import_coco(
+        args.out,
+        [CocoSplit(*split) for split in args.split],
+        name=args.name,
+        overwrite=args.overwrite,
+        skip_bad_images=args.skip_bad_images,
+        workers=args.workers,
+        progress=progress,
+    )
+
+
+def print_table(manifest: "Manifest", uri: str) -> None:
+    """Print what each split holds, the classes, and what the import changed."""
+    print(f"\n{'split':<12}{'images':>10}{'boxes':>10}{'crowd':>8}{'without boxes':>15}{'shards':>8}")
+    for name, split in manifest.splits.items():
+        counts = f"{split.images:>10}{split.boxes:>10}{split.crowd:>8}{split.negatives:>15}{len(split.shards):>8}"
+        print(f"{name:<12}{counts}")
+    changes = manifest.changes.model_dump(exclude={"dropped_boxes", "dropped_images"})
+    print(f"\n{len(manifest.categories)} classes: {', '.join(c.name for c in manifest.categories)}")
+    print("Changed: " + (", ".join(f"{k} {v}" for k, v in changes.items() if v) or "nothing"))
+    print(f"Written to {uri}")
+
+
+COMMAND = Command("prepare", __doc__, add_arguments, run, "nothing appeared at the target")

@@ -1,0 +1,77 @@
+"""The configurations that come with mgdet, found by name: `quickstart`, `bccd_fcos_atss`, `sweeps/quick` or `quick`.
+
+They are the files of `configs/` in the repository, which the wheel carries as `mgdet/configs/`.
+"""
+
+import difflib
+from pathlib import Path
+
+from mgdet.errors import ConfigError
+
+EXPERIMENTS, SWEEPS = "*.yaml", "sweeps/*.yaml"
+"""The two kinds, each as the pattern of its files below `directory()`."""
+_TYPED = {EXPERIMENTS: "mgdet train", SWEEPS: "mgdet tune"}
+
+
+def directory() -> Path:
+    """Where the configurations lie: in the package, or beside it in a checkout of the repository."""
+    package = Path(__file__).parent
+    return package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
+
+
+def names(kind: str) -> list[str]:
+    """The names of `EXPERIMENTS` or of `SWEEPS`, sorted."""
+    root = directory()
+    return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.glob(kind))
+
+
+def summary(name: str) -> str:
+    """The first comment of a configuration: what it is, in one line."""
+    first = (directory() / f"{name}.yaml").read_text().partition("\n")[0]
+    return first.removeprefix("#").strip()
+
+
+def find(name: str | Path, *kinds: str) -> Path:
+    """The file that is meant: `name` itself if it is one, else the configuration of these kinds that has this name.
+
+    Args:
+        name: a path, or a name with or without `sweeps/` and `.yaml`.
+        kinds: `EXPERIMENTS`, `SWEEPS` or both.
+
+    Raises:
+        ConfigError: neither; the message names the nearest configuration.
+    """
+    if Path(name).exists() and not Path(name).is_dir():
+        return Path(name)
+    wanted = str(name).removesuffix(".yaml")
+    for kind in (*kinds, *(k for k in _TYPED if k not in kinds)):
+        for known in names(kind):
+            if wanted not in (known, _stem(known)):
+                continue
+            if kind not in kinds:
+                raise ConfigError(f"{name} is of another kind: run it with `{_TYPED[kind]} {_stem(known)}`.")
+            return directory() / f"{known}.yaml"
+    stems = [_stem(known) for kind in kinds for known in names(kind)]
+    near = difflib.get_close_matches(_stem(wanted), stems, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise ConfigError(
+        f"{name}: cannot be read: there is no such file, and no configuration of that name comes with mgdet.{hint} "
+        f"Known are {', '.join(stems)}; `mgdet configs` says what they are."
+    )
+
+
+def find_base(base: str, beside: Path) -> Path:
+    """The file that a `base` means in a file of the directory `beside`: one relative to it, or one of mgdet's own."""
+    if (beside / base).exists():
+        return beside / base
+    own = directory() / f"{base.removesuffix('.yaml')}.yaml"
+    return own if own.is_file() and own.is_relative_to(directory()) else beside / base
+
+
+def is_override(argument: str) -> bool:
+    """Whether a positional argument is a `key=value` and not the name of a file."""
+    return "=" in argument and not Path(argument).exists()
+
+
+def _stem(name: str | Path) -> str:
+    return Path(name).name.removesuffix(".yaml")

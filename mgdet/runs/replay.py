@@ -1,0 +1,63 @@
+"""The batch of a step that was not finite, run through its weights again, image by image."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from mgdet.config import validate
+from mgdet.structures import Batch, Targets
+from mgdet.training.distributed import World
+from mgdet.training.nonfinite import load_capture
+from mgdet.training.step import forward
+
+
+def replay(path: str) -> Iterator[str]:
+    """Lines of text: which weights were not finite before the step, then each image's losses and first bad layer.
+
+    Args:
+        path: a capture that the training wrote, `runs/<name>/nonfinite/step-*.pt`.
+
+    Raises:
+        CheckpointError: it cannot be read.
+        ConfigError: this version of mgdet does not know its configuration.
+    """
+    capture = load_capture(path)
+    experiment = validate(capture["config"], "the capture's configuration")
+    outputs = capture["model"]["head.classification_head.cls_logits.bias"].numel()
+    network = experiment.model.build(outputs // experiment.model.layout.per_location)
+    network.load_state_dict(capture["model"])
+    bad = [n for n, p in network.state_dict().items() if p.is_floating_point() and not torch.isfinite(p).all()]
+    yield f"step {capture['step']}: weights not finite before the step: {', '.join(bad) or 'none'}"
+    world = World(0, 1, torch.device("cpu"))
+    for batch in capture["batches"]:
+        for i, image_id in enumerate(batch.image_ids.tolist()):
+            row = slice(i, i + 1)
+            targets = Targets(*(t[row] for t in batch.targets))
+            rows = {name: value[row] for name, value in batch._asdict().items() if name != "targets"}
+            one = Batch(**rows, targets=targets)
+            layers: list[str] = []
+            hooks = _note_bad_layers(network, layers)
+            losses = forward(network, network, one, experiment, world, capture["epoch"]).losses
+            for hook in hooks:
+                hook.remove()
+            network.zero_grad()
+            losses.total.backward()  # type: ignore[no-untyped-call]  # torch's stub
+            norm = nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
+            yield (
+                f"image {image_id}: loss_cls {float(losses.cls):g}, loss_box {float(losses.box):g}, gradient norm "
+                f"{float(norm):g}, first layer not finite: {layers[0] if layers else 'none'}"
+            )
+
+
+def _note_bad_layers(network: nn.Module, found: list[str]) -> list[torch.utils.hooks.RemovableHandle]:
+    """Hooks that append the name of every layer whose output is not finite, in order of execution."""
+
+    def note(name: str):  # type: ignore[no-untyped-def]  # a forward hook
+        def hook(module: nn.Module, inputs: object, output: object) -> None:
+            if isinstance(output, Tensor) and not torch.isfinite(output).all():
+                found.append(name)
+
+        return hook
+
+    return [m.register_forward_hook(note(n)) for n, m in network.named_modules() if not list(m.children())]
