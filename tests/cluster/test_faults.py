@@ -1,6 +1,7 @@
 """Parts of a cluster are lost in mid-run. Each time: the run ends with the weights of an undisturbed one, bit for bit.
 
-Each test notes what the fault cost: benchmarks/faults.py makes the table of docs/operations.md of it.
+Each test notes what the fault cost: benchmarks/faults.py makes the table of docs/operations.md of it. The integration
+tier has a fault after which Ray starts the workers again, the loss of a node, and one after which the user does.
 """
 
 import contextlib
@@ -17,11 +18,11 @@ import pytest
 
 from mgdet.cluster.train import run
 from mgdet.errors import ClusterError
-from tests.cluster.clusters import Head, ray_children, ray_cluster
-from tests.cluster.runs import TRAIN, checkpoints, experiment, job, note_cost, wait
+from tests.cluster.clusters import Head, ray_children
+from tests.cluster.runs import TRAIN, checkpoints, experiment, job, note_cost, one_on_each_node, wait
 from tests.faults import same, step_records, weights
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_ray_left_behind")]
+pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.usefixtures("no_ray_left_behind")]
 
 
 def after(condition, action):
@@ -37,14 +38,25 @@ def after(condition, action):
     return done
 
 
+def titled(title):
+    """Processes of Ray whose title holds `title`."""
+    found = []
+    for process in ray_children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if title in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
 def signalled(title, number, everyone=False):
-    """Send a signal to the first process of Ray whose title holds `title`, or to all of them."""
+    """Send a signal to the first process of Ray with this title, or to all of them, but to none that is there now."""
+    before = titled(title)
 
     def action():
         hit = []
-        for process in ray_children():
+        for process in titled(title):
             with contextlib.suppress(psutil.NoSuchProcess):
-                if title in " ".join(process.cmdline()) and (everyone or not hit):
+                if process not in before and (everyone or not hit):
                     process.send_signal(number)
                     hit.append(process.pid)
         return hit
@@ -52,29 +64,39 @@ def signalled(title, number, everyone=False):
     return action
 
 
-def test_a_worker_that_is_killed(tmp_path, undisturbed):
-    """MLflow has one run then, in which no step stands twice."""
+def in_mlflow(directory):
+    """Changes of an experiment: it is tracked in a SQLite file of this directory."""
+    return {"tracking": {"enabled": True, "uri": f"sqlite:///{directory}/mlflow.db"}}
+
+
+def assert_tracked_once(e):
+    """MLflow has one run, in which each step of the journal stands once."""
     from mlflow import MlflowClient
 
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    e = experiment(tmp_path, "killed", tracking={"enabled": True, "uri": uri})
+    client = MlflowClient(e.tracking.uri)
+    (tracked,) = client.search_runs([client.get_experiment_by_name("mgdet").experiment_id])
+    assert (tracked.info.run_name, tracked.info.status) == (e.name, "FINISHED")
+    losses = {r["step"]: r["metrics"]["train/loss"] for r in step_records(Path(e.run_uri) / "metrics.jsonl")}
+    history = client.get_metric_history(tracked.info.run_id, "train/loss")
+    assert sorted((m.step, m.value) for m in history) == sorted(losses.items())
+
+
+@pytest.mark.exhaustive
+def test_a_worker_that_is_killed(tmp_path, undisturbed, shared):
+    e = experiment(tmp_path, "killed", **in_mlflow(tmp_path), **shared)
     done = after(lambda: checkpoints(e) >= 2, signalled("RayTrainWorker", signal.SIGKILL))
     summary, _ = run(e)
     assert done[0]
     assert same(weights(e), undisturbed(2))
     assert "val/AP" in summary.metrics
     note_cost("worker killed", e)
-    client = MlflowClient(uri)
-    (tracked,) = client.search_runs([client.get_experiment_by_name("mgdet").experiment_id])
-    assert (tracked.info.run_name, tracked.info.status) == ("killed", "FINISHED")
-    losses = {r["step"]: r["metrics"]["train/loss"] for r in step_records(Path(e.run_uri) / "metrics.jsonl")}
-    history = client.get_metric_history(tracked.info.run_id, "train/loss")
-    assert sorted((m.step, m.value) for m in history) == sorted(losses.items())
+    assert_tracked_once(e)
 
 
-def test_a_controller_that_is_killed(tmp_path, undisturbed):
+@pytest.mark.exhaustive
+def test_a_controller_that_is_killed(tmp_path, undisturbed, shared):
     """The driver says so and ends; the same command goes on."""
-    e = experiment(tmp_path, "controlled")
+    e = experiment(tmp_path, "controlled", **shared)
     done = after(lambda: checkpoints(e) >= 1, signalled("TrainController", signal.SIGKILL))
     with pytest.raises(ClusterError, match="the same command continues"):
         run(e)
@@ -84,10 +106,11 @@ def test_a_controller_that_is_killed(tmp_path, undisturbed):
     note_cost("Train controller killed, same command again at once", e)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("which", ["one", "all"])
-def test_a_worker_that_hangs(tmp_path, undisturbed, which):
+def test_a_worker_that_hangs(tmp_path, undisturbed, shared, which):
     """One is found by those that wait for its gradients, all by Ray, which asks them."""
-    e = experiment(tmp_path, f"hung-{which}", cluster__collective_timeout_s=15)
+    e = experiment(tmp_path, f"hung-{which}", cluster__collective_timeout_s=15, **shared)
     done = after(lambda: checkpoints(e) >= 2, signalled("RayTrainWorker", signal.SIGSTOP, everyone=which == "all"))
     run(e)
     assert done[0]
@@ -95,19 +118,19 @@ def test_a_worker_that_hangs(tmp_path, undisturbed, which):
     assert note_cost(f"worker hung, {which} of two, cluster.collective_timeout_s=15", e).seconds >= 5
 
 
-def test_a_loader_process_that_is_killed(tmp_path, undisturbed):
+@pytest.mark.exhaustive
+def test_a_loader_process_that_is_killed(tmp_path, undisturbed, shared):
     """It decodes images for a worker, which then fails and is restarted."""
-    e = experiment(tmp_path, "loader", data__loader__workers=1)
+    e = experiment(tmp_path, "loader", data__loader__workers=1, **shared)
 
     def kill():
-        for process in ray_children():
+        for process in titled("RayTrainWorker"):
             with contextlib.suppress(psutil.NoSuchProcess):
-                if "RayTrainWorker" in " ".join(process.cmdline()):
-                    for child in process.children():
-                        if "forkserver" in " ".join(child.cmdline()):
-                            for grandchild in child.children():
-                                grandchild.kill()
-                                return grandchild.pid
+                for child in process.children():
+                    if "forkserver" in " ".join(child.cmdline()):
+                        for grandchild in child.children():
+                            grandchild.kill()
+                            return grandchild.pid
         return None
 
     done = after(lambda: checkpoints(e) >= 2, kill)
@@ -117,34 +140,39 @@ def test_a_loader_process_that_is_killed(tmp_path, undisturbed):
     note_cost("loader process killed", e)
 
 
-def test_a_node_that_is_lost(tmp_path, undisturbed, monkeypatch):
-    """Its raylet is killed with the worker on it. The run goes on on a node to spare."""
-    with ray_cluster(num_cpus=0) as cluster:
-        nodes = [cluster.add_node(num_cpus=1) for _ in range(3)]
-        e = experiment(tmp_path, "lost", cluster__address=cluster.address, cluster__cpus_per_worker=1)
+@pytest.mark.slow
+def test_a_node_that_is_lost(tmp_path, undisturbed, shared, shared_cluster, add_node):
+    """Its raylet is killed with the worker on it, and the run goes on on a node to spare.
 
-        def lose():
-            busy = worker_node()
-            victim = next(n for n in nodes if n.node_id == busy)
-            cluster.remove_node(victim, allow_graceful=False)
-            return victim.node_id
+    The workers, always on two nodes, learn what two workers on one node learn. MLflow has one run, no step of it twice.
+    """
+    nodes = [add_node() for _ in range(3)]
+    e = experiment(tmp_path, "lost", **in_mlflow(tmp_path), **one_on_each_node(shared))
 
-        def worker_node():
-            import ray
+    def lose():
+        busy = worker_node()
+        victim = next(n for n in nodes if n.node_id == busy)
+        shared_cluster.remove_node(victim, allow_graceful=False)
+        return victim.node_id
 
-            return next(
-                a["Address"]["NodeID"]
-                for a in ray._private.state.actors().values()
-                if "RayTrainWorker" in a["ActorClassName"] and a["State"] == "ALIVE"
-            )
+    def worker_node():
+        import ray
 
-        done = after(lambda: checkpoints(e) >= 2, lose)
-        run(e)
-        assert done
+        return next(
+            a["Address"]["NodeID"]
+            for a in ray._private.state.actors().values()
+            if "RayTrainWorker" in a["ActorClassName"] and a["State"] == "ALIVE"
+        )
+
+    done = after(lambda: checkpoints(e) >= 2, lose)
+    run(e)
+    assert done
     assert same(weights(e), undisturbed(2))
     note_cost("node lost, one to spare", e)
+    assert_tracked_once(e)
 
 
+@pytest.mark.exhaustive
 def test_a_driver_that_is_killed(tmp_path, undisturbed):
     e = experiment(tmp_path, "driven")
     process = job(e, tmp_path, tmp_path / "log")
@@ -156,9 +184,10 @@ def test_a_driver_that_is_killed(tmp_path, undisturbed):
     note_cost("driver killed, same command again at once", e)
 
 
-def test_a_driver_that_gets_sigterm(tmp_path, undisturbed):
+@pytest.mark.slow
+def test_a_driver_that_gets_sigterm(tmp_path, undisturbed, shared):
     """As from `ray job stop`, Kubernetes or a batch system: a last checkpoint, and nothing is done twice."""
-    e = experiment(tmp_path, "terminated")
+    e = experiment(tmp_path, "terminated", **shared)
     process = job(e, tmp_path, tmp_path / "log")
     wait(process, lambda: checkpoints(e) >= 1)
     process.send_signal(signal.SIGTERM)
@@ -170,6 +199,7 @@ def test_a_driver_that_gets_sigterm(tmp_path, undisturbed):
     assert note_cost("SIGTERM to the driver, same command again", e).steps_repeated == 0
 
 
+@pytest.mark.exhaustive
 def test_a_head_that_is_lost(tmp_path, undisturbed):
     """With all its processes, in mid-run of a submitted job. A new head gets the same job."""
     e = experiment(tmp_path, "headless", cluster__cpus_per_worker=1)
