@@ -153,4 +153,4 @@ def _worker_main(task: dict[str, Any]) -> dict[str, Any]:
     except (NonFiniteError, ConfigError) as error:  # every rank has it, and a restart would only run into it again
         return {"error": str(error)}
     finally:
-        tracker.close(None)
+        tracker.close()

@@ -288,7 +288,7 @@ def _publish(start: _Start, parent: RunHandle, files: dict[str, bytes], winner: 
         tracker.artifact(data, name)
     if winner is not None:
         tracker.log(winner.metrics, step=sum(t.done for t in trials))
-    tracker.close(None)
+    tracker.close()
     runs = {c.name: c.run_id for c in children(parent, config)}
     for trial in trials:
         if trial.name in runs:

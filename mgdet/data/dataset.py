@@ -82,11 +82,6 @@ class ShardedDataset:
         """Images of the split, `N`."""
         return len(self.image_ids)
 
-    @property
-    def num_classes(self) -> int:
-        """Classes of the data set, `C`."""
-        return len(self.categories)
-
     def _load_annotations(self, info: SplitInfo) -> None:
         root = locate(self.uri)
         tables = []

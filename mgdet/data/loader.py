@@ -140,11 +140,6 @@ class TrainLoader(DataLoader[Sample]):
         """
         self.batches.start(epoch, step, done)
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches of a whole epoch with these ranks, the same on every rank."""
-        return self.batches.steps_per_epoch
-
 
 def build_train_loader(
     source: ShardedDataset,

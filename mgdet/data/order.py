@@ -138,7 +138,7 @@ class TrainBatches(Sampler[list[SampleKey]]):
             )
         self.row_group_sizes = tuple(row_group_sizes)
         self.batch_size, self.seed, self.world, self.rank = batch_size, seed, world, rank
-        self.steps_per_epoch = steps_per_epoch(sum(self.row_group_sizes), world, batch_size)
+        images_per_rank(sum(self.row_group_sizes), world, batch_size)  # refuses what is too few
         self.start(0)
 
     def start(self, epoch: int, step: int = 0, done: Sequence[Segment] = ()) -> None:

@@ -128,12 +128,12 @@ def in_process(experiment: Experiment, handle: RunHandle | None) -> None:
             world = World.current(torch.device("cuda" if experiment.cluster.gpu else "cpu"))
             Worker(experiment, world, tracker, stop_asked=asked.is_set).run()
     finally:
-        tracker.close(None)
+        tracker.close()
 
 
 def _send_what_is_left(experiment: Experiment, handle: RunHandle | None) -> None:
     """Metrics that MLflow did not have when the run ended are in its journal; they go there now."""
-    worker_tracker(experiment, handle).close(None)
+    worker_tracker(experiment, handle).close()
 
 
 def worker_tracker(experiment: Experiment, handle: RunHandle | None) -> Tracker:

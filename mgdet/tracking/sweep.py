@@ -46,7 +46,7 @@ def close_child(
     """Send what `directory` still holds of a run whose process is gone, tag it, and end it; never raises."""
     handle = RunHandle(parent.uri, run_id, parent.experiment_id, parent.ui_command)
     if (directory / "metrics.jsonl").exists():  # else it is on the machine where the trial ran, or nothing was logged
-        MlflowTracker(handle, directory, config).close(None)
+        MlflowTracker(handle, directory, config).close()
     tag(handle, tags, config)
     try:
         connect(handle.uri, config).set_terminated(run_id, status)

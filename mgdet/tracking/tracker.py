@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from mgdet.text import first_line
 from mgdet.tracking.journal import Journal, Outbox, fresh
-from mgdet.tracking.run import RunHandle, Status
+from mgdet.tracking.run import RunHandle
 from mgdet.tracking.store import TrackingConfig, connect, shown_uri
 
 logger = logging.getLogger(__name__)
@@ -48,22 +48,21 @@ class Tracker(Protocol):
     def artifact(self, data: bytes | str | Path, name: str) -> None:
         """Record bytes, text, or a copy of the file at a Path under `name`, which may have directories."""
 
-    def close(self, status: Status | None) -> CloseReport:
-        """Send the rest within a bound, then end the run; None leaves it open for whoever decides."""
+    def close(self) -> object:
+        """Send the rest within a bound of time. The run itself stays open: the driver ends it (`end_run`)."""
 
 
 class NullTracker:
     """Stands in where nothing is to be recorded: every rank but the first, and tracking switched off."""
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Nothing."""
+        """Discard the metrics."""
 
     def artifact(self, data: bytes | str | Path, name: str) -> None:
-        """Nothing."""
+        """Discard the artifact."""
 
-    def close(self, status: Status | None) -> CloseReport:
-        """Nothing was sent, nothing is kept."""
-        return CloseReport()
+    def close(self) -> None:
+        """Return at once: there is nothing to send."""
 
 
 class MlflowTracker:
@@ -105,10 +104,10 @@ class MlflowTracker:
         except Exception as error:
             self._refuse(f"artifact {name}", error)
 
-    def close(self, status: Status | None) -> CloseReport:
-        """One last attempt to send, within `flush_timeout_s`. Calling it again gives the same report."""
+    def close(self) -> CloseReport:
+        """Make one last attempt to send, within `flush_timeout_s`. Calling it again gives the same report."""
         if self._report is None:
-            self._sender.finish(status, self._config.flush_timeout_s)
+            self._sender.finish(self._config.flush_timeout_s)
             unsent = sum(1 for _ in fresh(self._journal.points(self._sender.offset), dict(self._sender.marks)))
             self._journal.close()
             self._report = CloseReport(
@@ -179,7 +178,6 @@ class _Sender(threading.Thread):
         self._client: Any = None
         self._closing = threading.Event()
         self._abandoned = False  # nobody waits any more: stop after this request, so that a successor is alone
-        self._status: Status | None = None
         self._tries: Counter[Path] = Counter()
         self._metrics = _Backoff("metrics", config.retry_after_s)
         self._artifacts = _Backoff("artifacts", config.retry_after_s)
@@ -193,12 +191,9 @@ class _Sender(threading.Thread):
         # The last attempt is made whatever was failing before, but only one: a dead server is not worth a long wait.
         if self._send_metrics(self.handle):
             self._send_artifacts(self.handle)
-            if self._status is not None:
-                self._end(self.handle, self._status)
 
-    def finish(self, status: Status | None, timeout: float) -> None:
+    def finish(self, timeout: float) -> None:
         """Make the last attempt and wait for it, at most `timeout` seconds."""
-        self._status = status
         self._closing.set()
         if self.is_alive():
             self.join(timeout)
@@ -259,9 +254,3 @@ class _Sender(threading.Thread):
             self._artifacts.failed(error, handle.uri)
         else:
             self._artifacts.worked()
-
-    def _end(self, handle: RunHandle, status: Status) -> None:
-        try:
-            self._client.set_terminated(handle.run_id, status)
-        except Exception as error:
-            logger.warning("MLflow run %s could not be ended as %s: %s", handle.run_id, status, first_line(error))

@@ -1,1 +1,1 @@
-"""The training loop of one worker: plain torch.distributed, so it runs under Ray Train, under torchrun, or alone."""
+"""The training loop of one worker: plain torch.distributed, started by Ray Train, or alone in its process."""
