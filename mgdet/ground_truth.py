@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from mgdet.errors import DataError
 from mgdet.structures import Category
+from mgdet.text import first_of
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class GroundTruth:
         require_range("GroundTruth.labels", self.labels, c, "categories")
         for name, ids in (("image ids", self.image_ids.tolist()), ("category ids", [k.id for k in self.categories])):
             if len(set(ids)) != len(ids):
-                repeated = [i for i, n in Counter(ids).items() if n > 1][:5]
+                repeated = first_of([i for i, n in Counter(ids).items() if n > 1], 5)
                 raise DataError(f"the {name} of the ground truth are not unique ({repeated} repeat); number them anew")
 
     def subset(self, positions: NDArray[np.int64]) -> "GroundTruth":

@@ -1,6 +1,7 @@
-"""Text for people: URIs without their passwords, durations, the first line of an error."""
+"""Text for people: URIs without their passwords, durations, long lists cut short, the first line of an error."""
 
 import re
+from collections.abc import Sequence
 
 _PATTERNS = (
     # user:password@, whatever the password holds; rather too much than too little of what follows is taken out
@@ -32,6 +33,12 @@ def duration(seconds: float) -> str:
     if total < 3600:
         return f"{total // 60} min {total % 60:02d} s"
     return f"{total // 3600} h {total % 3600 // 60:02d} min"
+
+
+def first_of(items: Sequence[object], most: int = 10, separator: str = ", ") -> str:
+    """The items in one text; of more than `most` only the first ones, and how many more there are."""
+    shown = [str(item) for item in items[:most]]
+    return separator.join([*shown, f"and {len(items) - most} more"] if len(items) > most else shown)
 
 
 def first_line(error: BaseException) -> str:

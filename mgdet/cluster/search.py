@@ -1,7 +1,7 @@
 """Ray Tune's searcher and scheduler, both fed from the sweep's own record, so that a restarted sweep knows its past.
 
 Tune's own restore loses what a scheduler has seen (rungs, medians), and its saved state may be seconds old, so that a
-trial started just before a crash would be drawn anew. Here each trial is on disk before Tune hears of it.
+trial started just before a crash would be sampled again. Here each trial is on disk before Tune is told of it.
 """
 
 import math
@@ -45,7 +45,7 @@ class ResumingSearcher(Searcher):  # type: ignore[misc]  # ray has no types
                 self._study.enqueue_trial(point)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The next trial as the configuration that its process gets."""
+        """The next trial, as the dictionary that its process gets: `number`, and `experiment` as plain values."""
         if not self._unfinished and len(self._book.trials) >= self._sweep.total:
             return str(Searcher.FINISHED)
         chosen = self._study.ask()
@@ -60,22 +60,22 @@ class ResumingSearcher(Searcher):  # type: ignore[misc]  # ray has no types
         return {"number": trial.number, "experiment": experiment}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell Optuna what the trial's last evaluation was."""
+        """Tell Optuna the metrics of the trial's last evaluation, or that it failed."""
         trial, chosen = self._running.pop(trial_id)
         found = None if error else values(self._sweep, trial)
         state = optuna.trial.TrialState.FAIL if found is None else optuna.trial.TrialState.COMPLETE
         self._study.tell(chosen, found, state=state)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune pickles it into the sweep's directory, where nobody reads it and it may hold a password."""
+        """Nothing is pickled: Tune would write it to the sweep's directory, and it may hold a tracking password."""
         return {}
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: all of it is in the book."""
+        """Write an empty file, which Tune expects: the state of the search is in the trials' own records."""
         open(checkpoint_path, "w").close()
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing, as in `save`."""
+        """Do nothing: the constructor has restored the search from the trials' own records."""
 
 
 def trial_experiment(sweep: Sweep, trial: Trial, cluster: dict[str, Any]) -> Experiment:
@@ -89,11 +89,11 @@ def _directions(sweep: Sweep) -> list[StudyDirection]:
 
 
 def _sampler(sweep: Sweep, known: int) -> optuna.samplers.BaseSampler:
-    """`known` trials are there already: a sampler that starts again must not draw them once more."""
+    """The configured sampler; its seed depends on how many trials are `known`, so as not to draw those once more."""
     config = sweep.searcher
     seed = config.seed + 1_000_003 * known
     if isinstance(config, TPE):
-        # a running trial counts as a bad one, so that those at work at the same time do not crowd into one place
+        # a running trial counts as a bad one, so that trials that run at the same time do not crowd into one place
         return optuna.samplers.TPESampler(seed=seed, n_startup_trials=config.startup_trials, constant_liar=True)
     return optuna.samplers.RandomSampler(seed=seed)
 
@@ -119,14 +119,14 @@ def build_scheduler(sweep: Sweep, book: TrialStore, longest: int) -> TrialSchedu
 
 
 class _StableId:
-    """What a scheduler needs to know of a trial: an identity that outlives Tune's."""
+    """Stands for a trial in a scheduler, under an id that stays the same when the sweep is restarted."""
 
     def __init__(self, number: int) -> None:
         self.trial_id = str(number)
 
 
 class RememberingScheduler(FIFOScheduler):  # type: ignore[misc]  # ray has no types
-    """Another scheduler that has seen all evaluations of the book, and knows a trial by its number."""
+    """Wraps a scheduler: feeds it all recorded evaluations first, and names each trial to it by its number."""
 
     def __init__(self, inner: TrialScheduler, book: TrialStore) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ class RememberingScheduler(FIFOScheduler):  # type: ignore[misc]  # ray has no t
                 self._judge(trial.number, {"epoch": evaluation.epoch, **evaluation.metrics})
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """The inner scheduler's decision."""
+        """The inner scheduler's decision on a new evaluation: one of Tune's `CONTINUE`, `STOP` and `PAUSE`."""
         return self._judge(trial.config["number"], result)
 
     def _judge(self, number: int, result: dict[str, Any]) -> str:

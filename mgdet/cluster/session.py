@@ -66,10 +66,10 @@ def session(config: ClusterConfig) -> Iterator[Resources]:
 
 @contextmanager
 def _own_address(ip: str) -> Iterator[None]:
-    """A free port for the cluster about to be started, and its address in the environment of all its processes.
+    """Choose a free port for the cluster about to be started and put its address into the environment.
 
-    Otherwise Ray's helpers look for "the" cluster of this machine, fail if there are several, and then do not give back
-    what a stopped trial held.
+    Without it Ray's helper processes look for "the" cluster of this machine, fail if there are several, and then never
+    release the resources of a stopped trial.
     """
     with socket.socket() as free:
         free.bind((ip, 0))
@@ -80,7 +80,7 @@ def _own_address(ip: str) -> Iterator[None]:
 
 @contextmanager
 def environment(values: Mapping[str, str]) -> Iterator[None]:
-    """These variables, within the block only: the driver may start another cluster or training later."""
+    """Set environment variables within the block and restore them after it."""
     before = {key: os.environ.get(key) for key in values}
     os.environ.update(values)
     try:
@@ -103,7 +103,7 @@ def _resources(where: str) -> Resources:
 def scale_up(config: ClusterConfig, resources: Resources, copies: int = 1) -> Resources:
     """Wait, as long as the configuration says, until the connected cluster has room for `copies` times its workers.
 
-    Asks the cluster's autoscaler for nodes. Whether they came is for `check_fits` to say.
+    Asks the cluster's autoscaler for nodes and returns what there is in the end, enough or not: see `check_fits`.
     """
     if not config.scale_up_timeout_s:
         return resources
@@ -126,17 +126,22 @@ def scale_up(config: ClusterConfig, resources: Resources, copies: int = 1) -> Re
                 time.sleep(1)
                 resources = _resources(resources.where)
     finally:
-        # A request stays after its job, and so would the nodes. From here on the workers hold them, and the
-        # autoscaler's idle timeout bridges their start.
+        # A request outlives its job, and would keep the nodes. From here on the workers keep them; until those have
+        # started, the autoscaler's idle timeout does.
         request_resources(bundles=[])
     return resources
 
 
 def check_shared(places: dict[str, str]) -> None:
-    """See that every node of the connected cluster finds the same files under the local paths among `places`.
+    """Check that every node of the connected cluster sees the same files under the local paths among `places`.
 
-    `places` are keys of the configuration and their values. Raises `ClusterError`: a node would train on other data, or
-    write a checkpoint where the others do not find it.
+    Otherwise a node would train on other data, or write a checkpoint where the other nodes do not find it.
+
+    Args:
+        places: keys of the configuration and their values, local paths or URIs; URIs of remote stores are not checked.
+
+    Raises:
+        ClusterError: a path is another directory on some node; the message names key, path and nodes.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

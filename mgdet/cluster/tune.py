@@ -1,6 +1,5 @@
 """A sweep as a Ray Tune job: each trial is a Ray Train job of its own, with its own workers."""
 
-import json
 import logging
 import os
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from mgdet.config import Experiment, validate
 from mgdet.errors import ClusterError, ConfigError
 from mgdet.runs.config import ClusterConfig
 from mgdet.runs.launch import absolute, training_images
-from mgdet.runs.record import log_directory, summarise
+from mgdet.runs.record import Record, differences, log_directory, read_record, summarise, write_record
 from mgdet.runs.resolve import resolve
 from mgdet.runs.resources import Resources, describe
 from mgdet.storage import child_uri, locate
@@ -29,20 +28,20 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a sweep came to."""
+    """The result of a sweep."""
 
     trials: list[Trial]
     winner: Trial | None
-    """The best by the first metric among those that ran to their end (or else among all); None: none has a value."""
+    """The best trial by the first metric, of those that ran to their end if any did; None where none has a value."""
     winner_config: str | None
-    """Where its YAML is."""
+    """Path or URI of the winner's configuration, which `mgdet train` takes."""
     table: str
     handle: RunHandle | None
 
 
 @dataclass(frozen=True)
 class _Start:
-    """A sweep that is ready to run."""
+    """A sweep whose space, resources, data and record have been checked, so that it can run."""
 
     sweep: Sweep
     first: Experiment  # one of its experiments: storage and tracking are the sweep's, not a trial's
@@ -82,7 +81,8 @@ def run_sweep(sweep: Sweep, *, retry_failed: bool = False) -> Outcome:
             run_id=parent_id,
             tags={"mgdet.sweep": uri},
         )
-        _save(sweep, uri, parent.run_id if parent else parent_id)
+        record = Record(definition(sweep), parent.run_id if parent else parent_id)
+        write_record(locate(uri) / "sweep.json", "definition", record)
         start = _Start(sweep, first, uri, book, cluster, concurrent, parent)
         status: Status = "FAILED"
         try:
@@ -132,7 +132,7 @@ def how_many(sweep: Sweep, cluster: ClusterConfig, resources: Resources) -> int:
 
 
 def trial_arithmetic(sweep: Sweep, cluster: ClusterConfig, concurrent: int, resources: Resources) -> str:
-    """What a trial needs, what there is, and how many trials that makes, in words."""
+    """One line: what a trial needs, what the cluster has, and how many trials run at a time."""
     gpu = " and 1 GPU" if cluster.gpu else ""
     return (
         f"{sweep.total} trials; each has {cluster.workers} workers x ({cluster.cpus_per_worker:g} CPUs{gpu}), and its "
@@ -142,38 +142,21 @@ def trial_arithmetic(sweep: Sweep, cluster: ClusterConfig, concurrent: int, reso
 
 
 def _open(sweep: Sweep, uri: str) -> str | None:
-    """The MLflow run of the existing sweep, if there is one. Raises `ConfigError` where something else is there."""
+    """The id of the existing sweep's MLflow run, or None. Raises `ConfigError` where something else is there."""
     directory = locate(uri)
-    file = directory / "sweep.json"
-    try:
-        record = json.loads(file.read_bytes())
-        known, run_id = dict(record["definition"]), record.get("mlflow_run_id")
-    except FileNotFoundError:
+    record = read_record(directory / "sweep.json", "definition")
+    if record is None:
         if (directory / "run.json").exists():
-            raise ConfigError(f"{uri} is a training, not a sweep; give the sweep another name=") from None
+            raise ConfigError(f"{uri} is a training, not a sweep; give the sweep another name=")
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{file} cannot be used ({error}); move the sweep away or choose another name=") from error
-    wanted = definition(sweep)
-    if keys := sorted(k for k in known.keys() | wanted.keys() if known.get(k) != wanted.get(k)):
-        shown = "\n".join(f"  {k}: {known.get(k)!r} there, {wanted.get(k)!r} asked for"[:600] for k in keys)
+    if different := differences(record.identity, definition(sweep)):
         raise ConfigError(
-            f"the sweep {uri} exists with another definition:\n{shown}\nThe same storage and name continue a sweep. "
-            f"Give this one another name (name={sweep.name}-2), or the definition of the existing one; trials, "
-            "concurrent and max_failures may change."
+            f"the sweep {uri} exists with another definition:\n{different}\n"
+            f"The same storage and name continue a sweep. Give this one another name (name={sweep.name}-2), or the "
+            "definition of the existing one; trials, concurrent and max_failures may change."
         )
     logger.info("the sweep %s is continued", uri)
-    return run_id if isinstance(run_id, str) else None
-
-
-def _save(sweep: Sweep, uri: str, run_id: str | None) -> None:
-    directory = locate(uri)
-    record = {"definition": definition(sweep), "mlflow_run_id": run_id}
-    try:
-        directory.mkdir()
-        (directory / "sweep.json").replace(json.dumps(record, indent=1).encode())
-    except OSError as error:
-        raise ConfigError(f"storage: {directory} cannot be written: {error}") from error
+    return record.mlflow_run_id
 
 
 def _check_corners(sweep: Sweep, cluster: ClusterConfig) -> None:
@@ -191,7 +174,7 @@ def _check_corners(sweep: Sweep, cluster: ClusterConfig) -> None:
 
 
 def _fit(start: _Start, retry_failed: bool) -> None:
-    """Run what is not done."""
+    """Run all trials that are not done, with Tune. Raises `KeyboardInterrupt` where it ends before they are."""
     # Not at the top: Ray reads its environment when it is imported, and `session` has set it by now.
     from mgdet.cluster.recorder import Recorder
     from mgdet.cluster.search import ResumingSearcher, build_scheduler
@@ -245,7 +228,7 @@ def _fit(start: _Start, retry_failed: bool) -> None:
 
 
 def _trial(config: dict[str, Any], tracking: TrackingConfig, parent_run_id: str | None) -> None:
-    """What runs in the process of a trial."""
+    """Train one trial in its own process, and report its evaluations to Tune."""
     from ray import tune
     from ray.tune.integration.ray_train import TuneReportCallback
 

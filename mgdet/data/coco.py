@@ -18,6 +18,7 @@ from mgdet.data.writer import write_dataset
 from mgdet.errors import DataError
 from mgdet.storage import locate
 from mgdet.structures import Category
+from mgdet.text import first_of
 
 logger = logging.getLogger(__name__)
 
@@ -172,8 +173,8 @@ def _refuse_bad_images(sources: Sequence[_Source], log: _Log, skip: bool) -> Non
     if not bad:
         return
     missing = sum(not path.exists() for path in bad)
-    named = "\n  ".join(str(path) for path in bad[:10]) + ("\n  ..." if len(bad) > 10 else "")
-    text = f"{len(bad)} image files cannot be used ({missing} missing, {len(bad) - missing} undecodable):\n  {named}"
+    counts = f"{missing} missing, {len(bad) - missing} undecodable"
+    text = f"{len(bad)} image files cannot be used ({counts}):\n  " + first_of(bad, separator="\n  ")
     if not skip:
         raise DataError(f"{text}\nNothing was written. Correct the files or the directory, or pass --skip-bad-images.")
     logger.warning("Left out: %s", text)
@@ -259,5 +260,5 @@ def _report(changes: Changes, resized: list[str]) -> None:
             "%d images have another size than their annotations say. The file's size is kept; check that the boxes fit "
             "(they must refer to the picture with its EXIF orientation applied): %s",
             changes.resized,
-            "; ".join(resized[:10]) + (" ..." if len(resized) > 10 else ""),
+            first_of(resized, separator="; "),
         )

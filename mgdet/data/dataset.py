@@ -47,15 +47,9 @@ class ShardedDataset:
 
     def __init__(self, uri: str, split: str) -> None:
         self.uri, self.split = str(uri), split
-        manifest = read_manifest(self.uri)
-        if split not in manifest.splits:
-            raise DataError(
-                f"{self.uri} has no split {split!r}. It has: {', '.join(sorted(manifest.splits))}. "
-                "Name one of these or prepare the data set with that split."
-            )
-        self.manifest: Manifest = manifest
-        self.categories: tuple[Category, ...] = manifest.category_tuple()
-        info = manifest.splits[split]
+        self.manifest: Manifest = read_manifest(self.uri)
+        self.categories: tuple[Category, ...] = self.manifest.category_tuple()
+        info = self.manifest.split(split, self.uri)
         self.row_group_sizes: tuple[int, ...] = tuple(n for shard in info.shards for n in shard.row_groups)
         self._group_starts = np.concatenate([[0], np.cumsum(self.row_group_sizes)]).astype(np.int64)
         self._group_address = [(s, g) for s, shard in enumerate(info.shards) for g in range(len(shard.row_groups))]

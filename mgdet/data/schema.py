@@ -132,6 +132,15 @@ class Manifest(Config):
         """The classes in order of their contiguous label."""
         return tuple(Category(c.id, c.name) for c in self.categories)
 
+    def split(self, name: str, uri: str) -> SplitInfo:
+        """What the split `name` of this data set, which lies at `uri`, holds. Raises `DataError` where it has none."""
+        if name not in self.splits:
+            raise DataError(
+                f"{uri} has no split {name!r}. It has: {', '.join(sorted(self.splits))}. "
+                "Name one of these or prepare the data set with that split."
+            )
+        return self.splits[name]
+
 
 def manifest_exists(root: Location) -> bool:
     """Whether a data set of this package was committed at `root`."""

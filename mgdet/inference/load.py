@@ -5,7 +5,6 @@
 The checkpoint says everything about it: architecture, classes, preprocessing. Nothing that it holds is executed.
 """
 
-import hashlib
 import io
 import json
 import logging
@@ -23,7 +22,7 @@ from mgdet.models import Detector
 from mgdet.storage import Location, locate
 from mgdet.structures import Category
 from mgdet.text import first_line
-from mgdet.training.checkpoint import CheckpointInfo, CheckpointStore, read_checkpoint, record_of
+from mgdet.training.checkpoint import CheckpointInfo, CheckpointStore, read_checkpoint, record_of, verify
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +38,7 @@ EXPECTED = (
 
 
 class Trained(NamedTuple):
-    """A detector and what its checkpoint says about it."""
+    """A trained detector, with everything that its checkpoint says about it."""
 
     detector: Detector  # in evaluation mode, on `device`
     experiment: Experiment  # the training's, with the overrides
@@ -99,7 +98,7 @@ def load_detector(checkpoint: str, overrides: Overrides = (), device: torch.devi
 
 
 def _read(checkpoint: str) -> tuple[str, dict[str, Any]]:
-    """Path and content of the file that is meant."""
+    """Path or URI, and content, of a checkpoint's file, or of the best one where a directory is given."""
     if not checkpoint.strip():
         raise CheckpointError(f"The checkpoint's name is empty. {EXPECTED}.")
     file = locate(checkpoint)
@@ -138,16 +137,15 @@ def _read_best(directory: str) -> tuple[str, dict[str, Any]]:
 
 
 def _verify(file: Location, data: bytes) -> None:
-    """Compare with the `.json` beside it, if it is there: a file may have been copied without it."""
+    """Compare the file with its record, the `.json` beside it, if that was copied too. Raises `CheckpointError`."""
     try:
         info = CheckpointInfo.model_validate_json(record_of(file).read_bytes())
     except (OSError, ValueError):
         return
-    if len(data) != info.size or hashlib.sha256(data).hexdigest() != info.sha256:
-        raise CheckpointError(
-            f"{file}: damaged ({len(data)} bytes, {info.size} were written, or another checksum). Copy it again, or "
-            "take another checkpoint of the run."
-        )
+    try:
+        verify(file, data, info)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}. Copy it again, or take another checkpoint of the run.") from error
 
 
 def _experiment(path: str, state: dict[str, Any], asked: Mapping[str, Any]) -> Experiment:

@@ -18,6 +18,7 @@ from mgdet.inference.load import Trained
 from mgdet.inference.output import JsonFile
 from mgdet.inference.prediction import Prediction, predictions
 from mgdet.structures import Detections
+from mgdet.training.precision import autocast
 from mgdet.training.progress import ProgressLog
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def detect(trained: Trained, images: Sequence[Tensor]) -> Detections:
         Sample(transform(image, *nothing), (image.shape[1], image.shape[2]), i, i) for i, image in enumerate(images)
     ]
     batch = Collate(e.data.loader.divisor)(samples).to(trained.device)
-    with torch.autocast(trained.device.type, torch.bfloat16, enabled=e.train.precision == "bf16"):
+    with autocast(trained.device, e.train.precision):
         predictions = trained.detector(batch.images, batch.sizes)
     detections, _ = trained.detector.detect(predictions, batch.images, batch.sizes, batch.original_sizes)
     return Detections(*(t.cpu() for t in detections))

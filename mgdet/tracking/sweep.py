@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mgdet.text import first_line
-from mgdet.tracking.run import RunHandle, Status
+from mgdet.tracking.run import RunHandle, Status, end_run
 from mgdet.tracking.store import TrackingConfig, connect
 from mgdet.tracking.tracker import MlflowTracker
 
@@ -48,10 +48,7 @@ def close_child(
     if (directory / "metrics.jsonl").exists():  # else it is on the machine where the trial ran, or nothing was logged
         MlflowTracker(handle, directory, config).close()
     tag(handle, tags, config)
-    try:
-        connect(handle.uri, config).set_terminated(run_id, status)
-    except Exception as error:
-        logger.warning("MLflow run %s could not be ended as %s: %s", run_id, status, first_line(error))
+    end_run(handle, status, config)
 
 
 def tag(handle: RunHandle, tags: Mapping[str, str], config: TrackingConfig) -> None:

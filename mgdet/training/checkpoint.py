@@ -122,8 +122,7 @@ class CheckpointStore:
             data = _retry(path.read_bytes)
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read: {error}") from error
-        if len(data) != info.size or hashlib.sha256(data).hexdigest() != info.sha256:
-            raise CheckpointError(f"{path}: damaged ({len(data)} bytes, {info.size} were written, or another checksum)")
+        verify(path, data, info)
         return read_checkpoint(io.BytesIO(data), str(path))
 
     def path(self, info: CheckpointInfo) -> Location:
@@ -168,6 +167,12 @@ def best_of(infos: Iterable[CheckpointInfo]) -> CheckpointInfo | None:
 def _by_score(infos: Iterable[CheckpointInfo]) -> list[CheckpointInfo]:
     """Those that were evaluated, the best last."""
     return sorted((i for i in infos if SCORE in i.metrics), key=lambda i: (i.metrics[SCORE], i.step))
+
+
+def verify(file: Location, data: bytes, info: CheckpointInfo) -> None:
+    """See that `data`, read from `file`, is what was committed. Raises `CheckpointError`."""
+    if len(data) != info.size or hashlib.sha256(data).hexdigest() != info.sha256:
+        raise CheckpointError(f"{file}: damaged ({len(data)} bytes, {info.size} were written, or another checksum)")
 
 
 def read_checkpoint(file: Any, name: str) -> dict[str, Any]:

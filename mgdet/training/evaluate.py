@@ -11,6 +11,7 @@ from mgdet.ground_truth import GroundTruth
 from mgdet.models import Detector
 from mgdet.structures import Batch, Detections
 from mgdet.training.distributed import World
+from mgdet.training.precision import Precision, autocast
 
 SHOWN = 8
 """Images kept for the picture of sample detections."""
@@ -40,7 +41,7 @@ def evaluate(
     ground_truth: GroundTruth,
     config: EvaluationConfig,
     world: World,
-    precision: str = "fp32",
+    precision: Precision = "fp32",
 ) -> tuple[dict[str, float], Evaluated | None]:
     """Metrics on every rank, and the whole result on rank 0.
 
@@ -53,7 +54,7 @@ def evaluate(
     samples = Samples([], [], [], [], [])
     for host_batch in loader:
         batch = host_batch.to(world.device)
-        with torch.autocast(world.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with autocast(world.device, precision):
             predictions = network(batch.images, batch.sizes)
         detections, scores = network.detect(predictions, batch.images, batch.sizes, batch.original_sizes)
         evaluator.update(batch, predictions, detections, scores)

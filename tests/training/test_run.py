@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mgdet.errors import ConfigError
-from mgdet.runs.record import Run, log_directory, open_run, save_run, set_old_journal_aside, summarise
+from mgdet.runs.record import Record, log_directory, open_run, save_run, set_old_journal_aside, summarise
 from mgdet.training.checkpoint import CheckpointStore
 from tests.small import small_experiment
 
@@ -38,7 +38,7 @@ def test_nothing_there(tmp_path):
 def test_the_same_experiment_finds_its_run(tmp_path):
     experiment = small_experiment(tmp_path)
     save(experiment, "an-mlflow-id")
-    assert open_run(experiment) == Run(json.loads(json.dumps(experiment.identity())), "an-mlflow-id")
+    assert open_run(experiment) == Record(json.loads(json.dumps(experiment.identity())), "an-mlflow-id")
     assert open_run(experiment.model_copy(update={"name": "other"})) is None
     assert (run_directory(experiment) / "config.yaml").read_text() == experiment.to_yaml()
 
