@@ -1,4 +1,4 @@
-"""Import annotations in COCO's JSON format."""
+"""Import annotation files in COCO's JSON format, with their images, as a data set of mgdet."""
 
 import logging
 import os
@@ -23,17 +23,17 @@ from mgdet.text import first_of
 logger = logging.getLogger(__name__)
 
 LISTED = 1000
-"""Dropped boxes and images that the manifest names; all are counted."""
+"""How many dropped boxes, and how many dropped images, the manifest names at most; it counts all of them."""
 BORDER_TOLERANCE = 1e-3
-"""Pixels that a box may stand over the border before it is clipped: less is rounding, and is kept as written."""
+"""Pixels by which a box may cross the image's border before it is clipped: less is taken for rounding and kept."""
 
 
 class CocoSplit(NamedTuple):
-    """Where a split comes from."""
+    """The source of one split."""
 
-    name: str
-    annotations: str | os.PathLike[str]
-    images: str | os.PathLike[str]
+    name: str  # of the split, such as "train"
+    annotations: str | os.PathLike[str]  # a file in COCO's JSON format
+    images: str | os.PathLike[str]  # the directory to which its `file_name`s are relative
 
 
 class _Source(NamedTuple):
@@ -44,7 +44,7 @@ class _Source(NamedTuple):
 
 
 class _Log:
-    """What was changed on the way."""
+    """Counts and names everything that the import changes or drops."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -86,7 +86,7 @@ def import_coco(
         overwrite: replace a data set at `uri`.
         skip_bad_images: leave out images that are missing or undecodable instead of refusing them all.
         workers: decoding threads, by default one per CPU that this process may use.
-        progress: called with the state of the work.
+        progress: called now and then with what is being done, how many images are done, and of how many.
 
     Raises:
         DataError: the destination is taken, an annotation file is malformed, the splits disagree about the categories,
@@ -137,7 +137,7 @@ def _common_categories(splits: Sequence[CocoSplit], contents: Sequence[CocoFile]
 def _verify(
     split: CocoSplit, content: CocoFile, workers: int | None, progress: Progress | None
 ) -> dict[int, tuple[int, int]]:
-    """Decode every image; (height, width) by image id, bad images left out."""
+    """Decode every image of a split: (height, width) by image id, without the images that cannot be decoded."""
     root = Path(split.images)
     if not root.is_dir():
         raise DataError(f"The image directory of split {split.name!r}, {root}, does not exist. Correct the path.")
@@ -223,7 +223,7 @@ def _record(source: _Source, image: CocoImage, labels: dict[int, int], log: _Log
 def _fitted(
     thing: CocoObject, image: CocoImage, split: str, size: tuple[int, int], log: _Log
 ) -> NDArray[np.float64] | None:
-    """The object's corners within the image, or None (and a note) if there is nothing to keep."""
+    """The corners [x1, y1, x2, y2] of the object's box within the image; None, noted in `log`, if nothing is left."""
     x, y, w, h = thing.bbox
     corners = np.array([x, y, x + w, y + h])
     if not (np.isfinite(corners).all() and w > 0 and h > 0 and corners[2] > x and corners[3] > y):

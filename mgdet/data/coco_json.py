@@ -11,7 +11,7 @@ from mgdet.text import first_of
 
 
 class CocoImage(NamedTuple):
-    """An entry of `images`."""
+    """One entry of the file's list `images`."""
 
     id: int
     file_name: str
@@ -19,7 +19,7 @@ class CocoImage(NamedTuple):
 
 
 class CocoObject(NamedTuple):
-    """An entry of `annotations`."""
+    """One entry of the file's list `annotations`: a labelled box."""
 
     id: int | None
     category_id: int
@@ -29,10 +29,10 @@ class CocoObject(NamedTuple):
 
 
 class CocoFile(NamedTuple):
-    """What an annotation file says, checked."""
+    """The checked content of an annotation file."""
 
     images: list[CocoImage]
-    categories: dict[int, str]
+    categories: dict[int, str]  # name by id
     objects: dict[int, list[CocoObject]]  # by image id
 
 

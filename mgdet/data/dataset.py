@@ -15,7 +15,7 @@ from mgdet.storage import child_uri, locate
 from mgdet.structures import Category
 
 CACHED_ROW_GROUPS = 20
-"""Row groups whose images stay in memory, per process: a shuffle window of 16 and a few of the next.
+"""Row groups whose images each process keeps in memory: a shuffle window of 16, and a few of the next window.
 20 groups of 64 JPEGs of 100 kB are 128 MB."""
 
 _ANNOTATION_COLUMNS = ["image_id", "file_name", "width", "height", "boxes", "labels", "iscrowd", "area"]
@@ -61,7 +61,7 @@ class ShardedDataset:
         self._cache: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but open files and cached images, which each process opens for itself."""
+        """Everything but open files and cached images: another process opens the files for itself."""
         return {k: v for k, v in self.__dict__.items() if k not in ("_files", "_cache")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -73,7 +73,7 @@ class ShardedDataset:
 
     @property
     def num_images(self) -> int:
-        """Images of the split, `N`."""
+        """The number `N` of images in the split."""
         return len(self.image_ids)
 
     def _load_annotations(self, info: SplitInfo) -> None:
@@ -121,7 +121,7 @@ class ShardedDataset:
         return self._names[start : int(self._name_ends[position])].decode()
 
     def describe(self, position: int) -> str:
-        """How errors call an image: its file name, id and place."""
+        """What errors call the image in row `position`: its file name, id, data set and split."""
         return f"image {self.file_name(position)} (id {self.image_ids[position]}, {self.uri}, split {self.split})"
 
     def annotation(self, position: int) -> Annotation:

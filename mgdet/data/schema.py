@@ -38,7 +38,7 @@ ROW_GROUP_SIZE = 64
 ROWS_PER_SHARD = 2048
 
 Progress = Callable[[str, int, int], None]
-"""`progress(what, done, total)`, called now and then by everything slow; `done == total` at its end."""
+"""`progress(what, done, total)`: called now and then during long work, with `done == total` at its end."""
 
 SCHEMA = pa.schema(
     [
@@ -78,11 +78,11 @@ class ShardInfo(Config):
 
 
 class SplitInfo(Config):
-    """What a split holds."""
+    """The size of a split, and its files."""
 
     images: int
     boxes: int  # crowd included
-    crowd: int
+    crowd: int  # boxes that are crowds
     negatives: int  # images without any box that is not a crowd
     shards: tuple[ShardInfo, ...]
 
@@ -95,10 +95,10 @@ class CategoryInfo(Config):
 
 
 class DroppedBox(Config):
-    """An annotation that was left out, and why."""
+    """An annotation that was not imported, and why."""
 
     split: str
-    image: str
+    image: str  # the source's name of the image file
     image_id: int
     annotation: int | None  # the annotation's own id
     reason: str
@@ -129,7 +129,7 @@ class Manifest(Config):
     source: dict[str, Any] = Field(default_factory=dict)  # how it was made; a generator's full configuration
 
     def category_tuple(self) -> tuple[Category, ...]:
-        """The classes in order of their contiguous label."""
+        """The classes, in order of their contiguous labels 0, 1, ..."""
         return tuple(Category(c.id, c.name) for c in self.categories)
 
     def split(self, name: str, uri: str) -> SplitInfo:

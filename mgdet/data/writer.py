@@ -1,4 +1,4 @@
-"""Write a data set: Parquet shards and their manifest, all or nothing."""
+"""Write a data set, Parquet shards and their manifest, either whole or not at all."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Results as JSON files that appear whole."""
+"""JSON files of results, which are never seen half written."""
 
 import json
 from typing import Any
@@ -8,7 +8,7 @@ from mgdet.storage import child_uri, locate
 
 
 class JsonFile:
-    """A file to be written at the end of long work; a place that cannot be written is found at its beginning.
+    """A file to be written at the end of long work, whose place is checked when the value is made, before that work.
 
     Args:
         uri: local path or `pyarrow.fs` URI. Its directory is made; an existing file is replaced.
@@ -29,7 +29,7 @@ class JsonFile:
             raise self._unwritable(error) from error
 
     def write(self, value: Any) -> None:
-        """Write plain values, replacing the file at once; of a list each element is a line. Raises `DataError`."""
+        """Write a plain value as JSON, replacing the whole file; a list has one element a line. Raises `DataError`."""
         if isinstance(value, list):
             text = "[\n" + ",\n".join(json.dumps(element) for element in value) + "\n]\n"
         else:

@@ -1,4 +1,4 @@
-"""What a sweep's driver does to the runs of its trials, whose own processes may be gone."""
+"""The MLflow runs of a sweep's trials, as its driver handles them: the trials' own processes may be dead."""
 
 import logging
 from collections.abc import Mapping
@@ -15,15 +15,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Child:
-    """A trial's run as MLflow has it."""
+    """A trial's run in MLflow."""
 
     run_id: str
-    name: str
-    running: bool
+    name: str  # of the trial
+    running: bool  # whether it was never ended
 
 
 def children(parent: RunHandle, config: TrackingConfig) -> list[Child]:
-    """The runs under a parent; empty, with a warning, if the store is away."""
+    """The runs under a parent run; none, with a warning, if the store cannot be reached."""
     try:
         client = connect(parent.uri, config)
         found, token = [], None
@@ -52,7 +52,7 @@ def close_child(
 
 
 def tag(handle: RunHandle, tags: Mapping[str, str], config: TrackingConfig) -> None:
-    """Set tags of a run; a store that is away costs a warning."""
+    """Set tags of a run; a store that cannot be reached costs a warning only."""
     try:
         client = connect(handle.uri, config)
         for key, value in tags.items():

@@ -1,4 +1,4 @@
-"""The worker's side: log at once to disk, send to MLflow from a thread, lose nothing and send nothing twice.
+"""Tracking in the worker: write to disk at once, send to MLflow from a thread, lose nothing, send nothing twice.
 
 `metrics.jsonl` is the write-ahead log and MLflow itself the only record of what has arrived: on opening, the highest
 step per key is asked of the run and everything in the journal beyond it is sent, in order. So one rule covers a
@@ -27,9 +27,9 @@ _BATCH = 1000  # metrics in one request
 
 @dataclass(frozen=True)
 class CloseReport:
-    """What became of the metrics and artifacts; `unsent` points are kept in `unsent_file` (metrics.jsonl).
+    """How many metric points and artifacts were sent; `unsent` points are kept in `unsent_file` (metrics.jsonl).
 
-    If the store was not reached once, nobody knows what an earlier process sent: all of the journal counts as unsent.
+    If the store was never reached, what an earlier process sent is unknown, and the whole journal counts as unsent.
     """
 
     sent: int = 0
@@ -40,7 +40,7 @@ class CloseReport:
 
 
 class Tracker(Protocol):
-    """What the training loop sees; nothing here raises, and nothing but `close` waits."""
+    """Takes the metrics and artifacts of a run. No method raises, and only `close` waits."""
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Record values at an optimizer step. Pass Python numbers: a tensor on a GPU would be waited for."""
@@ -53,7 +53,7 @@ class Tracker(Protocol):
 
 
 class NullTracker:
-    """Stands in where nothing is to be recorded: every rank but the first, and tracking switched off."""
+    """Records nothing: the tracker of every rank but the first, and of a dry run."""
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Discard the metrics."""
@@ -134,7 +134,7 @@ class MlflowTracker:
 
 
 class _Backoff:
-    """When to try again; tells of a failure and of its end once each, not at every attempt."""
+    """Decides when to try again after a failure, and logs the first failure and the recovery only."""
 
     def __init__(self, what: str, waits: tuple[float, ...]) -> None:
         self._what = what
@@ -164,7 +164,7 @@ class _Backoff:
 
 
 class _Sender(threading.Thread):
-    """Moves journal and outbox to MLflow. A daemon: a request that hangs must not keep the process from ending."""
+    """Sends journal and outbox to MLflow. A daemon: a request that hangs must not keep the process from ending."""
 
     def __init__(self, handle: RunHandle | None, journal: Journal, outbox: Outbox, config: TrackingConfig) -> None:
         super().__init__(name="mlflow-sender", daemon=True)
@@ -214,8 +214,11 @@ class _Sender(threading.Thread):
         return self._client
 
     def _send_metrics(self, handle: RunHandle) -> bool:
-        """Everything up to the journal's end. A request that failed but did arrive does no harm: MLflow drops a point
-        that equals a stored one in key, step, value and time, and the time comes from the journal."""
+        """Send everything up to the journal's end; False where it failed.
+
+        A request that failed but did arrive does no harm: MLflow drops a point that equals a stored one in key, step,
+        value and time, and the time comes from the journal.
+        """
         try:
             client = self._connected(handle)
             from mlflow.entities import Metric
@@ -241,7 +244,7 @@ class _Sender(threading.Thread):
         return True
 
     def _send_artifacts(self, handle: RunHandle) -> None:
-        """One failure ends the attempt; the file that failed comes last in the next, so that it holds up no other."""
+        """Send the waiting artifacts until one fails, which comes last in the next attempt and so delays no other."""
         try:
             for path in sorted(self._outbox.waiting(), key=lambda p: self._tries[p]):
                 version = self._outbox.version(path)
