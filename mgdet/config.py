@@ -47,7 +47,7 @@ class Experiment(Config):
 
     @property
     def run_uri(self) -> str:
-        """Where this run keeps what it writes."""
+        """Path or URI of the run's directory, in which it keeps all its files."""
         return child_uri(self.storage, self.name)
 
     def to_yaml(self) -> str:
@@ -60,7 +60,7 @@ class Experiment(Config):
         return tree
 
     def identity(self) -> dict[str, Any]:
-        """The part that decides the weights, flat: two runs that agree in it may continue each other."""
+        """The values that decide the weights, by dotted key: where two experiments agree in them they are one run."""
         tree = {k: v for k, v in self.shown().items() if k not in ("cluster", "tracking", "storage", "evaluation")}
         tree["data"].pop("loader")
         for key in ("evaluate_every", "checkpoint_every_steps", "keep_best", "log_every"):

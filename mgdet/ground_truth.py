@@ -61,14 +61,14 @@ class GroundTruth:
 
 
 def require_lengths(owner: str, length: int, **arrays: NDArray[Any]) -> None:
-    """See that all arrays have `length` rows. Raises DataError."""
+    """Check that all arrays have `length` rows. Raises `DataError`."""
     for name, array in arrays.items():
         if len(array) != length:
             raise DataError(f"{owner}.{name} has {len(array)} rows where {length} are expected; pass arrays that match")
 
 
 def require_range(name: str, values: NDArray[np.int64], end: int, what: str) -> None:
-    """See that all values are in 0..end-1. Raises DataError."""
+    """Check that all values are in 0..end-1. Raises `DataError`."""
     if len(values) and (values.min() < 0 or values.max() >= end):
         raise DataError(
             f"{name} runs from {values.min()} to {values.max()}, but there are {end} {what} (allowed: 0 to {end - 1}); "

@@ -1,1 +1,1 @@
-"""The training loop of one worker: plain torch.distributed, started by Ray Train, or alone in its process."""
+"""The training of one worker: plain torch.distributed, in processes that Ray Train starts, or alone in one."""

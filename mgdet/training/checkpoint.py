@@ -1,7 +1,7 @@
-"""Checkpoints of a run: committed whole, verified when read, the best and the latest kept.
+"""Checkpoints of a run: committed as a whole, verified when read; the best and the latest are kept.
 
 A checkpoint is `checkpoints/step-00001234.pt` and, written last, `step-00001234.json`: its size, SHA-256, step and
-metrics. A `.pt` without its `.json`, or one that does not match it, was interrupted or damaged and is never loaded.
+metrics. A `.pt` that has no `.json`, or does not match it, was cut off or damaged, and is never loaded.
 Files are read with `weights_only=True`: a checkpoint from elsewhere cannot run code.
 """
 
@@ -29,15 +29,19 @@ T = TypeVar("T")
 
 
 class CheckpointInfo(BaseModel):
-    """What is known of a checkpoint without loading it."""
+    """The record of a checkpoint, its `.json`: what is known of it without loading it."""
 
     file: str
+    """Name of the `.pt` in the same directory."""
     step: int
+    """Optimizer steps completed."""
     epoch: int
     """Epochs completed."""
     size: int
+    """Bytes of the `.pt`."""
     sha256: str
     metrics: dict[str, float]
+    """The evaluation of these very weights; empty where there was none."""
 
 
 class CheckpointStore:
@@ -85,7 +89,7 @@ class CheckpointStore:
         return sorted(found, key=lambda i: i.step)
 
     def complete(self) -> list[CheckpointInfo]:
-        """The committed checkpoints whose file has its size, oldest first: all that can be told without reading them.
+        """The committed checkpoints whose file has the recorded size, oldest first; the content is not read.
 
         Raises `CheckpointError` where the storage cannot be read.
         """
@@ -99,9 +103,9 @@ class CheckpointStore:
         return best_of(self.complete())
 
     def latest(self) -> tuple[CheckpointInfo, dict[str, Any]] | None:
-        """The newest checkpoint that is whole, with its content; damaged ones are named in the log and passed over.
+        """The newest undamaged checkpoint with its content, or None; damaged ones are logged and passed over.
 
-        Raises `CheckpointError` if there is none and the storage is to blame: that is no reason to start anew.
+        Raises `CheckpointError` if none can be read because of the storage: training must not start anew then.
         """
         unreadable: CheckpointError | None = None
         for info in reversed(self.committed()):
@@ -116,7 +120,7 @@ class CheckpointStore:
         return None
 
     def load(self, info: CheckpointInfo) -> dict[str, Any]:
-        """The content of a checkpoint. Raises `CheckpointError` where it is damaged."""
+        """The content of a checkpoint, as `save` got it. Raises `CheckpointError` if it is damaged or unreadable."""
         path = self.path(info)
         try:
             data = _retry(path.read_bytes)
@@ -131,7 +135,7 @@ class CheckpointStore:
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
-        """Storage that cannot be read is not to be taken for a run without checkpoints, which would start anew."""
+        """Raise `CheckpointError` for an `OSError` within the block: a run whose storage fails must not start anew."""
         try:
             yield
         except OSError as error:
@@ -160,17 +164,17 @@ class CheckpointStore:
 
 
 def best_of(infos: Iterable[CheckpointInfo]) -> CheckpointInfo | None:
-    """The one with the highest `val/AP` (the later one on a tie), or None where none was evaluated."""
+    """The checkpoint with the highest `val/AP` (the later one on a tie), or None if none was evaluated."""
     return next(reversed(_by_score(infos)), None)
 
 
 def _by_score(infos: Iterable[CheckpointInfo]) -> list[CheckpointInfo]:
-    """Those that were evaluated, the best last."""
+    """The checkpoints that were evaluated, in order of `val/AP`, then step: the best is the last."""
     return sorted((i for i in infos if SCORE in i.metrics), key=lambda i: (i.metrics[SCORE], i.step))
 
 
 def verify(file: Location, data: bytes, info: CheckpointInfo) -> None:
-    """See that `data`, read from `file`, is what was committed. Raises `CheckpointError`."""
+    """Check that `data`, read from `file`, is what was committed. Raises `CheckpointError`."""
     if len(data) != info.size or hashlib.sha256(data).hexdigest() != info.sha256:
         raise CheckpointError(f"{file}: damaged ({len(data)} bytes, {info.size} were written, or another checksum)")
 

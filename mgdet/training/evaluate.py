@@ -1,4 +1,4 @@
-"""Evaluation over all workers: each one its exact shard, gathered and judged once."""
+"""Evaluation over all workers: each evaluates its shard, and rank 0 computes the metrics from what all gathered."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -18,7 +18,7 @@ SHOWN = 8
 
 
 class Samples(NamedTuple):
-    """Some evaluated images, for people to look at."""
+    """Some evaluated images with their objects and detections, to be shown as a picture."""
 
     images: list[Tensor]  # uint8 [3, h, w] each, network input without padding
     boxes: list[Tensor]  # [n, 4] objects, pixels of the network input
@@ -28,7 +28,7 @@ class Samples(NamedTuple):
 
 
 class Evaluated(NamedTuple):
-    """What rank 0 has after an evaluation."""
+    """The whole result of an evaluation, which only rank 0 has."""
 
     result: EvaluationResult
     samples: Samples

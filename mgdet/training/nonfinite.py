@@ -1,4 +1,4 @@
-"""When a loss or gradient is no longer finite, everything needed to see why is kept, and training stops."""
+"""The capture of a step whose loss or gradient is not finite: everything that is needed to find out why."""
 
 import io
 import logging
@@ -26,7 +26,17 @@ def capture(
     network: nn.Module,
     config: dict[str, Any],
 ) -> str:
-    """Write this rank's micro-batches and the weights that met them (before the step) to the run; returns the path."""
+    """Write this rank's micro-batches and the weights before the step to the run; returns the path of the file.
+
+    Args:
+        run_uri: path or URI of the run's directory.
+        rank: this worker's rank.
+        step: optimizer steps completed.
+        epoch: epochs completed, with a fraction.
+        batches: the micro-batches of the step.
+        network: the network, whose weights are those before the step.
+        config: the experiment as plain values.
+    """
     directory = locate(run_uri) / "nonfinite"
     directory.mkdir()
     file = directory / f"step-{step:08d}-rank-{rank}.pt"
@@ -46,7 +56,7 @@ def capture(
 
 
 def non_finite_error(step: int, path: str, values: dict[str, float]) -> NonFiniteError:
-    """The error that all ranks raise together."""
+    """The error that every rank raises, with `values` (such as losses) by name and the `path` of its own capture."""
     shown = ", ".join(f"{k} = {v:g}" for k, v in values.items())
     return NonFiniteError(
         f"step {step}: the gradient is not finite ({shown}). Weights and batch of every rank, as they were before this "
@@ -57,7 +67,11 @@ def non_finite_error(step: int, path: str, values: dict[str, float]) -> NonFinit
 
 
 def load_capture(path: str) -> dict[str, Any]:
-    """Inverse of `capture`; `batches` are `Batch` again."""
+    """The content of a file that `capture` wrote: `model`, `batches`, `config`, `step`, `epoch`.
+
+    Raises:
+        CheckpointError: it cannot be read, or is something else.
+    """
     try:
         state = load_tensors(io.BytesIO(locate(path).read_bytes()), path)
         state["batches"] = [_unflatten(b) for b in state["batches"]]
