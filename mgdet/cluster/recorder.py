@@ -25,9 +25,9 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # ray has no types
     """Keeps `trial.json` of each trial up to date and closes the MLflow runs of trials whose processes are gone."""
 
     def __init__(
-        self, sweep: Sweep, book: TrialStore, concurrent: int, parent: RunHandle | None, tracking: TrackingConfig
+        self, sweep: Sweep, store: TrialStore, concurrent: int, parent: RunHandle | None, tracking: TrackingConfig
     ) -> None:
-        self.sweep, self.book, self.concurrent, self.parent, self.tracking = sweep, book, concurrent, parent, tracking
+        self.sweep, self.store, self.concurrent, self.parent, self.tracking = sweep, store, concurrent, parent, tracking
         self._closing: list[tuple[float, int]] = []
         self._next_table = time.monotonic() + sweep.report_every_s
 
@@ -69,22 +69,22 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # ray has no types
         due = [number for when, number in self._closing if when <= now]
         self._closing = [(when, number) for when, number in self._closing if when > now]
         for number in due:
-            self._close(self.book.trials[number])
+            self._close(self.store.trials[number])
         if now >= self._next_table:
             self._next_table = now + self.sweep.report_every_s
-            logger.info("%s", table(self.sweep, self.book.trials, self.concurrent))
+            logger.info("%s", table(self.sweep, self.store.trials, self.concurrent))
 
     def settle(self) -> None:
         """End every run of a trial that is still open in MLflow. To be called while no trial is running."""
         if self.parent is None:
             return
-        by_name = {t.name: t for t in self.book.trials}
+        by_name = {t.name: t for t in self.store.trials}
         for child in children(self.parent, self.tracking):
             if child.running and child.name in by_name:
                 self._close(by_name[child.name], child.run_id)
 
     def _trial(self, trial: Any) -> Trial:
-        return self.book.trials[int(trial.config["number"])]
+        return self.store.trials[int(trial.config["number"])]
 
     def _set(self, trial: Any, **changes: Any) -> None:
         known = self._trial(trial)
@@ -94,7 +94,7 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # ray has no types
 
     def _save(self, trial: Trial) -> None:
         try:
-            self.book.save(trial)
+            self.store.save(trial)
         except OSError as error:  # no reason to stop the sweep: the next event writes the record again
             logger.error("the record of %s cannot be written: %s", trial.name, error)
 

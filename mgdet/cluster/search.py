@@ -26,34 +26,34 @@ class ResumingSearcher(Searcher):  # type: ignore[misc]  # ray has no types
     A trial that goes on after a restart keeps its number, its values and its directory.
     """
 
-    def __init__(self, sweep: Sweep, book: TrialStore, unfinished: Sequence[Trial], cluster: dict[str, Any]) -> None:
+    def __init__(self, sweep: Sweep, store: TrialStore, unfinished: Sequence[Trial], cluster: dict[str, Any]) -> None:
         super().__init__()  # without a metric: Tune would end the whole sweep at an evaluation where it is undefined
-        self._sweep, self._book, self._cluster = sweep, book, cluster
+        self._sweep, self._store, self._cluster = sweep, store, cluster
         self._unfinished = list(unfinished)
         self._space = Space(sweep.space)
         self._running: dict[str, tuple[Trial, optuna.Trial]] = {}
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._study = optuna.create_study(sampler=_sampler(sweep, len(book.trials)), directions=_directions(sweep))
-        for trial in book.trials:
+        self._study = optuna.create_study(sampler=_sampler(sweep, len(store.trials)), directions=_directions(sweep))
+        for trial in store.trials:
             if trial.done:
                 tell(self._study, sweep, trial)
         for trial in self._unfinished:
             self._study.enqueue_trial(trial.params)
         points = sweep.points
-        for number in range(len(book.trials), sweep.total):
+        for number in range(len(store.trials), sweep.total):
             if point := points[number % len(points)]:
                 self._study.enqueue_trial(point)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial, as the dictionary that its process gets: `number`, and `experiment` as plain values."""
-        if not self._unfinished and len(self._book.trials) >= self._sweep.total:
+        if not self._unfinished and len(self._store.trials) >= self._sweep.total:
             return str(Searcher.FINISHED)
         chosen = self._study.ask()
         params = self._space.suggest(chosen)
         if self._unfinished:
             trial = self._unfinished.pop(0)
         else:
-            trial = self._book.new(self._sweep, params, self._space.settings(params))
+            trial = self._store.new(self._sweep, params, self._space.settings(params))
         self._running[trial_id] = trial, chosen
         # Tune writes this to the sweep's directory: without the password that a tracking URI may hold
         experiment = trial_experiment(self._sweep, trial, self._cluster).shown()
@@ -98,7 +98,7 @@ def _sampler(sweep: Sweep, known: int) -> optuna.samplers.BaseSampler:
     return optuna.samplers.RandomSampler(seed=seed)
 
 
-def build_scheduler(sweep: Sweep, book: TrialStore, longest: int) -> TrialScheduler:
+def build_scheduler(sweep: Sweep, store: TrialStore, longest: int) -> TrialScheduler:
     """The configured scheduler; `longest` is the number of epochs of the longest trial."""
     metric, mode = sweep.lead
     config, common = sweep.scheduler, {"time_attr": "epoch", "metric": metric, "mode": mode}
@@ -115,7 +115,7 @@ def build_scheduler(sweep: Sweep, book: TrialStore, longest: int) -> TrialSchedu
         )
     else:
         return FIFOScheduler()
-    return RememberingScheduler(inner, book)
+    return RememberingScheduler(inner, store)
 
 
 class _StableId:
@@ -128,12 +128,12 @@ class _StableId:
 class RememberingScheduler(FIFOScheduler):  # type: ignore[misc]  # ray has no types
     """Wraps a scheduler: feeds it all recorded evaluations first, and names each trial to it by its number."""
 
-    def __init__(self, inner: TrialScheduler, book: TrialStore) -> None:
+    def __init__(self, inner: TrialScheduler, store: TrialStore) -> None:
         super().__init__()
         self._inner = inner
         self._known: dict[int, _StableId] = {}
         self._seen: dict[int, int] = {}
-        for trial in book.trials:
+        for trial in store.trials:
             for evaluation in trial.evaluations:
                 self._judge(trial.number, {"epoch": evaluation.epoch, **evaluation.metrics})
 

@@ -44,7 +44,7 @@ def run(experiment: Experiment) -> tuple[Summary, RunHandle | None]:
 
 
 def run_trial(asked: Experiment, parent_run_id: str | None, callback: Any) -> Summary:
-    """Train, or continue, a trial of a sweep within a Ray session that is there; `asked` holds its cluster resolved.
+    """Train, or continue, a trial of a sweep in the current Ray session; the cluster of `asked` must be resolved.
 
     The workers log warnings only. `callback` (a Ray Train `UserCallback`) gets every evaluation but the last, which the
     caller reports when this function has returned: a scheduler may end the trial then, and everything is saved.

@@ -46,7 +46,7 @@ class _Start:
     sweep: Sweep
     first: Experiment  # one of its experiments: storage and tracking are the sweep's, not a trial's
     uri: str  # of the sweep's directory
-    book: TrialStore
+    store: TrialStore
     cluster: ClusterConfig  # of each trial, resolved
     concurrent: int
     parent: RunHandle | None
@@ -72,7 +72,7 @@ def run_sweep(sweep: Sweep, *, retry_failed: bool = False) -> Outcome:
         logger.info("%s", trial_arithmetic(sweep, cluster, concurrent, resources))
         _check_corners(sweep, cluster)
         check_shared({"storage": first.storage, "data.uri": first.data.uri})
-        book = TrialStore(uri, sweep.name)
+        store = TrialStore(uri, sweep.name)
         parent = start_run(
             first.tracking,
             name=sweep.name,
@@ -83,7 +83,7 @@ def run_sweep(sweep: Sweep, *, retry_failed: bool = False) -> Outcome:
         )
         record = Record(definition(sweep), parent.run_id if parent else parent_id)
         write_record(locate(uri) / "sweep.json", "definition", record)
-        start = _Start(sweep, first, uri, book, cluster, concurrent, parent)
+        start = _Start(sweep, first, uri, store, cluster, concurrent, parent)
         status: Status = "FAILED"
         try:
             _fit(start, retry_failed)
@@ -98,8 +98,10 @@ def run_sweep(sweep: Sweep, *, retry_failed: bool = False) -> Outcome:
 
 
 def one_trial(config: ClusterConfig, resources: Resources) -> ClusterConfig:
-    """The cluster's part of one trial: unless said otherwise one worker, with a GPU if there are any, and its share
-    of the CPUs. Raises `ConfigError`."""
+    """The resolved cluster configuration of one trial: by default one worker, with a GPU if there are any.
+
+    Its `auto` CPUs are the share that goes with a GPU, or one. Raises `ConfigError` where trials cannot run so.
+    """
     if config.workers == 0:
         raise ConfigError("cluster.workers = 0: the trials of a sweep are Ray Train jobs; set 1 or more, or auto (1)")
     if isinstance(config.workers, tuple):
@@ -116,7 +118,7 @@ def one_trial(config: ClusterConfig, resources: Resources) -> ClusterConfig:
 
 
 def how_many(sweep: Sweep, cluster: ClusterConfig, resources: Resources) -> int:
-    """Trials at a time. Raises `ClusterError` with the arithmetic where not even one, or not so many, fit."""
+    """How many trials run at a time. Raises `ClusterError`, with the arithmetic, where that many do not fit."""
     fit = resources.slots(cluster) // cluster.fewest
     if fit < 1 or (sweep.concurrent != "auto" and sweep.concurrent > fit):
         wanted = 1 if sweep.concurrent == "auto" else sweep.concurrent
@@ -179,13 +181,13 @@ def _fit(start: _Start, retry_failed: bool) -> None:
     from mgdet.cluster.recorder import Recorder
     from mgdet.cluster.search import ResumingSearcher, build_scheduler
 
-    sweep, book = start.sweep, start.book
-    for trial in book.trials:
+    sweep, store = start.sweep, start.store
+    for trial in store.trials:
         if trial.state == "running" or (retry_failed and trial.state == "failed"):
             trial.state, trial.reason = "waiting", ""
-    unfinished = [t for t in book.trials if not t.done]
-    todo = len(unfinished) + max(0, sweep.total - len(book.trials))
-    recorder = Recorder(sweep, book, start.concurrent, start.parent, start.first.tracking)
+    unfinished = [t for t in store.trials if not t.done]
+    todo = len(unfinished) + max(0, sweep.total - len(store.trials))
+    recorder = Recorder(sweep, store, start.concurrent, start.parent, start.first.tracking)
     recorder.settle()
     if not todo:
         return
@@ -205,14 +207,14 @@ def _fit(start: _Start, retry_failed: bool) -> None:
         tune_config=tune.TuneConfig(
             num_samples=todo,
             max_concurrent_trials=start.concurrent,
-            search_alg=ResumingSearcher(sweep, book, unfinished, start.cluster.model_dump()),
-            scheduler=build_scheduler(sweep, book, longest=max(e.train.epochs for _, e in sweep.corners())),
+            search_alg=ResumingSearcher(sweep, store, unfinished, start.cluster.model_dump()),
+            scheduler=build_scheduler(sweep, store, longest=max(e.train.epochs for _, e in sweep.corners())),
             trial_name_creator=lambda t: f"{sweep.name}-{t.config['number']:03d}",
             trial_dirname_creator=lambda t: f"{sweep.name}-{t.config['number']:03d}-{t.trial_id}",
         ),
         run_config=tune.RunConfig(
             # Ray keeps only its own bookkeeping here; a sweep is continued from its own record
-            name=f"attempt-{os.getpid()}-{len(book.trials)}",
+            name=f"attempt-{os.getpid()}-{len(store.trials)}",
             storage_path=child_uri(start.uri, "ray"),
             failure_config=tune.FailureConfig(max_failures=sweep.max_failures),
             callbacks=[recorder],
@@ -221,9 +223,10 @@ def _fit(start: _Start, retry_failed: bool) -> None:
     )
     tuner.fit()
     recorder.settle()
-    left = [t.name for t in book.trials if not t.done]
-    if left or len(book.trials) < sweep.total:  # Tune turns Ctrl-C into a quiet end
-        logger.warning("stopped with %d of %d trials not done", sweep.total - len(book.trials) + len(left), sweep.total)
+    left = [t.name for t in store.trials if not t.done]
+    if left or len(store.trials) < sweep.total:  # Tune turns Ctrl-C into a quiet end
+        undone = sweep.total - len(store.trials) + len(left)
+        logger.warning("stopped with %d of %d trials not done", undone, sweep.total)
         raise KeyboardInterrupt
 
 
@@ -245,8 +248,8 @@ def _trial(config: dict[str, Any], tracking: TrackingConfig, parent_run_id: str 
 
 
 def _finish(start: _Start) -> Outcome:
-    """Write the report; it goes to the parent's run as well, and the winner is tagged."""
-    sweep, trials = start.sweep, start.book.trials
+    """Write the report into the sweep's directory and the parent's MLflow run, and tag the winner."""
+    sweep, trials = start.sweep, start.store.trials
     winner = next(iter(ranked(sweep, trials)), None)
     files = report(sweep, trials)
     directory = locate(start.uri) / "report"
@@ -265,7 +268,7 @@ def _finish(start: _Start) -> Outcome:
 
 
 def _publish(start: _Start, parent: RunHandle, files: dict[str, bytes], winner: Trial | None) -> None:
-    config, trials = start.first.tracking, start.book.trials
+    config, trials = start.first.tracking, start.store.trials
     tracker = MlflowTracker(parent, log_directory(start.first.model_copy(update={"name": start.sweep.name})), config)
     for name, data in files.items():
         tracker.artifact(data, name)

@@ -83,7 +83,7 @@ class MlflowTracker:
             self._sender.start()
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Append to the journal; the thread finds it there. A value that is no number is left out, warned of once."""
+        """Append to the journal, which the thread sends. A value that is no number is left out, with one warning."""
         now = time.time()
         values: dict[str, float] = {}
         for key, value in metrics.items():

@@ -71,6 +71,6 @@ class World:
                 dist.broadcast(buffer, src=0)
 
     def barrier(self) -> None:
-        """Wait for all workers."""
+        """Wait until every worker has called this."""
         if self.size > 1:
             dist.barrier(group=self.host_group)

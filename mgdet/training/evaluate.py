@@ -43,7 +43,7 @@ def evaluate(
     world: World,
     precision: Precision = "fp32",
 ) -> tuple[dict[str, float], Evaluated | None]:
-    """Metrics on every rank, and the whole result on rank 0.
+    """Evaluate a network: the metrics by tracking name on every rank, and the whole result on rank 0 (else None).
 
     No collective runs on the accelerator here and none depends on how many images a rank has: shards may be uneven or
     empty. Raises `DataError` on every rank where an image was not seen exactly once.
