@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from mgdet.errors import ConfigError
+from mgdet.errors import ConfigError, DataError
+from mgdet.runs.launch import training_images
 from mgdet.runs.record import Record, log_directory, open_run, save_run, set_old_journal_aside, summarise
 from mgdet.training.checkpoint import CheckpointStore
 from tests.small import small_experiment
@@ -163,6 +164,13 @@ def test_what_cannot_be_read_is_not_taken_for_nothing(tmp_path):
     (tmp_path / "runs").write_text("a file where the runs should be")
     with pytest.raises((ConfigError, OSError)):
         open_run(small_experiment(tmp_path))
+
+
+@pytest.mark.parametrize("key", ["train_split", "val_split"])
+def test_a_split_that_the_data_set_lacks(tmp_path, key):
+    data = small_experiment(tmp_path).data
+    with pytest.raises(DataError, match=r"no split 'other'\. It has: train, val"):
+        training_images(data.model_copy(update={key: "other"}))
 
 
 # --- summarise
