@@ -122,9 +122,9 @@ def _read(checkpoint: str) -> tuple[str, dict[str, Any]]:
 
 
 def _read_best(directory: str) -> tuple[str, dict[str, Any]]:
-    store = CheckpointStore(directory)
-    if not store.directory.exists():  # the directory of the checkpoints itself is meant
-        store.directory = locate(directory)
+    store, place = CheckpointStore(directory), locate(directory)
+    if not store.directory.exists() and any(name.endswith(".pt") for name in place.children()):
+        store.directory = place  # of the checkpoints themselves, not of their run
     best = store.best()
     if best is not None:
         return str(store.path(best)), store.load(best)
