@@ -19,7 +19,7 @@ Params: TypeAlias = dict[str, Scalar]
 
 
 class Domain(Config, ABC):
-    """The values of a key; with `when: {other.key: value or [values]}` it exists only where the others have such."""
+    """The values of a key; `when: {other.key: value or [values]}` limits it to trials where `other.key` has these."""
 
     when: dict[str, Scalar | list[Scalar]] = Field(default={})
 

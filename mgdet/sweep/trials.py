@@ -136,7 +136,7 @@ def ranked(sweep: Sweep, trials: Iterable[Trial]) -> list[Trial]:
 
 
 def front(sweep: Sweep, trials: Iterable[Trial]) -> list[Trial]:
-    """The trials that ran to their end and that no other such trial beats in one metric without losing in another."""
+    """The Pareto front of the trials that ran to their end: no other is as good in all metrics and better in one."""
     signs = [1 if mode == "min" else -1 for mode in sweep.metric.values()]
     points = {}
     for trial in trials:
@@ -165,7 +165,7 @@ def tell(study: Study, sweep: Sweep, trial: Trial) -> None:
 
 
 def definition(sweep: Sweep) -> dict[str, Any]:
-    """What decides the trials: two sweeps that agree in it may continue each other. JSON values."""
+    """The part of a sweep that decides its trials, as JSON values: sweeps that agree in it may continue each other."""
     tree = json.loads(sweep.model_dump_json(exclude={"trials", "concurrent", "max_failures", "report_every_s"}))
     for part in ("cluster", "tracking"):
         tree["base"].pop(part, None)
