@@ -2,8 +2,10 @@
 
 import argparse
 import logging
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +48,16 @@ class Parser(argparse.ArgumentParser):
 def common_options() -> Parser:
     """The options that every sub-command has, as a parent of its parser."""
     return Parser(add_help=False)
+
+
+@contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """Print in the block what may be longer than its reader wants: `mgdet --keys | head` ends without an error."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def run_cli(work: Callable[[], int], when_interrupted: str) -> int:
