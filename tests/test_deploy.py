@@ -613,7 +613,7 @@ def python(env, *args, timeout=150):
     return subprocess.run([sys.executable, *args], env=env, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_gpu_nodes_come_with_the_demand_and_go_again(fake_head, tmp_path):
     """From 0 to 2 GPU nodes and back, once because tasks ask for them and once because a training does."""
     done = python(fake_head, "-c", DRIVER)

@@ -28,7 +28,6 @@ from tests.faults import cost, note, same, step_records, weights
 from tests.small import small_experiment
 from tests.tracking_servers import Gate, Server, wait_for
 
-pytestmark = pytest.mark.xdist_group("faults in one process")
 SLOW, EXHAUSTIVE = pytest.mark.slow, pytest.mark.exhaustive
 
 STEPS = 24

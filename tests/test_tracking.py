@@ -294,28 +294,33 @@ def test_a_run_that_is_gone_is_made_anew_with_its_history(store, tmp_path, caplo
     assert steps(handle, "a") == [1, 2]
 
 
-CHILD = """
-import os, pickle, signal, sys, time
-from pathlib import Path
-from mgdet.tracking import MlflowTracker, TrackingConfig
-handle, directory, sends = pickle.loads(bytes.fromhex(sys.argv[1])), Path(sys.argv[2]), sys.argv[3] == "sends"
-tracker = MlflowTracker(handle, directory, TrackingConfig(send_every_s=0.05 if sends else 60.0))
-for step in range(1, 51):
-    tracker.log({"loss": step, "lr": 0.5}, step)
-while sends and tracker._sender.sent < 100:
-    time.sleep(0.01)
-for step in range(51, 101):
-    tracker.log({"loss": step, "lr": 0.5}, step)
-tracker.artifact(b"late", "pictures/late.png")
-os.kill(os.getpid(), signal.SIGKILL)
-"""
+def exit_codes(function, arguments):
+    """Of one process for each tuple of arguments, all at the same time."""
+    processes = [CONTEXT.Process(target=function, args=values) for values in arguments]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    return [process.exitcode for process in processes]
 
 
+def log_100_steps_and_die(handle, directory, sends):
+    tracker = MlflowTracker(handle, directory, TrackingConfig(send_every_s=0.05 if sends else 60.0))
+    for step in range(1, 51):
+        tracker.log({"loss": step, "lr": 0.5}, step)
+    while sends and tracker._sender.sent < 100:
+        time.sleep(0.01)
+    for step in range(51, 101):
+        tracker.log({"loss": step, "lr": 0.5}, step)
+    tracker.artifact(b"late", "pictures/late.png")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("sends", ["nothing", "sends"])
 def test_killed_process_loses_nothing(store, tmp_path, sends):
     handle = start_run(store)
-    arguments = [sys.executable, "-c", CHILD, pickle.dumps(handle).hex(), str(tmp_path), sends]
-    assert subprocess.run(arguments, timeout=120).returncode == -signal.SIGKILL
+    assert exit_codes(log_100_steps_and_die, [(handle, tmp_path, sends == "sends")]) == [-signal.SIGKILL]
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step":101,"time":1.0,"met')  # as if killed in mid-write
     tracker = MlflowTracker(handle, tmp_path, store)
@@ -516,16 +521,6 @@ def write_600_points(handle, directory):
         time.sleep(0.005)
     report = tracker.close()
     sys.exit(report.sent != 600 or report.unsent != 0)
-
-
-def exit_codes(function, arguments):
-    """Of one process for each tuple of arguments, all at the same time."""
-    processes = [CONTEXT.Process(target=function, args=values) for values in arguments]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-    return [process.exitcode for process in processes]
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from tests.cluster.clusters import Head, ray_children
 from tests.cluster.runs import TRAIN, checkpoints, experiment, job, note_cost, one_on_each_node, wait
 from tests.faults import same, step_records, weights
 
-pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.usefixtures("no_ray_left_behind")]
+pytestmark = pytest.mark.usefixtures("no_ray_left_behind")
 
 
 def after(condition, action):
@@ -207,7 +207,8 @@ def test_a_head_that_is_lost(tmp_path, undisturbed):
     directory.mkdir()
     (directory / "headless.yaml").write_text(e.to_yaml())
     submit = ("submit", "--working-dir", directory, "--no-wait", "--", sys.executable, TRAIN, "headless.yaml")
-    ends = {"first": lambda head: checkpoints(e) >= 2, "second": lambda head: "SUCCEEDED" in head.job("list").stdout}
+    succeeded = lambda head: "SUCCEEDED" in [job.status for job in head.client.list_jobs()]  # noqa: E731
+    ends = {"first": lambda head: checkpoints(e) >= 2, "second": succeeded}
     for name, end in ends.items():
         head = Head(Path("/tmp") / f"mgdet-head-{os.getpid()}-{name}").wait()
         try:

@@ -140,7 +140,7 @@ def test_crowd_boxes_are_no_targets(tmp_path: Path, jpeg: bytes) -> None:
     assert data.ground_truth().iscrowd.tolist() == [True, False]
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_unreadable_images_are_named(tmp_path: Path, jpeg: bytes, workers: int) -> None:
     data = write(tmp_path / "x", [jpeg, jpeg[:-50]])
     with pytest.raises(DataError, match=r"image 1\.jpg \(id 1, .*split train\): not a readable image"):
@@ -204,6 +204,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_loader_process_does_not_outlive_its_worker(tmp_path):
     """Not even where the fork server between them is killed at the same moment."""
     (tmp_path / "orphan.py").write_text(ORPHAN)

@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 ALONE = World(0, 1, CPU)
 CLASSES = 3
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("two workers")]
+pytestmark = pytest.mark.slow
 
 
 def make_batch(seed, objects):

@@ -86,6 +86,7 @@ def test_the_assigner_changes_at_its_epoch(experiment, monkeypatch):
     assert used == ["max_iou"] * 4 + ["mutual_labeling"] * 2
 
 
+@pytest.mark.exhaustive
 def test_the_comparison_can_fail(experiment, straight):
     """Another seed gives other weights: the equality above is not that of constants."""
     other = train(experiment.model_copy(update={"seed": 1}))
