@@ -19,7 +19,7 @@ from mgdet.data.config import DataConfig
 from mgdet.evaluation.evaluator import EvaluationConfig
 from mgdet.models import LossConfig, ModelConfig, RetinaNetConfig
 from mgdet.runs.config import ClusterConfig
-from mgdet.storage import Place
+from mgdet.storage import Place, child_uri
 from mgdet.text import redacted
 from mgdet.tracking import TrackingConfig
 from mgdet.training.config import TrainConfig
@@ -47,8 +47,8 @@ class Experiment(Config):
 
     @property
     def run_uri(self) -> str:
-        """Where this run keeps what it writes."""
-        return f"{self.storage.rstrip('/')}/{self.name}"
+        """Path or URI of the run's directory, in which it keeps all its files."""
+        return child_uri(self.storage, self.name)
 
     def to_yaml(self) -> str:
         """The whole tree as YAML that `load` reads back to an equal experiment (but for a password, see `shown`)."""
@@ -60,7 +60,7 @@ class Experiment(Config):
         return tree
 
     def identity(self) -> dict[str, Any]:
-        """The part that decides the weights, flat: two runs that agree in it may continue each other."""
+        """The values that decide the weights, by dotted key: where two experiments agree in them they are one run."""
         tree = {k: v for k, v in self.shown().items() if k not in ("cluster", "tracking", "storage", "evaluation")}
         tree["data"].pop("loader")
         for key in ("evaluate_every", "checkpoint_every_steps", "keep_best", "log_every"):

@@ -14,7 +14,7 @@ class Config(BaseModel):
 
 
 def resolved(value: T | Literal["auto"]) -> T:
-    """The value of a key that may be `auto`, after `auto` was resolved; TypeError where it was not."""
+    """The `value` of a key that might have been `auto`. Raises `TypeError` where it still is."""
     if value == "auto":
         raise TypeError("the experiment still holds an `auto`: pass it through mgdet.runs.resolve.resolve first")
     return value

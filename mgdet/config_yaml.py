@@ -1,6 +1,6 @@
 """Configuration trees: read from YAML, changed by `dotted.key=value`, checked against a pydantic model.
 
-Knows no particular model: `root` is the type of the tree. A field may be a union of models that their `name` tells
+It knows no particular model: `root` is the type of the tree. A field may be a union of models that their `name` tells
 apart. Every error names the key's path, the value, what is allowed and, for a misspelt key, the nearest valid one.
 """
 
@@ -24,7 +24,7 @@ Overrides: TypeAlias = Sequence[str] | Mapping[str, Any]
 
 
 def read_tree(root: type[BaseModel], path: str | Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The tree of a YAML file of type `root`, on top of its `base` if it names one. Raises `ConfigError`."""
+    """The tree of a YAML file of type `root`, merged into that of its `base` if it names one. Raises `ConfigError`."""
     tree = read_yaml(path)
     here = Path(path).resolve()
     if "base" in tree and here in above:
@@ -189,7 +189,7 @@ def _tags_at(root: type[BaseModel], path: Sequence[str]) -> list[str]:
 
 
 def _keep_common_keys(root: type[BaseModel], node: dict[str, Any], parents: list[str], name: Any) -> None:
-    """Another variant of a union is chosen: what the file set for the old one stays where the new one may have it."""
+    """Where another variant of a union is chosen, delete the keys and values of the old one that it does not allow."""
     for variant in walk(parents, root)[1]:
         if name in tags(variant):
             for key in [k for k in node if k != "name" and not _takes(variant, k, node[k])]:

@@ -1,4 +1,4 @@
-"""One batch through everything, without Ray and without leaving anything behind."""
+"""The dry run: one batch through every part of a training, without Ray, and no run is left behind."""
 
 import resource
 import tempfile

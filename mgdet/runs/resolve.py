@@ -1,4 +1,4 @@
-"""`auto` becomes a number, with the reason."""
+"""Replace every `auto` of an experiment by the value it stands for here, and say why."""
 
 from mgdet.config import Experiment
 from mgdet.data.loader import resolve_loader_workers
@@ -7,10 +7,16 @@ from mgdet.errors import ConfigError
 
 
 def resolve(experiment: Experiment, *, num_images: int, cpus: float, gpus: float) -> tuple[Experiment, list[str]]:
-    """The experiment without any `auto`, and one line of reason for each value that was found.
+    """The experiment without any `auto`, and one line for each value that was found, with its reason.
 
-    `num_images` is the size of the training split; `cpus` and `gpus` are what the cluster (or this machine) has.
-    Raises `ConfigError` where batch, workers and data do not go together.
+    Args:
+        experiment: as the user asked for it.
+        num_images: images of the training split.
+        cpus: CPUs of the whole cluster, or of this machine.
+        gpus: likewise GPUs.
+
+    Raises:
+        ConfigError: batch, workers and data do not go together.
     """
     reasons: list[str] = []
 
@@ -40,7 +46,7 @@ def resolve(experiment: Experiment, *, num_images: int, cpus: float, gpus: float
     if train.sync_bn and not gpu:
         raise ConfigError("train.sync_bn = true works on GPUs only; set it to false, or use model.norm=gn")
     sizes = range(workers[0], workers[1] + 1) if isinstance(workers, tuple) else [max(1, workers)]
-    # all are tried, so that none is found impossible in mid-run
+    # every possible number of workers is tried, so that none turns out to be impossible in the middle of a run
     steps = [optimizer_steps(num_images, n, train.batch_size, train.accumulate) for n in sizes][-1]
     log_every, total_steps = train.log_every, steps * train.epochs
     if log_every == "auto":

@@ -11,6 +11,7 @@ from mgdet.config import Experiment
 from mgdet.models import Detector, Losses
 from mgdet.structures import Assignment, Batch, Predictions
 from mgdet.training.distributed import World
+from mgdet.training.precision import autocast
 
 TERMS = ("loss", "loss_cls", "loss_box", "loss_quality", "loss_correlation")
 """The sum, and what it is the sum of."""
@@ -58,7 +59,7 @@ def forward(
 
     `network` is `detector` or its DDP wrapper.
     """
-    with torch.autocast(world.device.type, torch.bfloat16, enabled=experiment.train.precision == "bf16"):
+    with autocast(world.device, experiment.train.precision):
         predictions: Predictions = network(batch.images, batch.sizes)
     priors = detector.priors(batch.images)
     assigner = experiment.assigner.at(epoch, priors.layout)

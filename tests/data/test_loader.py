@@ -10,17 +10,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from mgdet.data import (
-    LoaderConfig,
-    ShardedDataset,
-    TrainLoader,
-    TransformConfig,
-    build_eval_loader,
-    build_train_loader,
-    resolve_loader_workers,
-)
-from mgdet.data.loader import check_shared_memory
+from mgdet.data import ShardedDataset, build_eval_loader, build_train_loader
+from mgdet.data.loader import LoaderConfig, TrainLoader, check_shared_memory, resolve_loader_workers
+from mgdet.data.order import steps_per_epoch
 from mgdet.data.schema import Record
+from mgdet.data.transforms import TransformConfig
 from mgdet.data.writer import write_dataset
 from mgdet.errors import ConfigError, DataError
 from mgdet.structures import Batch, Category
@@ -50,7 +44,8 @@ def train_loader(source: ShardedDataset, loader: LoaderConfig = IN_PROCESS, **op
 
 def epoch(loader: TrainLoader, number: int, step: int = 0) -> list[Batch]:
     loader.start(number, step)
-    assert len(loader) == loader.steps_per_epoch - step
+    batches = loader.batches
+    assert len(loader) == steps_per_epoch(sum(batches.row_group_sizes), batches.world, batches.batch_size) - step
     return list(loader)
 
 

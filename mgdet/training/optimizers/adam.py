@@ -13,8 +13,10 @@ class AdamW(Optimizer):
 
     name: Literal["adamw"] = "adamw"
     lr: float = Field(default=5e-4, gt=0, description="learning rate for this global batch size")
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = Field(default=0.05, ge=0)
+    betas: tuple[float, float] = Field(
+        default=(0.9, 0.999), description="decay of the running means of gradients and of their squares"
+    )
+    weight_decay: float = Field(default=0.05, ge=0, description="share by which weights shrink in a step, times lr")
     decay_norm_and_bias: bool = Field(default=False, description="false: no weight decay on biases and norm layers")
 
     def __call__(self, groups: ParameterGroups) -> optim.Optimizer:
@@ -27,8 +29,10 @@ class Adam(Optimizer):
 
     name: Literal["adam"] = "adam"
     lr: float = Field(default=5e-4, gt=0, description="learning rate for this global batch size")
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = Field(default=0.0, ge=0)
+    betas: tuple[float, float] = Field(
+        default=(0.9, 0.999), description="decay of the running means of gradients and of their squares"
+    )
+    weight_decay: float = Field(default=0.0, ge=0, description="factor of the weights in their gradient")
     decay_norm_and_bias: bool = Field(default=False, description="false: no weight decay on biases and norm layers")
 
     def __call__(self, groups: ParameterGroups) -> optim.Optimizer:

@@ -13,8 +13,8 @@ class SGD(Optimizer):
 
     name: Literal["sgd"] = "sgd"
     lr: float = Field(default=0.01, gt=0, description="learning rate for this global batch size")
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    weight_decay: float = Field(default=1e-4, ge=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="share of the last step that goes on")
+    weight_decay: float = Field(default=1e-4, ge=0, description="factor of the weights in their gradient")
     decay_norm_and_bias: bool = Field(default=True, description="false: no weight decay on biases and norm layers")
 
     def __call__(self, groups: ParameterGroups) -> optim.Optimizer:
