@@ -46,7 +46,8 @@ def one_image(trained: Trained, position: int) -> Batch:
     """The batch that holds only this row of the training split, as evaluation would see it."""
     data = trained.experiment.data
     batches = build_eval_loader(ShardedDataset(data.uri, data.train_split), data.transform, data.loader, batch_size=1)
-    return next(batch for batch in batches if int(batch.positions[0]) == position)
+    found: Batch = next(batch for batch in batches if int(batch.positions[0]) == position)
+    return found
 
 
 def draw(trained: Trained, batch: Batch, out: Path) -> None:
@@ -61,21 +62,21 @@ def draw(trained: Trained, batch: Batch, out: Path) -> None:
     number = int(static.sum())
     panels = (
         Panel(
-            f"max IoU: both tasks learn from\nthe {number} anchors with an IoU of at least 0.5",
+            f"max IoU, both tasks:\nthe {number} anchors with IoU ≥ 0.5",
             SAME,
             static,
             static & ~(cls | loc),
             [f"predicts IoU {f:.2f}, score {s:.2f}" for f, s in zip(fit, score, strict=True)],
         ),
         Panel(
-            f"mutual guidance: classification learns from\nthe {number} whose predicted boxes fit best",
+            f"mutual guidance, classification:\nthe {number} whose predicted boxes fit best",
             CLASSIFICATION,
             cls,
             cls & ~static,
             [f"predicts IoU {f:.2f}" for f in fit],
         ),
         Panel(
-            f"mutual guidance: localization learns from\nthe {number} with the best overlap and score",
+            f"mutual guidance, localization:\nthe {number} with the best overlap and score",
             LOCALIZATION,
             loc,
             loc & ~static,
@@ -83,8 +84,8 @@ def draw(trained: Trained, batch: Batch, out: Path) -> None:
         ),
     )
     frame = torch.cat([priors.boxes[static | cls | loc], batch.targets.boxes[0]])
-    figure, axes = plt.subplots(1, 3, figsize=(10, 4.1), dpi=170)
-    figure.subplots_adjust(left=0.005, right=0.995, top=0.86, bottom=0.01, wspace=0.03)
+    figure, axes = plt.subplots(1, 3, figsize=(8.2, 3.25), dpi=200)
+    figure.subplots_adjust(left=0.005, right=0.995, top=0.865, bottom=0.01, wspace=0.03)
     for axis, panel in zip(axes, panels, strict=True):
         show(axis, batch, priors.boxes, panel)
         axis.set_xlim(float(frame[:, 0].min()) - 2, float(frame[:, 2].max()) + 2)
@@ -114,7 +115,7 @@ def show(axis: Axes, batch: Batch, anchors: Tensor, panel: Panel) -> None:
     pixels = batch.images[0].permute(1, 2, 0).float()
     axis.imshow((255 - (255 - pixels) * 0.5).byte().numpy(), interpolation="bicubic")
     axis.set(xticks=[], yticks=[], facecolor="#f2f2f2")
-    axis.set_title(panel.title, fontsize=10.5, color=panel.color)
+    axis.set_title(panel.title, fontsize=9.5, color=panel.color)
     rectangle(axis, batch.targets.boxes[0, 0], "black", 3)
     for box in anchors[panel.positive & ~panel.marked]:
         rectangle(axis, box, SAME, 1)
