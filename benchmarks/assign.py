@@ -74,7 +74,7 @@ def main() -> None:
             targets = random_objects(args.batch, g, device)
             for assigner in assigners_for(priors):
                 milliseconds = timed(lambda: assigner(priors, predictions, targets), args.repeat, device)  # noqa: B023
-                label = f"{assigner.name} {getattr(assigner, 'count', '')}"
+                label = f"{getattr(assigner, 'name', '')} {getattr(assigner, 'count', '')}"
                 print(f"{model.name:<10}{g:4d} objects  {label:<26} {milliseconds / args.batch:8.1f} ms/image")
     if device.type == "cuda":
         print(f"peak {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")

@@ -36,7 +36,7 @@ class MutualGuidance(IoUThresholds):
     - `mean_std`: the authors' ATSS-MG: of the `candidates` nearest locations on each level those whose quality, each
       task's own, is at least mean + standard deviation.
 
-    Deviations from the official code: docs/papers.md.
+    Deviations from the official code: docs/papers/mutual_guidance.md.
     """
 
     name: Literal["mutual_guidance"] = "mutual_guidance"

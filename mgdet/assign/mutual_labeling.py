@@ -1,7 +1,8 @@
 """Mutual labeling: the two tasks label each other's samples (after Zhang et al., ICME 2021, arXiv 2103.08958).
 
 Of the paper only the abstract could be had. What is here is a reconstruction from it, from Mutual Guidance and ATSS-MG
-and from Mutual Supervision (Gao et al., ICCV 2021); docs/papers.md says what rests on what. Every choice is a switch.
+and from Mutual Supervision (Gao et al., ICCV 2021); docs/papers/harmonized.md gives the source of each part. Every
+choice is a switch.
 """
 
 from typing import Literal, Self
