@@ -74,7 +74,7 @@ def test_a_failed_download_says_what_to_do(monkeypatch):
 
     monkeypatch.setattr("timm.models._hub.hf_hub_download", no_network)
     network = detector("resnet18d", weights="imagenet").build(2)
-    with pytest.raises(CheckpointError, match="no route to host.*HF_HOME.*model.weights=none"):
+    with pytest.raises(CheckpointError, match=r"no route to host.*HF_HOME.*model\.weights=none"):
         initialise(network, network.config)
     with pytest.raises(ConfigError, match=r"resnet50\.tv_in1k"):
         initialise(network, detector("resnet18d", weights="imagenet_v1"))
