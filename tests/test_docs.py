@@ -67,8 +67,6 @@ def test_there_is_a_recipe_for_every_pair_that_is_defined_and_the_table_shows_wh
     recipes = {m.groups() for p in (ROOT / "configs").glob("bccd_*.yaml") if (m := PAIR.fullmatch(p.name))}
     table = section("papers/index.md", "Which assigner on which detector")
     rows = re.findall(r"^\| `(\w+)` \|(.*?)\|(.*?)\|", table, re.M)
-        r"^\| `(\w+)` \|(.*?)\|(.*?)\|", section("papers/index.md", "Which assigner on which detector"), re.M
-    )
     shown = {
         (d, name) for name, *cells in rows for d, c in zip(("retinanet", "fcos"), cells, strict=True) if "yes" in c
     }
