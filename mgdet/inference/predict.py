@@ -58,8 +58,8 @@ def detect(trained: Trained, images: Sequence[Tensor]) -> Detections:
     batch = Collate(e.data.loader.divisor)(samples).to(trained.device)
     with autocast(trained.device, e.train.precision):
         predictions = trained.detector(batch.images, batch.sizes)
-    detections, _ = trained.detector.detect(predictions, batch.images, batch.sizes, batch.original_sizes)
-    return Detections(*(t.cpu() for t in detections))
+    detections, _ = trained.detector.detect(predictions, batch.sizes, batch.original_sizes)
+    return detections.cpu()
 
 
 def predict(

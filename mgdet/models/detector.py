@@ -130,12 +130,10 @@ class Detector(nn.Module):
         """Predict for `images` `[B, 3, H, W]` uint8 RGB with unpadded `sizes` `[B, 2]` (height, width)."""
         features = list(self.backbone(normalise(images, sizes, self.mean, self.std)).values())
         logits, deltas, quality = self.predict(features)
-        boxes = self.coder.decode(deltas.float(), self._remember_priors(images, features))
-        return Predictions(logits.float(), deltas.float(), boxes, None if quality is None else quality.float())
-
-    def priors(self, images: Tensor) -> Priors:
-        """The priors of a batch of this shape, after `forward` has seen that shape."""
-        return self._priors[(images.shape[-2], images.shape[-1], str(images.device))]
+        priors = self._remember_priors(images, features)
+        boxes = self.coder.decode(deltas.float(), priors)
+        quality = None if quality is None else quality.float()
+        return Predictions(priors, logits.float(), deltas.float(), boxes, quality)
 
     def scores(self, predictions: Predictions) -> dict[str, Tensor]:
         """Scores `[B, A, C]` by name; the last one ranks the detections."""
@@ -145,15 +143,13 @@ class Detector(nn.Module):
         return {"raw": raw, "rescored": self.config.rescoring(raw, predictions.quality)}
 
     def detect(
-        self, predictions: Predictions, images: Tensor, sizes: Tensor, original_sizes: Tensor
+        self, predictions: Predictions, sizes: Tensor, original_sizes: Tensor
     ) -> tuple[Detections, dict[str, Tensor]]:
         """Final detections in pixels of the original files, and the scores of everything before suppression."""
         scores = self.scores(predictions)
         ranking = next(reversed(scores.values()))
         gate = self.config.rescoring.gate(scores["raw"], ranking)
-        detections = self.config.postprocess(
-            ranking, predictions, self.priors(images), sizes, original_sizes, gate=gate
-        )
+        detections = self.config.postprocess(ranking, predictions, sizes, original_sizes, gate=gate)
         return detections, scores
 
     def reset_class_head(self) -> None:

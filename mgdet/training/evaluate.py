@@ -56,7 +56,7 @@ def evaluate(
         batch = host_batch.to(world.device)
         with autocast(world.device, precision):
             predictions = network(batch.images, batch.sizes)
-        detections, scores = network.detect(predictions, batch.images, batch.sizes, batch.original_sizes)
+        detections, scores = network.detect(predictions, batch.sizes, batch.original_sizes)
         evaluator.update(batch, predictions, detections, scores)
         if world.is_main:
             _keep_samples(samples, host_batch, detections)
@@ -86,4 +86,4 @@ def _keep_samples(samples: Samples, batch: Batch, detections: Detections) -> Non
         samples.boxes.append(batch.targets.boxes[i][valid])
         samples.labels.append(batch.targets.labels[i][valid])
         samples.original_sizes.append(batch.original_sizes[i].clone())
-        samples.detections.append(Detections(*(t[i : i + 1].cpu() for t in detections)))
+        samples.detections.append(detections[i : i + 1].cpu())

@@ -28,7 +28,7 @@ from mgdet.training.nonfinite import capture, non_finite_error
 from mgdet.training.optim import EMA, build_optimizer, build_schedule
 from mgdet.training.pictures import log_pictures
 from mgdet.training.progress import Throughput, progress_line
-from mgdet.training.step import TERMS, StepSums, accumulate_gradients
+from mgdet.training.step import StepSums, accumulate_gradients
 
 logger = logging.getLogger(__name__)
 
@@ -235,20 +235,20 @@ class Worker:
         log_every = resolved(train.log_every)
         self.loader.start(epoch, self.position.micro_step, [Segment(*s) for s in self.position.done])
         left = len(self.loader)
-        clock, sums = Throughput(), StepSums.zero(self.world.device)
+        clock, sums = Throughput(), StepSums()
         group: list[Batch] = []
         for batch in self.loader:
             group.append(batch.to(self.world.device))
             left -= 1
             if len(group) < train.accumulate and left:
                 continue
-            sums = self._step(group, sums)
+            self._step(group, sums)
             self.position.micro_step += len(group)
             clock.add(sum(len(b.images) for b in group) * self.world.size)
             group = []
             if self.position.step % log_every == 0 or not left:
                 self._log(sums, clock, epoch)
-                clock, sums = Throughput(), StepSums.zero(self.world.device)
+                clock, sums = Throughput(), StepSums()
             if left and train.checkpoint_every_steps and self.position.step % train.checkpoint_every_steps == 0:
                 self._save({})
             if left and self.position.step % min(STEPS_BETWEEN_QUESTIONS, log_every) == 0:
@@ -262,11 +262,9 @@ class Worker:
                 f"stopped on request after step {self.position.step}, with a checkpoint of it; the same command goes on"
             )
 
-    def _step(self, group: list[Batch], sums: StepSums) -> StepSums:
+    def _step(self, group: list[Batch], sums: StepSums) -> None:
         train = self.experiment.train
-        sums = accumulate_gradients(
-            self.network, self.detector, group, self.experiment, self.world, self._epochs_done, sums
-        )
+        accumulate_gradients(self.network, self.detector, group, self.experiment, self.world, self._epochs_done, sums)
         # Gradients are averaged over workers, so a NaN of one is a NaN of all: the ranks agree without asking.
         norm = nn.utils.clip_grad_norm_(self.detector.parameters(), train.clip_norm or float("inf"))
         if not bool(torch.isfinite(norm)):
@@ -277,7 +275,6 @@ class Worker:
         if self.ema:
             self.ema.update(self.detector)
         self.position.step += 1
-        return sums
 
     def _stop_non_finite(self, group: list[Batch], norm: float, sums: StepSums) -> None:
         path = capture(
@@ -289,11 +286,11 @@ class Worker:
             network=self.detector,
             config=self.experiment.shown(),
         )
-        values = {"gradient norm": norm, **dict(zip(TERMS, sums.values.tolist(), strict=False))}
+        values = {"gradient norm": norm, **sums.losses()}
         raise non_finite_error(self.position.step, path, values)
 
     def _log(self, sums: StepSums, clock: Throughput, epoch: int) -> None:
-        metrics = sums.metrics(self.world, self.experiment)
+        metrics = sums.metrics(self.world)
         metrics["train/lr"] = self.optimizer.param_groups[0]["lr"]
         metrics["train/images_per_s"] = clock.images_per_second()
         if not self.world.is_main:

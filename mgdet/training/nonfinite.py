@@ -81,9 +81,9 @@ def load_capture(path: str) -> dict[str, Any]:
 
 
 def _flatten(batch: Batch) -> dict[str, Tensor]:
-    fields = batch._asdict()
-    targets = fields.pop("targets")
-    return {**fields, **{f"targets.{k}": v for k, v in targets._asdict().items()}}
+    fields = batch.fields()
+    targets: Targets = fields.pop("targets")
+    return {**fields, **{f"targets.{k}": v for k, v in targets.fields().items()}}
 
 
 def _unflatten(fields: dict[str, Tensor]) -> Batch:

@@ -60,4 +60,5 @@ def _pad(detections: Sequence[Detections]) -> Detections:
     def pad(t: torch.Tensor) -> torch.Tensor:
         return torch.cat([t, t.new_zeros(1, rows - t.shape[1], *t.shape[2:])], dim=1)
 
-    return Detections(*(torch.cat([pad(d[i]) for d in detections]) for i in range(4)))
+    padded = [d.map(pad).fields() for d in detections]
+    return Detections(**{name: torch.cat([d[name] for d in padded]) for name in padded[0]})

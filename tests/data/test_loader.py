@@ -32,7 +32,8 @@ IN_PROCESS = LoaderConfig(workers=0)
 
 def same(a: list[Batch], b: list[Batch]) -> bool:
     def flat(batch: Batch) -> list[torch.Tensor]:
-        return [*batch[:3], *batch.targets, *batch[4:]]
+        fields = batch.fields()
+        return [*fields.pop("targets").fields().values(), *fields.values()]
 
     pairs = [(x, y) for one, two in zip(a, b, strict=True) for x, y in zip(flat(one), flat(two), strict=True)]
     return all(x.dtype == y.dtype and torch.equal(x, y) for x, y in pairs)
