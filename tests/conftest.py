@@ -52,5 +52,5 @@ def pytest_collection_modifyitems(config, items):
     """Properties belong to the exhaustive tier too, which tries more examples of each."""
     if runs(config, "exhaustive"):
         for item in items:
-            if hypothesis.is_hypothesis_test(getattr(item, "obj", None)):
+            if getattr(item.obj, "is_hypothesis_test", False):
                 item.add_marker("exhaustive")
