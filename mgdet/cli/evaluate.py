@@ -45,14 +45,14 @@ def run(args: argparse.Namespace) -> int:
 
 def print_table(metrics: dict[str, float], images: str) -> None:
     """Print the headline metrics and the AP of each class, and on what images they stand."""
-    from mgdet.inference.evaluate import HEADLINE, PER_CLASS
+    from mgdet.evaluation.evaluator import headlines
+    from mgdet.inference.evaluate import PER_CLASS
 
     print(f"\n{'-' * 60}")
     per_class = [key for key in metrics if key.startswith(PER_CLASS)]
     width = max(22, *(len(key) for key in per_class)) if per_class else 22
-    for key in (*HEADLINE, *per_class):
-        if key in metrics:
-            print(f"{key:<{width}} {metrics[key]:.4f}")
+    for key in (*headlines(metrics), *per_class):
+        print(f"{key:<{width}} {metrics[key]:.4f}")
     print(f"{'images':<{width}} {images}")
 
 

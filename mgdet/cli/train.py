@@ -45,13 +45,12 @@ def run(args: argparse.Namespace) -> int:
         print(dry_run(experiment))
         return 0
     from mgdet.cluster.train import run as train
-    from mgdet.inference.evaluate import HEADLINE
+    from mgdet.evaluation.evaluator import headlines
 
     summary, handle = train(experiment)
     print(f"\n{'-' * 60}")
-    for key in HEADLINE:
-        if key in summary.metrics:
-            print(f"{key:<22} {summary.metrics[key]:.4f}")
+    for key in headlines(summary.metrics):
+        print(f"{key:<22} {summary.metrics[key]:.4f}")
     print(f"{'best epoch':<22} {summary.epoch}")
     print(f"{'best checkpoint':<22} {summary.checkpoint}")
     if handle:

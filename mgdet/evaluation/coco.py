@@ -8,15 +8,15 @@ ids, no detections is an AP of 0 rather than an exception, and a value that is u
 
 import contextlib
 import io
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mgdet.errors import NonFiniteError
+from mgdet.evaluation.metric import Arrays, Metric, MetricInfo, Seen, joined
 from mgdet.ground_truth import GroundTruth, require_lengths, require_range
 from mgdet.structures import Category
 
@@ -67,7 +67,6 @@ class CocoResult:
     n_images: int
     n_boxes: int  # crowds not counted
     n_detections: int
-    seconds: float
     backend: Backend
     max_dets: int = 100
     AR_max: float | None = None  # recall at `max_dets` where that is not one of 1, 10, 100
@@ -89,6 +88,59 @@ class CocoResult:
         return {name: value for name, value in values.items() if value is not None}
 
 
+class CocoAP(Metric[CocoResult]):
+    """COCO's average precision and recall of the final detections."""
+
+    name: ClassVar[str] = "coco"
+    infos: ClassVar[tuple[MetricInfo, ...]] = (
+        MetricInfo("val/AP", "max", "mean over IoU 0.50:0.05:0.95, at most 100 detections", headline=True, brief=True),
+        MetricInfo("val/AP50", "max", "AP at IoU 0.50", headline=True, brief=True),
+        MetricInfo("val/AP75", "max", "AP at IoU 0.75", headline=True, brief=True),
+        MetricInfo("val/APs", "max", "AP of objects below 32 x 32 pixels", headline=True),
+        MetricInfo("val/APm", "max", "AP of objects between 32 x 32 and 96 x 96 pixels", headline=True),
+        MetricInfo("val/APl", "max", "AP of objects above 96 x 96 pixels", headline=True),
+        MetricInfo("val/AR100", "max", "recall with at most 100 detections an image and class", headline=True),
+        MetricInfo("val/AR<limit or size>", "max", "recall at another limit, or of a size"),
+        MetricInfo("val/AP/<class>", "max", "AP of one class"),
+    )
+
+    def __init__(self, ground_truth: GroundTruth, config: Any) -> None:
+        super().__init__(ground_truth, config)
+        self._parts: list[Arrays] = []
+
+    def update(self, seen: Seen) -> None:
+        """See `Metric`."""
+        final, positions = seen.detections, seen.batch.positions.cpu()
+        row = positions[:, None].expand_as(final.labels)[final.valid]
+        self._parts.append(
+            {
+                "image": row.numpy(),
+                "boxes": final.boxes[final.valid].float().numpy(),
+                "scores": final.scores[final.valid].float().numpy(),
+                "labels": final.labels[final.valid].numpy(),
+            }
+        )
+
+    def state(self) -> Arrays:
+        """See `Metric`: the detections."""
+        return joined(self._parts)
+
+    def merge(self, states: Sequence[Arrays]) -> Self:
+        """See `Metric`."""
+        out = type(self)(self.ground_truth, self.config)
+        out._parts = list(states)
+        return out
+
+    def compute(self) -> CocoResult:
+        """See `Metric`."""
+        own = self.state()
+        found = DetectionArrays.empty()
+        if own:
+            order = np.argsort(own["image"], kind="stable")  # best score first within an image is kept
+            found = DetectionArrays(*(own[key][order] for key in ("image", "boxes", "scores", "labels")))
+        return coco_ap(self.ground_truth, found, self.config.backend, self.config.max_dets)
+
+
 def coco_ap(gt: GroundTruth, det: DetectionArrays, backend: Backend = "faster", max_dets: int = 100) -> CocoResult:
     """Average precision and recall of `det` against `gt` as COCO defines them.
 
@@ -101,7 +153,6 @@ def coco_ap(gt: GroundTruth, det: DetectionArrays, backend: Backend = "faster", 
         DataError: an image row or a label of `det` is out of range, or its arrays differ in length.
         NonFiniteError: a box or score of `det` is NaN or infinite.
     """
-    start = time.perf_counter()
     _check_detections(gt, det)
     limits = sorted({*_HEADLINE_LIMITS, max_dets})
     shape = (len(IOU_THRESHOLDS), len(RECALL_THRESHOLDS), len(gt.categories), len(_AREAS), len(limits))
@@ -113,7 +164,7 @@ def coco_ap(gt: GroundTruth, det: DetectionArrays, backend: Backend = "faster", 
         # The libraries order classes by category id, we by contiguous label.
         row = np.argsort(np.argsort([c.id for c in gt.categories]))
         precision, recall = by_id[0][:, :, row], by_id[1][:, row]
-    return _summarize(gt, det, precision, recall, limits, backend, max_dets, start)
+    return _summarize(gt, det, precision, recall, limits, backend, max_dets)
 
 
 def _summarize(
@@ -124,7 +175,6 @@ def _summarize(
     limits: list[int],
     backend: Backend,
     max_dets: int,
-    start: float,
 ) -> CocoResult:
     """The numbers of `precision [T, R, K, A, L]` and `recall [T, K, A, L]`; the libraries' own summaries are not used,
     because they hardcode the limit 100 or take the last one."""
@@ -152,7 +202,6 @@ def _summarize(
         n_images=len(gt.image_ids),
         n_boxes=int(counted.sum()),
         n_detections=len(det.scores),
-        seconds=time.perf_counter() - start,
         backend=backend,
         max_dets=max_dets,
         AR_max=ar[max_dets],

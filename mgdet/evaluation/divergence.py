@@ -37,6 +37,7 @@ from torch import Tensor
 from mgdet.boxes import is_degenerate, pairwise_iou
 from mgdet.config_base import Config
 from mgdet.errors import MgdetError
+from mgdet.evaluation.metric import Arrays
 from mgdet.structures import Targets
 
 OBJECTS_PER_IMAGE = 1 << 20
@@ -44,9 +45,6 @@ OBJECTS_PER_IMAGE = 1 << 20
 ORACLE_NAME = "oracle"
 FINAL_NAME = "rescored"
 """The score tensor that ranks the detections when there are several; else the first one does."""
-
-Arrays = dict[str, NDArray[Any]]
-"""Named flat arrays: what ranks exchange."""
 
 
 class DivergenceConfig(Config):

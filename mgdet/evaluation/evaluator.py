@@ -4,22 +4,43 @@ Nothing here communicates: `state()` is a dictionary of flat arrays that any tra
 the dictionaries of all ranks. An image seen twice or not at all would bias every number, so `compute()` refuses.
 """
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from mgdet.boxes import is_degenerate, pairwise_iou
 from mgdet.errors import DataError
-from mgdet.evaluation.coco import Backend, CocoResult, DetectionArrays, coco_ap
-from mgdet.evaluation.divergence import Arrays, DivergenceAccumulator, DivergenceConfig, DivergenceResult
+from mgdet.evaluation.coco import Backend, CocoAP
+from mgdet.evaluation.divergence import DivergenceConfig
+from mgdet.evaluation.metric import Arrays, Metric, MetricInfo, MetricResult, Seen
+from mgdet.evaluation.task_divergence import Divergence
 from mgdet.ground_truth import GroundTruth
-from mgdet.structures import Batch, Detections, Predictions, Targets
+from mgdet.structures import Batch, Detections, Predictions
+
+R = TypeVar("R", bound=MetricResult)
+
+METRICS: list[type[Metric[Any]]] = [CocoAP, Divergence]
+"""What every evaluation computes; their numbers appear in tables, sweeps and trackers in this order."""
+
+
+def infos() -> list[MetricInfo]:
+    """The entries of all numbers that an evaluation gives."""
+    return [info for metric in METRICS for info in metric.infos]
+
+
+def info_of(name: str) -> MetricInfo | None:
+    """The entry of a tracked name, or None where no metric gives it."""
+    return next((info for info in infos() if info.matches(name)), None)
+
+
+def headlines(found: Iterable[str], brief: bool = False) -> list[str]:
+    """Those of the names that a person asks for first, in the order in which they are shown; `brief`: in one line."""
+    names = set(found)
+    return [i.name for i in infos() if (i.brief if brief else i.headline) and i.name in names]
 
 
 class EvaluationConfig(DivergenceConfig):
@@ -38,26 +59,27 @@ class EvaluationConfig(DivergenceConfig):
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """What one pass over a split found."""
+    """What one pass over a split found: the result of each metric by its name."""
 
-    coco: CocoResult
-    divergence: DivergenceResult
-    seconds: dict[str, float]  # `update` (summed over ranks), `coco`, `divergence`
+    results: Mapping[str, MetricResult]
+
+    def of(self, metric: type[Metric[R]]) -> R:
+        """The result of a metric."""
+        return self.results[metric.name]  # type: ignore[return-value]  # it was computed by this metric
 
     def metrics(self) -> dict[str, float]:
         """Everything that is defined under its tracking name; plain Python numbers."""
-        return {**self.coco.metrics(), **self.divergence.metrics()}
+        return {name: value for result in self.results.values() for name, value in result.metrics().items()}
 
 
 class Evaluator:
-    """Accumulates one rank's shard of a split on the host."""
+    """Accumulates one rank's shard of a split on the host, for all `METRICS`."""
 
     def __init__(self, ground_truth: GroundTruth, config: EvaluationConfig | None = None) -> None:
         self.ground_truth = ground_truth
         self.config = config or EvaluationConfig()
-        self._objects = _ObjectTable(ground_truth)
-        self._divergence = DivergenceAccumulator(self.config)
-        self._parts: list[Arrays] = []
+        self._metrics = [metric(ground_truth, self.config) for metric in METRICS]
+        self._positions: list[NDArray[np.int64]] = []
 
     def update(
         self, batch: Batch, predictions: Predictions, detections: Detections, scores: Mapping[str, Tensor]
@@ -66,68 +88,36 @@ class Evaluator:
 
         Args:
             batch: `positions` say which images these are; `targets` are in the pixels of the predictions.
-            predictions: before NMS; only `boxes [B, A, 4]` are read.
-            detections: after NMS, in pixels of the original image file.
+            predictions: before suppression.
+            detections: after suppression, in pixels of the original image file.
             scores: named scores of the predictions in [0, 1], `[B, A, C]` (or `[B, A]`, whatever the class): `raw`, the
                 classification's, and where they differ `rescored`, the one that ranked `detections`.
         """
-        start = time.perf_counter()
-        self._divergence.update(batch.positions, predictions.boxes, scores, batch.targets)
-        final = detections.map(lambda t: t.detach().cpu())
-        positions = batch.positions.cpu()
-        match_iou = greedy_match(final, self._objects.targets(positions), self.config.iou_floor)
-        hit = match_iou > 0
-        self._divergence.update_matches(
-            final.labels[hit].numpy(), final.scores[hit].float().numpy(), match_iou[hit].numpy()
-        )
-        row = positions[:, None].expand_as(final.labels)[final.valid]
-        self._parts.append(
-            {
-                "positions": positions.numpy(),
-                "image": row.numpy(),
-                "boxes": final.boxes[final.valid].float().numpy(),
-                "scores": final.scores[final.valid].float().numpy(),
-                "labels": final.labels[final.valid].numpy(),
-                "seconds": np.array([time.perf_counter() - start]),
-            }
-        )
+        seen = Seen(batch, predictions, scores, detections.map(lambda t: t.detach().cpu()))
+        self._positions.append(batch.positions.cpu().numpy())
+        for metric in self._metrics:
+            metric.update(seen)
 
     def state(self) -> Arrays:
-        """Everything seen so far as flat arrays, small enough to be gathered: detections and one rho an object."""
-        own = {k: np.concatenate([p[k] for p in self._parts]) for k in (self._parts[0] if self._parts else ())}
-        own |= {f"divergence/{k}": v for k, v in self._divergence.state().items()}
-        return own
+        """Everything seen so far as flat arrays, small enough to be gathered."""
+        own = {"positions": np.concatenate([np.zeros(0, dtype=np.int64), *self._positions])}
+        return own | {f"{m.name}/{key}": array for m in self._metrics for key, array in m.state().items()}
 
     def merge(self, states: Sequence[Arrays]) -> "Evaluator":
         """A new evaluator that has seen what the states of all ranks (this one's included) have."""
         out = Evaluator(self.ground_truth, self.config)
-        prefix = "divergence/"
-        out._parts = [{k: v for k, v in s.items() if not k.startswith(prefix)} for s in states if "positions" in s]
-        out._divergence = self._divergence.merge(
-            [{k.removeprefix(prefix): v for k, v in s.items() if k.startswith(prefix)} for s in states]
-        )
+        out._positions = [s["positions"] for s in states]
+        out._metrics = [m.merge([_below(m.name, s) for s in states]) for m in self._metrics]
         return out
 
     def compute(self) -> EvaluationResult:
-        """AP and divergence of the whole split; the same however the images were split over ranks and batches.
+        """The results of the whole split; the same however the images were split over ranks and batches.
 
         Raises:
             DataError: some image was not seen exactly once.
         """
-        own = self.state()
-        self._check_coverage(own.get("positions", np.zeros(0, dtype=np.int64)))
-        coco = coco_ap(self.ground_truth, _detections(own), self.config.backend, self.config.max_dets)
-        start = time.perf_counter()
-        divergence = self._divergence.compute()
-        return EvaluationResult(
-            coco=coco,
-            divergence=divergence,
-            seconds={
-                "update": float(own["seconds"].sum()) if "seconds" in own else 0.0,
-                "coco": coco.seconds,
-                "divergence": time.perf_counter() - start,
-            },
-        )
+        self._check_coverage(self.state()["positions"])
+        return EvaluationResult({metric.name: metric.compute() for metric in self._metrics})
 
     def _check_coverage(self, positions: NDArray[np.int64]) -> None:
         ids = self.ground_truth.image_ids
@@ -151,55 +141,7 @@ def _first(ids: NDArray[np.int64]) -> str:
     return f" (first image ids {', '.join(map(str, ids[:3].tolist()))})" if len(ids) else ""
 
 
-def _detections(own: Arrays) -> DetectionArrays:
-    if "image" not in own:
-        return DetectionArrays.empty()
-    order = np.argsort(own["image"], kind="stable")  # best score first within an image is kept
-    return DetectionArrays(own["image"][order], own["boxes"][order], own["scores"][order], own["labels"][order])
-
-
-class _ObjectTable:
-    """The objects of a split sorted by image, so that those of any batch can be cut out without a loop."""
-
-    def __init__(self, gt: GroundTruth) -> None:
-        order = np.argsort(gt.box_image, kind="stable")
-        order = order[~gt.iscrowd[order]]  # a crowd is a region, not an object that a box could be right about
-        counts = np.bincount(gt.box_image[order], minlength=len(gt.image_ids))
-        self.counts = torch.from_numpy(counts)
-        self.starts = self.counts.cumsum(0) - self.counts
-        self.boxes = torch.from_numpy(gt.boxes[order].astype(np.float64)).reshape(-1, 4)
-        self.labels = torch.from_numpy(gt.labels[order].astype(np.int64))
-
-    def targets(self, positions: Tensor) -> Targets:
-        """The objects of the images at `positions [B]`, in pixels of the original file."""
-        counts = self.counts[positions]
-        place = torch.arange(int(counts.max()) if len(counts) else 0)
-        valid = place < counts[:, None]
-        index = torch.where(valid, self.starts[positions][:, None] + place, 0)
-        if not len(self.boxes):
-            return Targets(torch.zeros(*valid.shape, 4, dtype=torch.float64), torch.zeros_like(index), valid)
-        return Targets(self.boxes[index], self.labels[index], valid)
-
-
-def greedy_match(detections: Detections, targets: Targets, iou_floor: float) -> Tensor:
-    """IoU of each detection with the object it matches, `[B, D]` in float64; 0 where it matches none.
-
-    COCO's rule: from the best score down, a detection takes the object of its class with the highest IoU that is still
-    free, if that IoU reaches `iou_floor`. Detections must be sorted by score, as `Detections` are. The images of the
-    batch advance together, one rank of the score at a time.
-    """
-    boxes = detections.boxes.double()
-    out = boxes.new_zeros(boxes.shape[:2])
-    if not targets.labels.shape[1]:
-        return out
-    iou = pairwise_iou(boxes, targets.boxes.double())  # [B, D, G]
-    usable = targets.valid & ~is_degenerate(targets.boxes)
-    same = (detections.labels[..., None] == targets.labels[:, None]) & usable[:, None] & detections.valid[..., None]
-    iou = torch.where(same, iou, 0.0)
-    taken = torch.zeros_like(targets.valid)
-    for d in range(iou.shape[1]):
-        best, index = iou[:, d].masked_fill(taken, 0.0).max(dim=1)
-        hit = best >= iou_floor
-        out[:, d] = torch.where(hit, best, 0.0)
-        taken |= torch.nn.functional.one_hot(index, taken.shape[1]).bool() & hit[:, None]
-    return out
+def _below(name: str, state: Arrays) -> Arrays:
+    """The arrays of one metric in the state of an evaluator."""
+    prefix = f"{name}/"
+    return {key.removeprefix(prefix): array for key, array in state.items() if key.startswith(prefix)}

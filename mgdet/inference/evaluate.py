@@ -17,11 +17,6 @@ from mgdet.training.progress import ProgressLog
 
 logger = logging.getLogger(__name__)
 
-HEADLINE = (
-    *("val/AP", "val/AP50", "val/AP75", "val/APs", "val/APm", "val/APl", "val/AR100"),
-    *("val/divergence", "val/divergence_raw", "val/divergence_oracle"),
-)
-"""The metrics that a person asks for first, in the order in which they are shown."""
 PER_CLASS = "val/AP/"
 NAMED_CLASSES = 12
 

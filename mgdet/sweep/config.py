@@ -7,7 +7,6 @@ Everything that a trial could be is validated against the experiment's own types
 
 import copy
 import difflib
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -19,14 +18,11 @@ from mgdet.config_base import Config
 from mgdet.config_files import SWEEPS, find, find_base
 from mgdet.config_yaml import Overrides, flatten, read_tree, read_yaml, settings_of, validate_as, with_settings
 from mgdet.errors import ConfigError
+from mgdet.evaluation.evaluator import info_of, infos
 from mgdet.storage import child_uri
 from mgdet.sweep.space import AnyDomain, Params, Space
 
 Mode = Literal["max", "min"]
-
-_METRIC = re.compile(
-    r"val/(AP(50|75|s|m|l|/.+)?|AR(\d+|s|m|l)|divergence(_raw|_oracle)?|spearman/.+)"  # evaluation's names
-)
 
 
 class ASHA(Config):
@@ -89,7 +85,7 @@ class Sweep(Config):
         if isinstance(value, str):
             value = [value]
         if isinstance(value, list):
-            value = {m: "min" if "divergence" in str(m) else "max" for m in value}
+            value = {m: _direction(str(m)) for m in value}
         return value
 
     @field_validator("metric")
@@ -98,11 +94,9 @@ class Sweep(Config):
         if not value:
             raise ValueError("expected at least one metric, such as val/AP")
         for name in value:
-            if not _METRIC.fullmatch(name):
+            if info_of(name) is None:
                 raise ValueError(
-                    f"{name!r} is not a metric of the evaluation; there are val/AP, val/AP50, val/AP75, val/APs, "
-                    "val/APm, val/APl, val/AR100, val/AP/<class>, val/divergence, val/divergence_raw, "
-                    "val/divergence_oracle, val/spearman/<population>"
+                    f"{name!r} is not a metric of the evaluation; there are {', '.join(i.name for i in infos())}"
                 )
         return value
 
@@ -199,6 +193,12 @@ def load_sweep(config: str | Path | Mapping[str, Any], overrides: Overrides = ()
     experiments = [experiment for _, experiment in sweep.corners()]
     _check_epochs(sweep, experiments, source)
     return sweep
+
+
+def _direction(metric: str) -> Mode:
+    """Which way a metric is better; `max` for one that there is not, which is refused afterwards."""
+    info = info_of(metric)
+    return info.direction if info else "max"
 
 
 def _dotted(tree: dict[str, Any], *, searched: bool) -> dict[str, Any]:

@@ -18,10 +18,11 @@ from mgdet.data.dataset import ShardedDataset
 from mgdet.data.loader import build_eval_loader, build_train_loader
 from mgdet.data.order import Segment, micro_batch, optimizer_steps
 from mgdet.errors import CheckpointError, Interrupted
+from mgdet.evaluation.evaluator import headlines
 from mgdet.models import initialise
 from mgdet.structures import Batch
 from mgdet.tracking import Tracker
-from mgdet.training.checkpoint import SCORE, CheckpointStore
+from mgdet.training.checkpoint import CheckpointStore
 from mgdet.training.distributed import World
 from mgdet.training.evaluate import evaluate
 from mgdet.training.nonfinite import capture, non_finite_error
@@ -331,7 +332,7 @@ class Worker:
         seconds = time.perf_counter() - start
         extra = {"val/seconds": seconds, "epoch": float(self.position.epoch)}
         self.tracker.log({**metrics, **extra}, step=self.position.step)
-        shown = [f"{k} {metrics[k]:.3f}" for k in (SCORE, "val/AP50", "val/AP75", "val/divergence") if k in metrics]
+        shown = [f"{k} {metrics[k]:.3f}" for k in headlines(metrics, brief=True)]
         logger.info("epoch %d: %s (%.0f s)", self.position.epoch, ", ".join(shown), seconds)
         if last and evaluated is not None:
             log_pictures(self.tracker, evaluated, self.categories)

@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from matplotlib.figure import Figure
 
+from mgdet.evaluation.coco import CocoAP
 from mgdet.evaluation.plots import detections_figure, per_class_table, pr_curves, score_iou_figure
+from mgdet.evaluation.task_divergence import Divergence
 from mgdet.structures import Category, Detections, pad_targets
 from mgdet.tracking import Tracker
 from mgdet.training.evaluate import Evaluated, Samples
@@ -21,13 +23,14 @@ def log_pictures(tracker: Tracker, evaluated: Evaluated, categories: Sequence[Ca
     A picture that cannot be drawn costs a warning only.
     """
     result = evaluated.result
+    coco = result.of(CocoAP)
     figures: dict[str, Callable[[], Figure]] = {
-        "pictures/pr_curves.png": lambda: pr_curves(result.coco),
-        "pictures/score_against_iou.png": lambda: score_iou_figure(result.divergence),
+        "pictures/pr_curves.png": lambda: pr_curves(coco),
+        "pictures/score_against_iou.png": lambda: score_iou_figure(result.of(Divergence)),
         "pictures/detections.png": lambda: samples_figure(evaluated.samples, categories),
     }
-    tracker.artifact(per_class_table(result.coco), "per_class.md")
-    tracker.artifact(per_class_table(result.coco, "csv"), "per_class.csv")
+    tracker.artifact(per_class_table(coco), "per_class.md")
+    tracker.artifact(per_class_table(coco, "csv"), "per_class.csv")
     for name, draw in figures.items():
         try:
             buffer = io.BytesIO()
