@@ -107,14 +107,17 @@ class TrainedDetector:
         """The configuration of the training, as plain values."""
         return self._trained.experiment.shown()
 
+    # Lists first, of any elements: Pillow has no types, so that an image may be anything
+    @overload
+    def predict(
+        self, images: list[Any] | tuple[Any, ...], score: float = ..., batch_size: int = ...
+    ) -> list[Prediction]: ...
     @overload
     def predict(self, images: ImageLike, score: float = ..., batch_size: int = ...) -> Prediction: ...
-    @overload
-    def predict(self, images: Sequence[ImageLike], score: float = ..., batch_size: int = ...) -> list[Prediction]: ...
     def predict(
-        self, images: ImageLike | Sequence[ImageLike], score: float = 0.3, batch_size: int = 1
+        self, images: ImageLike | list[Any] | tuple[Any, ...], score: float = 0.3, batch_size: int = 1
     ) -> Prediction | list[Prediction]:
-        """Detect in one image, or in each image of a list.
+        """Detect in one image, or in each image of a list or tuple.
 
         Args:
             images: paths of image files, Pillow images, NumPy arrays `[height, width, 3]` of uint8 in RGB order, or
