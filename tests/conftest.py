@@ -1,4 +1,4 @@
-"""Settings of the whole suite."""
+"""Settings of the whole suite and its three tiers, which tests/README.md explains."""
 
 import os
 import secrets
@@ -8,6 +8,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 # Some tests import Ray before mgdet sets this: under `uv run pytest` each worker would start in a new environment.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+# Ray gives its workers a low priority, and the tests wait for them.
+os.environ.setdefault("RAY_worker_niceness", "0")
 # One token for all clusters of this process: Ray remembers the first that it has seen.
 os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
 
@@ -16,11 +18,30 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
-# Nothing fails because the machine is slow: the first example of a test may import MLflow.
-hypothesis.settings.register_profile("mgdet", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
-hypothesis.settings.load_profile("mgdet")
+
+# No example fails because the machine is slow: the first one of a test may import MLflow.
+EVER = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
+hypothesis.settings.register_profile("unit", max_examples=30, derandomize=True, **EVER)
+hypothesis.settings.register_profile("exhaustive", max_examples=2000, print_blob=True, **EVER)
+
+
+def runs(config, tier):
+    """Whether `-m` selects this tier: without an expression it selects everything."""
+    words = config.option.markexpr.replace("(", " ").replace(")", " ").split()
+    return not words or any(word == tier and last != "not" for last, word in zip(["", *words], words, strict=False))
 
 
 def pytest_configure(config):
-    if config.getoption("numprocesses", None) and config.option.markexpr != "not slow":
-        raise pytest.UsageError("slow tests start clusters and servers and are run one at a time: leave out -n")
+    hypothesis.settings.load_profile("exhaustive" if runs(config, "exhaustive") else "unit")
+    many = config.getoption("numprocesses", None) and config.option.dist != "loadgroup"
+    if many and (runs(config, "slow") or runs(config, "exhaustive")):
+        raise pytest.UsageError("tests that start Ray need one process for all of them: add --dist loadgroup")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Properties belong to the exhaustive tier too, which tries more examples of each."""
+    if runs(config, "exhaustive"):
+        for item in items:
+            if hypothesis.is_hypothesis_test(getattr(item, "obj", None)):
+                item.add_marker("exhaustive")

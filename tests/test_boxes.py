@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torchvision.ops as ops
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.models.detection._utils import BoxCoder
 
@@ -99,7 +99,6 @@ any_box = st.tuples(coordinate, coordinate, coordinate, coordinate)
 proper_box = any_box.map(lambda c: (min(c[0], c[2]), min(c[1], c[3]), max(c[0], c[2]), max(c[1], c[3])))
 
 
-@settings(max_examples=150)
 @given(st.lists(st.tuples(any_box, any_box), min_size=1, max_size=20))
 def test_symmetric_and_bounded(pairs):
     """For every box with finite corners, inverted ones included."""
@@ -112,7 +111,6 @@ def test_symmetric_and_bounded(pairs):
     assert (general <= overlap + 1e-5).all(), "GIoU only ever subtracts from IoU"
 
 
-@settings(max_examples=100)
 @given(proper_box)
 def test_a_box_overlaps_itself_completely(box):
     t = torch.tensor(box, dtype=torch.float32)

@@ -1,7 +1,8 @@
 """A part that a training leans on fails, for real: what survives, and what it costs. In one process, without Ray.
 
 Each test notes what the fault cost: benchmarks/faults.py makes the table of docs/operations.md of it. Faults that need
-a cluster are in tests/cluster/test_faults.py.
+a cluster are in tests/cluster/test_faults.py. The integration tier has MLflow that goes away, a damaged checkpoint, and
+storage that cannot be written or read; their variants are in the exhaustive tier.
 """
 
 import errno
@@ -17,15 +18,18 @@ import pytest
 import torch
 
 from mgdet import storage
-from mgdet.cluster import train as cluster_train
 from mgdet.cluster.train import run
 from mgdet.errors import CheckpointError, ClusterError
+from mgdet.runs import launch
 from mgdet.training import checkpoint
 from mgdet.training.checkpoint import ATTEMPTS, CheckpointStore
 from mgdet.training.loop import Worker
 from tests.faults import cost, note, same, step_records, weights
 from tests.small import small_experiment
 from tests.tracking_servers import Gate, Server, wait_for
+
+pytestmark = pytest.mark.xdist_group("faults in one process")
+SLOW, EXHAUSTIVE = pytest.mark.slow, pytest.mark.exhaustive
 
 STEPS = 24
 SENDS_SOON = {"send_every_s": 0.05, "retry_after_s": (0.1, 0.5), "request_retries": 0, "request_timeout_s": 60}
@@ -124,7 +128,7 @@ def gate(server):
 @pytest.mark.slow
 def test_mlflow_is_down_at_the_start(tmp_path, server, limits, monkeypatch, caplog):
     took = []
-    start_run = cluster_train.start_run
+    start_run = launch.start_run
 
     def timed(*args, **kwargs):
         import mlflow  # noqa: F401  # its seconds are no fault
@@ -134,7 +138,7 @@ def test_mlflow_is_down_at_the_start(tmp_path, server, limits, monkeypatch, capl
         took.append(time.monotonic() - begin)
         return handle
 
-    monkeypatch.setattr(cluster_train, "start_run", timed)
+    monkeypatch.setattr(launch, "start_run", timed)
     e = tracked(tmp_path, server.uri)
     _, handle = run(e)
     assert handle is None
@@ -154,8 +158,8 @@ def test_mlflow_goes_away_in_mid_run_and_comes_back(tmp_path, server, limits, mo
     """The rest of the training does not need it to be back: what is missing is sent while training goes on."""
     server.start()
     handles, seen = [], {}
-    start_run = cluster_train.start_run
-    monkeypatch.setattr(cluster_train, "start_run", lambda *a, **k: handles.append(start_run(*a, **k)) or handles[0])
+    start_run = launch.start_run
+    monkeypatch.setattr(launch, "start_run", lambda *a, **k: handles.append(start_run(*a, **k)) or handles[0])
 
     def wait_and_kill():
         wait_for(lambda: sent_steps(server.uri, handles[0]) == [1, 2, 3])
@@ -179,7 +183,7 @@ def test_mlflow_goes_away_in_mid_run_and_comes_back(tmp_path, server, limits, mo
     note("MLflow away in mid-run", steps_repeated=cost(journal(e)).steps_repeated, seconds=seconds)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_mlflow_never_answers_in_mid_run(tmp_path, server, gate, limits, monkeypatch):
     """From before step 4 on no request is answered; all the other steps are done before anybody gives the first up."""
     limits(600)
@@ -200,7 +204,7 @@ def test_mlflow_never_answers_in_mid_run(tmp_path, server, gate, limits, monkeyp
     e = tracked(tmp_path, gate.uri, flush_timeout_s=1.0)
     begin = time.monotonic()
     # ending the run is the driver's, which waits for as long as a request may take
-    monkeypatch.setattr(cluster_train, "end_run", lambda *args: None)
+    monkeypatch.setattr(launch, "end_run", lambda *args: None)
     _, handle = run(e)
     total = time.monotonic() - begin
     assert len(during) == STEPS - 4
@@ -215,7 +219,7 @@ def test_mlflow_never_answers_in_mid_run(tmp_path, server, gate, limits, monkeyp
     assert_all_sent(e, server.uri, handle)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_mlflow_is_slow(tmp_path, server, gate, limits, monkeypatch):
     """Two seconds a request: more than ten steps are done for each request that is answered."""
     log = []
@@ -232,7 +236,7 @@ def test_mlflow_is_slow(tmp_path, server, gate, limits, monkeypatch):
     note("MLflow answers after 2 s", steps_repeated=0, seconds=cost(journal(e)).seconds, answered=log[1] - log[0])
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_mlflow_never_answers_at_the_start(tmp_path, server, gate, limits, caplog):
     """The one place that waits: the driver needs the run's id, or the knowledge that there will be none."""
     limits(2)
@@ -267,7 +271,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", disk], check=True)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_disk_is_full_at_a_checkpoint(tmp_path, small_disk, undisturbed, monkeypatch, caplog):
     """It is full after the first checkpoint; there is room again before the third."""
     e = experiment(tmp_path).model_copy(update={"storage": str(small_disk)})
@@ -307,8 +311,9 @@ def stop():
     raise Stopped
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("damage", ["truncated", "one byte flipped"])
+@pytest.mark.parametrize(
+    "damage", [pytest.param("truncated", marks=EXHAUSTIVE), pytest.param("one byte flipped", marks=SLOW)]
+)
 def test_the_newest_checkpoint_is_damaged(tmp_path, undisturbed, monkeypatch, caplog, damage):
     e = experiment(tmp_path)
     with monkeypatch.context() as patch:
@@ -352,7 +357,7 @@ def failing(function, times, calls):
     return call
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_storage_that_fails_twice_costs_no_checkpoint(tmp_path, undisturbed, monkeypatch, caplog):
     calls = []
     write = storage.write_bytes
@@ -389,7 +394,7 @@ def test_storage_that_always_fails_is_given_up_each_time(tmp_path, undisturbed, 
     note("storage fails at every checkpoint", steps_repeated=STEPS, seconds=sum(calls[:2]))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_reading_that_fails_twice_resumes_from_the_newest(tmp_path, undisturbed, monkeypatch):
     e = experiment(tmp_path)
     with monkeypatch.context() as patch:
@@ -414,8 +419,9 @@ def test_reading_that_fails_twice_resumes_from_the_newest(tmp_path, undisturbed,
     note("storage fails twice when a checkpoint is read", steps_repeated=2, seconds=again - begin)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("what", ["the checkpoint", "also its record"])
+@pytest.mark.parametrize(
+    "what", [pytest.param("the checkpoint", marks=SLOW), pytest.param("also its record", marks=EXHAUSTIVE)]
+)
 def test_reading_that_always_fails_does_not_train_from_the_start(tmp_path, undisturbed, monkeypatch, what):
     """A store that is out of reach is not an empty one."""
     e = experiment(tmp_path)

@@ -8,8 +8,11 @@ import pytest
 from mgdet.cluster.train import run
 from mgdet.config import load
 
-pytestmark = pytest.mark.slow
-RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("bccd_*.yaml"))
+IN_THE_GATE = ("bccd_retinanet_mutual_guidance", "bccd_fcos_mutual_labeling")
+RECIPES = [
+    pytest.param(path, id=path.stem, marks=pytest.mark.slow if path.stem in IN_THE_GATE else pytest.mark.exhaustive)
+    for path in sorted((Path(__file__).parents[1] / "configs").glob("bccd_*.yaml"))
+]
 TINY = (
     *("data.generate.train=6", "data.generate.val=3", "data.generate.size=64"),
     *("data.transform.resize.height=64", "data.transform.resize.width=64", "data.loader.workers=0"),
@@ -18,7 +21,7 @@ TINY = (
 )
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_two_epochs_of_a_recipe(recipe, tmp_path_factory):
     data = tmp_path_factory.getbasetemp() / "recipes" / "shapes"
     warmed_up = ["assigner.warmup_epochs=1"] if recipe.stem.endswith(("task_aligned", "mutual_labeling")) else []

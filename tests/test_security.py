@@ -6,8 +6,6 @@ import hashlib
 import json
 import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -25,6 +23,7 @@ from mgdet.sweep.config import load_sweep
 from mgdet.sweep.trials import TrialStore
 from mgdet.text import has_password, redacted
 from mgdet.training.nonfinite import load_capture
+from tests.forked import run_job
 from tests.small import small_experiment
 from tests.tracking_servers import Server
 from tests.trained_runs import call, import_job
@@ -196,12 +195,11 @@ class Place:
         )
 
     def job(self, name, *arguments, status=0, says=""):
-        command = [sys.executable, str(ROOT / "jobs" / f"{name}.py"), *map(str, arguments)]
-        done = subprocess.run(command, cwd=self.directory, env=self.environment, capture_output=True, timeout=300)
-        text = done.stdout + done.stderr
-        assert done.returncode == status, text.decode()
-        assert says in text.decode(), text.decode()
-        self.said += text
+        log = self.directory.with_name("said.txt")
+        done = run_job(name, arguments, log, directory=self.directory, environment=self.environment)
+        assert done.returncode == status, done.output
+        assert says in done.output, done.output
+        self.said += done.output.encode()
 
     def leaks(self, *trees):
         """Where something planted is found: as it is, or as HTTP's header of user and password."""

@@ -21,6 +21,7 @@ from mgdet.tracking import CloseReport, MlflowTracker, NullTracker, RunHandle, T
 from mgdet.tracking import start_run as start_any_run
 from mgdet.tracking.journal import Journal, Outbox, Point, fresh
 from mgdet.tracking.store import mlflow_name, resolve_uri, shown_uri
+from tests.forked import CONTEXT
 from tests.tracking_servers import Server, wait_for
 
 DEAD = "http://127.0.0.1:9"
@@ -513,38 +514,37 @@ def test_metrics_made_while_the_server_was_away_arrive_once(tmp_path):
         server.kill()
 
 
-WRITER = """
-import pickle, sys
-from pathlib import Path
-from mgdet.tracking import MlflowTracker, TrackingConfig
-handle = pickle.loads(bytes.fromhex(sys.argv[1]))
-tracker = MlflowTracker(handle, Path(sys.argv[2]), TrackingConfig(send_every_s=0.01))
-for step in range(1, 301):
-    tracker.log({"loss": step, "lr": step}, step)
-    __import__("time").sleep(0.005)
-report = tracker.close("FINISHED")
-sys.exit(report.sent != 600 or report.unsent != 0)
-"""
+def write_600_points(handle, directory):
+    tracker = MlflowTracker(handle, directory, TrackingConfig(send_every_s=0.01))
+    for step in range(1, 301):
+        tracker.log({"loss": step, "lr": step}, step)
+        time.sleep(0.005)
+    report = tracker.close("FINISHED")
+    sys.exit(report.sent != 600 or report.unsent != 0)
+
+
+def exit_codes(function, arguments):
+    """Of one process for each tuple of arguments, all at the same time."""
+    processes = [CONTEXT.Process(target=function, args=values) for values in arguments]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    return [process.exitcode for process in processes]
 
 
 @pytest.mark.slow
 def test_two_processes_share_a_prepared_sqlite_file(store, tmp_path):
     handles = [start_run(store, name=f"writer{i}") for i in range(2)]
-    writers = [
-        subprocess.Popen([sys.executable, "-c", WRITER, pickle.dumps(handle).hex(), str(tmp_path / str(i))])
-        for i, handle in enumerate(handles)
-    ]
-    assert [writer.wait(120) for writer in writers] == [0, 0]
+    assert exit_codes(write_600_points, [(handle, tmp_path / str(i)) for i, handle in enumerate(handles)]) == [0, 0]
     for handle in handles:
         assert steps(handle, "loss") == steps(handle, "lr") == list(range(1, 301))
 
 
+def start_a_run(uri):
+    sys.exit(start_any_run(TrackingConfig(uri=uri), name="n", params={}, config_yaml="") is None)
+
+
 @pytest.mark.slow
 def test_two_drivers_may_make_one_database_at_the_same_time(tmp_path):
-    code = (
-        "import sys; from mgdet.tracking import TrackingConfig, start_run; "
-        f"h = start_run(TrackingConfig(uri='sqlite:///{tmp_path}/new.db'), name='n', params={{}}, config_yaml=''); "
-        "sys.exit(h is None)"
-    )
-    drivers = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
-    assert [driver.wait(120) for driver in drivers] == [0, 0]
+    assert exit_codes(start_a_run, 2 * [(f"sqlite:///{tmp_path}/new.db",)]) == [0, 0]

@@ -5,7 +5,6 @@ missing it is skipped, or fails if MGDET_REQUIRE_POSTGRES=1 says that both have 
 """
 
 import contextlib
-import multiprocessing
 import os
 import secrets
 import shutil
@@ -20,9 +19,8 @@ from pathlib import Path
 import pytest
 
 from mgdet.tracking import CloseReport, MlflowTracker, TrackingConfig, end_run, start_run
+from tests.forked import CONTEXT
 from tests.tracking_servers import free_port
-
-pytestmark = pytest.mark.slow
 
 WRITERS = 8
 STEPS = 150
@@ -135,6 +133,7 @@ def server(database, tmp_path):
         stop(process)
 
 
+@pytest.mark.exhaustive
 def test_eight_trials_write_to_a_server_on_postgresql(server, tmp_path):
     uri, artifacts = server
     config = TrackingConfig(uri=uri, **SETTINGS)
@@ -146,6 +145,7 @@ def test_eight_trials_write_to_a_server_on_postgresql(server, tmp_path):
     assert len(list(artifacts.rglob("result.txt"))) == WRITERS
 
 
+@pytest.mark.slow
 def test_eight_trials_write_to_one_new_sqlite_file(tmp_path):
     """Nobody made the database before: its first use is that of eight processes, too."""
     config = TrackingConfig(uri=f"sqlite:///{tmp_path}/new.db", **SETTINGS)
@@ -177,10 +177,10 @@ def value_of(number, key, step):
 
 
 def write_at_once(config, parent_run_id, directory):
-    spawn = multiprocessing.get_context("spawn")  # as Ray does: a forked process would inherit open connections
-    start_line = spawn.Barrier(WRITERS + 1)
+    # forks of a process that has no connections: those of this one would go along
+    start_line = CONTEXT.Barrier(WRITERS + 1)
     trials = [
-        spawn.Process(target=trial, args=(i, config, parent_run_id, directory / str(i), start_line))
+        CONTEXT.Process(target=trial, args=(i, config, parent_run_id, directory / str(i), start_line))
         for i in range(WRITERS)
     ]
     try:

@@ -16,10 +16,10 @@ from mgdet.runs.launch import prepare
 from mgdet.tracking import NullTracker
 from mgdet.training.distributed import World
 from mgdet.training.loop import Worker
-from tests.small import STATEFUL, small_experiment
+from tests.small import small_experiment
 
 MODELS = {
-    "retinanet": STATEFUL,
+    "retinanet": {"train__ema": {"enabled": True, "decay": 0.9}},
     "fcos": {
         "model": {"name": "fcos", "backbone": "resnet18", "norm": "gn", "channels": 32},
         "assigner": {"name": "center_sampling"},

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -34,7 +34,6 @@ def check(inputs, **options):
     return result.cls
 
 
-@settings(max_examples=150, derandomize=True)
 @given(batch=batches("points", "anchors", "three anchors"), top_k=st.sampled_from([1, 2, 4, 9, 9, 30]))
 def test_equals_the_loop_oracle(batch, top_k):
     inputs = named_inputs(**batch)
@@ -43,7 +42,6 @@ def test_equals_the_loop_oracle(batch, top_k):
     assert_matches(ATSS(top_k=top_k)(*inputs), expected, inputs)
 
 
-@settings(max_examples=50, derandomize=True)
 @given(seed=st.integers(0, 2**31), step=st.sampled_from([0.0, 4.0, 8.0]), anchors=st.integers(1, 30))
 def test_equals_the_loop_oracle_on_scattered_anchors(seed, step, anchors):
     inputs = random_inputs(seed, anchors=anchors, step=step)

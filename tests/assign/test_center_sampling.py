@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -33,7 +33,6 @@ def check(inputs, **options):
     return result.cls
 
 
-@settings(max_examples=150, derandomize=True)
 @given(
     batch=batches("points", "anchors"),
     radius=st.sampled_from([0.5, 1.0, 1.5, 1.5, 2.5, None]),

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -33,7 +33,6 @@ def check(inputs, **options):
     return result
 
 
-@settings(max_examples=60, derandomize=True)
 @given(
     seed=st.integers(0, 2**31),
     images=st.integers(1, 3),
@@ -48,7 +47,6 @@ def test_equals_the_loop_oracle(seed, images, objects, anchors, step, thresholds
     check(inputs, positive_iou=thresholds[0], negative_iou=thresholds[1], force_match=force_match)
 
 
-@settings(max_examples=60, derandomize=True)
 @given(batch=batches("anchors", "three anchors"), force_match=st.booleans())
 def test_equals_the_loop_oracle_on_levels(batch, force_match):
     check(named_inputs(**batch), force_match=force_match)

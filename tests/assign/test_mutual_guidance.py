@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -45,7 +45,6 @@ def check(inputs, **options):
     return result
 
 
-@settings(max_examples=150, derandomize=True)
 @given(
     seed=st.integers(0, 2**31),
     images=st.integers(1, 3),
@@ -88,7 +87,6 @@ SETTINGS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=220, derandomize=True)
 @given(batch=batches("points", "anchors", "three anchors"), options=SETTINGS)
 def test_equals_the_loop_oracle_on_levels(batch, options):
     assume(batch["layout"] != "points" or options["count"] != "iou")

@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -62,7 +62,6 @@ def check(inputs, **options):
     return result
 
 
-@settings(max_examples=200, derandomize=True)
 @given(batch=batches("points"), options=OPTIONS)
 def test_equals_the_loop_oracle_on_points(batch, options):
     inputs = named_inputs(**batch)
@@ -71,7 +70,6 @@ def test_equals_the_loop_oracle_on_points(batch, options):
     assert_matches(MutualLabeling(**options)(*inputs), expected, inputs)
 
 
-@settings(max_examples=150, derandomize=True)
 @given(
     batch=batches("anchors", "three anchors"),
     options=OPTIONS,
@@ -87,7 +85,6 @@ def test_equals_the_loop_oracle_on_anchors(batch, options, thresholds):
     assert_matches(MutualLabeling(**options)(*inputs), expected, inputs)
 
 
-@settings(max_examples=100, derandomize=True)
 @given(seed=st.integers(0, 2**31), step=st.sampled_from(STEPS), variant=st.sampled_from(VARIANTS))
 def test_equals_the_loop_oracle_on_scattered_anchors(seed, step, variant):
     inputs = random_inputs(seed, anchors=30, step=step)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -41,7 +41,6 @@ def check(inputs, **options):
     return result.cls
 
 
-@settings(max_examples=200, derandomize=True)
 @given(
     batch=batches("points", "anchors", "three anchors"),
     radius=st.sampled_from([0.5, 1.5, 2.5, 2.5, 5.0]),

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -48,7 +48,6 @@ def check(inputs, **options):
     return result.cls
 
 
-@settings(max_examples=150, derandomize=True)
 @given(
     batch=batches("points", "anchors", "three anchors"),
     alpha=st.sampled_from([0.5, 1.0, 1.0, 2.0]),

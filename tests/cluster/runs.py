@@ -1,20 +1,24 @@
 """Trainings to be disturbed, and what the tests of faults look at."""
 
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 from tests.faults import cost, note
+from tests.forked import Job
 from tests.small import small_experiment
 
 TRAIN = Path(__file__).parents[2] / "jobs" / "train.py"
 
 
 def experiment(directory, name, workers=2, **changes):
-    changes = {"train__epochs": 6, "train__batch_size": 2, "data__generate__train": 12, **changes}
+    changes = {"train__epochs": 4, "train__evaluate_every": 2, "data__generate__train": 12, **changes}
     changes |= {"train__checkpoint_every_steps": 2, "train__log_every": 1, "cluster__workers": workers}
     return small_experiment(directory, name=name, **{"cluster__cpus_per_worker": 0.5, **changes})
+
+
+def one_on_each_node(shared):
+    """Changes of an experiment: its workers fit on nodes of the fixture `add_node`, one on each, not on the head."""
+    return {**shared, "cluster__cpus_per_worker": 3, "data__loader__workers": 0}
 
 
 def checkpoints(e):
@@ -32,8 +36,7 @@ def job(e, directory, log):
     """`jobs/train.py` as a process."""
     path = directory / f"{e.name}.yaml"
     path.write_text(e.to_yaml())
-    with open(log, "w") as out:
-        return subprocess.Popen([sys.executable, str(TRAIN), str(path)], stdout=out, stderr=subprocess.STDOUT)
+    return Job("train", [path], log)
 
 
 def wait(process, condition=None, seconds=600):

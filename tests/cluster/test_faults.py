@@ -1,6 +1,7 @@
 """Parts of a cluster are lost in mid-run. Each time: the run ends with the weights of an undisturbed one, bit for bit.
 
-Each test notes what the fault cost: benchmarks/faults.py makes the table of docs/operations.md of it.
+Each test notes what the fault cost: benchmarks/faults.py makes the table of docs/operations.md of it. The integration
+tier has a fault after which Ray starts the workers again, one after which the user does, and the loss of a node.
 """
 
 import contextlib
@@ -17,11 +18,11 @@ import pytest
 
 from mgdet.cluster.train import run
 from mgdet.errors import ClusterError
-from tests.cluster.clusters import Head, ray_children, ray_cluster
-from tests.cluster.runs import TRAIN, checkpoints, experiment, job, note_cost, wait
+from tests.cluster.clusters import Head, ray_children
+from tests.cluster.runs import TRAIN, checkpoints, experiment, job, note_cost, one_on_each_node, wait
 from tests.faults import same, step_records, weights
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_ray_left_behind")]
+pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.usefixtures("no_ray_left_behind")]
 
 
 def after(condition, action):
@@ -37,14 +38,25 @@ def after(condition, action):
     return done
 
 
+def titled(title):
+    """Processes of Ray whose title holds `title`."""
+    found = []
+    for process in ray_children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if title in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
 def signalled(title, number, everyone=False):
-    """Send a signal to the first process of Ray whose title holds `title`, or to all of them."""
+    """Send a signal to the first process of Ray with this title, or to all of them, but to none that is there now."""
+    before = titled(title)
 
     def action():
         hit = []
-        for process in ray_children():
+        for process in titled(title):
             with contextlib.suppress(psutil.NoSuchProcess):
-                if title in " ".join(process.cmdline()) and (everyone or not hit):
+                if process not in before and (everyone or not hit):
                     process.send_signal(number)
                     hit.append(process.pid)
         return hit
@@ -52,12 +64,13 @@ def signalled(title, number, everyone=False):
     return action
 
 
-def test_a_worker_that_is_killed(tmp_path, undisturbed):
+@pytest.mark.slow
+def test_a_worker_that_is_killed(tmp_path, undisturbed, shared):
     """MLflow has one run then, in which no step stands twice."""
     from mlflow import MlflowClient
 
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    e = experiment(tmp_path, "killed", tracking={"enabled": True, "uri": uri})
+    e = experiment(tmp_path, "killed", tracking={"enabled": True, "uri": uri}, **shared)
     done = after(lambda: checkpoints(e) >= 2, signalled("RayTrainWorker", signal.SIGKILL))
     summary, _ = run(e)
     assert done[0]
@@ -72,9 +85,10 @@ def test_a_worker_that_is_killed(tmp_path, undisturbed):
     assert sorted((m.step, m.value) for m in history) == sorted(losses.items())
 
 
-def test_a_controller_that_is_killed(tmp_path, undisturbed):
+@pytest.mark.exhaustive
+def test_a_controller_that_is_killed(tmp_path, undisturbed, shared):
     """The driver says so and ends; the same command goes on."""
-    e = experiment(tmp_path, "controlled")
+    e = experiment(tmp_path, "controlled", **shared)
     done = after(lambda: checkpoints(e) >= 1, signalled("TrainController", signal.SIGKILL))
     with pytest.raises(ClusterError, match="the same command continues"):
         run(e)
@@ -84,10 +98,11 @@ def test_a_controller_that_is_killed(tmp_path, undisturbed):
     note_cost("Train controller killed, same command again at once", e)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("which", ["one", "all"])
-def test_a_worker_that_hangs(tmp_path, undisturbed, which):
+def test_a_worker_that_hangs(tmp_path, undisturbed, shared, which):
     """One is found by those that wait for its gradients, all by Ray, which asks them."""
-    e = experiment(tmp_path, f"hung-{which}", cluster__collective_timeout_s=15)
+    e = experiment(tmp_path, f"hung-{which}", cluster__collective_timeout_s=15, **shared)
     done = after(lambda: checkpoints(e) >= 2, signalled("RayTrainWorker", signal.SIGSTOP, everyone=which == "all"))
     run(e)
     assert done[0]
@@ -95,19 +110,19 @@ def test_a_worker_that_hangs(tmp_path, undisturbed, which):
     assert note_cost(f"worker hung, {which} of two, cluster.collective_timeout_s=15", e).seconds >= 5
 
 
-def test_a_loader_process_that_is_killed(tmp_path, undisturbed):
+@pytest.mark.exhaustive
+def test_a_loader_process_that_is_killed(tmp_path, undisturbed, shared):
     """It decodes images for a worker, which then fails and is restarted."""
-    e = experiment(tmp_path, "loader", data__loader__workers=1)
+    e = experiment(tmp_path, "loader", data__loader__workers=1, **shared)
 
     def kill():
-        for process in ray_children():
+        for process in titled("RayTrainWorker"):
             with contextlib.suppress(psutil.NoSuchProcess):
-                if "RayTrainWorker" in " ".join(process.cmdline()):
-                    for child in process.children():
-                        if "forkserver" in " ".join(child.cmdline()):
-                            for grandchild in child.children():
-                                grandchild.kill()
-                                return grandchild.pid
+                for child in process.children():
+                    if "forkserver" in " ".join(child.cmdline()):
+                        for grandchild in child.children():
+                            grandchild.kill()
+                            return grandchild.pid
         return None
 
     done = after(lambda: checkpoints(e) >= 2, kill)
@@ -117,34 +132,35 @@ def test_a_loader_process_that_is_killed(tmp_path, undisturbed):
     note_cost("loader process killed", e)
 
 
-def test_a_node_that_is_lost(tmp_path, undisturbed, monkeypatch):
+@pytest.mark.slow
+def test_a_node_that_is_lost(tmp_path, undisturbed, shared, shared_cluster, add_node):
     """Its raylet is killed with the worker on it. The run goes on on a node to spare."""
-    with ray_cluster(num_cpus=0) as cluster:
-        nodes = [cluster.add_node(num_cpus=1) for _ in range(3)]
-        e = experiment(tmp_path, "lost", cluster__address=cluster.address, cluster__cpus_per_worker=1)
+    nodes = [add_node() for _ in range(3)]
+    e = experiment(tmp_path, "lost", **one_on_each_node(shared))
 
-        def lose():
-            busy = worker_node()
-            victim = next(n for n in nodes if n.node_id == busy)
-            cluster.remove_node(victim, allow_graceful=False)
-            return victim.node_id
+    def lose():
+        busy = worker_node()
+        victim = next(n for n in nodes if n.node_id == busy)
+        shared_cluster.remove_node(victim, allow_graceful=False)
+        return victim.node_id
 
-        def worker_node():
-            import ray
+    def worker_node():
+        import ray
 
-            return next(
-                a["Address"]["NodeID"]
-                for a in ray._private.state.actors().values()
-                if "RayTrainWorker" in a["ActorClassName"] and a["State"] == "ALIVE"
-            )
+        return next(
+            a["Address"]["NodeID"]
+            for a in ray._private.state.actors().values()
+            if "RayTrainWorker" in a["ActorClassName"] and a["State"] == "ALIVE"
+        )
 
-        done = after(lambda: checkpoints(e) >= 2, lose)
-        run(e)
-        assert done
+    done = after(lambda: checkpoints(e) >= 2, lose)
+    run(e)
+    assert done
     assert same(weights(e), undisturbed(2))
     note_cost("node lost, one to spare", e)
 
 
+@pytest.mark.exhaustive
 def test_a_driver_that_is_killed(tmp_path, undisturbed):
     e = experiment(tmp_path, "driven")
     process = job(e, tmp_path, tmp_path / "log")
@@ -156,9 +172,10 @@ def test_a_driver_that_is_killed(tmp_path, undisturbed):
     note_cost("driver killed, same command again at once", e)
 
 
-def test_a_driver_that_gets_sigterm(tmp_path, undisturbed):
+@pytest.mark.slow
+def test_a_driver_that_gets_sigterm(tmp_path, undisturbed, shared):
     """As from `ray job stop`, Kubernetes or a batch system: a last checkpoint, and nothing is done twice."""
-    e = experiment(tmp_path, "terminated")
+    e = experiment(tmp_path, "terminated", **shared)
     process = job(e, tmp_path, tmp_path / "log")
     wait(process, lambda: checkpoints(e) >= 1)
     process.send_signal(signal.SIGTERM)
@@ -170,6 +187,7 @@ def test_a_driver_that_gets_sigterm(tmp_path, undisturbed):
     assert note_cost("SIGTERM to the driver, same command again", e).steps_repeated == 0
 
 
+@pytest.mark.exhaustive
 def test_a_head_that_is_lost(tmp_path, undisturbed):
     """With all its processes, in mid-run of a submitted job. A new head gets the same job."""
     e = experiment(tmp_path, "headless", cluster__cpus_per_worker=1)

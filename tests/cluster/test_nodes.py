@@ -20,7 +20,7 @@ from tests.cluster.clusters import ray_cluster
 from tests.cluster.runs import checkpoints, experiment, job, note_cost, wait
 from tests.faults import same, step_records, weights
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_ray_left_behind")]
+pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.usefixtures("no_ray_left_behind")]
 
 
 def curve(e):
@@ -30,6 +30,7 @@ def curve(e):
     return [(line["step"], key, line["metrics"][key]) for line in lines for key in kept if key in line["metrics"]]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("nodes", [2, 3])
 def test_workers_on_several_nodes_learn_what_they_learn_on_one(tmp_path, nodes):
     changes = {"train__batch_size": 6, "train__epochs": 3}
@@ -46,41 +47,42 @@ def test_workers_on_several_nodes_learn_what_they_learn_on_one(tmp_path, nodes):
     assert same(weights(e), weights(alone))
 
 
-def test_a_local_path_that_a_node_does_not_share_is_refused(tmp_path):
+@pytest.mark.slow
+def test_a_local_path_that_a_node_does_not_share_is_refused(tmp_path, shared):
     """The second node sees another (empty) file system under the same path, as a machine of its own would."""
     if subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
         pytest.skip("may not make a mount namespace here")
-    mine, shared = tmp_path / "mine", tmp_path / "shared"
+    mine, shared_path = tmp_path / "mine", tmp_path / "shared"
     mine.mkdir()
-    with ray_cluster(num_cpus=1) as cluster:
-        ray = Path(sys.executable).with_name("ray")
-        start = f"{ray} start --address={cluster.address} --num-cpus=1 --block --min-worker-port=0 --max-worker-port=0"
-        node = subprocess.Popen(
-            ["unshare", "-m", "sh", "-c", f"mount -t tmpfs none {mine} && exec {start}"],
-            stdout=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        try:
-            with session(ClusterConfig(address=cluster.address)) as before:
-                count = len(before.nodes)
-                deadline = time.time() + 120
-                while count < 2:
-                    import ray as api
+    address = shared["cluster__address"]
+    ray = Path(sys.executable).with_name("ray")
+    start = f"{ray} start --address={address} --num-cpus=1 --block --min-worker-port=0 --max-worker-port=0"
+    node = subprocess.Popen(
+        ["unshare", "-m", "sh", "-c", f"mount -t tmpfs none {mine} && exec {start}"],
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        with session(ClusterConfig(address=address)) as before:
+            count = len(before.nodes)
+            deadline = time.time() + 120
+            while count < 2:
+                import ray as api
 
-                    count = sum(n["Alive"] for n in api.nodes())
-                    assert time.time() < deadline
-                    time.sleep(0.5)
-                check_shared({"data.uri": str(shared)})
-                with pytest.raises(ClusterError) as error:
-                    check_shared({"storage": str(mine / "runs"), "data.uri": str(shared)})
-        finally:
-            os.killpg(node.pid, signal.SIGTERM)
-            node.wait(timeout=60)
+                count = sum(n["Alive"] for n in api.nodes())
+                assert time.time() < deadline
+                time.sleep(0.5)
+            check_shared({"data.uri": str(shared_path)})
+            with pytest.raises(ClusterError) as error:
+                check_shared({"storage": str(mine / "runs"), "data.uri": str(shared_path)})
+    finally:
+        os.killpg(node.pid, signal.SIGTERM)
+        node.wait(timeout=60)
     text = str(error.value)
     assert f"storage = {mine}/runs is another directory on" in text
     assert "data.uri =" not in text
     assert "s3://" in text
-    assert not list(shared.iterdir())  # the mark is gone
+    assert not list(shared_path.iterdir())  # the mark is gone
     shutil.rmtree(mine)
 
 
@@ -90,6 +92,7 @@ def latest(e):
     return max((int(re.findall(r"\d+", name)[-1]) for name in names), default=0)
 
 
+@pytest.mark.exhaustive
 def test_a_lost_node_whose_successor_comes_later(tmp_path, undisturbed):
     """Two workers for two nodes. One is lost; the run waits for another one and goes on, bit for bit."""
     with ray_cluster(num_cpus=0) as cluster:
@@ -113,6 +116,7 @@ def test_a_lost_node_whose_successor_comes_later(tmp_path, undisturbed):
     note_cost("node lost, another one 10 s later", e)
 
 
+@pytest.mark.exhaustive
 def test_elastic_workers_grow_and_shrink_with_the_cluster(tmp_path):
     """From one node to two and back. Each step is done with the same global batch, and none is left out."""
     log = tmp_path / "log"

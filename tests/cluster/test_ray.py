@@ -13,10 +13,10 @@ from mgdet.runs.config import ClusterConfig
 from tests.cluster.clusters import ray_cluster
 from tests.small import small_experiment
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_ray_left_behind")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.usefixtures("no_ray_left_behind")]
 
 
-def test_a_cluster_beside_another_one_knows_itself(tmp_path, monkeypatch):
+def test_a_cluster_beside_another_one_knows_itself(shared_cluster):
     """Ray's own helpers must find the cluster that they belong to, or a stopped trial's resources are lost."""
     import ray
 
@@ -29,11 +29,10 @@ def test_a_cluster_beside_another_one_knows_itself(tmp_path, monkeypatch):
         mine = ray.get_runtime_context().get_node_id()
         return ray.get(ray.remote(num_cpus=0)(state).remote(), timeout=60) == mine
 
-    with ray_cluster(num_cpus=1) as other:
-        with session(ClusterConfig()):
-            assert knows_itself()
-        with ray_cluster(num_cpus=1), session(ClusterConfig(address=other.address)):
-            assert knows_itself()
+    with session(ClusterConfig()):
+        assert knows_itself()
+    with ray_cluster(num_cpus=1), session(ClusterConfig(address=shared_cluster.address)):
+        assert knows_itself()
     assert "RAY_ADDRESS" not in os.environ
 
 
@@ -60,8 +59,8 @@ def test_nobody_else_comes_into_the_cluster_of_a_job():
     assert done.stdout.splitlines()[-3:] == ["came in", "refused", "refused"], done.stdout + done.stderr
 
 
-def test_workers_that_do_not_fit_are_refused_with_the_arithmetic(tmp_path):
-    e = small_experiment(tmp_path, cluster__workers=2, cluster__cpus_per_worker=500)
+def test_workers_that_do_not_fit_are_refused_with_the_arithmetic(tmp_path, shared):
+    e = small_experiment(tmp_path, cluster__workers=2, cluster__cpus_per_worker=500, **shared)
     with pytest.raises(ClusterError, match=r"2 workers x 500 CPUs = 1000 CPUs"):
         run(e)
     assert not (tmp_path / "runs").exists()

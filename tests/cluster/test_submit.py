@@ -10,7 +10,7 @@ from PIL import Image
 from tests.cluster.clusters import Head
 from tests.tracking_servers import wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.xdist_group("ray")
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 2 << 20  # bytes that an upload may have
@@ -44,6 +44,7 @@ def settings(tmp_path, epochs):
     ]
 
 
+@pytest.mark.slow
 def test_a_submitted_job(tmp_path, upload):
     """It trains with the uploaded package on driver and workers, says what is wrong, can be stopped and goes on."""
     head = Head(Path("/tmp") / f"mgdet-head-{os.getpid()}").wait()
@@ -94,6 +95,7 @@ def test_a_submitted_job(tmp_path, upload):
         head.kill()
 
 
+@pytest.mark.exhaustive
 def test_a_submitted_sweep(tmp_path, upload):
     """Its trials run and its winner is named, with the uploaded package."""
     _, _, _, *overrides = settings(tmp_path, 1)

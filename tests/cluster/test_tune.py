@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,12 +11,10 @@ import yaml
 from mgdet.cluster.tune import run_sweep
 from mgdet.errors import ConfigError
 from mgdet.sweep.config import load_sweep
-from tests.cluster.clusters import ray_cluster
+from tests.forked import Job
 from tests.small import small_experiment
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_ray_left_behind")]
-
-TUNE = Path(__file__).parents[2] / "jobs" / "tune.py"
+pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.usefixtures("no_ray_left_behind")]
 
 
 def write(directory: Path, **changes) -> Path:
@@ -54,10 +50,9 @@ def runs(directory: Path):
 
 
 @pytest.fixture
-def two_cpus(monkeypatch):
-    """A cluster with two CPUs, whatever this machine has."""
-    with ray_cluster(num_cpus=2) as cluster:
-        yield cluster.address
+def two_cpus(shared_cluster):
+    """The address of a cluster with two CPUs, whatever this machine has."""
+    return shared_cluster.address
 
 
 def free_cpus(address: str) -> float:
@@ -74,6 +69,7 @@ def free_cpus(address: str) -> float:
         ray.shutdown()
 
 
+@pytest.mark.slow
 def test_more_trials_than_fit_end_whatever_becomes_of_each(tmp_path, two_cpus):
     """Trials of two workers on two CPUs: some end, some are stopped by the scheduler, one meets a gradient of NaN. None
     holds what the next one needs, all of it is free afterwards, and MLflow knows what became of each."""
@@ -111,6 +107,7 @@ def test_more_trials_than_fit_end_whatever_becomes_of_each(tmp_path, two_cpus):
     assert {"trials.csv", "winner.yaml", "parallel_coordinates.png", "config.yaml"} <= artifacts
 
 
+@pytest.mark.exhaustive
 def test_many_trials_of_one_worker_share_two_cpus(tmp_path, two_cpus):
     path = write(tmp_path, trials=5, set={"cluster.workers": 1, "cluster.address": two_cpus, "train.epochs": 1})
     outcome = run_sweep(load_sweep(path))
@@ -119,20 +116,7 @@ def test_many_trials_of_one_worker_share_two_cpus(tmp_path, two_cpus):
     assert free_cpus(two_cpus) == 2
 
 
-def start(path: Path, log: Path) -> subprocess.Popen:
-    """`jobs/tune.py` in a process group of its own."""
-    with open(log, "w") as out:
-        return subprocess.Popen(
-            [sys.executable, str(TUNE), str(path)],
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            cwd=path.parent,
-            start_new_session=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-
-
-def wait_for(condition, process: subprocess.Popen, log: Path, seconds: float = 600):
+def wait_for(condition, process: Job, log: Path, seconds: float = 600):
     deadline = time.time() + seconds
     while not condition():
         assert time.time() < deadline, f"not in {seconds} s:\n{log.read_text()[-3000:]}"
@@ -140,12 +124,14 @@ def wait_for(condition, process: subprocess.Popen, log: Path, seconds: float = 6
         time.sleep(0.1)
 
 
-def test_a_killed_sweep_goes_on_where_it_was(tmp_path):
+@pytest.mark.slow
+def test_a_killed_sweep_goes_on_where_it_was(tmp_path, two_cpus):
     """SIGKILL to the driver while one trial has ended and another one is on its way. The same command: the first is not
     run again, the second resumes, and MLflow has one run for each trial and no step twice."""
-    path = write(tmp_path, trials=3, concurrent=1, set={"cluster.workers": 1, "train.epochs": 8})
+    cluster = {"cluster.workers": 1, "cluster.address": two_cpus}
+    path = write(tmp_path, trials=3, concurrent=1, set={**cluster, "train.epochs": 8})
     root, log = tmp_path / "runs" / "s", tmp_path / "first.log"
-    process = start(path, log)
+    process = Job("tune", [path], log, directory=tmp_path)
     try:
         wait_for(lambda: len(list(root.glob("s-001/checkpoints/*.json"))) >= 2, process, log)
     finally:

@@ -3,8 +3,6 @@
 import copy
 import json
 import logging
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from PIL import Image
 
 from mgdet.data import CocoSplit, Manifest, ShardedDataset, import_coco, read_manifest
 from mgdet.errors import DataError
+from tests.forked import run_job
 
 BASE: dict[str, Any] = {
     "images": [
@@ -264,20 +263,15 @@ def test_real_data(tmp_path: Path, bccd: Path) -> None:
         assert data.annotation(i).boxes.tolist() == by_image[image["id"]]
 
 
-def run_job(*args: object) -> subprocess.CompletedProcess[str]:
-    job = Path(__file__).parents[2] / "jobs" / "prepare.py"
-    return subprocess.run([sys.executable, job, *map(str, args)], capture_output=True, text=True, timeout=120)
-
-
 @pytest.mark.slow
 def test_job_ends_with_a_table_or_status_2(tmp_path: Path, images: Path) -> None:
     annotations = tmp_path / "train.json"
     annotations.write_text(json.dumps(BASE))
     command = ("coco", "--split", "train", annotations, images, "--out", tmp_path / "out")
-    good = run_job(*command)
-    assert good.returncode == 0, good.stderr
-    assert "train                3         3       1" in good.stdout
-    again = run_job(*command)
+    good = run_job("prepare", command, tmp_path / "log")
+    assert good.returncode == 0, good.output
+    assert "train                3         3       1" in good.output
+    again = run_job("prepare", command, tmp_path / "log")
     assert again.returncode == 2
-    assert again.stderr.startswith("error: ")
-    assert "Traceback" not in again.stderr
+    assert again.output.startswith("error: ")
+    assert "Traceback" not in again.output

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
@@ -115,7 +115,6 @@ def test_images_without_boxes() -> None:
         assert out.labels.shape == (0,)
 
 
-@settings(max_examples=40)
 @given(st.integers(1, 200), st.integers(1, 200), st.integers(0, 10**6))
 def test_any_image_size_and_boxes_stay_inside(height: int, width: int, position: int) -> None:
     image = torch.zeros(3, height, width, dtype=torch.uint8)

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mgdet.errors import DataError, NonFiniteError
@@ -266,7 +266,6 @@ def random_pair(seed, ties):
     return gt, DetectionArrays(image, boxes, scores, labels)
 
 
-@settings(max_examples=40)
 @given(seed=st.integers(0, 2**32 - 1), ties=st.booleans())
 def test_backends_agree(seed, ties):
     gt, det = random_pair(seed, ties)
@@ -276,7 +275,6 @@ def test_backends_agree(seed, ties):
     np.testing.assert_allclose(a.precision, b.precision, atol=1e-12)
 
 
-@settings(max_examples=40)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_order_of_images_objects_and_detections_does_not_matter(seed):
     gt, det = random_pair(seed, ties=False)

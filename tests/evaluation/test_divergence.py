@@ -3,7 +3,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mgdet.errors import MgdetError
@@ -16,7 +16,6 @@ values = st.sampled_from([0.0, -0.0, 0.1, 0.25, 0.5, 0.9, 1e-30, -3.0]) | st.flo
 rows = st.lists(st.tuples(st.integers(-2, 4), values, values), max_size=60)
 
 
-@settings(max_examples=300)
 @given(rows)
 def test_spearman_equals_a_scipy_loop(data):
     group = np.array([g for g, _, _ in data], dtype=np.int64)
@@ -29,7 +28,6 @@ def test_spearman_equals_a_scipy_loop(data):
         assert np.isnan(rho) if expected is None else rho == pytest.approx(expected, abs=1e-12)
 
 
-@settings(max_examples=50)
 @given(st.lists(st.floats(0, 1, width=32), min_size=3, max_size=40).filter(lambda v: len(set(v)) > 1))
 def test_oracle_score_has_no_divergence(iou):
     iou = np.array(iou)

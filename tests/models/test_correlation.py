@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy import stats
@@ -74,7 +74,6 @@ def test_the_kinds_differ():
     assert len({round(problem.losses(only_correlation(kind=k)).correlation.item(), 4) for k in KINDS}) == 3
 
 
-@settings(max_examples=100)
 @given(st.lists(st.tuples(unit, unit), min_size=3, max_size=20), st.integers(0, 99))
 def test_pearson_and_concordance_of_anything(pairs, seed):
     x, y = (torch.tensor(side, dtype=torch.float64) for side in zip(*pairs, strict=True))
@@ -89,7 +88,6 @@ def test_pearson_and_concordance_of_anything(pairs, seed):
     )
 
 
-@settings(max_examples=100)
 @given(st.lists(st.tuples(*[st.integers(0, 12)] * 2), min_size=3, max_size=20), st.integers(0, 99))
 def test_cold_spearman_is_scipys(pairs, seed):
     """With many ties on both sides."""
@@ -102,7 +100,6 @@ def test_cold_spearman_is_scipys(pairs, seed):
         assert got == pytest.approx(1 - stats.spearmanr(x, y).statistic, abs=1e-6)
 
 
-@settings(max_examples=100)
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=12), st.integers(0, 99))
 def test_ranks_are_scipys(values, seed):
     x, mask = masked(torch.tensor(values, dtype=torch.float64), seed)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
@@ -379,7 +379,6 @@ def with_correlation(arm: tuple[LossConfig, str], which: int) -> tuple[LossConfi
     return arm[0].model_copy(update={"correlation": correlations[which]}), arm[1]
 
 
-@settings(max_examples=30)
 @given(seed=seeds, arm=arms, which=st.integers(0, 2))
 def test_order_of_images_means_nothing(seed, arm, which):
     config, quality = with_correlation(arm, which)
@@ -391,7 +390,6 @@ def test_order_of_images_means_nothing(seed, arm, which):
     assert_same([g[order] for g in problem.gradients(mine.total)], shuffled.gradients(other.total))
 
 
-@settings(max_examples=30)
 @given(seed=seeds, arm=arms, which=st.integers(0, 2))
 def test_order_of_objects_means_nothing(seed, arm, which):
     config, quality = with_correlation(arm, which)
@@ -410,7 +408,6 @@ def test_order_of_objects_means_nothing(seed, arm, which):
         assert torch.equal(a, b)
 
 
-@settings(max_examples=30)
 @given(seed=seeds, arm=arms, which=st.integers(0, 2), junk=st.sampled_from([0.0, -7.0, float("nan"), float("inf")]))
 def test_padding_means_nothing(seed, arm, which, junk):
     config, quality = with_correlation(arm, which)
@@ -443,7 +440,6 @@ def test_padding_beside_an_image_without_objects(junk):
         assert finite(wild.gradients(other.total))
 
 
-@settings(max_examples=30)
 @given(seed=seeds, arm=arms, cut=st.integers(1, 3))
 def test_two_workers_are_one(seed, arm, cut):
     """As long as both means over workers are at least 1: below, the clamp makes each worker's share larger."""

@@ -6,6 +6,7 @@ from torchvision.models.detection import fcos_resnet50_fpn, retinanet_resnet50_f
 
 from mgdet.models import FCOSConfig, RetinaNetConfig
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("torchvision")]
 BUILDERS = {
     "retinanet v1": (retinanet_resnet50_fpn, RetinaNetConfig()),
     "retinanet v2": (retinanet_resnet50_fpn_v2, RetinaNetConfig(p6_from="c5", head_norm="gn")),

@@ -4,7 +4,7 @@ import itertools
 
 import optuna
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
@@ -110,7 +110,6 @@ def test_corners_hold_every_option_and_both_ends():
     assert {c["k"] for c in corners if "k" in c} == {1, 9}
 
 
-@settings(max_examples=50)
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=6), st.integers(1, 40))
 def test_a_large_space_still_shows_every_option(sizes, limit):
     """Beyond the limit the corners are fewer than all combinations, and still hold each option of each key."""

@@ -15,13 +15,14 @@ from torch.nn.parallel import DistributedDataParallel
 from mgdet.structures import Batch, pad_targets
 from mgdet.training.distributed import World
 from mgdet.training.step import StepSums, accumulate_gradients
+from tests import forked  # noqa: F401  # the fork server has imported torch
 from tests.small import small_experiment
 
 CPU = torch.device("cpu")
 ALONE = World(0, 1, CPU)
 CLASSES = 3
 
-pytestmark = pytest.mark.slow  # two processes that import torch each
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("two workers")]
 
 
 def make_batch(seed, objects):
@@ -132,7 +133,7 @@ def worker(rank, directory):
 def ranks(tmp_path_factory):
     """What both processes saw. A collective that one of them misses ends here, not in a hang."""
     directory = tmp_path_factory.mktemp("two")
-    context = mp.spawn(worker, (str(directory),), nprocs=2, join=False)
+    context = mp.start_processes(worker, (str(directory),), nprocs=2, join=False, start_method="forkserver")
     deadline = time.monotonic() + 120
     while not context.join(timeout=1):
         if time.monotonic() > deadline:
