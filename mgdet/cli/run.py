@@ -48,6 +48,12 @@ def common_options() -> Parser:
     return Parser(add_help=False)
 
 
+def add_plugins(parser: argparse.ArgumentParser) -> None:
+    """Add `--plugin NAME`, once for each: what a checkpoint that was trained with plugins needs."""
+    text = "a plugin it was trained with: a module or an entry point of mgdet.plugins; once for each"
+    parser.add_argument("--plugin", action="append", default=[], metavar="NAME", help=text)
+
+
 def run_cli(work: Callable[[], int], when_interrupted: str) -> int:
     """The exit status of `work()`; 2: an error that the user can mend; 130: Ctrl-C; 143: SIGTERM.
 

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mgdet.boxes import giou
-from mgdet.config_base import Config
+from mgdet.config_base import ByName, Config
 from mgdet.models.coder import Coder
 from mgdet.models.losses.targets import centerness, is_positive, own_iou
 from mgdet.structures import Labels, Predictions, Priors
@@ -109,4 +109,4 @@ class GIoULoss(_BoxLoss):
         return 1 - giou(predictions.boxes, boxes)
 
 
-BoxLoss = Annotated[L1Loss | SmoothL1Loss | BalancedL1Loss | GIoULoss, Field(discriminator="name")]
+BoxLoss = Annotated[L1Loss | SmoothL1Loss | BalancedL1Loss | GIoULoss, ByName()]

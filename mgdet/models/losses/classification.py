@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torchvision.ops import sigmoid_focal_loss
 
-from mgdet.config_base import Config
+from mgdet.config_base import ByName, Config
 from mgdet.models.losses.targets import full_precision
 
 
@@ -77,4 +77,4 @@ class VarifocalLoss(_ClassLoss):
         return factor * binary_cross_entropy_with_logits(logits, target, reduction="none")
 
 
-ClassLoss = Annotated[FocalLoss | QualityFocalLoss | VarifocalLoss, Field(discriminator="name")]
+ClassLoss = Annotated[FocalLoss | QualityFocalLoss | VarifocalLoss, ByName()]
