@@ -25,8 +25,8 @@ def priors_of(model: ModelConfig) -> Priors:
     network = model.build(1).eval()
     image = torch.zeros(1, 3, *IMAGE, dtype=torch.uint8)
     with torch.no_grad():
-        network(image, torch.tensor([IMAGE]))
-    return network.priors(image)
+        predictions: Predictions = network(image, torch.tensor([IMAGE]))
+    return predictions.priors
 
 
 def random_objects(batch: int, count: int, device: torch.device) -> Targets:
@@ -64,17 +64,16 @@ def main() -> None:
     args = parser.parse_args()
     device = torch.device(args.device)
     for model in (RetinaNetConfig(**SMALL), FCOSConfig(**SMALL)):
-        priors = priors_of(model)
-        priors = priors._replace(boxes=priors.boxes.to(device), strides=priors.strides.to(device))
+        priors = priors_of(model).to(device)
         torch.manual_seed(0)
         boxes = footprints(priors) + 4 * torch.randn(args.batch, len(priors.boxes), 4, device=device)
         logits = torch.randn(args.batch, len(priors.boxes), CLASSES, device=device)
-        predictions = Predictions(logits, torch.zeros_like(boxes), boxes)
+        predictions = Predictions(priors, logits, torch.zeros_like(boxes), boxes)
         for g in args.objects:
             targets = random_objects(args.batch, g, device)
             for assigner in assigners_for(priors):
-                milliseconds = timed(lambda: assigner(priors, predictions, targets), args.repeat, device)  # noqa: B023
-                label = f"{assigner.name} {getattr(assigner, 'count', '')}"
+                milliseconds = timed(lambda: assigner(predictions, targets), args.repeat, device)  # noqa: B023
+                label = f"{getattr(assigner, 'name', '')} {getattr(assigner, 'count', '')}"
                 print(f"{model.name:<10}{g:4d} objects  {label:<26} {milliseconds / args.batch:8.1f} ms/image")
     if device.type == "cuda":
         print(f"peak {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")

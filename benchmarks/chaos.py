@@ -170,10 +170,11 @@ class Job:
     def victims(self, fault: Fault) -> list[psutil.Process]:
         """The living processes that it may hit."""
         found = []
+        driver = self.process.pid if self.process else None
         for process in sorted(self.known, key=lambda p: p.pid):
             with contextlib.suppress(psutil.NoSuchProcess):
                 title = "".join(process.cmdline()[:1])  # a process that ends has none
-                if fault.title not in title or (not fault.title and process.pid != self.process.pid):
+                if fault.title not in title or (not fault.title and process.pid != driver):
                     continue
                 servers = process.children() if fault.loader else []  # loaders are children of a fork server
                 found += [p for s in servers for p in s.children()] if fault.loader else [process]
@@ -202,7 +203,7 @@ class Job:
 def alive(process: psutil.Process) -> bool:
     """Neither gone nor a zombie."""
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 

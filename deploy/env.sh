@@ -1,7 +1,7 @@
 # The environment of every node of a cluster, and of the machine that you submit from: `. deploy/env.sh`.
 # Ray reads most of these when it starts, so a running cluster does not see a later change.
 
-export PATH="$HOME/.local/bin:$HOME/mgdet/.venv/bin:$PATH"  # uv, then the environment that `uv sync` makes on a node
+export PATH="$HOME/.local/bin:$HOME/mgdet/.venv/bin:$PATH"  # uv, then the environment that the setup commands make on a node
 
 # Whoever reaches a port of Ray can run code there, so every caller must show a token. The file holds the secret; only
 # its path stands here. Head, workers and clients need the same file, and all must be told that tokens are in use.

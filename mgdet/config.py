@@ -20,7 +20,7 @@ from mgdet.evaluation.evaluator import EvaluationConfig
 from mgdet.models import LossConfig, ModelConfig, RetinaNetConfig
 from mgdet.plugins import load_plugins, named_plugins, require_plugins, united
 from mgdet.runs.config import ClusterConfig
-from mgdet.storage import Place
+from mgdet.storage import Place, child_uri
 from mgdet.text import redacted
 from mgdet.tracking import TrackingConfig
 from mgdet.training.config import TrainConfig
@@ -53,8 +53,8 @@ class Experiment(Config):
 
     @property
     def run_uri(self) -> str:
-        """Where this run keeps what it writes."""
-        return f"{self.storage.rstrip('/')}/{self.name}"
+        """Path or URI of the run's directory, in which it keeps all its files."""
+        return child_uri(self.storage, self.name)
 
     def to_yaml(self) -> str:
         """The whole tree as YAML that `load` reads back to an equal experiment (but for a password, see `shown`)."""
@@ -66,7 +66,7 @@ class Experiment(Config):
         return tree
 
     def identity(self) -> dict[str, Any]:
-        """The part that decides the weights, flat: two runs that agree in it may continue each other."""
+        """The values that decide the weights, by dotted key: where two experiments agree in them they are one run."""
         besides = ("cluster", "tracking", "storage", "evaluation", "plugins")
         tree = {k: v for k, v in self.shown().items() if k not in besides}
         tree["data"].pop("loader")

@@ -50,7 +50,7 @@ class ByName:
         return handler(self._adapter.core_schema)
 
 
-def names_of(model: type[BaseModel]) -> tuple[str, ...]:
+def tags(model: type[BaseModel]) -> tuple[str, ...]:
     """The values of `name` by which a member of a union is chosen; none where the name is free, or there is none."""
     field = model.model_fields.get("name")
     literal = field is not None and typing.get_origin(field.annotation) is Literal
@@ -58,7 +58,7 @@ def names_of(model: type[BaseModel]) -> tuple[str, ...]:
 
 
 def resolved(value: T | Literal["auto"]) -> T:
-    """The value of a key that may be `auto`, after `auto` was resolved; TypeError where it was not."""
+    """The `value` of a key that might have been `auto`. Raises `TypeError` where it still is."""
     if value == "auto":
         raise TypeError("the experiment still holds an `auto`: pass it through mgdet.runs.resolve.resolve first")
     return value

@@ -13,7 +13,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from mgdet.cli.keys import Key
-from mgdet.config_yaml import tag, variants
+from mgdet.config_base import tags
+from mgdet.config_yaml import variants
 
 _WORDS = {int: "integer", float: "number", str: "text", bool: "true or false", type(None): "null", Any: "any value"}
 _BOUNDS: tuple[tuple[type, str, str], ...] = (
@@ -28,7 +29,7 @@ def keys_of(model: type[BaseModel], prefix: str = "") -> Iterator[Key]:
         key, models = f"{prefix}{name}", below(field.annotation)
         if not models:
             yield _leaf(key, field)
-        elif len(models) == 1 and tag(models[0]) is None:
+        elif len(models) == 1 and not tags(models[0]):
             if type(None) in typing.get_args(field.annotation):
                 yield _leaf(key, field)._replace(type="null or the keys below")
             yield from keys_of(models[0], f"{key}.")
@@ -51,11 +52,11 @@ def summary(model: type[BaseModel]) -> str:
 
 def _union(key: str, field: FieldInfo, models: Sequence[type[BaseModel]]) -> Iterator[Key]:
     """`key.name`, what all variants have alike, and then what each has of its own."""
-    default = tag(type(field.default)) if isinstance(field.default, BaseModel) else None
-    allowed = {str(tag(m)): summary(m) for m in models}
+    default = getattr(field.default, "name", None)
+    allowed = {name: summary(m) for m in models for name in tags(m)}
     one_of = f"one of {', '.join(allowed)}"
     yield Key(f"{key}.name", one_of, default, _meaning(field) or "which of these", allowed)
-    of_each = {str(tag(m)): [k for k in keys_of(m, f"{key}.") if k.key != f"{key}.name"] for m in models}
+    of_each = {"|".join(tags(m)): [k for k in keys_of(m, f"{key}.") if k.key != f"{key}.name"] for m in models}
     first, *others = of_each.values()
     shared = [k for k in first if all(k in other for other in others)] if others else []
     yield from shared

@@ -1,6 +1,6 @@
 """Configuration trees: read from YAML, changed by `dotted.key=value`, checked against a pydantic model.
 
-Knows no particular model: `root` is the type of the tree. A field may be a union of models that their `name` tells
+It knows no particular model: `root` is the type of the tree. A field may be a union of models that their `name` tells
 apart. Every error names the key's path, the value, what is allowed and, for a misspelt key, the nearest valid one.
 """
 
@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from mgdet.config_base import ByName
+from mgdet.config_base import ByName, tags
 from mgdet.config_files import find_base
 from mgdet.errors import ConfigError
 from mgdet.plugins import load_plugins, named_plugins, united
@@ -27,7 +27,7 @@ Overrides: TypeAlias = Sequence[str] | Mapping[str, Any]
 
 
 def read_tree(root: type[BaseModel], path: str | Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The tree of a YAML file of type `root`, on top of its `base` if it names one. Raises `ConfigError`."""
+    """The tree of a YAML file of type `root`, merged into that of its `base` if it names one. Raises `ConfigError`."""
     tree = read_yaml(path)
     here = Path(path).resolve()
     if "base" in tree and here in above:
@@ -98,6 +98,8 @@ def set_value(root: type[BaseModel], tree: dict[str, Any], key: str, value: Any,
     for depth, parent in enumerate(parents):
         if node.get(parent) is None:
             node[parent] = {}
+        if node[parent] in _tags_at(root, parents[: depth + 1]):  # the name alone stands for a variant
+            node[parent] = {"name": node[parent]}
         node = node[parent]
         if not isinstance(node, dict):
             raise ConfigError(f"{source}: {'.'.join(parents[: depth + 1])} is a value, it has no keys below it")
@@ -149,16 +151,12 @@ def walk(location: Sequence[Any], root: type[BaseModel]) -> tuple[list[str], lis
         if path and known and not models:  # below a plain value pydantic goes on with the alternatives of its type
             break
         known = part in fields
-        if part not in fields and any(tag(m) == part for m in models):
-            models = [m for m in models if tag(m) == part]
+        if part not in fields and any(part in tags(m) for m in models):
+            models = [m for m in models if part in tags(m)]
             continue
         path.append(str(part))
         models = variants(fields.get(part))
     return path, models
-
-
-def tag(model: type[BaseModel]) -> Any:
-    return model.model_fields["name"].default if "name" in model.model_fields else None
 
 
 def variants(annotation: Any) -> list[type[BaseModel]]:
@@ -194,10 +192,14 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _tags_at(root: type[BaseModel], path: Sequence[str]) -> list[str]:
+    return [t for m in walk(path, root)[1] for t in tags(m)]
+
+
 def _keep_common_keys(root: type[BaseModel], node: dict[str, Any], parents: list[str], name: Any) -> None:
-    """Another variant of a union is chosen: what the file set for the old one stays where the new one may have it."""
+    """Where another variant of a union is chosen, delete the keys and values of the old one that it does not allow."""
     for variant in walk(parents, root)[1]:
-        if tag(variant) == name:
+        if name in tags(variant):
             for key in [k for k in node if k != "name" and not _takes(variant, k, node[k])]:
                 del node[key]
 
@@ -221,9 +223,9 @@ def _with_default_names(tree: dict[str, Any], model: type[BaseModel]) -> dict[st
         if not isinstance(value, dict):
             continue
         default, members = field.default, variants(field)
-        if "name" not in value and isinstance(default, BaseModel) and (own := tag(type(default))) is not None:
-            value = {"name": own, **value}
-        chosen = [m for m in members if tag(m) == value.get("name")] or members[:1]
+        if "name" not in value and isinstance(default, BaseModel) and tags(type(default)):
+            value = {"name": dict(default)["name"], **value}
+        chosen = [m for m in members if value.get("name") in tags(m)] or members[:1]
         out[key] = _with_default_names(value, chosen[0]) if chosen else value
     return out
 
@@ -243,7 +245,7 @@ def _explain(error: Any, root: type[BaseModel]) -> str:
         return f"{key} is missing: it has no default, set it in the file or as {key}=..."
     if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
         given = error["input"].get("name") if isinstance(error["input"], dict) else error["input"]
-        return f"{key}.name = {given!r}: allowed are {', '.join(str(tag(m)) for m in models)}."
+        return f"{key}.name = {given!r}: allowed are {', '.join(t for m in models for t in tags(m))}."
     return f"{key} = {_short(error['input'])}: {error['msg'].removeprefix('Value error, ')}."
 
 

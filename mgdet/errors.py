@@ -26,11 +26,11 @@ class CheckpointError(MgdetError):
 
 
 class ClusterError(MgdetError):
-    """A cluster that cannot run what was asked for."""
+    """A cluster that cannot be reached, or cannot run what was asked for."""
 
 
 class Interrupted(MgdetError):
-    """A training that was asked to stop, and did so with a checkpoint of its last step."""
+    """Work that stopped because it was asked to; of a training, a checkpoint of the last step was written."""
 
 
 class NonFiniteError(MgdetError):

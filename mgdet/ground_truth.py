@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from mgdet.errors import DataError
 from mgdet.structures import Category
+from mgdet.text import first_of
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class GroundTruth:
         require_range("GroundTruth.labels", self.labels, c, "categories")
         for name, ids in (("image ids", self.image_ids.tolist()), ("category ids", [k.id for k in self.categories])):
             if len(set(ids)) != len(ids):
-                repeated = [i for i, n in Counter(ids).items() if n > 1][:5]
+                repeated = first_of([i for i, n in Counter(ids).items() if n > 1], 5)
                 raise DataError(f"the {name} of the ground truth are not unique ({repeated} repeat); number them anew")
 
     def subset(self, positions: NDArray[np.int64]) -> "GroundTruth":
@@ -60,14 +61,14 @@ class GroundTruth:
 
 
 def require_lengths(owner: str, length: int, **arrays: NDArray[Any]) -> None:
-    """See that all arrays have `length` rows. Raises DataError."""
+    """Check that all arrays have `length` rows. Raises `DataError`."""
     for name, array in arrays.items():
         if len(array) != length:
             raise DataError(f"{owner}.{name} has {len(array)} rows where {length} are expected; pass arrays that match")
 
 
 def require_range(name: str, values: NDArray[np.int64], end: int, what: str) -> None:
-    """See that all values are in 0..end-1. Raises DataError."""
+    """Check that all values are in 0..end-1. Raises `DataError`."""
     if len(values) and (values.min() < 0 or values.max() >= end):
         raise DataError(
             f"{name} runs from {values.min()} to {values.max()}, but there are {end} {what} (allowed: 0 to {end - 1}); "

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mgdet.config_base import ByName, Config, names_of
+from mgdet.config_base import ByName, Config, tags
 from mgdet.errors import ConfigError
 from mgdet.text import first_line
 
@@ -168,14 +168,14 @@ def _add(found: Any, name: str) -> list[str]:
         _refuse_clash(cls, [m for m in union.members if not _same(m, cls)], name)
     for union, cls in joining:
         union.set_members([*(m for m in union.members if not _same(m, cls)), cls])
-    return [f"{union.base.__name__.lstrip('_')} {', '.join(names_of(cls))}" for union, cls in joining]
+    return [f"{union.base.__name__.lstrip('_')} {', '.join(tags(cls))}" for union, cls in joining]
 
 
 def _belongs(cls: type[Config], union: ByName) -> bool:
     return (
         union.base is not Config
         and issubclass(cls, union.base)
-        and bool(names_of(cls))
+        and bool(tags(cls))
         and not inspect.isabstract(cls)
         and cls.__module__.partition(".")[0] != "mgdet"  # what the module imports from here is a member already
     )
@@ -188,7 +188,7 @@ def _same(old: type, new: type) -> bool:
 
 def _refuse_clash(cls: type[Config], others: Iterable[type[Config]], name: str) -> None:
     for other in others:
-        if taken := sorted(set(names_of(cls)) & set(names_of(other))):
+        if taken := sorted(set(tags(cls)) & set(tags(other))):
             raise ConfigError(
                 f"plugins: {name}: the name {taken[0]} of {_place(cls)} is taken by {_place(other)}: choose another one"
             )

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from mgdet.errors import CheckpointError
+from mgdet.text import first_line
 
 
 def load_tensors(file: Any, name: str) -> dict[str, Any]:
@@ -27,5 +28,5 @@ def _reason(error: Exception) -> str:
     found = re.search(r"GLOBAL (\S+) was not", str(error))
     if found:
         return f"; it holds {found[1]}, which would have to be executed"
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    first = first_line(error)
     return "" if "weights_only" in first.lower() else f": {first}"

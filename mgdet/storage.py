@@ -1,12 +1,14 @@
-"""Where data sets live: a local path or any URI that `pyarrow.fs` opens (`s3://`, `gs://`, `file://`, ...)."""
+"""Files of runs and data sets: a local path or any URI that `pyarrow.fs` opens (`s3://`, `gs://`, `file://`, ...)."""
 
 import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
+from urllib.parse import quote
 
 from pyarrow import fs
 from pydantic import AfterValidator
@@ -15,8 +17,116 @@ from mgdet.errors import DataError
 from mgdet.text import has_password
 
 
-def locate(uri: str | os.PathLike[str]) -> tuple[fs.FileSystem, str]:
-    """The file system of `uri` and the path inside it; a plain path is made absolute.
+@dataclass(frozen=True)
+class Location:
+    """A file or directory, which need not exist; made by `locate`, and from another one with `/`.
+
+    Every method that touches the store raises `OSError` where it fails. `str()` gives what `locate` takes.
+    """
+
+    filesystem: fs.FileSystem
+    path: str
+    """The path inside the file system, absolute on a local disk, without a slash at its end."""
+    uri: str
+    """The whole address: equal to `path` on a local disk, elsewhere with scheme and parameters."""
+
+    def __truediv__(self, name: str) -> "Location":
+        return Location(self.filesystem, f"{self.path.rstrip('/')}/{name}", child_uri(self.uri, name))
+
+    def __str__(self) -> str:
+        return self.uri
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return self.path.rpartition("/")[2]
+
+    @property
+    def parent(self) -> "Location":
+        """The directory that holds this location."""
+        address, parameters = _split(self.uri)
+        return Location(self.filesystem, _directory(self.path), _directory(address) + parameters)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether this is on a disk of this machine, where a file or directory can be renamed at once."""
+        return isinstance(self.filesystem, fs.LocalFileSystem)
+
+    def with_name(self, name: str) -> "Location":
+        """The location called `name` in the same directory."""
+        return self.parent / name
+
+    def exists(self) -> bool:
+        """Whether there is a file or directory."""
+        return not self._is(fs.FileType.NotFound)
+
+    def is_file(self) -> bool:
+        """Whether there is a file."""
+        return self._is(fs.FileType.File)
+
+    def is_directory(self) -> bool:
+        """Whether there is a directory."""
+        return self._is(fs.FileType.Directory)
+
+    def children(self) -> dict[str, int | None]:
+        """Name and size in bytes of everything directly in this directory (None for a directory); empty without one."""
+        infos = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
+        return {info.base_name: info.size for info in infos}
+
+    def is_empty(self) -> bool:
+        """Whether nothing is stored at or under this location."""
+        return not self.is_file() and not self.children()
+
+    def open_input(self) -> Any:
+        """The file as a `pyarrow.NativeFile` that reads at any position."""
+        return self.filesystem.open_input_file(self.path)
+
+    def open_output(self) -> Any:
+        """A `pyarrow.NativeFile` that creates or replaces the file as it is written."""
+        return self.filesystem.open_output_stream(self.path)
+
+    def read_bytes(self) -> bytes:
+        """The content of the file."""
+        with self.filesystem.open_input_stream(self.path) as stream:
+            return bytes(stream.read())
+
+    def write(self, data: bytes) -> None:
+        """Create or replace the file. A reader, or a crash, may meet a part of it on a local disk: see `replace`."""
+        with self.open_output() as stream:
+            stream.write(data)
+
+    def replace(self, data: bytes) -> None:
+        """Create or replace the file so that a reader, now or after a crash, sees the old or the new one, no part."""
+        if not self.is_local:  # an object appears when it is complete
+            self.write(data)
+            return
+        temporary = self.with_name(f"{self.name}.tmp")
+        try:
+            temporary.write(data)
+            self.filesystem.move(temporary.path, self.path)
+        except OSError:
+            with suppress(OSError):  # on a full disk a part of the file would take the room that is left
+                temporary.delete()
+            raise
+
+    def delete(self) -> None:
+        """Remove the file."""
+        self.filesystem.delete_file(self.path)
+
+    def mkdir(self) -> None:
+        """Make the directory and those above it, as far as they are missing."""
+        self.filesystem.create_dir(self.path, recursive=True)
+
+    def clear(self) -> None:
+        """Remove everything in the directory."""
+        self.filesystem.delete_dir_contents(self.path)
+
+    def _is(self, kind: Any) -> bool:
+        return bool(self.filesystem.get_file_info(self.path).type == kind)
+
+
+def locate(uri: str | os.PathLike[str]) -> Location:
+    """The location of a path or URI; a plain path is made absolute.
 
     Raises:
         DataError: the scheme is unknown, the store cannot be reached, or the URI holds a password.
@@ -29,14 +139,50 @@ def locate(uri: str | os.PathLike[str]) -> tuple[fs.FileSystem, str]:
     except ValueError as error:
         raise DataError(f"{text}: {error}") from None
     if "://" not in text:
-        return fs.LocalFileSystem(), str(Path(text).expanduser().resolve())
+        path = str(Path(text).expanduser().resolve())
+        return Location(fs.LocalFileSystem(), path, path)
+    filesystem, path = _open(text)
+    path = path.rstrip("/") or "/"
+    return Location(filesystem, path, path if isinstance(filesystem, fs.LocalFileSystem) else text)
+
+
+def _open(uri: str) -> tuple[fs.FileSystem, str]:
     try:
-        return fs.FileSystem.from_uri(text)  # type: ignore[no-any-return]  # pyarrow has no types
+        return fs.FileSystem.from_uri(uri)  # type: ignore[no-any-return]  # pyarrow has no types
     except (OSError, ValueError) as error:
         raise DataError(
-            f"Cannot open {text!r}: {error}. Allowed: a local path, or a URI with a scheme that pyarrow.fs knows "
+            f"Cannot open {uri!r}: {error}. Allowed: a local path, or a URI with a scheme that pyarrow.fs knows "
             "(file, s3, gs, abfs, hdfs). Check the scheme, the bucket and the credentials."
         ) from error
+
+
+def child_uri(uri: str, name: str) -> str:
+    """The path or URI of `name` in the directory `uri`, whose parameters (`?region=...`) stay at the end.
+
+    Opens nothing, unlike `locate`.
+    """
+    if "://" not in uri:
+        return f"{uri.rstrip('/')}/{name}"
+    address, parameters = _split(uri)
+    scheme, _, rest = address.partition("://")
+    return f"{scheme}://{rest.rstrip('/')}/{quote(name)}{parameters}"
+
+
+def local_path(uri: str) -> Path | None:
+    """The absolute path of a local path or `file://` URI, None for every other URI. Opens no remote store."""
+    if "://" in uri and not uri.startswith("file://"):
+        return None
+    return Path(locate(uri).path)
+
+
+def _split(uri: str) -> tuple[str, str]:
+    """A URI before its parameters, and the parameters with their `?`; a plain path has none."""
+    address, mark, parameters = uri.partition("?") if "://" in uri else (uri, "", "")
+    return address, mark + parameters
+
+
+def _directory(path: str) -> str:
+    return path.rstrip("/").rpartition("/")[0] or "/"
 
 
 def require_no_password(uri: str) -> str:
@@ -54,49 +200,10 @@ Place = Annotated[str, AfterValidator(require_no_password)]
 """A local path or a URI of `pyarrow.fs`, as a configuration key. It stands in files and logs: no password."""
 
 
-def is_local(filesystem: fs.FileSystem) -> bool:
-    """True where a directory can be renamed at once."""
-    return isinstance(filesystem, fs.LocalFileSystem)
-
-
-def is_empty(filesystem: fs.FileSystem, path: str) -> bool:
-    """True when nothing is stored at or under `path`."""
-    info = filesystem.get_file_info(path)
-    if info.type == fs.FileType.File:
-        return False
-    return not filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
-
-
-def read_bytes(filesystem: fs.FileSystem, path: str) -> bytes:
-    """The whole file."""
-    with filesystem.open_input_stream(path) as stream:
-        return bytes(stream.read())
-
-
-def write_bytes(filesystem: fs.FileSystem, path: str, data: bytes) -> None:
-    """Create or replace a file."""
-    with filesystem.open_output_stream(path) as stream:
-        stream.write(data)
-
-
-def replace_bytes(filesystem: fs.FileSystem, path: str, data: bytes) -> None:
-    """Create or replace a file so that a reader, now or after a crash, sees the old or the new one, never a part."""
-    if not is_local(filesystem):  # an object appears when it is complete
-        write_bytes(filesystem, path, data)
-        return
-    try:
-        write_bytes(filesystem, path + ".tmp", data)
-        filesystem.move(path + ".tmp", path)
-    except OSError:
-        with suppress(OSError):  # on a full disk a part of the file would take the room that is left
-            filesystem.delete_file(path + ".tmp")
-        raise
-
-
 @contextmanager
 def new_directory(
-    uri: str | os.PathLike[str], *, overwrite: bool, is_ours: Callable[[fs.FileSystem, str], bool]
-) -> Iterator[tuple[fs.FileSystem, str]]:
+    uri: str | os.PathLike[str], *, overwrite: bool, is_ours: Callable[[Location], bool]
+) -> Iterator[Location]:
     """A directory to fill, which appears at `uri` only if the block ends without an error.
 
     Local: the block fills a temporary sibling that is renamed at the end. Object stores cannot rename, so the block
@@ -110,19 +217,19 @@ def new_directory(
     Raises:
         DataError: the destination exists and may not be replaced, or cannot be written.
     """
-    filesystem, target = locate(uri)
-    occupied = not is_empty(filesystem, target)
+    target = locate(uri)
+    occupied = not target.is_empty()
     if occupied and not overwrite:
         raise DataError(f"{uri} exists already and nothing was written. Choose another place or pass --overwrite.")
-    if occupied and not is_ours(filesystem, target):
+    if occupied and not is_ours(target):
         raise DataError(
             f"{uri} exists and is not a data set of mgdet (it has no dataset.json), so it is not replaced even with "
             "--overwrite. Choose another place or remove it yourself."
         )
-    fill = _fill_local(target, occupied) if is_local(filesystem) else _fill_remote(filesystem, target, occupied)
+    fill = _fill_local if target.is_local else _fill_remote
     try:
-        with fill as path:
-            yield filesystem, path
+        with fill(target, occupied) as directory:
+            yield directory
     except OSError as error:
         raise DataError(
             f"Cannot write {uri}: {error}. Nothing was kept. Check the space, the rights and the store."
@@ -130,13 +237,13 @@ def new_directory(
 
 
 @contextmanager
-def _fill_local(target: str, occupied: bool) -> Iterator[str]:
-    final = Path(target)
+def _fill_local(target: Location, occupied: bool) -> Iterator[Location]:
+    final = Path(target.path)
     suffix = uuid.uuid4().hex[:8]
     staged, retired = (final.with_name(f".{final.name}.{kind}-{suffix}") for kind in ("tmp", "old"))
     staged.mkdir(parents=True)
     try:
-        yield str(staged)
+        yield target.with_name(staged.name)
         if occupied:
             final.rename(retired)
         staged.rename(final)  # fails if another process has filled the destination meanwhile
@@ -149,12 +256,12 @@ def _fill_local(target: str, occupied: bool) -> Iterator[str]:
 
 
 @contextmanager
-def _fill_remote(filesystem: fs.FileSystem, target: str, occupied: bool) -> Iterator[str]:
+def _fill_remote(target: Location, occupied: bool) -> Iterator[Location]:
     if occupied:
-        filesystem.delete_dir_contents(target)
-    filesystem.create_dir(target, recursive=True)
+        target.clear()
+    target.mkdir()
     try:
         yield target
     except BaseException:
-        filesystem.delete_dir_contents(target)
+        target.clear()
         raise

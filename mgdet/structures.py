@@ -5,8 +5,10 @@ Everything is batched and padded, so that no stage loops over images: `B` images
 Boxes are `(x1, y1, x2, y2)` in pixels of the padded network input unless said otherwise.
 """
 
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor
@@ -16,10 +18,58 @@ NEGATIVE = -1
 IGNORED = -2
 """`Labels.gt_index` of a sample that takes no part in the task's loss."""
 
-T = TypeVar("T")
+
+class Value:
+    """Base of the batched values: frozen dataclasses of tensors whose first dimension is the image.
+
+    `value[i]`, `value[a:b]` and `value[mask]` choose images in every field at once. A value is not iterable: its
+    fields and its images would be equally good guesses.
+    """
+
+    __iter__: ClassVar[None] = None
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The same value with `change` applied to each of its tensors, those of nested values included."""
+        return self.replace(**{name: _changed(value, change) for name, value in self.fields().items()})
+
+    def fields(self) -> dict[str, Any]:
+        """Its fields by name."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(cast(Any, self))}
+
+    def replace(self, **changes: Any) -> Self:
+        """The same value with other values of some fields."""
+        return dataclasses.replace(cast(Any, self), **changes)  # type: ignore[no-any-return]  # of its own class
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same value on another device; the copy is asynchronous where the memory is pinned."""
+        return self.map(lambda t: t.to(device, non_blocking=True))
+
+    def cpu(self) -> Self:
+        """The same value in the host's memory, complete when this returns."""
+        return self.map(lambda t: t.cpu())
+
+    def __getitem__(self, images: Any) -> Self:
+        """The images that the index selects, as of a tensor; an integer drops the batch dimension."""
+        chosen = {k: v if isinstance(v, Shared) else _selected(v, images) for k, v in self.fields().items()}
+        return self.replace(**chosen)
 
 
-class Targets(NamedTuple):
+class Shared(Value):
+    """Base of values that all images of a batch have in common: choosing images leaves them as they are."""
+
+
+def _changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Value):
+        return value.map(change)
+    return change(value) if isinstance(value, Tensor) else value
+
+
+def _selected(value: Any, images: Any) -> Any:
+    return value[images] if isinstance(value, Value | Tensor) else value
+
+
+@dataclass(frozen=True, eq=False)
+class Targets(Value):
     """The objects of a batch, padded to the fullest image. `G` may be 0."""
 
     boxes: Tensor  # [B, G, 4] float32
@@ -27,7 +77,8 @@ class Targets(NamedTuple):
     valid: Tensor  # [B, G] bool, False for padding
 
 
-class Batch(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Batch(Value):
     """What the loader hands to the network."""
 
     images: Tensor  # [B, 3, H, W] uint8 RGB, zero-padded at the right and bottom
@@ -37,13 +88,9 @@ class Batch(NamedTuple):
     image_ids: Tensor  # [B] int64, the data set's own image ids
     positions: Tensor  # [B] int64, row of the image in its split, 0..N-1
 
-    def to(self, device: torch.device | str) -> "Batch":
-        """The same batch on another device (asynchronously where the memory is pinned)."""
-        return _map_tensors(self, lambda t: t.to(device, non_blocking=True))
-
-    def pin_memory(self) -> "Batch":
+    def pin_memory(self) -> Self:
         """The same batch in page-locked memory; called by the DataLoader."""
-        return _map_tensors(self, lambda t: t.pin_memory())
+        return self.map(lambda t: t.pin_memory())
 
 
 class PriorLayout(NamedTuple):
@@ -57,46 +104,63 @@ class PriorLayout(NamedTuple):
         return f"{self.per_location} {kind}{'s' * (self.per_location > 1)} per location"
 
 
-class Priors(NamedTuple):
+ONE_ANCHOR = PriorLayout(points=False, per_location=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Priors(Shared):
     """Where the network predicts: the same for every image of a batch.
 
-    On each level the priors of one location stand together, locations row by row.
+    On each level the priors of one location stand together, locations row by row. `priors[level]` are those of one
+    level of the pyramid, 0 the finest.
     """
 
     boxes: Tensor  # [A, 4] float32, anchor boxes (for points: a square of one stride around the point)
     strides: Tensor  # [A] float32, pixels between neighbouring locations of the prior's level
     level_counts: tuple[int, ...]  # priors on each level, finest first; sums to A
-    layout: PriorLayout = PriorLayout(points=False, per_location=1)
+    layout: PriorLayout = ONE_ANCHOR
+
+    def __getitem__(self, level: int) -> Self:
+        """The priors of one level. Raises `IndexError` where there is no such level."""
+        count = self.level_counts[level]
+        first = sum(self.level_counts[: range(len(self.level_counts))[level]])
+        part = slice(first, first + count)
+        return self.replace(boxes=self.boxes[part], strides=self.strides[part], level_counts=(count,))
 
 
-class Predictions(NamedTuple):
-    """What the network says, over all levels."""
+@dataclass(frozen=True, eq=False)
+class Predictions(Value):
+    """What the network says about each prior, over all levels."""
 
+    priors: Priors
     logits: Tensor  # [B, A, C] class logits
     deltas: Tensor  # [B, A, 4] raw box regression, in the coder's units
     boxes: Tensor  # [B, A, 4] decoded boxes, pixels
     quality: Tensor | None = None  # [B, A] logits of the predicted localization quality
 
-    def detach(self) -> "Predictions":
+    def detach(self) -> Self:
         """The same values cut from the graph and in float32: what assigners see."""
-        return _map_tensors(self, lambda t: t.detach().float())
+        return self.map(lambda t: t.detach().float())
 
 
-class Labels(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Labels(Value):
     """The training labels of one task."""
 
     gt_index: Tensor  # [B, A] int64: >= 0 positive for that object, NEGATIVE, or IGNORED
     weight: Tensor  # [B, A] float32: weight (or soft target) of a positive; 1 for hard labels
 
 
-class Assignment(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Assignment(Value):
     """The labels of both tasks. A static assigner gives the same object twice."""
 
     cls: Labels
     loc: Labels
 
 
-class Detections(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Detections(Value):
     """Final detections, padded to `D`, best score first, in pixels of the ORIGINAL image file."""
 
     boxes: Tensor  # [B, D, 4] float32
@@ -111,14 +175,6 @@ class Category:
 
     id: int
     name: str
-
-
-def _map_tensors(value: T, f) -> T:  # type: ignore[no-untyped-def]  # f: Tensor -> Tensor, over any nested NamedTuple
-    if isinstance(value, Tensor):
-        return f(value)  # type: ignore[no-any-return]  # the Tensor case of T
-    if isinstance(value, tuple):
-        return type(value)(*(_map_tensors(v, f) for v in value))
-    return value
 
 
 def pad_targets(boxes: list[Tensor], labels: list[Tensor]) -> Targets:

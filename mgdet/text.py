@@ -1,9 +1,10 @@
-"""Text for people: URIs without their passwords, durations, the first line of an error."""
+"""Text for people: URIs without their passwords, durations, long lists cut short, the first line of an error."""
 
 import re
+from collections.abc import Sequence
 
 _PATTERNS = (
-    # user:password@, whatever the password holds; rather too much than too little of what follows is taken out
+    # user:password@, whatever the password holds; when in doubt, too much of what follows is taken out
     (re.compile(r"(?<=://)[^\s/@:]*:\S*@"), ""),
     # a user alone may be a token; in abfs(s)://container@account it is no user
     (re.compile(r"(?<!abfs)(?<!abfss)://[^\s/@]*@"), "://"),
@@ -20,7 +21,7 @@ def redacted(text: str) -> str:
 
 
 def has_password(uri: str) -> bool:
-    """Whether the URI carries something secret (a user alone is none)."""
+    """Whether the URI holds a password or another secret (a user name alone is none)."""
     return bool(_PATTERNS[0][0].search(uri) or _PATTERNS[2][0].search(uri))
 
 
@@ -34,7 +35,13 @@ def duration(seconds: float) -> str:
     return f"{total // 3600} h {total % 3600 // 60:02d} min"
 
 
+def first_of(items: Sequence[object], most: int = 10, separator: str = ", ") -> str:
+    """The items in one text; of more than `most` only the first ones, and how many more there are."""
+    shown = [str(item) for item in items[:most]]
+    return separator.join([*shown, f"and {len(items) - most} more"] if len(items) > most else shown)
+
+
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, at most 300 characters and redacted; its type where it says nothing."""
+    """The first line of an error's message, redacted and cut after 300 characters; without a message, its type."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return redacted(lines[0] if lines else type(error).__name__)[:300]

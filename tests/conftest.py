@@ -33,9 +33,18 @@ def runs(config, tier):
 
 def pytest_configure(config):
     hypothesis.settings.load_profile("exhaustive" if runs(config, "exhaustive") else "unit")
-    many = config.getoption("numprocesses", None) and config.option.dist != "loadgroup"
-    if many and (runs(config, "slow") or runs(config, "exhaustive")):
-        raise pytest.UsageError("tests that start Ray need one process for all of them: add --dist loadgroup")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With `-n`, the tests of a file share its fixtures in one process, and those of tests/cluster share their Ray."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            return "tests/cluster" if nodeid.startswith("tests/cluster/") else super()._split_scope(nodeid)
+
+    return Scheduling(config, log)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -43,5 +52,5 @@ def pytest_collection_modifyitems(config, items):
     """Properties belong to the exhaustive tier too, which tries more examples of each."""
     if runs(config, "exhaustive"):
         for item in items:
-            if hypothesis.is_hypothesis_test(getattr(item, "obj", None)):
+            if getattr(item.obj, "is_hypothesis_test", False):
                 item.add_marker("exhaustive")

@@ -14,16 +14,20 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from pathlib import Path
 
 import psutil
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "deploy"
 LAUNCHERS = [ROOT / "cluster.yaml", DEPLOY / "cluster.local.yaml"]
-IN_DEPLOY = "README.md cluster.local.yaml rayjob.yaml Dockerfile Dockerfile.dockerignore env.sh"
+IN_DEPLOY = "README.md cluster.local.yaml rayjob.yaml Dockerfile Dockerfile.dockerignore env.sh requirements.txt"
 FILES = [ROOT / "cluster.yaml", *(DEPLOY / name for name in IN_DEPLOY.split())]
 
 
@@ -100,13 +104,13 @@ def test_gpus_come_on_demand_and_the_head_trains_nothing():
 
 
 @pytest.mark.parametrize("path", LAUNCHERS, ids=lambda p: p.name)
-def test_every_node_gets_project_lock_token_and_environment(path):
+def test_every_node_gets_project_versions_token_and_environment(path):
     config = launcher(path)
     assert config["file_mounts"]["~/mgdet"] == "."
     assert config["file_mounts"]["~/.mgdet/ray_token"] == "~/.mgdet/ray_token"
-    assert not any("uv.lock" in pattern for pattern in config["rsync_exclude"])
+    assert not any("deploy" in pattern for pattern in config["rsync_exclude"])
     setup = "\n".join(config["setup_commands"])
-    assert "uv sync --frozen --no-dev" in setup
+    assert "uv pip sync --compile-bytecode deploy/requirements.txt && uv pip install --no-deps --editable ." in setup
     assert "deploy/env.sh" in setup
     for commands in (config["head_start_ray_commands"], config["worker_start_ray_commands"]):
         start = next(c for c in commands if "ray start" in c)
@@ -210,8 +214,63 @@ def test_dockerfile_copies_what_the_build_context_has():
     copied = [w for line in re.findall(r"^COPY (.+)$", image, re.M) for w in line.split()[:-1]]
     allowed = [line[1:] for line in (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines() if line[:1] == "!"]
     assert sorted(set(copied)) == sorted(allowed)
-    assert all((ROOT / name).exists() for name in copied if name != "uv.lock")  # git does not keep the lock
+    assert all((ROOT / name).exists() for name in copied)
+    assert "uv pip install -r deploy/requirements.txt" in image
+    assert "uv pip install --no-deps ." in image
     assert re.search(r"^USER 1000", image, re.M)
+
+
+# --- the versions that nodes and image install
+
+
+def pins(python):
+    """Version of every package in deploy/requirements.txt for a Python on Linux."""
+    environment = {"python_full_version": f"{python}.0", "python_version": python, "sys_platform": "linux"}
+    environment |= {"platform_system": "Linux", "platform_machine": "x86_64", "os_name": "posix"}
+    environment |= {"implementation_name": "cpython", "platform_python_implementation": "CPython"}
+    found = {}
+    for line in (DEPLOY / "requirements.txt").read_text().splitlines():
+        if line.startswith("#"):
+            continue
+        requirement = Requirement(line)
+        if requirement.marker is None or requirement.marker.evaluate(environment):
+            (pin,) = requirement.specifier
+            assert pin.operator == "==", line
+            assert canonicalize_name(requirement.name) not in found, line
+            found[canonicalize_name(requirement.name)] = Version(pin.version)
+    return found
+
+
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
+def test_pinned_versions_satisfy_the_project(python):
+    """Every dependency is pinned, within the ranges that are allowed and within those of the set that was tested."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    pinned = pins(python)
+    required = [*settings["project"]["dependencies"], *settings["dependency-groups"]["deploy"]]
+    for line in [*required, *settings["tool"]["uv"]["constraint-dependencies"]]:
+        requirement = Requirement(line)
+        assert pinned[canonicalize_name(requirement.name)] in requirement.specifier, line
+    import ray
+
+    assert str(pinned["ray"]).split(".")[:2] == ray.__version__.split(".")[:2] == rayjob_version().split(".")[:2]
+
+
+def test_pinned_versions_name_no_host_and_no_build_of_one_machine():
+    """Only names, versions and markers: no index, no URL, no path, no local version such as a CPU-only torch."""
+    for line in (DEPLOY / "requirements.txt").read_text().splitlines():
+        if line.startswith("#"):
+            assert not re.search(r"://|--(extra-)?index|--find-links", line), line
+            continue
+        assert re.fullmatch(r"[a-z0-9-]+==[0-9a-z.]+( ; [\w\s.<>=!'()]+)?", line), line
+
+
+def test_the_command_that_makes_the_pinned_versions_is_the_documented_one():
+    command = re.search(r"^uv export (.+)$", (DEPLOY / "README.md").read_text(), re.M)[1].removeprefix("--quiet ")
+    assert (DEPLOY / "requirements.txt").read_text().splitlines()[1] == f"#    uv export {command}"
+
+
+def rayjob_version():
+    return job()["spec"]["rayClusterSpec"]["rayVersion"]
 
 
 # --- ports
@@ -613,7 +672,7 @@ def python(env, *args, timeout=150):
     return subprocess.run([sys.executable, *args], env=env, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_gpu_nodes_come_with_the_demand_and_go_again(fake_head, tmp_path):
     """From 0 to 2 GPU nodes and back, once because tasks ask for them and once because a training does."""
     done = python(fake_head, "-c", DRIVER)

@@ -65,7 +65,8 @@ def test_the_worked_example_of_an_assigner_runs(tmp_path):
 def test_there_is_a_recipe_for_every_pair_that_is_defined_and_the_table_shows_which():
     variants = {m.model_fields["name"].default: m for m in AssignerConfig.__origin__.__args__}
     recipes = {m.groups() for p in (ROOT / "configs").glob("bccd_*.yaml") if (m := PAIR.fullmatch(p.name))}
-    rows = re.findall(r"^\| `(\w+)` \|(.*?)\|(.*?)\|", section("papers.md", "Which assigner on which detector"), re.M)
+    table = section("papers/index.md", "Which assigner on which detector")
+    rows = re.findall(r"^\| `(\w+)` \|(.*?)\|(.*?)\|", table, re.M)
     shown = {
         (d, name) for name, *cells in rows for d, c in zip(("retinanet", "fcos"), cells, strict=True) if "yes" in c
     }

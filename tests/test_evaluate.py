@@ -90,10 +90,10 @@ def test_images_are_batched_as_by_the_workers_of_the_training(run):
 @pytest.mark.parametrize(
     ("position", "overrides", "expected"),
     [
-        ({}, [], (4, 3)),
-        ({"world": 2, "batch_size": 6}, [], (2, 6)),
-        ({"world": 0, "batch_size": 0}, [], (4, 3)),
-        ({"world": 2, "batch_size": 6}, ["train.batch_size=24"], (1, 24)),
+        ({}, {}, (4, 3)),
+        ({"world": 2, "batch_size": 6}, {}, (2, 6)),
+        ({"world": 0, "batch_size": 0}, {}, (4, 3)),
+        ({"world": 2, "batch_size": 6}, {"train.batch_size": 24}, (1, 24)),
     ],
     ids=["as configured", "as it was at the checkpoint", "not known", "override"],
 )

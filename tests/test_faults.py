@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from mgdet import storage
 from mgdet.cluster.train import run
 from mgdet.errors import CheckpointError, ClusterError
 from mgdet.runs import launch
+from mgdet.storage import Location
 from mgdet.training import checkpoint
 from mgdet.training.checkpoint import ATTEMPTS, CheckpointStore
 from mgdet.training.loop import Worker
@@ -28,7 +28,6 @@ from tests.faults import cost, note, same, step_records, weights
 from tests.small import small_experiment
 from tests.tracking_servers import Gate, Server, wait_for
 
-pytestmark = pytest.mark.xdist_group("faults in one process")
 SLOW, EXHAUSTIVE = pytest.mark.slow, pytest.mark.exhaustive
 
 STEPS = 24
@@ -279,7 +278,7 @@ def test_the_disk_is_full_at_a_checkpoint(tmp_path, small_disk, undisturbed, mon
 
     def fill():
         (first,) = CheckpointStore(e.run_uri).committed()
-        before[first.file] = Path(CheckpointStore(e.run_uri).path(first)).read_bytes()
+        before[first.file] = CheckpointStore(e.run_uri).path(first).read_bytes()
         with filler.open("wb") as file:
             os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(small_disk).free - first.size // 2)
 
@@ -287,8 +286,8 @@ def test_the_disk_is_full_at_a_checkpoint(tmp_path, small_disk, undisturbed, mon
         store = CheckpointStore(e.run_uri)
         ((name, content),) = before.items()
         assert [i.file for i in store.committed()] == [name]
-        assert (Path(store.directory) / name).read_bytes() == content
-        assert [p.name for p in Path(store.directory).iterdir() if p.suffix == ".tmp"] == []
+        assert (store.directory / name).read_bytes() == content
+        assert [name for name in store.directory.children() if name.endswith(".tmp")] == []
         filler.unlink()
 
     before_step(monkeypatch, {7: fill, 15: look_and_make_room})
@@ -323,7 +322,7 @@ def test_the_newest_checkpoint_is_damaged(tmp_path, undisturbed, monkeypatch, ca
     store = CheckpointStore(e.run_uri)
     older, newest = store.committed()
     assert (older.step, newest.step) == (6, 12)
-    path = Path(store.path(newest))
+    path = Path(store.path(newest).path)
     if damage == "truncated":
         with path.open("r+b") as file:
             file.truncate(newest.size // 3)
@@ -360,10 +359,8 @@ def failing(function, times, calls):
 @pytest.mark.exhaustive
 def test_storage_that_fails_twice_costs_no_checkpoint(tmp_path, undisturbed, monkeypatch, caplog):
     calls = []
-    write = storage.write_bytes
-    before_step(
-        monkeypatch, {5: lambda: monkeypatch.setattr(storage, "write_bytes", failing(write, ATTEMPTS - 1, calls))}
-    )
+    write = Location.write
+    before_step(monkeypatch, {5: lambda: monkeypatch.setattr(Location, "write", failing(write, ATTEMPTS - 1, calls))})
     e = experiment(tmp_path)
     run(e)
     assert caplog.text.count("storage failed") == ATTEMPTS - 1
@@ -379,8 +376,8 @@ def test_storage_that_always_fails_is_given_up_each_time(tmp_path, undisturbed, 
     calls = []
     monkeypatch.setattr(checkpoint.time, "sleep", lambda seconds: calls.append(seconds))
     tries = []
-    write = storage.write_bytes
-    before_step(monkeypatch, {1: lambda: monkeypatch.setattr(storage, "write_bytes", failing(write, -1, tries))})
+    write = Location.write
+    before_step(monkeypatch, {1: lambda: monkeypatch.setattr(Location, "write", failing(write, -1, tries))})
     e = experiment(tmp_path)
     with pytest.raises(ClusterError, match="no checkpoint could be written"):
         run(e)
@@ -402,11 +399,11 @@ def test_reading_that_fails_twice_resumes_from_the_newest(tmp_path, undisturbed,
         with pytest.raises(Stopped):
             run(e)
     calls = []
-    load, read = CheckpointStore.load, checkpoint.read_bytes
+    load, read = CheckpointStore.load, Location.read_bytes
 
     def with_failures(self, info):
         if not calls:
-            monkeypatch.setattr(checkpoint, "read_bytes", failing(read, ATTEMPTS - 1, calls))
+            monkeypatch.setattr(Location, "read_bytes", failing(read, ATTEMPTS - 1, calls))
         return load(self, info)
 
     monkeypatch.setattr(CheckpointStore, "load", with_failures)
@@ -433,10 +430,10 @@ def test_reading_that_always_fails_does_not_train_from_the_start(tmp_path, undis
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint.time, "sleep", waits.append)
         name = "load" if what == "the checkpoint" else "latest"
-        original, read = getattr(CheckpointStore, name), checkpoint.read_bytes
+        original, read = getattr(CheckpointStore, name), Location.read_bytes
 
         def with_failures(*args):
-            patch.setattr(checkpoint, "read_bytes", failing(read, -1, calls))
+            patch.setattr(Location, "read_bytes", failing(read, -1, calls))
             return original(*args)
 
         patch.setattr(CheckpointStore, name, with_failures)

@@ -1,14 +1,9 @@
 """`jobs/train.py` as people call it: exit status, what is said, and what is left on disk."""
 
-import contextlib
-import importlib.util
-import io
-import logging
 import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -16,44 +11,18 @@ import torch
 from mgdet.cluster import train as cluster_train
 from mgdet.training.checkpoint import CheckpointStore, read_checkpoint
 from tests.small import small_experiment
+from tests.trained_runs import Answer, import_job
+from tests.trained_runs import call as call_job
 
 TRAIN = Path(__file__).parents[1] / "jobs" / "train.py"
 
 
-def import_job():
-    spec = importlib.util.spec_from_file_location("jobs_train", TRAIN)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-job = import_job()
-
-
-class Answer(NamedTuple):
-    """What a command gives back."""
-
-    status: int
-    out: str  # the log goes there too
-    err: str
-
-
 def call(*args) -> Answer:
     """`python jobs/train.py ARGS` in this process."""
-    out, err, argv = io.StringIO(), io.StringIO(), sys.argv
-    logger, handler = logging.getLogger("mgdet"), logging.StreamHandler(out)
-    level = logger.level
-    logger.addHandler(handler)
-    sys.argv = ["jobs/train.py", *map(str, args)]
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            status = job.main()
+        return call_job(import_job("train"), *args)
     finally:
-        sys.argv = argv
-        logger.removeHandler(handler)
-        logger.setLevel(level)
         torch.use_deterministic_algorithms(False)
-    return Answer(status, out.getvalue(), err.getvalue())
 
 
 def write(directory: Path, **changes) -> Path:
@@ -88,7 +57,7 @@ def test_an_unknown_key_in_a_fresh_process(tmp_path):
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["configs/nope.yaml"], "configs/nope.yaml: cannot be read"),
+        (["configs/nope.yaml"], "configs/nope.yaml: cannot be read: there is no such file"),
         (["seed=-1"], "seed = -1"),
         (["assigner.name=mutual"], "allowed are max_iou, center_sampling, atss"),
         (["train.epochs=1", "epochs"], "an override is written key=value"),
@@ -110,7 +79,7 @@ def test_missing_data_leave_no_run(tmp_path, dry):
     answer = call(config, *dry)
     assert answer.status == 2
     assert f"No data set at {tmp_path / 'shapes'}" in answer.err
-    assert "jobs/prepare.py" in answer.err
+    assert "`python jobs/prepare.py coco" in answer.err
     assert snapshot(tmp_path) == before
     assert not (tmp_path / "runs").exists()
 
@@ -134,7 +103,7 @@ def test_a_batch_that_cannot_be_split(tmp_path):
 def test_an_unknown_split(tmp_path):
     answer = call(write(tmp_path), "data.val_split=test")
     assert answer.status == 2
-    assert "no split 'test'; it has train, val" in answer.err
+    assert "has no split 'test'. It has: train, val." in answer.err
     assert not (tmp_path / "runs").exists()
 
 

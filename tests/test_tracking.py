@@ -80,13 +80,13 @@ def test_what_is_logged_is_found_in_the_store(store, tmp_path, monkeypatch):
     tracker.artifact(picture, "pictures/score_iou.png")
     picture.write_bytes(b"overwritten")
     tracker.artifact("text", "table.csv")
-    report = tracker.close("FINISHED")
+    report = tracker.close()
 
     assert report == CloseReport(sent=3)
-    assert tracker.close("FINISHED") is report
+    assert tracker.close() is report
     client = client_of(handle)
     run = client.get_run(handle.run_id)
-    assert (run.info.status, run.info.run_name) == ("FINISHED", "named")
+    assert (run.info.status, run.info.run_name) == ("RUNNING", "named"), "the driver ends it"
     assert run.data.tags["mlflow.parentRunId"] == "p" * 32
     assert run.data.tags["t"] == "1"
     expected = {"train.lr": "0.1", "train.milestones": "(8, 11)", "none": "None", "empty": "{}", "many149": "149"}
@@ -123,12 +123,6 @@ def test_end_run(store):
     end_run(None, "FAILED")
 
 
-def test_close_without_status_leaves_the_run_open(store, tmp_path):
-    handle = start_run(store)
-    MlflowTracker(handle, tmp_path, store).close(None)
-    assert client_of(handle).get_run(handle.run_id).info.status == "RUNNING"
-
-
 def test_metrics_arrive_while_the_run_goes_on(store, tmp_path):
     handle = start_run(store)
     tracker = MlflowTracker(handle, tmp_path, store)
@@ -136,14 +130,14 @@ def test_metrics_arrive_while_the_run_goes_on(store, tmp_path):
     wait_for(lambda: steps(handle, "a") == [1])
     tracker.log({"a": 2}, 2)
     wait_for(lambda: steps(handle, "a") == [1, 2])
-    assert tracker.close("FINISHED").sent == 2
+    assert tracker.close().sent == 2
 
 
 def test_more_metrics_than_one_request_takes(store, tmp_path):
     handle = start_run(store)
     tracker = MlflowTracker(handle, tmp_path, store)
     tracker.log({f"val/AP/{i}": i for i in range(1203)}, 5)
-    assert tracker.close("FINISHED").sent == 1203
+    assert tracker.close().sent == 1203
     assert len(client_of(handle).get_run(handle.run_id).data.metrics) == 1203
 
 
@@ -155,7 +149,7 @@ def test_values_that_are_not_finite_stay_valid_json(store, tmp_path):
     tracker = MlflowTracker(handle, tmp_path, store)
     tracker.log({"nan": math.nan, "inf": math.inf, "low": -math.inf}, 1)
     tracker.log({"nan": 2.0}, 2)
-    assert tracker.close("FINISHED").sent == 4
+    assert tracker.close().sent == 4
     assert records(tmp_path)[0]["metrics"] == {"nan": "NaN", "inf": "Infinity", "low": "-Infinity"}
     assert [math.isnan(m.value) for m in history(handle, "nan")] == [True, False]
     assert math.isnan(history(handle, "inf")[0].value)
@@ -166,7 +160,7 @@ def test_names_that_mlflow_refuses(store, tmp_path):
     handle = start_run(store, params=dict.fromkeys(names, 1))
     tracker = MlflowTracker(handle, tmp_path, store)
     tracker.log(dict.fromkeys(names, 1.0), 1)
-    report = tracker.close("FINISHED")
+    report = tracker.close()
     assert (report.sent, report.unsent) == (8, 0)
     assert set(records(tmp_path)[0]["metrics"]) == set(names)
     data = client_of(handle).get_run(handle.run_id).data
@@ -207,7 +201,7 @@ def test_full_disk_neither_raises_nor_repeats_itself(tmp_path, monkeypatch, capl
         for step in (2, 3, 4):
             tracker.log({"a": 1.0, "b": 2.0}, step)
     tracker.log({"a": 5.0}, 5)
-    report = tracker.close(None)
+    report = tracker.close()
     assert (report.unsent, report.lost) == (2, 6)
     assert len(caplog.records) == 1
     assert "disk may be full" in caplog.text
@@ -219,7 +213,7 @@ def test_unwritable_directory_is_no_error(tmp_path, caplog):
     tracker = MlflowTracker(None, tmp_path / "run")
     tracker.log({"a": 1.0}, 1)
     tracker.artifact("text", "a.txt")
-    assert tracker.close("FINISHED") == CloseReport(lost=1)
+    assert tracker.close() == CloseReport(lost=1)
     assert len(caplog.records) == 2
 
 
@@ -244,7 +238,7 @@ def test_replayed_steps_stand_once(store, tmp_path):
         tracker.log({"loss": 1.0 / step}, step)
         if step == 100:
             tracker.log({"AP": 0.5}, step)
-    assert tracker.close(None).sent == 121
+    assert tracker.close().sent == 121
 
     again = start_run(store, run_id=handle.run_id, params={"lr": 0.1, "same": 1})
     assert (again.run_id, again.experiment_id) == (handle.run_id, handle.experiment_id)
@@ -253,7 +247,7 @@ def test_replayed_steps_stand_once(store, tmp_path):
         tracker.log({"loss": 2.0 / step}, step)
         if step == 130:
             tracker.log({"AP": 0.6}, step)
-    assert tracker.close("FINISHED") == CloseReport(sent=21)
+    assert tracker.close() == CloseReport(sent=21)
     assert steps(again, "loss") == list(range(1, 141))
     assert history(again, "loss")[110].value == 1.0 / 111  # the first value of a step stays
     assert steps(again, "AP") == [100, 130]
@@ -267,7 +261,7 @@ def test_replay_is_known_without_the_journal(store, tmp_path):
         tracker = MlflowTracker(handle, tmp_path / directory, store)
         for step in range(first, first + 10):
             tracker.log({"loss": 1.0}, step)
-        tracker.close(None)
+        tracker.close()
     assert steps(handle, "loss") == list(range(1, 15))
 
 
@@ -288,7 +282,7 @@ def test_a_run_that_is_gone_is_made_anew_with_its_history(store, tmp_path, caplo
     old = start_run(store)
     tracker = MlflowTracker(old, tmp_path, store)
     tracker.log({"a": 1.0}, 1)
-    assert tracker.close(None).sent == 1
+    assert tracker.close().sent == 1
     if how == "deleted":
         client_of(old).delete_run(old.run_id)
     handle = start_run(store, run_id=old.run_id if how == "deleted" else "0" * 32)
@@ -296,38 +290,43 @@ def test_a_run_that_is_gone_is_made_anew_with_its_history(store, tmp_path, caplo
     assert "any more" in caplog.text
     tracker = MlflowTracker(handle, tmp_path, store)
     tracker.log({"a": 2.0}, 2)
-    tracker.close("FINISHED")
+    tracker.close()
     assert steps(handle, "a") == [1, 2]
 
 
-CHILD = """
-import os, pickle, signal, sys, time
-from pathlib import Path
-from mgdet.tracking import MlflowTracker, TrackingConfig
-handle, directory, sends = pickle.loads(bytes.fromhex(sys.argv[1])), Path(sys.argv[2]), sys.argv[3] == "sends"
-tracker = MlflowTracker(handle, directory, TrackingConfig(send_every_s=0.05 if sends else 60.0))
-for step in range(1, 51):
-    tracker.log({"loss": step, "lr": 0.5}, step)
-while sends and tracker._sender.sent < 100:
-    time.sleep(0.01)
-for step in range(51, 101):
-    tracker.log({"loss": step, "lr": 0.5}, step)
-tracker.artifact(b"late", "pictures/late.png")
-os.kill(os.getpid(), signal.SIGKILL)
-"""
+def exit_codes(function, arguments):
+    """Of one process for each tuple of arguments, all at the same time."""
+    processes = [CONTEXT.Process(target=function, args=values) for values in arguments]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    return [process.exitcode for process in processes]
 
 
+def log_100_steps_and_die(handle, directory, sends):
+    tracker = MlflowTracker(handle, directory, TrackingConfig(send_every_s=0.05 if sends else 60.0))
+    for step in range(1, 51):
+        tracker.log({"loss": step, "lr": 0.5}, step)
+    while sends and tracker._sender.sent < 100:
+        time.sleep(0.01)
+    for step in range(51, 101):
+        tracker.log({"loss": step, "lr": 0.5}, step)
+    tracker.artifact(b"late", "pictures/late.png")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("sends", ["nothing", "sends"])
 def test_killed_process_loses_nothing(store, tmp_path, sends):
     handle = start_run(store)
-    arguments = [sys.executable, "-c", CHILD, pickle.dumps(handle).hex(), str(tmp_path), sends]
-    assert subprocess.run(arguments, timeout=120).returncode == -signal.SIGKILL
+    assert exit_codes(log_100_steps_and_die, [(handle, tmp_path, sends == "sends")]) == [-signal.SIGKILL]
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step":101,"time":1.0,"met')  # as if killed in mid-write
     tracker = MlflowTracker(handle, tmp_path, store)
     for step in range(81, 121):
         tracker.log({"loss": -step, "lr": 0.5}, step)
-    report = tracker.close("FINISHED")
+    report = tracker.close()
     for key in ("loss", "lr"):
         assert steps(handle, key) == list(range(1, 121))
     assert [m.value for m in history(handle, "loss")] == [*range(1, 101), *range(-101, -121, -1)]
@@ -350,7 +349,7 @@ def test_no_store_in_reach_is_no_error(tmp_path, monkeypatch, caplog):
     tracker.artifact("text", "dir/a.txt")
     time.sleep(1.0)
     start = time.monotonic()
-    report = tracker.close("FINISHED")
+    report = tracker.close()
     assert time.monotonic() - start < 11
     assert report == CloseReport(unsent=40, unsent_file=tmp_path / "metrics.jsonl", unsent_artifacts=1)
     assert [r["step"] for r in records(tmp_path)] == list(range(20))
@@ -368,7 +367,7 @@ def test_close_does_not_wait_for_a_store_that_hangs(tmp_path, monkeypatch):
         tracker = MlflowTracker(handle, tmp_path, config)
         tracker.log({"a": 1}, 1)
         start = time.monotonic()
-        assert tracker.close("FINISHED").unsent == 1
+        assert tracker.close().unsent == 1
         assert time.monotonic() - start < 1.5
 
 
@@ -376,9 +375,9 @@ def test_what_was_kept_is_sent_when_the_store_is_back(store, tmp_path):
     tracker = MlflowTracker(None, tmp_path, store)
     tracker.log({"a": 1.0}, 1)
     tracker.artifact("text", "a.txt")
-    assert tracker.close(None) == CloseReport(unsent=1, unsent_file=tmp_path / "metrics.jsonl", unsent_artifacts=1)
+    assert tracker.close() == CloseReport(unsent=1, unsent_file=tmp_path / "metrics.jsonl", unsent_artifacts=1)
     handle = start_run(store)
-    assert MlflowTracker(handle, tmp_path, store).close("FINISHED") == CloseReport(sent=1)
+    assert MlflowTracker(handle, tmp_path, store).close() == CloseReport(sent=1)
     assert steps(handle, "a") == [1]
     assert [a.path for a in client_of(handle).list_artifacts(handle.run_id)] == ["a.txt", "config.yaml"]
 
@@ -387,7 +386,7 @@ def test_worker_makes_no_empty_database(tmp_path, caplog):
     handle = RunHandle(f"sqlite:///{tmp_path}/elsewhere.db", "0" * 32, "1", "")
     tracker = MlflowTracker(handle, tmp_path / "run", TrackingConfig(**QUICK))
     tracker.log({"a": 1.0}, 1)
-    assert tracker.close("FINISHED").unsent == 1
+    assert tracker.close().unsent == 1
     assert not (tmp_path / "elsewhere.db").exists()
     assert "MLFLOW_TRACKING_URI" in caplog.text
 
@@ -402,7 +401,7 @@ def test_an_artifact_that_fails_holds_up_nothing_else(store, tmp_path):
     tracker.artifact("2", "good/b.txt")
     tracker.log({"a": 1.0}, 1)
     wait_for(lambda: (artifacts / "good" / "b.txt").exists() and steps(handle, "a") == [1])
-    assert tracker.close("FINISHED").unsent_artifacts == 1
+    assert tracker.close().unsent_artifacts == 1
 
 
 # --- small parts
@@ -413,7 +412,7 @@ def test_null_tracker_does_nothing(tmp_path, monkeypatch):
     tracker: Tracker = NullTracker()
     tracker.log({"a": 1.0}, 1)
     tracker.artifact("x", "a.txt")
-    assert tracker.close("FINISHED") == CloseReport()
+    tracker.close()
     assert not list(tmp_path.iterdir())
     assert start_any_run(TrackingConfig(enabled=False), name="n", params={}, config_yaml="") is None
 
@@ -484,7 +483,8 @@ def test_metrics_made_while_the_server_was_away_arrive_once(tmp_path):
         tracker = MlflowTracker(handle, tmp_path / "run", config)
         for step in range(1, 11):
             tracker.log({"loss": step, "nan": math.nan}, step)
-        wait_for(lambda: steps(handle, "loss") == list(range(1, 11)))
+        wait_for(lambda: tracker._sender.sent == 20)  # also answered: the server has a point before it says so
+        assert steps(handle, "loss") == list(range(1, 11))
         server.kill()
         for step in range(11, 31):
             tracker.log({"loss": step, "nan": math.nan}, step)
@@ -494,18 +494,19 @@ def test_metrics_made_while_the_server_was_away_arrive_once(tmp_path):
         server.start()
         wait_for(lambda: steps(handle, "loss") == list(range(1, 31)))
         tracker.log({"loss": 31}, 31)
-        assert tracker.close("FINISHED") == CloseReport(sent=61)
+        assert tracker.close() == CloseReport(sent=61)
         points = history(handle, "loss")
         assert [m.step for m in points] == list(range(1, 32))
         assert points[11].timestamp < points[30].timestamp - 2000  # when it was logged, not when it arrived
         assert [math.isnan(m.value) for m in history(handle, "nan")] == [True] * 30
+        end_run(handle, "FINISHED", config)
         assert client_of(handle).get_run(handle.run_id).info.status == "FINISHED"
         again = start_run(config, run_id=handle.run_id, params={"a": {"b": 1}})
         assert again.run_id == handle.run_id
         tracker = MlflowTracker(again, tmp_path / "other directory", config)
         for step in range(25, 36):
             tracker.log({"loss": step}, step)
-        assert tracker.close("FINISHED").sent == 4
+        assert tracker.close().sent == 4
         assert steps(handle, "loss") == list(range(1, 36))
         assert start_run(config, run_id="0" * 32).run_id != handle.run_id
         names = {a.path for f in (None, "pictures") for a in client_of(handle).list_artifacts(handle.run_id, f)}
@@ -519,18 +520,8 @@ def write_600_points(handle, directory):
     for step in range(1, 301):
         tracker.log({"loss": step, "lr": step}, step)
         time.sleep(0.005)
-    report = tracker.close("FINISHED")
+    report = tracker.close()
     sys.exit(report.sent != 600 or report.unsent != 0)
-
-
-def exit_codes(function, arguments):
-    """Of one process for each tuple of arguments, all at the same time."""
-    processes = [CONTEXT.Process(target=function, args=values) for values in arguments]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-    return [process.exitcode for process in processes]
 
 
 @pytest.mark.slow

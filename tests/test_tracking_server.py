@@ -167,7 +167,7 @@ def trial(number, config, parent_run_id, directory, start_line):
         tracker.log({key: value_of(number, key, step) for key in KEYS}, step)
         time.sleep(0.01)  # so that it is many requests, and those of the trials meet
     tracker.artifact(f"trial {number}", "tables/result.txt")
-    report = tracker.close(None)
+    report = tracker.close()
     assert report == CloseReport(sent=STEPS * len(KEYS)), report
     end_run(handle, "FINISHED", config)
 

@@ -51,7 +51,7 @@ def call(job: ModuleType, *args: object) -> Answer:
     logger, handler = logging.getLogger("mgdet"), logging.StreamHandler(out)
     level = logger.level
     logger.addHandler(handler)
-    sys.argv = [job.__name__, *map(str, args)]
+    sys.argv = [f"jobs/{job.__name__.removeprefix('jobs_')}.py", *map(str, args)]
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             status = job.main()

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from mgdet.assign.base import Assigner, owned_labels
 from mgdet.assign.criteria import adaptive, prior_iou
-from mgdet.structures import Assignment, Predictions, Priors, Targets
+from mgdet.structures import Assignment, Predictions, Targets
 
 
 class ATSS(Assigner):
@@ -20,8 +20,9 @@ class ATSS(Assigner):
     name: Literal["atss"] = "atss"
     top_k: int = Field(default=9, ge=1, description="candidate locations of each object on each level")
 
-    def assign(self, priors: Priors, predictions: Predictions, targets: Targets) -> Assignment:
+    def assign(self, predictions: Predictions, targets: Targets) -> Assignment:
         """Both tasks get the same labels."""
+        priors = predictions.priors
         selected = adaptive(prior_iou(priors), priors, self.top_k)
         labels = owned_labels(self.find_owners(selected, priors, targets))
         return Assignment(labels, labels)

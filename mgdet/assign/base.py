@@ -23,16 +23,16 @@ class Assigner(Config):
         default=2**25, ge=1, description="bound on the elements of one intermediate matrix; never changes the result"
     )
 
-    def __call__(self, priors: Priors, predictions: Predictions, targets: Targets) -> Assignment:
+    def __call__(self, predictions: Predictions, targets: Targets) -> Assignment:
         """Labels of both tasks for every prior: no gradient, float32, no loop over images, no host synchronisation.
 
         Raises `ConfigError` where the method is not defined for such priors.
         """
-        with torch.no_grad(), torch.autocast(priors.boxes.device.type, enabled=False):
-            return self.resolved_for(priors.layout).assign(priors, predictions.detach(), targets)
+        with torch.no_grad(), torch.autocast(predictions.boxes.device.type, enabled=False):
+            return self.resolved_for(predictions.priors.layout).assign(predictions.detach(), targets)
 
     @abstractmethod
-    def assign(self, priors: Priors, predictions: Predictions, targets: Targets) -> Assignment:
+    def assign(self, predictions: Predictions, targets: Targets) -> Assignment:
         """The method itself; `predictions` are detached and float32, and no field is `auto`."""
 
     def resolved_for(self, layout: PriorLayout) -> Self:

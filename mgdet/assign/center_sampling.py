@@ -71,7 +71,7 @@ class CenterSampling(CentreRegion):
             )
         return self
 
-    def assign(self, priors: Priors, predictions: Predictions, targets: Targets) -> Assignment:
+    def assign(self, predictions: Predictions, targets: Targets) -> Assignment:
         """Both tasks get the same labels."""
-        labels = owned_labels(self.centre_owners(priors, targets))
+        labels = owned_labels(self.centre_owners(predictions.priors, targets))
         return Assignment(labels, labels)

@@ -39,7 +39,7 @@ def class_score(predictions: Predictions) -> Criterion:
 
 
 def centre_prior(priors: Priors, base_scale: float) -> Criterion:
-    """Mutual Guidance's prior for points (authors' code since October 2021, papers.md).
+    """Mutual Guidance's prior for points (authors' code since October 2021, docs/papers/mutual_guidance.md).
 
     min of min(l, r) / max(l, r) and min(t, b) / max(t, b) inside the object, on the levels whose base size of
     `base_scale` strides is at most twice and at least half the square root of the object's area; the finest level takes

@@ -63,7 +63,7 @@ class MaxIoU(IoUThresholds):
             )
         return self
 
-    def assign(self, priors: Priors, predictions: Predictions, targets: Targets) -> Assignment:
+    def assign(self, predictions: Predictions, targets: Targets) -> Assignment:
         """Both tasks get the same labels."""
-        labels = self.threshold_labels(self.anchor_owners(priors, targets, self.force_match))
+        labels = self.threshold_labels(self.anchor_owners(predictions.priors, targets, self.force_match))
         return Assignment(labels, labels)

@@ -2,20 +2,16 @@
 
 from typing import Literal, Self
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
-from mgdet.assign.base import owned_labels, ranked_labels
-from mgdet.assign.criteria import adaptive, amplified, centre_prior, prior_iou, regressed_iou
-from mgdet.assign.max_iou import IoUThresholds
+from mgdet.assign.criteria import amplified, centre_prior, prior_iou, regressed_iou
+from mgdet.assign.mutual import Criteria, MutualAssigner
 from mgdet.assign.ownership import Counts, Criterion
-from mgdet.config_base import resolved
 from mgdet.errors import ConfigError
-from mgdet.structures import Assignment, Labels, Predictions, PriorLayout, Priors, Targets
-
-Direction = Literal["both", "loc_to_cls", "cls_to_loc", "none"]
+from mgdet.structures import Assignment, Predictions, PriorLayout, Priors, Targets
 
 
-class MutualGuidance(IoUThresholds):
+class MutualGuidance(MutualAssigner):
     """Positives of classification by IoU_regressed, positives of localization by IoU_amplified.
 
     For object i and anchor j, with p the score that anchor j now gives to the class of i:
@@ -36,28 +32,21 @@ class MutualGuidance(IoUThresholds):
     - `mean_std`: the authors' ATSS-MG: of the `candidates` nearest locations on each level those whose quality, each
       task's own, is at least mean + standard deviation.
 
-    Deviations from the official code: docs/papers.md.
+    Deviations from the official code: docs/papers/mutual_guidance.md.
     """
 
     name: Literal["mutual_guidance"] = "mutual_guidance"
     sigma: float = Field(default=2.0, ge=1, description="the larger, the less the score amplifies an anchor's IoU")
     amplify: Literal["power", "exponential"] = Field(
-        default="power", description="form in which a score amplifies an anchor's IoU"
+        default="power", description="form of IoU_amplified: the paper's power, or the authors' later exponential"
     )
     prior: Literal["auto", "iou", "centre"] = Field(
         default="auto", description="what is amplified; auto: centre for points (not with mean_std), else iou"
     )
     count: Literal["auto", "iou", "dynamic_k", "mean_std"] = Field(
-        default="auto", description="auto: iou for anchors, dynamic_k for points"
+        default="auto", description="how many samples an object gets; auto: iou for anchors, dynamic_k for points"
     )
-    top_k: PositiveInt | Literal["auto"] = Field(
-        default="auto", description="qualities summed by count=dynamic_k; auto: 15, or 5 with one prior per location"
-    )
-    candidates: int = Field(default=9, ge=1, description="locations on each level that count=mean_std looks at")
     base_scale: float = Field(default=3.0, gt=0, description="strides; object size that prior=centre makes a level for")
-    direction: Direction = Field(
-        default="both", description="which task is guided by the other; `none`: the same count without predictions"
-    )
 
     def resolved_for(self, layout: PriorLayout) -> Self:
         """`prior`, `count` and `top_k` as numbers and names; refuses to count points by their IoU."""
@@ -72,49 +61,27 @@ class MutualGuidance(IoUThresholds):
         prior = self.prior
         if prior == "auto":
             prior = "centre" if layout.points and count == "dynamic_k" else "iou"
-        return self.model_copy(update={"count": count, "prior": prior, "top_k": resolved_top_k(self.top_k, layout)})
+        return super().resolved_for(layout).model_copy(update={"count": count, "prior": prior})
 
-    def assign(self, priors: Priors, predictions: Predictions, targets: Targets) -> Assignment:
-        """Labels of the two tasks, independent of each other: a prior may be positive for one of them only."""
-        prior = prior_iou(priors) if self.prior == "iou" else centre_prior(priors, self.base_scale)
-        counts = self._counts(priors, targets)
-        cls = loc = None
-        if self.direction != "both":
-            cls = loc = self._unguided(prior, counts, priors, targets)
-        if self.direction in ("both", "loc_to_cls"):
-            cls = self._labels(regressed_iou(predictions), counts, priors, targets, ignore=True)
-        if self.direction in ("both", "cls_to_loc"):
-            raised = amplified(prior, predictions, self.sigma, self.amplify)
-            loc = self._labels(raised, counts, priors, targets)
-        assert cls is not None
-        assert loc is not None
-        return Assignment(cls, loc)
+    def criteria(self, predictions: Predictions) -> Criteria:
+        """IoU_regressed and IoU_amplified (section 3 of the paper)."""
+        raised = amplified(self._prior(predictions.priors), predictions, self.sigma, self.amplify)
+        return Criteria(cls=regressed_iou(predictions), loc=raised)
 
-    def _counts(self, priors: Priors, targets: Targets) -> Counts | None:
-        """Np and Ni, where they are fixed by the anchor IoU."""
+    def counts(self, priors: Priors, targets: Targets) -> Counts | None:
+        """Np and Ni of each object by the anchor IoU, for `count: iou`."""
         if self.count != "iou":
             return None
         return self.threshold_counts(self.anchor_owners(priors, targets), targets.boxes.shape[1])
 
-    def _labels(
-        self, criterion: Criterion, counts: Counts | None, priors: Priors, targets: Targets, ignore: bool = False
-    ) -> Labels:
-        if self.count == "mean_std":
-            return owned_labels(self.find_owners(adaptive(criterion, priors, self.candidates), priors, targets))
-        owners = self.find_owners(criterion, priors, targets, force=True, enough=self.positive_iou)
-        if counts is None:
-            counts = owners.dynamic_counts(resolved(self.top_k), targets.boxes.shape[1])
-        return ranked_labels(owners, counts, ignore)
-
-    def _unguided(self, prior: Criterion, counts: Counts | None, priors: Priors, targets: Targets) -> Labels:
-        """The labels of a task that the other one does not guide."""
+    def unguided(self, predictions: Predictions, targets: Targets, counts: Counts | None) -> Assignment:
+        """By the plain quality of the priors: max_iou's labels for anchors that are not counted by `mean_std`."""
+        priors = predictions.priors
         if self.count == "mean_std" or priors.layout.points:
-            return self._labels(prior, counts, priors, targets)
-        return self.threshold_labels(self.anchor_owners(priors, targets))
+            labels = self.labels(self._prior(priors), priors, targets, counts)
+        else:
+            labels = self.threshold_labels(self.anchor_owners(priors, targets))
+        return Assignment(labels, labels)
 
-
-def resolved_top_k(top_k: int | Literal["auto"], layout: PriorLayout) -> int:
-    """Qualities that a dynamic k sums: the authors' 15 with several priors per location, 5 with one."""
-    if top_k != "auto":
-        return top_k
-    return 15 if layout.per_location > 1 else 5
+    def _prior(self, priors: Priors) -> Criterion:
+        return prior_iou(priors) if self.prior == "iou" else centre_prior(priors, self.base_scale)

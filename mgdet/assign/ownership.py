@@ -84,7 +84,7 @@ def find_owners(
     adopt: bool = True,
     enough: float = 0.0,
 ) -> Ownership:
-    """Mutual Guidance's matching (docs/papers.md, "Ownership") for one criterion.
+    """Mutual Guidance's matching (docs/papers/assignment.md, "Ownership") for one criterion.
 
     1. With `force` each object's best prior gets quality 1.
     2. Each prior belongs to the object with the largest quality in its column (ties: first object), or to none.

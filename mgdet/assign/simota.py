@@ -10,7 +10,7 @@ from mgdet.assign.base import Assigner, owned_labels
 from mgdet.assign.criteria import regressed_iou, score_of_label, tie_safe_dtype
 from mgdet.assign.geometry import Sides, largest, near_centre
 from mgdet.assign.ownership import Criterion, floor_fixed, to_fixed
-from mgdet.structures import Assignment, Predictions, Priors, Targets
+from mgdet.structures import Assignment, Predictions, Targets
 
 
 class SimOTA(Assigner):
@@ -28,13 +28,13 @@ class SimOTA(Assigner):
     cls_weight: float = Field(default=1.0, ge=0, description="factor of the classification in the cost")
     iou_weight: float = Field(default=3.0, ge=0, description="factor of -log(IoU) in the cost")
 
-    def assign(self, priors: Priors, predictions: Predictions, targets: Targets) -> Assignment:
+    def assign(self, predictions: Predictions, targets: Targets) -> Assignment:
         """Both tasks get the same labels."""
-        labels = owned_labels(self.find_owners(self._selected(priors, predictions), priors, targets))
+        labels = owned_labels(self.find_owners(self._selected(predictions), predictions.priors, targets))
         return Assignment(labels, labels)
 
-    def _selected(self, priors: Priors, predictions: Predictions) -> Criterion:
-        overlap = regressed_iou(predictions)
+    def _selected(self, predictions: Predictions) -> Criterion:
+        priors, overlap = predictions.priors, regressed_iou(predictions)
         absent, present = _cross_entropies(predictions.logits)
 
         def criterion(boxes: Tensor, labels: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from mgdet.assign.criteria import class_score, product, regressed_iou, tie_safe_
 from mgdet.assign.geometry import MARGIN, Sides, largest
 from mgdet.assign.ownership import Criterion
 from mgdet.boxes import iou
-from mgdet.structures import Assignment, Labels, Predictions, PriorLayout, Priors, Targets
+from mgdet.structures import Assignment, Labels, Predictions, PriorLayout, Targets
 
 
 class TaskAligned(Assigner):
@@ -34,15 +34,15 @@ class TaskAligned(Assigner):
         """ATSS while `epoch < warmup_epochs`."""
         return ATSS(chunk_elements=self.chunk_elements) if epoch < self.warmup_epochs else self
 
-    def assign(self, priors: Priors, predictions: Predictions, targets: Targets) -> Assignment:
+    def assign(self, predictions: Predictions, targets: Targets) -> Assignment:
         """Both tasks get the same labels."""
-        owners = self.find_owners(self._selected(priors, predictions), priors, targets)
+        owners = self.find_owners(self._selected(predictions), predictions.priors, targets)
         labels = owned_labels(owners)
         labels = self._soft(labels, predictions, targets)
         return Assignment(labels, labels)
 
-    def _selected(self, priors: Priors, predictions: Predictions) -> Criterion:
-        overlap = regressed_iou(predictions)
+    def _selected(self, predictions: Predictions) -> Criterion:
+        priors, overlap = predictions.priors, regressed_iou(predictions)
         alignment = product(class_score(predictions), overlap, (self.alpha, self.beta), predictions.logits)
 
         def criterion(boxes: Tensor, labels: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import sys
 
 from mgdet.cli import keys
 from mgdet.cli.complete import complete_configs
-from mgdet.cli.run import Command
+from mgdet.cli.run import Command, reader_may_leave
 from mgdet.config_files import EXPERIMENTS, SWEEPS, find, names, summary
 
 
@@ -29,6 +29,13 @@ def run(args: argparse.Namespace) -> int:
     if args.name:
         sys.stdout.write(find(args.name, EXPERIMENTS, SWEEPS).read_text())
         return 0
+    with reader_may_leave():
+        print_list()
+    return 0
+
+
+def print_list() -> None:
+    """Print the name and a line of each configuration."""
     for title, kind in (("mgdet train NAME", EXPERIMENTS), ("mgdet tune NAME", SWEEPS)):
         found = names(kind)
         print(f"{title}\n")
@@ -36,7 +43,6 @@ def run(args: argparse.Namespace) -> int:
         for name in found:
             print(f"  {name:<{width}}  {summary(name)}")
         print()
-    return 0
 
 
 COMMAND = Command("configs", __doc__, add_arguments, run, "nothing was written")

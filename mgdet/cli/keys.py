@@ -16,6 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
+from mgdet.cli.run import reader_may_leave
 from mgdet.errors import ConfigError
 
 SHIPPED = Path(__file__).with_name("keys.json")
@@ -76,10 +77,11 @@ def show(prefix: str, keys: Iterable[Key] | None = None) -> int:
         hint = f" Did you mean {near[0]}?" if near else ""
         top = ", ".join(dict.fromkeys(k.key.partition(".")[0] for k in keys))
         raise ConfigError(f"--keys {prefix}: no key begins so.{hint} At the top there are {top}.")
-    for only, group in groupby(found, key=lambda k: k.only):
-        print(f"\nwith {only}:\n" if only else "")
-        for key in group:
-            print("\n".join(("  " if only else "") + line for line in key.lines()))
+    with reader_may_leave():
+        for only, group in groupby(found, key=lambda k: k.only):
+            print(f"\nwith {only}:\n" if only else "")
+            for key in group:
+                print("\n".join(("  " if only else "") + line for line in key.lines()))
     return 0
 
 

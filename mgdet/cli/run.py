@@ -2,8 +2,10 @@
 
 import argparse
 import logging
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +54,16 @@ def add_plugins(parser: argparse.ArgumentParser) -> None:
     """Add `--plugin NAME`, once for each: what a checkpoint that was trained with plugins needs."""
     text = "a plugin it was trained with: a module or an entry point of mgdet.plugins; once for each"
     parser.add_argument("--plugin", action="append", default=[], metavar="NAME", help=text)
+
+
+@contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """Print in the block what may be longer than its reader wants: `mgdet --keys | head` ends without an error."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def run_cli(work: Callable[[], int], when_interrupted: str) -> int:

@@ -1,4 +1,4 @@
-"""What the driver of a sweep does at each event: write it down, end runs in MLflow, show where everything stands."""
+"""The driver of a sweep at each event of Tune: update the record, end MLflow runs, print the table of trials."""
 
 import logging
 import re
@@ -18,45 +18,45 @@ from mgdet.tracking import RunHandle, Status, TrackingConfig, children, close_ch
 logger = logging.getLogger(__name__)
 
 _GRACE_S = 5.0
-"""After a trial was stopped, until its worker, which writes metrics, is surely gone."""
+"""Seconds from the end of a trial until its worker, which writes metrics, is certainly gone."""
 
 
 class Recorder(tune.Callback):  # type: ignore[misc]  # ray has no types
     """Keeps `trial.json` of each trial up to date and closes the MLflow runs of trials whose processes are gone."""
 
     def __init__(
-        self, sweep: Sweep, book: TrialStore, concurrent: int, parent: RunHandle | None, tracking: TrackingConfig
+        self, sweep: Sweep, store: TrialStore, concurrent: int, parent: RunHandle | None, tracking: TrackingConfig
     ) -> None:
-        self.sweep, self.book, self.concurrent, self.parent, self.tracking = sweep, book, concurrent, parent, tracking
+        self.sweep, self.store, self.concurrent, self.parent, self.tracking = sweep, store, concurrent, parent, tracking
         self._closing: list[tuple[float, int]] = []
         self._next_table = time.monotonic() + sweep.report_every_s
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing, as in `ResumingSearcher`."""
+        """Nothing is pickled into the sweep's directory, for the reason given in `ResumingSearcher.__getstate__`."""
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A process of the trial is there."""
+        """Record that a process of the trial has started."""
         self._set(trial, state="running")
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """An evaluation."""
+        """Record an evaluation of the trial, unless a restart only repeats it."""
         known = self._trial(trial)
         if known.add(int(result["epoch"]), result):
             self._save(known)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """It failed and is tried again."""
+        """Log that the trial failed and is started again."""
         logger.warning("%s failed, for the reason above, and is tried again", self._trial(trial).name)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """It failed for good."""
+        """Record that the trial failed and has no retries left."""
         self._done(trial, "failed", _error(trial))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """It came to its end, or the scheduler stopped it."""
+        """Record that the trial reached its last epoch, or that the scheduler stopped it before."""
         known = self._trial(trial)
         if known.epoch >= known.epochs:
             self._done(trial, "finished", "")
@@ -64,27 +64,27 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # ray has no types
             self._done(trial, "stopped", why_stopped(self.sweep, known))
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Whatever is due."""
+        """End the MLflow runs whose waiting time is over, and log the table of trials if it is due."""
         now = time.monotonic()
         due = [number for when, number in self._closing if when <= now]
         self._closing = [(when, number) for when, number in self._closing if when > now]
         for number in due:
-            self._close(self.book.trials[number])
+            self._close(self.store.trials[number])
         if now >= self._next_table:
             self._next_table = now + self.sweep.report_every_s
-            logger.info("%s", table(self.sweep, self.book.trials, self.concurrent))
+            logger.info("%s", table(self.sweep, self.store.trials, self.concurrent))
 
     def settle(self) -> None:
-        """At the start and at the end, when no trial's process is there: no run of a trial stays open in MLflow."""
+        """End every run of a trial that is still open in MLflow. To be called while no trial is running."""
         if self.parent is None:
             return
-        by_name = {t.name: t for t in self.book.trials}
+        by_name = {t.name: t for t in self.store.trials}
         for child in children(self.parent, self.tracking):
             if child.running and child.name in by_name:
                 self._close(by_name[child.name], child.run_id)
 
     def _trial(self, trial: Any) -> Trial:
-        return self.book.trials[int(trial.config["number"])]
+        return self.store.trials[int(trial.config["number"])]
 
     def _set(self, trial: Any, **changes: Any) -> None:
         known = self._trial(trial)
@@ -94,9 +94,9 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # ray has no types
 
     def _save(self, trial: Trial) -> None:
         try:
-            self.book.save(trial)
-        except OSError as error:  # the sweep is worth more than its record, which the next event writes again
-            logger.error("%s cannot be written down: %s", trial.name, error)
+            self.store.save(trial)
+        except OSError as error:  # no reason to stop the sweep: the next event writes the record again
+            logger.error("the record of %s cannot be written: %s", trial.name, error)
 
     def _done(self, trial: Any, state: str, reason: str) -> None:
         self._set(trial, state=state, reason=reason)
@@ -106,7 +106,7 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # ray has no types
         logger.info("%s", headline(self.sweep, known))
 
     def _close(self, trial: Trial, run_id: str | None = None) -> None:
-        """End the trial's run with what is known of the trial."""
+        """End the trial's MLflow run with the status, state and reason in the trial's record."""
         if self.parent is None:
             return
         experiment = trial_experiment(self.sweep, trial, {})
@@ -121,7 +121,7 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # ray has no types
 
 
 def why_stopped(sweep: Sweep, trial: Trial) -> str:
-    """In words."""
+    """The sentence that says why the scheduler stopped a trial: the rule, the metric and the epoch."""
     metric, _ = sweep.lead
     value = f"{metric} = {trial.metrics.get(metric, float('nan')):.4f} at epoch {trial.epoch} of {trial.epochs}"
     if isinstance(sweep.scheduler, ASHA):
@@ -135,7 +135,7 @@ _RAISED = re.compile(r"(?:[a-z]\w*\.)*([A-Z]\w*): (.+)")
 
 
 def _error(trial: Any) -> str:
-    """What was raised last, of the tracebacks that Tune keeps of a failure."""
+    """The message of the last exception in the tracebacks that Tune keeps of a failed trial."""
     try:
         text = str(trial.get_error() or trial.get_pickled_error() or "")
     except Exception as error:  # the pickled error may be of a class that cannot be made again

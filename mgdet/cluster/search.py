@@ -1,7 +1,7 @@
 """Ray Tune's searcher and scheduler, both fed from the sweep's own record, so that a restarted sweep knows its past.
 
 Tune's own restore loses what a scheduler has seen (rungs, medians), and its saved state may be seconds old, so that a
-trial started just before a crash would be drawn anew. Here each trial is on disk before Tune hears of it.
+trial started just before a crash would be sampled again. Here each trial is on disk before Tune is told of it.
 """
 
 import math
@@ -26,56 +26,56 @@ class ResumingSearcher(Searcher):  # type: ignore[misc]  # ray has no types
     A trial that goes on after a restart keeps its number, its values and its directory.
     """
 
-    def __init__(self, sweep: Sweep, book: TrialStore, unfinished: Sequence[Trial], cluster: dict[str, Any]) -> None:
+    def __init__(self, sweep: Sweep, store: TrialStore, unfinished: Sequence[Trial], cluster: dict[str, Any]) -> None:
         super().__init__()  # without a metric: Tune would end the whole sweep at an evaluation where it is undefined
-        self._sweep, self._book, self._cluster = sweep, book, cluster
+        self._sweep, self._store, self._cluster = sweep, store, cluster
         self._unfinished = list(unfinished)
         self._space = Space(sweep.space)
         self._running: dict[str, tuple[Trial, optuna.Trial]] = {}
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._study = optuna.create_study(sampler=_sampler(sweep, len(book.trials)), directions=_directions(sweep))
-        for trial in book.trials:
+        self._study = optuna.create_study(sampler=_sampler(sweep, len(store.trials)), directions=_directions(sweep))
+        for trial in store.trials:
             if trial.done:
                 tell(self._study, sweep, trial)
         for trial in self._unfinished:
             self._study.enqueue_trial(trial.params)
         points = sweep.points
-        for number in range(len(book.trials), sweep.total):
+        for number in range(len(store.trials), sweep.total):
             if point := points[number % len(points)]:
                 self._study.enqueue_trial(point)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The next trial as the configuration that its process gets."""
-        if not self._unfinished and len(self._book.trials) >= self._sweep.total:
+        """The next trial, as the dictionary that its process gets: `number`, and `experiment` as plain values."""
+        if not self._unfinished and len(self._store.trials) >= self._sweep.total:
             return str(Searcher.FINISHED)
         chosen = self._study.ask()
         params = self._space.suggest(chosen)
         if self._unfinished:
             trial = self._unfinished.pop(0)
         else:
-            trial = self._book.new(self._sweep, params, self._space.settings(params))
+            trial = self._store.new(self._sweep, params, self._space.settings(params))
         self._running[trial_id] = trial, chosen
         # Tune writes this to the sweep's directory: without the password that a tracking URI may hold
         experiment = trial_experiment(self._sweep, trial, self._cluster).shown()
         return {"number": trial.number, "experiment": experiment}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell Optuna what the trial's last evaluation was."""
+        """Tell Optuna the metrics of the trial's last evaluation, or that it failed."""
         trial, chosen = self._running.pop(trial_id)
         found = None if error else values(self._sweep, trial)
         state = optuna.trial.TrialState.FAIL if found is None else optuna.trial.TrialState.COMPLETE
         self._study.tell(chosen, found, state=state)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune pickles it into the sweep's directory, where nobody reads it and it may hold a password."""
+        """Nothing is pickled: Tune would write it to the sweep's directory, and it may hold a tracking password."""
         return {}
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: all of it is in the book."""
+        """Write an empty file, which Tune expects: the state of the search is in the trials' own records."""
         open(checkpoint_path, "w").close()
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing, as in `save`."""
+        """Do nothing: the constructor has restored the search from the trials' own records."""
 
 
 def trial_experiment(sweep: Sweep, trial: Trial, cluster: dict[str, Any]) -> Experiment:
@@ -89,16 +89,16 @@ def _directions(sweep: Sweep) -> list[StudyDirection]:
 
 
 def _sampler(sweep: Sweep, known: int) -> optuna.samplers.BaseSampler:
-    """`known` trials are there already: a sampler that starts again must not draw them once more."""
+    """The configured sampler; its seed depends on how many trials are `known`, so as not to draw those once more."""
     config = sweep.searcher
     seed = config.seed + 1_000_003 * known
     if isinstance(config, TPE):
-        # a running trial counts as a bad one, so that those at work at the same time do not crowd into one place
+        # a running trial counts as a bad one, so that trials that run at the same time do not crowd into one place
         return optuna.samplers.TPESampler(seed=seed, n_startup_trials=config.startup_trials, constant_liar=True)
     return optuna.samplers.RandomSampler(seed=seed)
 
 
-def build_scheduler(sweep: Sweep, book: TrialStore, longest: int) -> TrialScheduler:
+def build_scheduler(sweep: Sweep, store: TrialStore, longest: int) -> TrialScheduler:
     """The configured scheduler; `longest` is the number of epochs of the longest trial."""
     metric, mode = sweep.lead
     config, common = sweep.scheduler, {"time_attr": "epoch", "metric": metric, "mode": mode}
@@ -115,30 +115,30 @@ def build_scheduler(sweep: Sweep, book: TrialStore, longest: int) -> TrialSchedu
         )
     else:
         return FIFOScheduler()
-    return RememberingScheduler(inner, book)
+    return RememberingScheduler(inner, store)
 
 
 class _StableId:
-    """What a scheduler needs to know of a trial: an identity that outlives Tune's."""
+    """Stands for a trial in a scheduler, under an id that stays the same when the sweep is restarted."""
 
     def __init__(self, number: int) -> None:
         self.trial_id = str(number)
 
 
 class RememberingScheduler(FIFOScheduler):  # type: ignore[misc]  # ray has no types
-    """Another scheduler that has seen all evaluations of the book, and knows a trial by its number."""
+    """Wraps a scheduler: feeds it all recorded evaluations first, and names each trial to it by its number."""
 
-    def __init__(self, inner: TrialScheduler, book: TrialStore) -> None:
+    def __init__(self, inner: TrialScheduler, store: TrialStore) -> None:
         super().__init__()
         self._inner = inner
         self._known: dict[int, _StableId] = {}
         self._seen: dict[int, int] = {}
-        for trial in book.trials:
+        for trial in store.trials:
             for evaluation in trial.evaluations:
                 self._judge(trial.number, {"epoch": evaluation.epoch, **evaluation.metrics})
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """The inner scheduler's decision."""
+        """The inner scheduler's decision on a new evaluation: one of Tune's `CONTINUE`, `STOP` and `PAUSE`."""
         return self._judge(trial.config["number"], result)
 
     def _judge(self, number: int, result: dict[str, Any]) -> str:

@@ -8,14 +8,13 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 
 from mgdet.errors import ClusterError, Interrupted
 from mgdet.plugins import shipped_modules
 from mgdet.runs.config import ClusterConfig
 from mgdet.runs.resources import Node, Resources, this_machine
 from mgdet.runs.stop import on_sigterm
-from mgdet.storage import is_local, locate
+from mgdet.storage import local_path
 
 logger = logging.getLogger(__name__)
 
@@ -70,10 +69,10 @@ def session(config: ClusterConfig) -> Iterator[Resources]:
 
 @contextmanager
 def _own_address(ip: str) -> Iterator[None]:
-    """A free port for the cluster about to be started, and its address in the environment of all its processes.
+    """Choose a free port for the cluster about to be started and put its address into the environment.
 
-    Otherwise Ray's helpers look for "the" cluster of this machine, fail if there are several, and then do not give back
-    what a stopped trial held.
+    Without it Ray's helper processes look for "the" cluster of this machine, fail if there are several, and then never
+    release the resources of a stopped trial.
     """
     with socket.socket() as free:
         free.bind((ip, 0))
@@ -84,7 +83,7 @@ def _own_address(ip: str) -> Iterator[None]:
 
 @contextmanager
 def environment(values: Mapping[str, str]) -> Iterator[None]:
-    """These variables, within the block only: the driver may start another cluster or training later."""
+    """Set environment variables within the block and restore them after it."""
     before = {key: os.environ.get(key) for key in values}
     os.environ.update(values)
     try:
@@ -107,7 +106,7 @@ def _resources(where: str) -> Resources:
 def scale_up(config: ClusterConfig, resources: Resources, copies: int = 1) -> Resources:
     """Wait, as long as the configuration says, until the connected cluster has room for `copies` times its workers.
 
-    Asks the cluster's autoscaler for nodes. Whether they came is for `check_fits` to say.
+    Asks the cluster's autoscaler for nodes and returns what there is in the end, enough or not: see `check_fits`.
     """
     if not config.scale_up_timeout_s:
         return resources
@@ -130,22 +129,27 @@ def scale_up(config: ClusterConfig, resources: Resources, copies: int = 1) -> Re
                 time.sleep(1)
                 resources = _resources(resources.where)
     finally:
-        # A request stays after its job, and so would the nodes. From here on the workers hold them, and the
-        # autoscaler's idle timeout bridges their start.
+        # A request outlives its job, and would keep the nodes. From here on the workers keep them; until those have
+        # started, the autoscaler's idle timeout does.
         request_resources(bundles=[])
     return resources
 
 
 def check_shared(places: dict[str, str]) -> None:
-    """See that every node of the connected cluster finds the same files under the local paths among `places`.
+    """Check that every node of the connected cluster sees the same files under the local paths among `places`.
 
-    `places` are keys of the configuration and their values. Raises `ClusterError`: a node would train on other data, or
-    write a checkpoint where the others do not find it.
+    Otherwise a node would train on other data, or write a checkpoint where the other nodes do not find it.
+
+    Args:
+        places: keys of the configuration and their values, local paths or URIs; URIs of remote stores are not checked.
+
+    Raises:
+        ClusterError: a path is another directory on some node; the message names key, path and nodes.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    local = {key: uri.removeprefix("file://") for key, uri in places.items() if is_local(locate(uri)[0])}
+    local = {key: path for key, uri in places.items() if (path := local_path(uri))}
     nodes = [n for n in ray.nodes() if n["Alive"]]
     if len(nodes) < 2 or not local:
         return
@@ -153,8 +157,8 @@ def check_shared(places: dict[str, str]) -> None:
     marks = []
     try:
         for path in local.values():
-            Path(path).mkdir(parents=True, exist_ok=True)
-            marks.append(Path(path) / token)
+            path.mkdir(parents=True, exist_ok=True)
+            marks.append(path / token)
             marks[-1].touch()
         look = ray.remote(num_cpus=0)(_not_seen)
         answers = [
@@ -170,7 +174,7 @@ def check_shared(places: dict[str, str]) -> None:
         for mark in marks:
             mark.unlink(missing_ok=True)
     blind = {
-        f"{key} = {places[key]}": [address for address, paths in missing if f"{path}/{token}" in paths]
+        f"{key} = {places[key]}": [address for address, paths in missing if str(path / token) in paths]
         for key, path in local.items()
     }
     lines = [f"  {what} is another directory on {', '.join(nodes)}" for what, nodes in blind.items() if nodes]

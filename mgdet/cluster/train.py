@@ -19,6 +19,7 @@ from mgdet.runs.launch import absolute, launch, prepare, train_in_process, worke
 from mgdet.runs.record import Summary
 from mgdet.runs.resources import arithmetic, check_fits
 from mgdet.runs.stop import StopRequest, on_sigterm
+from mgdet.storage import child_uri
 from mgdet.tracking import NullTracker, RunHandle, Tracker
 from mgdet.training.distributed import World
 from mgdet.training.loop import Worker
@@ -44,10 +45,10 @@ def run(experiment: Experiment) -> tuple[Summary, RunHandle | None]:
 
 
 def run_trial(asked: Experiment, parent_run_id: str | None, callback: Any) -> Summary:
-    """Train, or continue, a trial of a sweep within a Ray session that is there; `asked` holds its cluster resolved.
+    """Train, or continue, a trial of a sweep in the current Ray session; the cluster of `asked` must be resolved.
 
-    Quietly: the sweep speaks for its trials. `callback` (a Ray Train `UserCallback`) gets every evaluation but the
-    last, which is the caller's to report: by then everything of the run is saved, and it may be ended.
+    The workers log warnings only. `callback` (a Ray Train `UserCallback`) gets every evaluation but the last, which the
+    caller reports when this function has returned: a scheduler may end the trial then, and everything is saved.
     """
     resolved, _ = prepare(asked, float(asked.cluster.cpus_per_worker), float(bool(asked.cluster.gpu)))
     execute = functools.partial(_on_cluster, callbacks=(callback,), trial=True)
@@ -75,7 +76,7 @@ def _on_cluster(
         run_config=RunConfig(
             # Ray keeps only its own bookkeeping here: checkpoints are ours, and resuming does not depend on Ray
             name=f"attempt-{uuid.uuid4().hex[:8]}",
-            storage_path=f"{experiment.run_uri}/ray",
+            storage_path=child_uri(experiment.run_uri, "ray"),
             failure_config=FailureConfig(max_failures=cluster.max_failures),
             callbacks=list(callbacks),
             logging_config=LoggingConfig(log_level="WARNING"),
@@ -117,7 +118,7 @@ def _cause(error: Any) -> BaseException:
 
 
 def _worker_main(task: dict[str, Any]) -> dict[str, Any]:
-    """What runs in every worker process."""
+    """Train in one worker process of Ray: returns metrics, or the text of an error that a restart would only repeat."""
     import ray.train
     import ray.train.torch
 
@@ -143,7 +144,7 @@ def _worker_main(task: dict[str, Any]) -> dict[str, Any]:
     stop = StopRequest(experiment.run_uri)
 
     def stop_asked() -> bool:
-        # Over the group of the gradients: its timeout finds a worker that hangs. Host collectives wait for an hour.
+        # Over the gradients' process group, whose timeout finds a worker that hangs; host collectives wait an hour.
         return bool(world.mean(torch.tensor(float(world.is_main and stop.exists()), device=world.device)))
 
     # Ray names some of its loggers after their files; they print every report of every worker
@@ -157,4 +158,4 @@ def _worker_main(task: dict[str, Any]) -> dict[str, Any]:
     except (NonFiniteError, ConfigError) as error:  # every rank has it, and a restart would only run into it again
         return {"error": str(error)}
     finally:
-        tracker.close(None)
+        tracker.close()

@@ -1,6 +1,5 @@
 """A sweep as a Ray Tune job: each trial is a Ray Train job of its own, with its own workers."""
 
-import json
 import logging
 import os
 from dataclasses import dataclass
@@ -15,10 +14,10 @@ from mgdet.errors import ClusterError, ConfigError
 from mgdet.plugins import load_plugins
 from mgdet.runs.config import ClusterConfig
 from mgdet.runs.launch import absolute, training_images
-from mgdet.runs.record import log_directory, summarise
+from mgdet.runs.record import Record, differences, log_directory, read_record, summarise, write_record
 from mgdet.runs.resolve import resolve
 from mgdet.runs.resources import Resources, describe
-from mgdet.storage import locate, read_bytes, replace_bytes
+from mgdet.storage import child_uri, locate
 from mgdet.sweep.config import Sweep
 from mgdet.sweep.report import report
 from mgdet.sweep.table import table
@@ -30,25 +29,25 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a sweep came to."""
+    """The result of a sweep."""
 
     trials: list[Trial]
     winner: Trial | None
-    """The best by the first metric among those that ran to their end (or else among all); None: none has a value."""
+    """The best trial by the first metric, of those that ran to their end if any did; None where none has a value."""
     winner_config: str | None
-    """Where its YAML is."""
+    """Path or URI of the winner's configuration, which `mgdet train` takes."""
     table: str
     handle: RunHandle | None
 
 
 @dataclass(frozen=True)
 class _Start:
-    """A sweep that is ready to run."""
+    """A sweep whose space, resources, data and record have been checked, so that it can run."""
 
     sweep: Sweep
     first: Experiment  # one of its experiments: storage and tracking are the sweep's, not a trial's
     uri: str  # of the sweep's directory
-    book: TrialStore
+    store: TrialStore
     cluster: ClusterConfig  # of each trial, resolved
     concurrent: int
     parent: RunHandle | None
@@ -65,7 +64,7 @@ def run_sweep(sweep: Sweep, *, retry_failed: bool = False) -> Outcome:
         KeyboardInterrupt: after Ctrl-C, with everything in place to continue.
     """
     first = absolute(next(sweep.corners())[1])  # storage, cluster and tracking belong to the sweep, not to a trial
-    uri = f"{first.storage.rstrip('/')}/{sweep.name}"
+    uri = child_uri(first.storage, sweep.name)
     parent_id = _open(sweep, uri)
     with session(first.cluster) as found:
         resources = scale_up(first.cluster, found, copies=1 if sweep.concurrent == "auto" else sweep.concurrent)
@@ -74,7 +73,7 @@ def run_sweep(sweep: Sweep, *, retry_failed: bool = False) -> Outcome:
         logger.info("%s", trial_arithmetic(sweep, cluster, concurrent, resources))
         _check_corners(sweep, cluster)
         check_shared({"storage": first.storage, "data.uri": first.data.uri})
-        book = TrialStore(uri, sweep.name)
+        store = TrialStore(uri, sweep.name)
         parent = start_run(
             first.tracking,
             name=sweep.name,
@@ -83,8 +82,9 @@ def run_sweep(sweep: Sweep, *, retry_failed: bool = False) -> Outcome:
             run_id=parent_id,
             tags={"mgdet.sweep": uri},
         )
-        _save(sweep, uri, parent.run_id if parent else parent_id)
-        start = _Start(sweep, first, uri, book, cluster, concurrent, parent)
+        record = Record(definition(sweep), parent.run_id if parent else parent_id)
+        write_record(locate(uri) / "sweep.json", "definition", record)
+        start = _Start(sweep, first, uri, store, cluster, concurrent, parent)
         status: Status = "FAILED"
         try:
             _fit(start, retry_failed)
@@ -99,8 +99,10 @@ def run_sweep(sweep: Sweep, *, retry_failed: bool = False) -> Outcome:
 
 
 def one_trial(config: ClusterConfig, resources: Resources) -> ClusterConfig:
-    """The cluster's part of one trial: unless said otherwise one worker, with a GPU if there are any, and its share
-    of the CPUs. Raises `ConfigError`."""
+    """The resolved cluster configuration of one trial: by default one worker, with a GPU if there are any.
+
+    Its `auto` CPUs are the share that goes with a GPU, or one. Raises `ConfigError` where trials cannot run so.
+    """
     if config.workers == 0:
         raise ConfigError("cluster.workers = 0: the trials of a sweep are Ray Train jobs; set 1 or more, or auto (1)")
     if isinstance(config.workers, tuple):
@@ -117,7 +119,7 @@ def one_trial(config: ClusterConfig, resources: Resources) -> ClusterConfig:
 
 
 def how_many(sweep: Sweep, cluster: ClusterConfig, resources: Resources) -> int:
-    """Trials at a time. Raises `ClusterError` with the arithmetic where not even one, or not so many, fit."""
+    """How many trials run at a time. Raises `ClusterError`, with the arithmetic, where that many do not fit."""
     fit = resources.slots(cluster) // cluster.fewest
     if fit < 1 or (sweep.concurrent != "auto" and sweep.concurrent > fit):
         wanted = 1 if sweep.concurrent == "auto" else sweep.concurrent
@@ -133,7 +135,7 @@ def how_many(sweep: Sweep, cluster: ClusterConfig, resources: Resources) -> int:
 
 
 def trial_arithmetic(sweep: Sweep, cluster: ClusterConfig, concurrent: int, resources: Resources) -> str:
-    """What a trial needs, what there is, and how many trials that makes, in words."""
+    """One line: what a trial needs, what the cluster has, and how many trials run at a time."""
     gpu = " and 1 GPU" if cluster.gpu else ""
     return (
         f"{sweep.total} trials; each has {cluster.workers} workers x ({cluster.cpus_per_worker:g} CPUs{gpu}), and its "
@@ -143,39 +145,21 @@ def trial_arithmetic(sweep: Sweep, cluster: ClusterConfig, concurrent: int, reso
 
 
 def _open(sweep: Sweep, uri: str) -> str | None:
-    """The MLflow run of the existing sweep, if there is one. Raises `ConfigError` where something else is there."""
-    filesystem, root = locate(uri)
-    try:
-        record = json.loads(read_bytes(filesystem, f"{root}/sweep.json"))
-        known, run_id = dict(record["definition"]), record.get("mlflow_run_id")
-    except FileNotFoundError:
-        if filesystem.get_file_info(f"{root}/run.json").type.name != "NotFound":
-            raise ConfigError(f"{uri} is a training, not a sweep; give the sweep another name=") from None
+    """The id of the existing sweep's MLflow run, or None. Raises `ConfigError` where something else is there."""
+    directory = locate(uri)
+    record = read_record(directory / "sweep.json", "definition")
+    if record is None:
+        if (directory / "run.json").exists():
+            raise ConfigError(f"{uri} is a training, not a sweep; give the sweep another name=")
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    if different := differences(record.identity, definition(sweep)):
         raise ConfigError(
-            f"{root}/sweep.json cannot be used ({error}); move the sweep away or choose another name="
-        ) from error
-    wanted = definition(sweep)
-    if keys := sorted(k for k in known.keys() | wanted.keys() if known.get(k) != wanted.get(k)):
-        shown = "\n".join(f"  {k}: {known.get(k)!r} there, {wanted.get(k)!r} asked for"[:600] for k in keys)
-        raise ConfigError(
-            f"the sweep {uri} exists with another definition:\n{shown}\nThe same storage and name continue a sweep. "
-            f"Give this one another name (name={sweep.name}-2), or the definition of the existing one; trials, "
-            "concurrent and max_failures may change."
+            f"the sweep {uri} exists with another definition:\n{different}\n"
+            f"The same storage and name continue a sweep. Give this one another name (name={sweep.name}-2), or the "
+            "definition of the existing one; trials, concurrent and max_failures may change."
         )
     logger.info("the sweep %s is continued", uri)
-    return run_id if isinstance(run_id, str) else None
-
-
-def _save(sweep: Sweep, uri: str, run_id: str | None) -> None:
-    filesystem, root = locate(uri)
-    record = {"definition": definition(sweep), "mlflow_run_id": run_id}
-    try:
-        filesystem.create_dir(root, recursive=True)
-        replace_bytes(filesystem, f"{root}/sweep.json", json.dumps(record, indent=1).encode())
-    except OSError as error:
-        raise ConfigError(f"storage: {root} cannot be written: {error}") from error
+    return record.mlflow_run_id
 
 
 def _check_corners(sweep: Sweep, cluster: ClusterConfig) -> None:
@@ -193,18 +177,18 @@ def _check_corners(sweep: Sweep, cluster: ClusterConfig) -> None:
 
 
 def _fit(start: _Start, retry_failed: bool) -> None:
-    """Run what is not done."""
+    """Run all trials that are not done, with Tune. Raises `KeyboardInterrupt` where it ends before they are."""
     # Not at the top: Ray reads its environment when it is imported, and `session` has set it by now.
     from mgdet.cluster.recorder import Recorder
     from mgdet.cluster.search import ResumingSearcher, build_scheduler
 
-    sweep, book = start.sweep, start.book
-    for trial in book.trials:
+    sweep, store = start.sweep, start.store
+    for trial in store.trials:
         if trial.state == "running" or (retry_failed and trial.state == "failed"):
             trial.state, trial.reason = "waiting", ""
-    unfinished = [t for t in book.trials if not t.done]
-    todo = len(unfinished) + max(0, sweep.total - len(book.trials))
-    recorder = Recorder(sweep, book, start.concurrent, start.parent, start.first.tracking)
+    unfinished = [t for t in store.trials if not t.done]
+    todo = len(unfinished) + max(0, sweep.total - len(store.trials))
+    recorder = Recorder(sweep, store, start.concurrent, start.parent, start.first.tracking)
     recorder.settle()
     if not todo:
         return
@@ -224,15 +208,15 @@ def _fit(start: _Start, retry_failed: bool) -> None:
         tune_config=tune.TuneConfig(
             num_samples=todo,
             max_concurrent_trials=start.concurrent,
-            search_alg=ResumingSearcher(sweep, book, unfinished, start.cluster.model_dump()),
-            scheduler=build_scheduler(sweep, book, longest=max(e.train.epochs for _, e in sweep.corners())),
+            search_alg=ResumingSearcher(sweep, store, unfinished, start.cluster.model_dump()),
+            scheduler=build_scheduler(sweep, store, longest=max(e.train.epochs for _, e in sweep.corners())),
             trial_name_creator=lambda t: f"{sweep.name}-{t.config['number']:03d}",
             trial_dirname_creator=lambda t: f"{sweep.name}-{t.config['number']:03d}-{t.trial_id}",
         ),
         run_config=tune.RunConfig(
             # Ray keeps only its own bookkeeping here; a sweep is continued from its own record
-            name=f"attempt-{os.getpid()}-{len(book.trials)}",
-            storage_path=f"{start.uri}/ray",
+            name=f"attempt-{os.getpid()}-{len(store.trials)}",
+            storage_path=child_uri(start.uri, "ray"),
             failure_config=tune.FailureConfig(max_failures=sweep.max_failures),
             callbacks=[recorder],
             verbose=0,
@@ -240,14 +224,15 @@ def _fit(start: _Start, retry_failed: bool) -> None:
     )
     tuner.fit()
     recorder.settle()
-    left = [t.name for t in book.trials if not t.done]
-    if left or len(book.trials) < sweep.total:  # Tune turns Ctrl-C into a quiet end
-        logger.warning("stopped with %d of %d trials not done", sweep.total - len(book.trials) + len(left), sweep.total)
+    left = [t.name for t in store.trials if not t.done]
+    if left or len(store.trials) < sweep.total:  # Tune turns Ctrl-C into a quiet end
+        undone = sweep.total - len(store.trials) + len(left)
+        logger.warning("stopped with %d of %d trials not done", undone, sweep.total)
         raise KeyboardInterrupt
 
 
 def _trial(config: dict[str, Any], tracking: TrackingConfig, parent_run_id: str | None) -> None:
-    """What runs in the process of a trial."""
+    """Train one trial in its own process, and report its evaluations to Tune."""
     from ray import tune
     from ray.tune.integration.ray_train import TuneReportCallback
 
@@ -265,33 +250,33 @@ def _trial(config: dict[str, Any], tracking: TrackingConfig, parent_run_id: str 
 
 
 def _finish(start: _Start) -> Outcome:
-    """Write the report; it goes to the parent's run as well, and the winner is tagged."""
-    sweep, trials = start.sweep, start.book.trials
+    """Write the report into the sweep's directory and the parent's MLflow run, and tag the winner."""
+    sweep, trials = start.sweep, start.store.trials
     winner = next(iter(ranked(sweep, trials)), None)
     files = report(sweep, trials)
-    filesystem, root = locate(start.uri)
-    filesystem.create_dir(f"{root}/report", recursive=True)
+    directory = locate(start.uri) / "report"
+    directory.mkdir()
     for name, data in files.items():
-        replace_bytes(filesystem, f"{root}/report/{name}", data)
+        (directory / name).replace(data)
     if start.parent is not None:
         _publish(start, start.parent, files, winner)
     return Outcome(
         trials=trials,
         winner=winner,
-        winner_config=f"{root}/report/winner.yaml" if winner else None,
+        winner_config=str(directory / "winner.yaml") if winner else None,
         table=table(sweep, trials, start.concurrent, everything=True),
         handle=start.parent,
     )
 
 
 def _publish(start: _Start, parent: RunHandle, files: dict[str, bytes], winner: Trial | None) -> None:
-    config, trials = start.first.tracking, start.book.trials
+    config, trials = start.first.tracking, start.store.trials
     tracker = MlflowTracker(parent, log_directory(start.first.model_copy(update={"name": start.sweep.name})), config)
     for name, data in files.items():
         tracker.artifact(data, name)
     if winner is not None:
         tracker.log(winner.metrics, step=sum(t.done for t in trials))
-    tracker.close(None)
+    tracker.close()
     runs = {c.name: c.run_id for c in children(parent, config)}
     for trial in trials:
         if trial.name in runs:

@@ -1,4 +1,4 @@
-"""Import annotations in COCO's JSON format."""
+"""Import annotation files in COCO's JSON format, with their images, as a data set of mgdet."""
 
 import logging
 import os
@@ -16,23 +16,24 @@ from mgdet.data.decode import decode_image
 from mgdet.data.schema import Changes, DroppedBox, Manifest, Progress, Record
 from mgdet.data.writer import write_dataset
 from mgdet.errors import DataError
-from mgdet.storage import is_empty, locate
+from mgdet.storage import locate
 from mgdet.structures import Category
+from mgdet.text import first_of
 
 logger = logging.getLogger(__name__)
 
 LISTED = 1000
-"""Dropped boxes and images that the manifest names; all are counted."""
+"""How many dropped boxes, and how many dropped images, the manifest names at most; it counts all of them."""
 BORDER_TOLERANCE = 1e-3
-"""Pixels that a box may stand over the border before it is clipped: less is rounding, and is kept as written."""
+"""Pixels by which a box may cross the image's border before it is clipped: less is taken for rounding and kept."""
 
 
 class CocoSplit(NamedTuple):
-    """Where a split comes from."""
+    """The source of one split."""
 
-    name: str
-    annotations: str | os.PathLike[str]
-    images: str | os.PathLike[str]
+    name: str  # of the split, such as "train"
+    annotations: str | os.PathLike[str]  # a file in COCO's JSON format
+    images: str | os.PathLike[str]  # the directory to which its `file_name`s are relative
 
 
 class _Source(NamedTuple):
@@ -43,7 +44,7 @@ class _Source(NamedTuple):
 
 
 class _Log:
-    """What was changed on the way."""
+    """Counts and names everything that the import changes or drops."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -85,7 +86,7 @@ def import_coco(
         overwrite: replace a data set at `uri`.
         skip_bad_images: leave out images that are missing or undecodable instead of refusing them all.
         workers: decoding threads, by default one per CPU that this process may use.
-        progress: called with the state of the work.
+        progress: called now and then with what is being done, how many images are done, and of how many.
 
     Raises:
         DataError: the destination is taken, an annotation file is malformed, the splits disagree about the categories,
@@ -96,7 +97,7 @@ def import_coco(
     repeated = [s for s, n in Counter(split.name for split in splits).items() if n > 1]
     if repeated:
         raise DataError(f"Split {repeated[0]!r} is given twice. Give each split its own name.")
-    if not overwrite and not is_empty(*locate(uri)):  # before minutes of decoding; the writer looks again
+    if not overwrite and not locate(uri).is_empty():  # before minutes of decoding; the writer looks again
         raise DataError(f"{uri} exists already and nothing was written. Choose another place or pass --overwrite.")
     contents = [read_coco_json(split.annotations) for split in splits]
     categories = _common_categories(splits, contents)
@@ -110,7 +111,7 @@ def import_coco(
     manifest = write_dataset(
         uri,
         {source.split: _records(source, labels, log, progress) for source in sources},
-        name=name or Path(os.fspath(uri).rstrip("/")).name,
+        name=name or locate(uri).name,
         categories=categories,
         changes=log.changes,
         source={"importer": "coco", "annotations": {s.name: Path(s.annotations).name for s in splits}},
@@ -136,7 +137,7 @@ def _common_categories(splits: Sequence[CocoSplit], contents: Sequence[CocoFile]
 def _verify(
     split: CocoSplit, content: CocoFile, workers: int | None, progress: Progress | None
 ) -> dict[int, tuple[int, int]]:
-    """Decode every image; (height, width) by image id, bad images left out."""
+    """Decode every image of a split: (height, width) by image id, without the images that cannot be decoded."""
     root = Path(split.images)
     if not root.is_dir():
         raise DataError(f"The image directory of split {split.name!r}, {root}, does not exist. Correct the path.")
@@ -172,8 +173,8 @@ def _refuse_bad_images(sources: Sequence[_Source], log: _Log, skip: bool) -> Non
     if not bad:
         return
     missing = sum(not path.exists() for path in bad)
-    named = "\n  ".join(str(path) for path in bad[:10]) + ("\n  ..." if len(bad) > 10 else "")
-    text = f"{len(bad)} image files cannot be used ({missing} missing, {len(bad) - missing} undecodable):\n  {named}"
+    counts = f"{missing} missing, {len(bad) - missing} undecodable"
+    text = f"{len(bad)} image files cannot be used ({counts}):\n  " + first_of(bad, separator="\n  ")
     if not skip:
         raise DataError(f"{text}\nNothing was written. Correct the files or the directory, or pass --skip-bad-images.")
     logger.warning("Left out: %s", text)
@@ -222,7 +223,7 @@ def _record(source: _Source, image: CocoImage, labels: dict[int, int], log: _Log
 def _fitted(
     thing: CocoObject, image: CocoImage, split: str, size: tuple[int, int], log: _Log
 ) -> NDArray[np.float64] | None:
-    """The object's corners within the image, or None (and a note) if there is nothing to keep."""
+    """The corners [x1, y1, x2, y2] of the object's box within the image; None, noted in `log`, if nothing is left."""
     x, y, w, h = thing.bbox
     corners = np.array([x, y, x + w, y + h])
     if not (np.isfinite(corners).all() and w > 0 and h > 0 and corners[2] > x and corners[3] > y):
@@ -259,5 +260,5 @@ def _report(changes: Changes, resized: list[str]) -> None:
             "%d images have another size than their annotations say. The file's size is kept; check that the boxes fit "
             "(they must refer to the picture with its EXIF orientation applied): %s",
             changes.resized,
-            "; ".join(resized[:10]) + (" ..." if len(resized) > 10 else ""),
+            first_of(resized, separator="; "),
         )

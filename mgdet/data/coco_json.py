@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from mgdet.errors import DataError
+from mgdet.text import first_of
 
 
 class CocoImage(NamedTuple):
-    """An entry of `images`."""
+    """One entry of the file's list `images`."""
 
     id: int
     file_name: str
@@ -18,7 +19,7 @@ class CocoImage(NamedTuple):
 
 
 class CocoObject(NamedTuple):
-    """An entry of `annotations`."""
+    """One entry of the file's list `annotations`: a labelled box."""
 
     id: int | None
     category_id: int
@@ -28,10 +29,10 @@ class CocoObject(NamedTuple):
 
 
 class CocoFile(NamedTuple):
-    """What an annotation file says, checked."""
+    """The checked content of an annotation file."""
 
     images: list[CocoImage]
-    categories: dict[int, str]
+    categories: dict[int, str]  # name by id
     objects: dict[int, list[CocoObject]]  # by image id
 
 
@@ -65,7 +66,7 @@ def read_coco_json(path: str | os.PathLike[str]) -> CocoFile:
         if thing.category_id not in categories:
             raise DataError(
                 f"{at} (id {thing.id}) has category_id {thing.category_id}; allowed are the ids in 'categories': "
-                f"{_some(sorted(categories))}. Correct either."
+                f"{first_of(sorted(categories))}. Correct either."
             )
         objects.setdefault(image_id, []).append(thing)
     return CocoFile(images, categories, objects)
@@ -144,7 +145,7 @@ def _get(entry: Any, key: str, at: str) -> Any:
     if not isinstance(entry, dict):
         raise DataError(f"{at}: expected an object, got {_kind(entry)}.")
     if key not in entry:
-        raise DataError(f"{at}: the key {key!r} is missing. It has: {_some(sorted(map(str, entry)))}. Add it.")
+        raise DataError(f"{at}: the key {key!r} is missing. It has: {first_of(sorted(map(str, entry)))}. Add it.")
     return entry[key]
 
 
@@ -170,10 +171,6 @@ def _is_number(value: Any) -> bool:
 
 def _wrong(at: str, key: str, allowed: str, value: Any) -> NoReturn:
     raise DataError(f"{at}: {key!r} is {str(value)[:80]!r}, allowed is {allowed}. Correct the annotation file.")
-
-
-def _some(values: list[Any]) -> str:
-    return ", ".join(str(v) for v in values[:10]) + (f", ... ({len(values)})" if len(values) > 10 else "")
 
 
 def _kind(value: Any) -> str:

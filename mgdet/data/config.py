@@ -1,4 +1,4 @@
-"""Which images a training sees, and how they become batches."""
+"""The configuration of data sets: which images a training sees, and how they become batches."""
 
 from pydantic import Field
 

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from mgdet.data.schema import Manifest, SplitInfo, read_manifest
 from mgdet.errors import DataError
 from mgdet.ground_truth import GroundTruth
-from mgdet.storage import locate
+from mgdet.storage import child_uri, locate
 from mgdet.structures import Category
 
 CACHED_ROW_GROUPS = 20
-"""Row groups whose images stay in memory, per process: a shuffle window of 16 and a few of the next.
+"""Row groups whose images each process keeps in memory: a shuffle window of 16, and a few of the next window.
 20 groups of 64 JPEGs of 100 kB are 128 MB."""
 
 _ANNOTATION_COLUMNS = ["image_id", "file_name", "width", "height", "boxes", "labels", "iscrowd", "area"]
@@ -47,15 +47,9 @@ class ShardedDataset:
 
     def __init__(self, uri: str, split: str) -> None:
         self.uri, self.split = str(uri), split
-        manifest = read_manifest(self.uri)
-        if split not in manifest.splits:
-            raise DataError(
-                f"{self.uri} has no split {split!r}. It has: {', '.join(sorted(manifest.splits))}. "
-                "Name one of these or prepare the data set with that split."
-            )
-        self.manifest: Manifest = manifest
-        self.categories: tuple[Category, ...] = manifest.category_tuple()
-        info = manifest.splits[split]
+        self.manifest: Manifest = read_manifest(self.uri)
+        self.categories: tuple[Category, ...] = self.manifest.category_tuple()
+        info = self.manifest.split(split, self.uri)
         self.row_group_sizes: tuple[int, ...] = tuple(n for shard in info.shards for n in shard.row_groups)
         self._group_starts = np.concatenate([[0], np.cumsum(self.row_group_sizes)]).astype(np.int64)
         self._group_address = [(s, g) for s, shard in enumerate(info.shards) for g in range(len(shard.row_groups))]
@@ -67,7 +61,7 @@ class ShardedDataset:
         self._cache: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but open files and cached images, which each process opens for itself."""
+        """Everything but open files and cached images: another process opens the files for itself."""
         return {k: v for k, v in self.__dict__.items() if k not in ("_files", "_cache")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -79,27 +73,24 @@ class ShardedDataset:
 
     @property
     def num_images(self) -> int:
-        """Images of the split, `N`."""
+        """The number `N` of images in the split."""
         return len(self.image_ids)
 
-    @property
-    def num_classes(self) -> int:
-        """Classes of the data set, `C`."""
-        return len(self.categories)
-
     def _load_annotations(self, info: SplitInfo) -> None:
-        filesystem, root = locate(self.uri)
+        root = locate(self.uri)
         tables = []
         for shard in info.shards:
-            path = f"{root}/{shard.file}"
+            place, file = child_uri(self.uri, shard.file), root / shard.file
             try:
-                table = pq.read_table(path, filesystem=filesystem, columns=_ANNOTATION_COLUMNS, partitioning=None)
+                table = pq.read_table(
+                    file.path, filesystem=file.filesystem, columns=_ANNOTATION_COLUMNS, partitioning=None
+                )
             except (OSError, pa.ArrowException) as error:
-                raise DataError(f"Cannot read {self.uri}/{shard.file}: {error}. Prepare the data set again.") from error
+                raise DataError(f"Cannot read {place}: {error}. Prepare the data set again.") from error
             if table.num_rows != shard.rows:
                 raise DataError(
-                    f"{self.uri}/{shard.file} has {table.num_rows} rows, its manifest says {shard.rows}: they belong "
-                    "to different versions. Prepare the data set again."
+                    f"{place} has {table.num_rows} rows, its manifest says {shard.rows}: they belong to different "
+                    "versions. Prepare the data set again."
                 )
             tables.append(table)
         table = pa.concat_tables(tables).combine_chunks()
@@ -130,7 +121,7 @@ class ShardedDataset:
         return self._names[start : int(self._name_ends[position])].decode()
 
     def describe(self, position: int) -> str:
-        """How errors call an image: its file name, id and place."""
+        """What errors call the image in row `position`: its file name, id, data set and split."""
         return f"image {self.file_name(position)} (id {self.image_ids[position]}, {self.uri}, split {self.split})"
 
     def annotation(self, position: int) -> Annotation:
@@ -176,12 +167,12 @@ class ShardedDataset:
         file = self.manifest.splits[self.split].shards[shard].file
         try:
             if shard not in self._files:
-                filesystem, root = locate(self.uri)
-                self._files[shard] = pq.ParquetFile(filesystem.open_input_file(f"{root}/{file}"))
+                self._files[shard] = pq.ParquetFile((locate(self.uri) / file).open_input())
             return self._files[shard].read_row_group(index, columns=["image"], use_threads=False)["image"]
         except (OSError, pa.ArrowException) as error:
             raise DataError(
-                f"Cannot read row group {index} of {self.uri}/{file}: {error}. Check the storage, or prepare it again."
+                f"Cannot read row group {index} of {child_uri(self.uri, file)}: {error}. Check the storage, or prepare "
+                "it again."
             ) from error
 
 

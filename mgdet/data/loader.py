@@ -1,4 +1,4 @@
-"""From a prepared data set to batches for the network."""
+"""Loaders that read a prepared data set, decode and transform its images, and make batches of them."""
 
 import logging
 import multiprocessing
@@ -60,7 +60,7 @@ def _say_once(text: str) -> None:
 
 
 class Sample(NamedTuple):
-    """One image on its way into a batch."""
+    """One decoded and transformed image, before it is put into a batch."""
 
     data: Transformed
     original_size: tuple[int, int]  # (height, width) of the image file
@@ -69,7 +69,7 @@ class Sample(NamedTuple):
 
 
 class TrainImages(Dataset[Sample]):
-    """Decodes and augments; indexed by `SampleKey`. Crowd boxes are no training targets."""
+    """The decoded and augmented images of a split, by `SampleKey`. Crowd boxes are left out: they are no targets."""
 
     def __init__(self, source: ShardedDataset, config: TransformConfig, seed: int) -> None:
         self.source, self.transform = source, TrainTransform(config, seed)
@@ -81,7 +81,7 @@ class TrainImages(Dataset[Sample]):
 
 
 class EvalImages(Dataset[Sample]):
-    """Decodes and resizes; indexed by row. Crowd boxes are left out: the evaluator has them from `ground_truth()`."""
+    """The decoded and resized images of a split, by row. Without crowd boxes: the evaluator has `ground_truth()`."""
 
     def __init__(self, source: ShardedDataset, config: TransformConfig) -> None:
         self.source, self.transform = source, EvalTransform(config)
@@ -104,7 +104,7 @@ def _sample(source: ShardedDataset, position: int, image: Tensor, data: Transfor
 
 
 class Collate:
-    """Samples to a `Batch`: images padded with zeros at the right and bottom to a common multiple of `divisor`."""
+    """Makes a `Batch` of samples: pads images at the right and bottom to one size, a multiple of `divisor`."""
 
     def __init__(self, divisor: int) -> None:
         self.divisor = divisor
@@ -126,7 +126,7 @@ class Collate:
 
 
 class TrainLoader(DataLoader[Sample]):
-    """A `DataLoader` of `Batch` whose next iteration can be placed anywhere.
+    """A `DataLoader` of `Batch` whose next iteration can start at any step of any epoch.
 
     The batches are bit for bit the same for any number of loader processes and wherever the iteration starts.
     """
@@ -134,16 +134,12 @@ class TrainLoader(DataLoader[Sample]):
     batches: TrainBatches
 
     def start(self, epoch: int, step: int = 0, done: Sequence[Segment] = ()) -> None:
-        """Let the next iteration give the batches of `epoch` from `step` on, after `done` with other ranks.
+        """Let the next iteration give the batches of `epoch` from `step` on.
 
-        Raises ConfigError for no such step.
+        `done` lists the parts of this epoch that other numbers of ranks have trained on. Raises `ConfigError` where the
+        epoch has no such step.
         """
         self.batches.start(epoch, step, done)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches of a whole epoch with these ranks, the same on every rank."""
-        return self.batches.steps_per_epoch
 
 
 def build_train_loader(
@@ -256,10 +252,12 @@ def end_with_parent(_: int = 0) -> None:
 
 
 def check_shared_memory(needed: int, path: Path = Path("/dev/shm")) -> None:
-    """See that batches in flight from the loader processes, `needed` bytes, fit into shared memory.
+    """Check that the batches in flight from the loader processes, `needed` bytes, fit into shared memory.
+
+    A process that finds it full would die with a bus error that names no reason.
 
     Raises:
-        ConfigError: they don't; a process that finds it full dies with a bus error that says nothing.
+        ConfigError: they do not fit; the message says what to change.
     """
     if not path.exists():
         return

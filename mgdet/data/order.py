@@ -1,4 +1,4 @@
-"""Which image comes when, on which rank: pure functions of the seed and the epoch.
+"""The order in which each rank sees the images: pure functions of the seed and the epoch.
 
 Nothing here depends on the number of loader workers or on when a run was stopped, so a resumed run sees the images it
 would have seen.
@@ -14,11 +14,11 @@ from torch.utils.data import Sampler
 from mgdet.errors import ConfigError
 
 WINDOW = 16
-"""Row groups whose rows are mixed with each other."""
+"""Consecutive row groups (of the shuffled order) whose rows are shuffled among each other."""
 
 
 class SampleKey(NamedTuple):
-    """A training sample: the same image is augmented differently in another epoch."""
+    """Identifies a training sample: an image, and the epoch, on which its augmentation depends."""
 
     epoch: int
     position: int  # row of the image in its split
@@ -32,9 +32,9 @@ def epoch_order(row_group_sizes: Sequence[int], seed: int, epoch: int, window: i
 
     Args:
         row_group_sizes: rows of each row group, in order of storage.
-        seed: of the experiment, >= 0.
-        epoch: >= 0.
-        window: row groups mixed at a time.
+        seed: the experiment's, >= 0.
+        epoch: its number, >= 0.
+        window: row groups whose rows are shuffled together.
     """
     rng = np.random.default_rng([seed, epoch])
     sizes = np.asarray(row_group_sizes, dtype=np.int64)
@@ -48,7 +48,7 @@ def epoch_order(row_group_sizes: Sequence[int], seed: int, epoch: int, window: i
 
 
 def images_per_rank(num_images: int, world: int, batch_size: int) -> int:
-    """Images that each rank trains on in an epoch, `num_images // world`: equal, so that ranks take equally many steps.
+    """Images that each rank trains on in an epoch, `num_images // world`: all ranks take equally many steps.
 
     Raises:
         ConfigError: too few images for the workers or for one batch.
@@ -94,9 +94,10 @@ class Segment(NamedTuple):
 
 
 def not_yet_seen(order: NDArray[np.int64], done: Sequence[Segment]) -> NDArray[np.int64]:
-    """What is left of an epoch's order after `done`, so that each image comes once whatever the ranks were.
+    """The part of an epoch's order that no rank has trained on in the segments `done`, one after another.
 
-    It holds the rest of each rank's part and what had been left out at the end.
+    It consists of the rest of each rank's part and of the images that were left out at the end, so that each image
+    comes once in an epoch in which the number of ranks changes.
     """
     for world, batch_size, steps in done:
         n = len(order) // world
@@ -138,13 +139,13 @@ class TrainBatches(Sampler[list[SampleKey]]):
             )
         self.row_group_sizes = tuple(row_group_sizes)
         self.batch_size, self.seed, self.world, self.rank = batch_size, seed, world, rank
-        self.steps_per_epoch = steps_per_epoch(sum(self.row_group_sizes), world, batch_size)
+        images_per_rank(sum(self.row_group_sizes), world, batch_size)  # refuses what is too few
         self.start(0)
 
     def start(self, epoch: int, step: int = 0, done: Sequence[Segment] = ()) -> None:
-        """Let the next iteration give the batches of `epoch` from `step` on (0..steps; the last: none).
+        """Let the next iteration give the batches of `epoch` from `step` on, 0..steps (from `steps` on there are none).
 
-        `done` is what was trained on before with other ranks; steps then count in what is left.
+        `done` lists what other numbers of ranks have trained on in this epoch; steps count in what those left.
 
         Raises:
             ConfigError: no such step.
@@ -161,7 +162,7 @@ class TrainBatches(Sampler[list[SampleKey]]):
         self.epoch, self.first_step, self.done = epoch, step, tuple(done)
 
     def __len__(self) -> int:
-        """Batches that the next iteration gives."""
+        """The number of batches in the next iteration."""
         return self.steps - self.first_step
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
@@ -174,7 +175,7 @@ class TrainBatches(Sampler[list[SampleKey]]):
 
 
 class EvalBatches(Sampler[list[int]]):
-    """Batch sampler of one rank for evaluation: consecutive rows of its exact shard, no image twice, none left out."""
+    """Batch sampler of one rank for evaluation: the rows of its shard in order, each exactly once."""
 
     def __init__(self, num_images: int, *, batch_size: int, world: int = 1, rank: int = 0) -> None:
         if batch_size < 1 or world < 1 or not 0 <= rank < world:
@@ -194,7 +195,7 @@ class EvalBatches(Sampler[list[int]]):
 
 
 def micro_batch(batch_size: int, workers: int, accumulate: int) -> int:
-    """Images that one worker sees at a time. Raises `ConfigError` where the global batch cannot be split evenly."""
+    """Images in a micro-batch of one worker. Raises `ConfigError` where the global batch cannot be split evenly."""
     size, rest = divmod(batch_size, workers * accumulate)
     if rest or not size:
         raise ConfigError(

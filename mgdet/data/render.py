@@ -1,7 +1,7 @@
 """Draw one image of the generated `shapes` data: textured background, clutter, overlapping objects.
 
-At difficulty 1 what a thing is follows from its outline alone: colours are drawn alike for all classes and backgrounds.
-Below, some things wear their class's own hue on a background that is the greyer the lower the difficulty.
+At difficulty 1 only its outline tells the class of an object: all classes and backgrounds share their colours.
+At lower difficulties some objects have a hue of their class, and the background is greyer.
 """
 
 import colorsys
@@ -18,7 +18,7 @@ Pixels = NDArray[np.float32]  # [h, w, 3] 0..255
 
 SUPERSAMPLE = 3
 MIN_VISIBLE = 0.35
-"""Share of an object that can be seen at the highest difficulty; it is more at lower ones."""
+"""Least visible share of each object's area at the highest difficulty; at lower ones more of it is visible."""
 _ATTEMPTS = 8
 
 
@@ -128,7 +128,10 @@ def _place(
     rng: np.random.Generator,
     difficulty: float,
 ) -> bool:
-    """Paint the object over what is there, unless it or something below it would be seen too little."""
+    """Paint the object over the canvas, unless too little of it, or of an object below it, would remain visible.
+
+    Returns whether it was painted.
+    """
     size = len(canvas)
     x, y = thing.corner
     height, width = thing.mask.shape
@@ -158,7 +161,7 @@ def _place(
 
 
 def _own_colour(rng: np.random.Generator, label: int) -> NDArray[np.float32]:
-    """A saturated colour of the class's hue; neighbouring classes' hues nearly touch."""
+    """A saturated random colour with a hue of the class; the ranges of neighbouring classes nearly touch."""
     hue = (label + rng.uniform(-0.4, 0.4)) / len(CLASS_NAMES)
     rgb = colorsys.hsv_to_rgb(hue % 1, rng.uniform(0.6, 1), rng.uniform(0.55, 1))
     return np.array(rgb, dtype=np.float32) * 255

@@ -24,13 +24,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pyarrow import fs
 from pydantic import Field, ValidationError
 
 from mgdet.config_base import Config
 from mgdet.errors import DataError
 from mgdet.host import command
-from mgdet.storage import locate, read_bytes
+from mgdet.storage import Location, child_uri, locate
 from mgdet.structures import Category
 
 FORMAT_VERSION = 1
@@ -39,7 +38,7 @@ ROW_GROUP_SIZE = 64
 ROWS_PER_SHARD = 2048
 
 Progress = Callable[[str, int, int], None]
-"""`progress(what, done, total)`, called now and then by everything slow; `done == total` at its end."""
+"""`progress(what, done, total)`: called now and then during long work, with `done == total` at its end."""
 
 SCHEMA = pa.schema(
     [
@@ -79,11 +78,11 @@ class ShardInfo(Config):
 
 
 class SplitInfo(Config):
-    """What a split holds."""
+    """The size of a split, and its files."""
 
     images: int
     boxes: int  # crowd included
-    crowd: int
+    crowd: int  # boxes that are crowds
     negatives: int  # images without any box that is not a crowd
     shards: tuple[ShardInfo, ...]
 
@@ -96,10 +95,10 @@ class CategoryInfo(Config):
 
 
 class DroppedBox(Config):
-    """An annotation that was left out, and why."""
+    """An annotation that was not imported, and why."""
 
     split: str
-    image: str
+    image: str  # the source's name of the image file
     image_id: int
     annotation: int | None  # the annotation's own id
     reason: str
@@ -130,13 +129,22 @@ class Manifest(Config):
     source: dict[str, Any] = Field(default_factory=dict)  # how it was made; a generator's full configuration
 
     def category_tuple(self) -> tuple[Category, ...]:
-        """The classes in order of their contiguous label."""
+        """The classes, in order of their contiguous labels 0, 1, ..."""
         return tuple(Category(c.id, c.name) for c in self.categories)
 
+    def split(self, name: str, uri: str) -> SplitInfo:
+        """What the split `name` of this data set, which lies at `uri`, holds. Raises `DataError` where it has none."""
+        if name not in self.splits:
+            raise DataError(
+                f"{uri} has no split {name!r}. It has: {', '.join(sorted(self.splits))}. "
+                "Name one of these or prepare the data set with that split."
+            )
+        return self.splits[name]
 
-def manifest_exists(filesystem: fs.FileSystem, root: str) -> bool:
-    """True where a data set of this package was committed."""
-    return bool(filesystem.get_file_info(f"{root}/{MANIFEST}").type == fs.FileType.File)
+
+def manifest_exists(root: Location) -> bool:
+    """Whether a data set of this package was committed at `root`."""
+    return (root / MANIFEST).is_file()
 
 
 def read_manifest(uri: str) -> Manifest:
@@ -145,23 +153,23 @@ def read_manifest(uri: str) -> Manifest:
     Raises:
         DataError: nothing there, not a data set, or another format version.
     """
-    filesystem, root = locate(uri)
+    root, place = locate(uri), child_uri(uri, MANIFEST)
     try:
-        if not manifest_exists(filesystem, root):
+        if not manifest_exists(root):
             raise DataError(
                 f"No data set at {uri}: {MANIFEST} is missing. Correct the location, or make one with "
                 f"`{command('prepare')} coco ... --out {uri}` (or `shapes`)."
             )
-        text = read_bytes(filesystem, f"{root}/{MANIFEST}")
+        text = (root / MANIFEST).read_bytes()
     except OSError as error:
-        raise DataError(f"Cannot read {uri}/{MANIFEST}: {error}. Check the location and the credentials.") from error
+        raise DataError(f"Cannot read {place}: {error}. Check the location and the credentials.") from error
     try:
         manifest = Manifest.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file itself"
         raise DataError(
-            f"{uri}/{MANIFEST} is not a manifest of mgdet: at {where}: {first['msg']}. Prepare the data set again."
+            f"{place} is not a manifest of mgdet: at {where}: {first['msg']}. Prepare the data set again."
         ) from error
     if manifest.format != FORMAT_VERSION:
         raise DataError(

@@ -79,12 +79,12 @@ def ensure_shapes(
         DataError: something else is there.
     """
     config = config or ShapesConfig()
-    filesystem, root = locate(uri)
-    if not manifest_exists(filesystem, root):
+    root = locate(uri)
+    if not manifest_exists(root):
         try:
             return generate_shapes(uri, config, progress=progress)
         except DataError:
-            if not manifest_exists(filesystem, root):  # else another process was faster
+            if not manifest_exists(root):  # else another process was faster
                 raise
     manifest = read_manifest(os.fspath(uri))
     if manifest.source != _source(config):

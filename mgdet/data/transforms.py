@@ -124,7 +124,7 @@ class Transformed(NamedTuple):
 
 
 class EvalTransform:
-    """Resize only; no box is dropped."""
+    """The transform of evaluation and prediction: it only resizes, and drops no box."""
 
     def __init__(self, config: TransformConfig) -> None:
         self.config = config
@@ -138,11 +138,11 @@ class EvalTransform:
 
 
 class TrainTransform:
-    """Resize and augment; the result is a pure function of the input, `seed`, `epoch` and `position`."""
+    """The transform of training: it resizes and augments, as a pure function of input, `seed`, `epoch`, `position`."""
 
     def __init__(self, config: TransformConfig, seed: int) -> None:
         self.config, self.seed = config, seed
-        steps: list[v2.Transform] = [_RandomSize(config)]  # first: the rest then touches fewer pixels
+        steps: list[v2.Transform] = [_RandomSize(config)]  # first, because the other steps then have fewer pixels
         if config.scale_jitter is not None and not isinstance(config.resize, ShortestEdge):
             canvas = (config.resize.height, config.resize.width)
             steps.append(v2.RandomCrop(canvas, pad_if_needed=True))
@@ -185,7 +185,7 @@ class _RandomSize(v2.Transform):  # type: ignore[misc]  # torchvision has no typ
 
 @contextmanager
 def seeded(seed: int, epoch: int, position: int) -> Iterator[None]:
-    """Within the block torch's CPU generator is a function of the three numbers; afterwards it is as it was.
+    """Seed torch's CPU generator with the three numbers within the block, and restore its state after it.
 
     `torch.manual_seed` would seed the accelerators as well, and so change the training that runs in the same process.
     """

@@ -1,4 +1,4 @@
-"""Write a data set: Parquet shards and their manifest, all or nothing."""
+"""Write a data set, Parquet shards and their manifest, either whole or not at all."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -7,7 +7,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyarrow import fs
 
 from mgdet.data.schema import (
     MANIFEST,
@@ -23,7 +22,7 @@ from mgdet.data.schema import (
     manifest_exists,
 )
 from mgdet.errors import DataError
-from mgdet.storage import new_directory, write_bytes
+from mgdet.storage import Location, new_directory
 from mgdet.structures import Category
 
 
@@ -56,8 +55,8 @@ def write_dataset(
     for split in splits:
         if not split.replace("_", "").replace("-", "").isalnum():
             raise DataError(f"Split name {split!r} is not allowed: use letters, digits, '-' and '_', such as 'train'.")
-    with new_directory(uri, overwrite=overwrite, is_ours=manifest_exists) as (filesystem, root):
-        infos = {split: _write_split(filesystem, root, split, records) for split, records in splits.items()}
+    with new_directory(uri, overwrite=overwrite, is_ours=manifest_exists) as root:
+        infos = {split: _write_split(root, split, records) for split, records in splits.items()}
         manifest = Manifest(
             name=name,
             categories=tuple(CategoryInfo(id=c.id, name=c.name) for c in categories),
@@ -66,32 +65,30 @@ def write_dataset(
             source=dict(source or {}),
         )
         # Last, because on an object store this file is what makes the data set exist.
-        write_bytes(filesystem, f"{root}/{MANIFEST}", manifest.model_dump_json(indent=1).encode())
+        (root / MANIFEST).write(manifest.model_dump_json(indent=1).encode())
     return manifest
 
 
-def _write_split(filesystem: fs.FileSystem, root: str, split: str, records: Iterable[Record]) -> SplitInfo:
-    filesystem.create_dir(f"{root}/{split}", recursive=True)
+def _write_split(root: Location, split: str, records: Iterable[Record]) -> SplitInfo:
+    (root / split).mkdir()
     shards: list[ShardInfo] = []
     counts = {"images": 0, "boxes": 0, "crowd": 0, "negatives": 0}
     source = iter(records)
     while (first := next(source, None)) is not None:
         file = f"{split}/part-{len(shards):05d}.parquet"
         rows = chain([first], islice(source, ROWS_PER_SHARD - 1))
-        row_groups = _write_shard(filesystem, f"{root}/{file}", rows, counts)
+        row_groups = _write_shard(root / file, rows, counts)
         shards.append(ShardInfo(file=file, rows=sum(row_groups), row_groups=row_groups))
     if not shards:
         raise DataError(f"Split {split!r} has no images. Give a split with at least one image or leave it out.")
     return SplitInfo(**counts, shards=tuple(shards))
 
 
-def _write_shard(
-    filesystem: fs.FileSystem, path: str, rows: Iterator[Record], counts: dict[str, int]
-) -> tuple[int, ...]:
+def _write_shard(file: Location, rows: Iterator[Record], counts: dict[str, int]) -> tuple[int, ...]:
     groups: list[int] = []
     # Encoded images do not compress; statistics of a binary column would repeat whole images in the footer.
     options = {"compression": "none", "use_dictionary": False, "write_statistics": ["image_id"]}
-    with filesystem.open_output_stream(path) as stream, pq.ParquetWriter(stream, SCHEMA, **options) as writer:
+    with file.open_output() as stream, pq.ParquetWriter(stream, SCHEMA, **options) as writer:
         while group := list(islice(rows, ROW_GROUP_SIZE)):
             for record in group:
                 _count(record, counts)

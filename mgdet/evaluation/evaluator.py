@@ -73,7 +73,7 @@ class Evaluator:
         """
         start = time.perf_counter()
         self._divergence.update(batch.positions, predictions.boxes, scores, batch.targets)
-        final = Detections(*(t.detach().cpu() for t in detections))
+        final = detections.map(lambda t: t.detach().cpu())
         positions = batch.positions.cpu()
         match_iou = greedy_match(final, self._objects.targets(positions), self.config.iou_floor)
         hit = match_iou > 0

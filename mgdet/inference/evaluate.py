@@ -27,12 +27,12 @@ NAMED_CLASSES = 12
 
 
 class Evaluation(NamedTuple):
-    """What an evaluation found, and on what."""
+    """The metrics of a checkpoint on a split of a data set."""
 
     metrics: dict[str, float]  # under their tracking names; what is undefined is absent
-    data: str
+    data: str  # root of the data set
     split: str
-    images: int
+    images: int  # number of images in the split
 
 
 def evaluate_trained(trained: Trained, data: str | None = None, split: str | None = None) -> Evaluation:
@@ -65,7 +65,7 @@ def evaluate_trained(trained: Trained, data: str | None = None, split: str | Non
 
 
 def require_categories(trained: Trained, found: Sequence[Category], data: str) -> None:
-    """See that the data set's classes are those of the checkpoint, in the same order. Raises `ConfigError`."""
+    """Check that the data set's classes are those of the checkpoint, in the same order. Raises `ConfigError`."""
     ours, theirs = trained.categories, tuple(found)
     if ours == theirs:
         return
@@ -78,7 +78,7 @@ def require_categories(trained: Trained, found: Sequence[Category], data: str) -
 
 
 def _names(categories: Sequence[Category], label: int) -> str:
-    """Some of the classes, from shortly before `label`."""
+    """Ids and names of at most `NAMED_CLASSES` classes, from two before `label` on."""
     first = max(0, min(label - 2, len(categories) - NAMED_CLASSES))
     shown = ", ".join(f"{c.id} {c.name}" for c in categories[first : first + NAMED_CLASSES])
     return f"{'..., ' if first else ''}{shown}{', ...' if first + NAMED_CLASSES < len(categories) else ''}"

@@ -5,7 +5,6 @@
 The checkpoint says everything about it: architecture, classes, preprocessing. Nothing that it holds is executed.
 """
 
-import hashlib
 import io
 import json
 import logging
@@ -16,17 +15,16 @@ from typing import Any, NamedTuple
 
 import torch
 import yaml
-from pyarrow import fs
 
 from mgdet.config import Experiment, validate
 from mgdet.config_yaml import Overrides, settings_of, with_settings
 from mgdet.errors import CheckpointError, ConfigError
 from mgdet.models import Detector
 from mgdet.plugins import load_plugins
-from mgdet.storage import locate, read_bytes
+from mgdet.storage import Location, locate
 from mgdet.structures import Category
 from mgdet.text import first_line
-from mgdet.training.checkpoint import CheckpointInfo, CheckpointStore, read_checkpoint
+from mgdet.training.checkpoint import CheckpointInfo, CheckpointStore, read_checkpoint, record_of, verify
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +40,7 @@ EXPECTED = (
 
 
 class Trained(NamedTuple):
-    """A detector and what its checkpoint says about it."""
+    """A trained detector, with everything that its checkpoint says about it."""
 
     detector: Detector  # in evaluation mode, on `device`
     experiment: Experiment  # the training's, with the overrides
@@ -108,24 +106,23 @@ def load_detector(
 
 
 def _read(checkpoint: str) -> tuple[str, dict[str, Any]]:
-    """Path and content of the file that is meant."""
+    """Path or URI, and content, of a checkpoint's file, or of the best one where a directory is given."""
     if not checkpoint.strip():
         raise CheckpointError(f"The checkpoint's name is empty. {EXPECTED}.")
-    filesystem, path = locate(checkpoint)
+    file = locate(checkpoint)
     try:
-        kind = filesystem.get_file_info(path).type
-        if kind == fs.FileType.Directory:
+        if file.is_directory():
             return _read_best(checkpoint)
-        if kind == fs.FileType.NotFound:
+        if not file.exists():
             raise CheckpointError(f"{checkpoint}: no such file or directory. {EXPECTED}.")
-        data = read_bytes(filesystem, path)
-        _verify(filesystem, path, data)
+        data = file.read_bytes()
+        _verify(file, data)
     except OSError as error:
         raise CheckpointError(f"{checkpoint}: cannot be read: {error}. Check rights, store and credentials.") from error
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's about other pickle formats: what matters is said below
-            return path, read_checkpoint(io.BytesIO(data), path)
+            return str(file), read_checkpoint(io.BytesIO(data), str(file))
     except CheckpointError as error:
         raise CheckpointError(
             f"{error} ({len(data)} bytes): cut off, or no checkpoint of mgdet. {EXPECTED}."
@@ -133,29 +130,30 @@ def _read(checkpoint: str) -> tuple[str, dict[str, Any]]:
 
 
 def _read_best(directory: str) -> tuple[str, dict[str, Any]]:
-    store = CheckpointStore(directory.rstrip("/").removesuffix("/checkpoints"))
+    store, place = CheckpointStore(directory), locate(directory)
+    if not store.directory.exists() and any(name.endswith(".pt") for name in place.children()):
+        store.directory = place  # of the checkpoints themselves, not of their run
     best = store.best()
     if best is not None:
-        return store.path(best), store.load(best)
+        return str(store.path(best)), store.load(best)
     newest = store.latest()
     if newest is None:
         raise CheckpointError(f"{directory}: a directory without a whole checkpoint. {EXPECTED}.")
-    path = store.path(newest[0])
+    path = str(store.path(newest[0]))
     logger.warning("%s: none of its checkpoints was evaluated; the newest is taken, %s", directory, path)
     return path, newest[1]
 
 
-def _verify(filesystem: fs.FileSystem, path: str, data: bytes) -> None:
-    """Compare with the `.json` beside it, if it is there: a file may have been copied without it."""
+def _verify(file: Location, data: bytes) -> None:
+    """Compare the file with its record, the `.json` beside it, if that was copied too. Raises `CheckpointError`."""
     try:
-        info = CheckpointInfo.model_validate_json(read_bytes(filesystem, path.removesuffix(".pt") + ".json"))
+        info = CheckpointInfo.model_validate_json(record_of(file).read_bytes())
     except (OSError, ValueError):
         return
-    if len(data) != info.size or hashlib.sha256(data).hexdigest() != info.sha256:
-        raise CheckpointError(
-            f"{path}: damaged ({len(data)} bytes, {info.size} were written, or another checksum). Copy it again, or "
-            "take another checkpoint of the run."
-        )
+    try:
+        verify(file, data, info)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}. Copy it again, or take another checkpoint of the run.") from error
 
 
 def _experiment(path: str, state: dict[str, Any], asked: Mapping[str, Any]) -> Experiment:

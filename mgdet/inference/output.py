@@ -1,16 +1,14 @@
-"""Results as JSON files that appear whole."""
+"""JSON files of results, which are never seen half written."""
 
 import json
 from typing import Any
 
-from pyarrow import fs
-
 from mgdet.errors import DataError
-from mgdet.storage import locate, replace_bytes
+from mgdet.storage import child_uri, locate
 
 
 class JsonFile:
-    """A file to be written at the end of long work; a place that cannot be written is found at its beginning.
+    """A file to be written at the end of long work, whose place is checked when the value is made, before that work.
 
     Args:
         uri: local path or `pyarrow.fs` URI. Its directory is made; an existing file is replaced.
@@ -21,22 +19,23 @@ class JsonFile:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
-        self.filesystem, self.path = locate(uri)
+        self.file = locate(uri)
         try:
-            if self.filesystem.get_file_info(self.path).type == fs.FileType.Directory:
-                raise DataError(f"{uri} is a directory; give the name of a file in it, such as {uri}/metrics.json.")
-            self.filesystem.create_dir(self.path.rsplit("/", 1)[0], recursive=True)
+            if self.file.is_directory():
+                example = child_uri(uri, "metrics.json")
+                raise DataError(f"{uri} is a directory; give the name of a file in it, such as {example}.")
+            self.file.parent.mkdir()
         except OSError as error:
             raise self._unwritable(error) from error
 
     def write(self, value: Any) -> None:
-        """Write plain values, replacing the file at once; of a list each element is a line. Raises `DataError`."""
+        """Write a plain value as JSON, replacing the whole file; a list has one element a line. Raises `DataError`."""
         if isinstance(value, list):
             text = "[\n" + ",\n".join(json.dumps(element) for element in value) + "\n]\n"
         else:
             text = json.dumps(value, indent=1) + "\n"
         try:
-            replace_bytes(self.filesystem, self.path, text.encode())
+            self.file.replace(text.encode())
         except OSError as error:
             raise self._unwritable(error) from error
 

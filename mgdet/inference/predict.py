@@ -1,4 +1,4 @@
-"""Detections of image files, made as evaluation makes them and written as COCO results."""
+"""Detect objects in image files, exactly as an evaluation does, and write them in COCO's results format."""
 
 import logging
 import os
@@ -18,12 +18,13 @@ from mgdet.inference.load import Trained
 from mgdet.inference.output import JsonFile
 from mgdet.inference.prediction import Prediction, predictions
 from mgdet.structures import Detections
+from mgdet.training.precision import autocast
 from mgdet.training.progress import ProgressLog
 
 logger = logging.getLogger(__name__)
 
 SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"))
-"""What is taken from directories, in upper case too; a file that is named itself may be called anything."""
+"""Suffixes, in either case, of the files that are taken from directories; a file given by name may have any."""
 
 
 class Photo(NamedTuple):
@@ -35,11 +36,11 @@ class Photo(NamedTuple):
 
 
 class Predicted(NamedTuple):
-    """What a prediction wrote."""
+    """How much a prediction wrote."""
 
-    images: int
-    unreadable: tuple[str, ...]
-    detections: int
+    images: int  # number of images
+    unreadable: tuple[str, ...]  # paths of the images that could not be read
+    detections: int  # number of detections in all images
 
 
 @torch.no_grad()
@@ -47,7 +48,7 @@ def detect(trained: Trained, images: Sequence[Tensor]) -> Detections:
     """Detections in `[3, H, W]` uint8 RGB images of any sizes, each in pixels of its own image.
 
     Resized, padded, normalised and suppressed as in evaluation. With a `resize` that keeps the aspect ratio images are
-    padded to the largest of the call, so that scores may depend a little on the company.
+    padded to the largest of the call, so that scores may depend a little on the other images.
     """
     e, transform = trained.experiment, EvalTransform(trained.experiment.data.transform)
     nothing = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
@@ -55,10 +56,10 @@ def detect(trained: Trained, images: Sequence[Tensor]) -> Detections:
         Sample(transform(image, *nothing), (image.shape[1], image.shape[2]), i, i) for i, image in enumerate(images)
     ]
     batch = Collate(e.data.loader.divisor)(samples).to(trained.device)
-    with torch.autocast(trained.device.type, torch.bfloat16, enabled=e.train.precision == "bf16"):
+    with autocast(trained.device, e.train.precision):
         predictions = trained.detector(batch.images, batch.sizes)
-    detections, _ = trained.detector.detect(predictions, batch.images, batch.sizes, batch.original_sizes)
-    return Detections(*(t.cpu() for t in detections))
+    detections, _ = trained.detector.detect(predictions, batch.sizes, batch.original_sizes)
+    return detections.cpu()
 
 
 def predict(
@@ -105,7 +106,7 @@ def predict(
 
 
 def find_images(inputs: Sequence[str], out: Path) -> list[Path]:
-    """The image files that are meant, each once: in the order given, those of a directory sorted.
+    """The image files that `inputs` name, each once: in the order given, those of a directory sorted.
 
     Hidden files and what lies in `out` (pictures of an earlier prediction) are passed over. Raises `DataError` for an
     input that does not exist or lies in `out` itself, and where there is no image at all.
@@ -183,7 +184,7 @@ def _directory(out: str, overwrite: bool) -> Path:
 
 
 def _picture_names(paths: Sequence[Path]) -> dict[Path, str]:
-    """A name of its own for the picture of each image, also where upper and lower case are the same."""
+    """A file name for the picture of each image, all different even where a file system ignores case."""
     names: dict[Path, str] = {}
     taken: set[str] = set()
     for index, path in enumerate(paths):
@@ -196,7 +197,7 @@ def _picture_names(paths: Sequence[Path]) -> dict[Path, str]:
 
 
 class _Writer:
-    """Gathers results and writes pictures on the way; the JSON files at the end."""
+    """Gathers the detections of all images and writes their pictures at once, the two JSON files at the end."""
 
     def __init__(self, trained: Trained, directory: Path, score: float, pictures: dict[Path, str] | None) -> None:
         self.categories, self.directory, self.score, self.pictures = trained.categories, directory, score, pictures
@@ -205,7 +206,7 @@ class _Writer:
         self.results: list[dict[str, Any]] = []
 
     def add(self, photos: Sequence[Photo], detections: Detections) -> None:
-        """Take in the `[B, D]` detections of `B` images."""
+        """Gather the `[B, D]` detections of `B` images, and draw their pictures if they are wanted."""
         sizes = [(p.pixels.shape[1], p.pixels.shape[2]) for p in photos]
         found = predictions(detections, sizes, self.categories, self.score)
         for photo, prediction, (height, width) in zip(photos, found, sizes, strict=True):
@@ -223,7 +224,7 @@ class _Writer:
                 self.results.append({"image_id": photo.id, "file_name": image["file_name"], **result})
 
     def finish(self) -> None:
-        """Write both files, the detections last."""
+        """Write `images.json`, then `detections.json`. Raises `DataError`."""
         categories = [{"id": c.id, "name": c.name} for c in self.categories]
         self.files["images"].write({"images": self.images, "categories": categories})
         self.files["detections"].write(self.results)

@@ -6,21 +6,22 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from mgdet.config_base import Config
 from mgdet.models.anchors import grid_priors
-from mgdet.models.backbone import Norm, ResNetName, build_backbone
+from mgdet.models.backbones import Backbone, BackboneConfig, BackboneNorm, ResNet
+from mgdet.models.backbones.base import MEAN, STD
 from mgdet.models.coder import Coder
 from mgdet.models.losses.quality import QualityKind
+from mgdet.models.norm import Norm
 from mgdet.models.postprocess import PostProcess
+from mgdet.models.pyramid import Pyramid
 from mgdet.models.rescoring import Rescoring
 from mgdet.structures import Detections, Predictions, PriorLayout, Priors
 
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 PRIOR_PROBABILITY = 0.01
 """Score that an untrained class head gives to everything (Lin et al., ICCV 2017, section 4.1)."""
 REMEMBERED_SHAPES = 64
@@ -43,21 +44,40 @@ class DetectorConfig(Config):
     coco_weights: ClassVar[Mapping[str, CocoWeights]] = {}
 
     name: str
-    backbone: ResNetName = Field(default="resnet50", description="network whose stages feed the pyramid")
+    backbone: BackboneConfig = Field(
+        default=ResNet(name="resnet50"), description="a name alone stands for the backbone of this name"
+    )
     weights: str = Field(
         default="none",
-        description="none; imagenet (backbone, torchvision's newest) or imagenet_v1; coco_v1 or coco_v2 (torchvision's "
+        description="none; imagenet (of the backbone, the newest) or imagenet_v1; coco_v1 or coco_v2 (torchvision's "
         "detectors); or a checkpoint's path",
     )
-    norm: Norm = Field(default="bn", description="norm of the ResNet; frozen_bn only makes sense with weights")
+    norm: BackboneNorm = Field(
+        default="own",
+        description="norm of the backbone; own: the one that it was published with (bn; ln for ConvNeXt and Swin); "
+        "frozen_bn only makes sense with weights",
+    )
     fpn_norm: Norm = Field(default="none", description="norm of the pyramid's convolutions")
     head_norm: Norm = Field(default="none", description="norm of the head's convolutions")
     channels: int = Field(default=256, ge=8, multiple_of=8, description="width of pyramid and head")
     p6_from: str = "p5"
-    trainable_layers: int = Field(default=5, ge=0, le=5, description="ResNet stages that train, counted from the last")
+    trainable_layers: int = Field(
+        default=5, ge=0, le=5, description="backbone stages that train, counted from the last; 5: all"
+    )
     quality: QualityKind = "none"
     rescoring: Rescoring = Rescoring()
     postprocess: PostProcess = PostProcess()
+
+    @field_validator("backbone", mode="before")
+    @classmethod
+    def _backbone_by_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("norm")
+    @classmethod
+    def _norm_of_the_backbone(cls, value: BackboneNorm, info: ValidationInfo) -> BackboneNorm:
+        backbone: Backbone | None = info.data.get("backbone")  # None: it was refused itself
+        return backbone.resolved_norm(value) if backbone else value
 
     @property
     @abstractmethod
@@ -86,14 +106,12 @@ class Detector(nn.Module):
         self.config = config
         self.num_classes = num_classes
         pretrained = config.coco_weights.get(config.weights)
-        self.backbone = build_backbone(
-            config.backbone,
-            norm=config.norm,
-            fpn_norm=config.fpn_norm,
+        self.backbone = Pyramid(
+            config.backbone(config.norm, config.trainable_layers, pretrained.frozen_eps if pretrained else None),
+            f"model.backbone = {config.backbone}",
             channels=config.channels,
             p6_from="c5" if config.p6_from == "c5" else "p5",
-            trainable_layers=config.trainable_layers,
-            frozen_eps=pretrained.frozen_eps if pretrained else 1e-5,
+            norm=config.fpn_norm,
         )
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
@@ -112,12 +130,10 @@ class Detector(nn.Module):
         """Predict for `images` `[B, 3, H, W]` uint8 RGB with unpadded `sizes` `[B, 2]` (height, width)."""
         features = list(self.backbone(normalise(images, sizes, self.mean, self.std)).values())
         logits, deltas, quality = self.predict(features)
-        boxes = self.coder.decode(deltas.float(), self._remember_priors(images, features))
-        return Predictions(logits.float(), deltas.float(), boxes, None if quality is None else quality.float())
-
-    def priors(self, images: Tensor) -> Priors:
-        """The priors of a batch of this shape, after `forward` has seen that shape."""
-        return self._priors[(images.shape[-2], images.shape[-1], str(images.device))]
+        priors = self._remember_priors(images, features)
+        boxes = self.coder.decode(deltas.float(), priors)
+        quality = None if quality is None else quality.float()
+        return Predictions(priors, logits.float(), deltas.float(), boxes, quality)
 
     def scores(self, predictions: Predictions) -> dict[str, Tensor]:
         """Scores `[B, A, C]` by name; the last one ranks the detections."""
@@ -127,15 +143,13 @@ class Detector(nn.Module):
         return {"raw": raw, "rescored": self.config.rescoring(raw, predictions.quality)}
 
     def detect(
-        self, predictions: Predictions, images: Tensor, sizes: Tensor, original_sizes: Tensor
+        self, predictions: Predictions, sizes: Tensor, original_sizes: Tensor
     ) -> tuple[Detections, dict[str, Tensor]]:
         """Final detections in pixels of the original files, and the scores of everything before suppression."""
         scores = self.scores(predictions)
         ranking = next(reversed(scores.values()))
         gate = self.config.rescoring.gate(scores["raw"], ranking)
-        detections = self.config.postprocess(
-            ranking, predictions, self.priors(images), sizes, original_sizes, gate=gate
-        )
+        detections = self.config.postprocess(ranking, predictions, sizes, original_sizes, gate=gate)
         return detections, scores
 
     def reset_class_head(self) -> None:

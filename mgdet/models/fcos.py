@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSRegressionHead
 
-from mgdet.models.backbone import Norm, norm_layer
 from mgdet.models.coder import PointCoder
 from mgdet.models.detector import CocoWeights, Detector, DetectorConfig, flatten_map
+from mgdet.models.norm import Norm, norm_layer
 from mgdet.models.postprocess import PostProcess
 from mgdet.structures import PriorLayout
 

@@ -23,7 +23,6 @@ class PostProcess(Config):
         self,
         scores: Tensor,
         predictions: Predictions,
-        priors: Priors,
         sizes: Tensor,
         original_sizes: Tensor,
         gate: Tensor | None = None,
@@ -36,7 +35,7 @@ class PostProcess(Config):
         """
         boxes = clip_to_image(predictions.boxes.float(), sizes)
         passed = (scores if gate is None else gate) > self.score_threshold
-        candidates = self._candidates(torch.where(passed, scores.float(), 0.0), boxes, priors)
+        candidates = self._candidates(torch.where(passed, scores.float(), 0.0), boxes, predictions.priors)
         scale = (original_sizes / sizes).flip(-1).repeat(1, 2).float()
         kept = [self._suppress(*(c[i] for c in candidates)) for i in range(len(boxes))]
         rows = max((len(k[1]) for k in kept), default=0)

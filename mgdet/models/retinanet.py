@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torchvision.models.detection.retinanet import RetinaNetHead
 
 from mgdet.models.anchors import AnchorConfig
-from mgdet.models.backbone import norm_layer
 from mgdet.models.coder import AnchorCoder
 from mgdet.models.detector import CocoWeights, Detector, DetectorConfig, flatten_map
+from mgdet.models.norm import norm_layer
 from mgdet.structures import PriorLayout
 
 

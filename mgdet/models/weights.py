@@ -3,14 +3,19 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
-from torchvision import models
+from torchvision.models import get_model_weights
 
 from mgdet.errors import CheckpointError, ConfigError
+from mgdet.models.backbones import ResNet
 from mgdet.models.detector import CocoWeights, Detector, DetectorConfig
+from mgdet.models.download import fetch
 from mgdet.safe_load import load_tensors
 
+BODY = "backbone.body."
+"""Where a detector keeps its backbone."""
+NEW_IN_BODY = f"{BODY}output_norms."
+"""What of it no classification network has: it keeps its initial values."""
 QUALITY_BRANCHES = ("quality.", "head.regression_head.bbox_ctrness.")
 """Where RetinaNet and FCOS keep the branch that predicts a box's quality."""
 IMAGENET = ("imagenet", "imagenet_v1")
@@ -27,12 +32,11 @@ def initialise(network: Detector, config: DetectorConfig) -> list[str]:
     if config.weights == "none":
         return ["weights: random initialisation"]
     if config.weights in IMAGENET:
-        found = models.get_model_weights(config.backbone)
-        enum = found.DEFAULT if config.weights == "imagenet" else found["IMAGENET1K_V1"]
-        return _load(network, _prefixed(_fetch(enum), "backbone.body."), f"ImageNet weights {enum}", backbone_only=True)
+        state, source = config.backbone.pretrained("imagenet" if config.weights == "imagenet" else "imagenet_v1")
+        return _load(network, {BODY + k: v for k, v in state.items()}, source, backbone_only=True)
     if config.weights in NAMED_WEIGHTS:
-        enum = models.get_model_weights(_coco(config).builder).DEFAULT
-        return _load(network, _fetch(enum), f"COCO weights {enum}")
+        enum = get_model_weights(_coco(config).builder).DEFAULT
+        return _load(network, fetch(enum), f"COCO weights {enum}")
     path = Path(config.weights)
     if not path.exists():
         raise CheckpointError(
@@ -51,16 +55,6 @@ def _weights_of(state: dict[str, Any], path: Path) -> dict[str, Tensor]:
     return found
 
 
-def _fetch(enum: Any) -> dict[str, Tensor]:
-    try:
-        return dict(enum.get_state_dict(progress=False, check_hash=True))
-    except Exception as error:  # URLError, HTTPError, OSError, RuntimeError (hash): all mean the same to the user
-        raise CheckpointError(
-            f"{enum} could not be downloaded from {enum.url} ({error}). Without internet access put the file into "
-            f"{torch.hub.get_dir()}/checkpoints/ by hand, or set model.weights=none, or give the path of a checkpoint."
-        ) from error
-
-
 def _coco(config: DetectorConfig) -> CocoWeights:
     """The COCO weights asked for, if the architecture is theirs."""
     if config.weights not in config.coco_weights:
@@ -69,7 +63,7 @@ def _coco(config: DetectorConfig) -> CocoWeights:
             f"model.weights={config.weights}: torchvision has no such weights of {config.name}, only {known}"
         )
     found = config.coco_weights[config.weights]
-    expected = {"backbone": "resnet50", "channels": 256, **found.settings}
+    expected = {"backbone": ResNet(name="resnet50"), "channels": 256, **found.settings}
     wrong = {k: v for k, v in expected.items() if getattr(config, k) != v}
     if wrong:
         fix = " ".join(f"model.{k}={v}" for k, v in wrong.items())
@@ -91,10 +85,6 @@ def _without_branch(
     return own, state
 
 
-def _prefixed(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {prefix + k: v for k, v in state.items() if not k.startswith("fc.")}
-
-
 def _load(network: Detector, state: dict[str, Tensor], source: str, backbone_only: bool = False) -> list[str]:
     notes = [f"weights: {source}"]
     own = network.state_dict()
@@ -114,7 +104,7 @@ def _load(network: Detector, state: dict[str, Tensor], source: str, backbone_onl
         for k in own
         if k not in state
         and not k.endswith("num_batches_tracked")
-        and (not backbone_only or k.startswith("backbone.body."))
+        and (not backbone_only or (k.startswith(BODY) and not k.startswith(NEW_IN_BODY)))
     ]
     if mismatched or unexpected or missing:
         raise CheckpointError(

@@ -1,1 +1,1 @@
-"""The life of a run: its record, its resources, its start, its end. Knows no Ray."""
+"""The life of a run: its record, its resources, its start, its end. Imports no Ray."""

@@ -48,15 +48,15 @@ class ClusterConfig(Config):
         return self
 
     def of_one_worker(self) -> dict[str, float]:
-        """What a (resolved) worker takes of its node, by Ray's names."""
+        """CPUs and GPUs that one worker of the (resolved) configuration reserves, under Ray's names for them."""
         return {"CPU": float(self.cpus_per_worker), **({"GPU": 1.0} if self.gpu else {})}
 
     @property
     def fewest(self) -> int:
-        """Workers that a (resolved) training cannot do without."""
+        """The smallest number of workers with which a (resolved) training runs; 0 is this process alone."""
         return self.workers[0] if isinstance(self.workers, tuple) else int(self.workers)
 
     @property
     def most(self) -> int:
-        """Workers that a (resolved) training has at most."""
+        """The largest number of workers that a (resolved) training uses."""
         return self.workers[1] if isinstance(self.workers, tuple) else int(self.workers)

@@ -1,4 +1,4 @@
-"""One batch through everything, without Ray and without leaving anything behind."""
+"""The dry run: one batch through every part of a training, without Ray, and no run is left behind."""
 
 import resource
 import tempfile
@@ -55,7 +55,7 @@ def _step(worker: Worker, batch: Batch) -> list[str]:
     out.losses.total.backward()  # type: ignore[no-untyped-call]  # torch's stub
     worker.optimizer.step()
     seconds = time.perf_counter() - start
-    priors = worker.detector.priors(batch.images)
+    priors = out.predictions.priors
     parameters = sum(p.numel() for p in worker.detector.parameters() if p.requires_grad)
     objects = int(batch.targets.valid.sum())
     return [
@@ -75,7 +75,7 @@ def _checkpoint_and_evaluation(worker: Worker, directory: str) -> list[str]:
     worker.load_state_dict(store.load(info))
     batch = next(iter(worker.val_loader))
     shown = worker.ground_truth.subset(batch.positions.numpy())
-    local = batch._replace(positions=torch.arange(len(batch.images)))
+    local = batch.replace(positions=torch.arange(len(batch.images)))
     metrics, _ = evaluate(
         worker.detector, [local], shown, worker.experiment.evaluation, worker.world, worker.experiment.train.precision
     )

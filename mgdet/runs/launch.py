@@ -1,4 +1,4 @@
-"""The life of a training around its loop: what it needs is made, its record and MLflow run are opened and ended.
+"""A training around its loop: prepare its data, open its record and MLflow run, train, end the MLflow run.
 
 Where the loop itself runs is the caller's: `in_process` here, or Ray's workers in `mgdet.cluster.train`.
 """
@@ -14,7 +14,7 @@ from mgdet.config import Experiment
 from mgdet.data.config import DataConfig
 from mgdet.data.schema import read_manifest
 from mgdet.data.shapes import ensure_shapes
-from mgdet.errors import ClusterError, ConfigError, Interrupted
+from mgdet.errors import ClusterError, Interrupted
 from mgdet.models.weights import NAMED_WEIGHTS
 from mgdet.runs.record import Summary, log_directory, open_run, save_run, set_old_journal_aside, summarise
 from mgdet.runs.resolve import resolve
@@ -44,20 +44,18 @@ def absolute(experiment: Experiment) -> Experiment:
 
 
 def prepare(experiment: Experiment, cpus: float, gpus: float) -> tuple[Experiment, list[str]]:
-    """Make or check the data set, and resolve every `auto`; the reasons are returned beside."""
+    """Make or check the data set and resolve every `auto`: the experiment, and the reasons, as `resolve` gives them."""
     experiment = absolute(experiment)
     return resolve(experiment, num_images=training_images(experiment.data), cpus=cpus, gpus=gpus)
 
 
 def training_images(data: DataConfig) -> int:
-    """Make or check the data set; the size of its training split. Raises `ConfigError` or `DataError`."""
+    """Make or check the data set; returns how many images its training split has. Raises `DataError`."""
     if data.generate is not None:
         ensure_shapes(data.uri, data.generate)
     manifest = read_manifest(data.uri)
-    for split in (data.train_split, data.val_split):
-        if split not in manifest.splits:
-            raise ConfigError(f"{data.uri} has no split {split!r}; it has {', '.join(sorted(manifest.splits))}")
-    return manifest.splits[data.train_split].images
+    manifest.split(data.val_split, data.uri)
+    return manifest.split(data.train_split, data.uri).images
 
 
 def train_in_process(experiment: Experiment) -> tuple[Summary, RunHandle | None]:
@@ -120,7 +118,7 @@ def launch(
 
 
 def in_process(experiment: Experiment, handle: RunHandle | None) -> None:
-    """Train in this process; SIGTERM asks for a checkpoint and an end."""
+    """Train in this process. At SIGTERM it writes a checkpoint and raises `Interrupted`."""
     tracker = worker_tracker(experiment, handle)
     asked = threading.Event()
     try:
@@ -128,14 +126,14 @@ def in_process(experiment: Experiment, handle: RunHandle | None) -> None:
             world = World.current(torch.device("cuda" if experiment.cluster.gpu else "cpu"))
             Worker(experiment, world, tracker, stop_asked=asked.is_set).run()
     finally:
-        tracker.close(None)
+        tracker.close()
 
 
 def _send_what_is_left(experiment: Experiment, handle: RunHandle | None) -> None:
-    """Metrics that MLflow did not have when the run ended are in its journal; they go there now."""
-    worker_tracker(experiment, handle).close(None)
+    """Send MLflow the metrics of a finished run that are still in its journal."""
+    worker_tracker(experiment, handle).close()
 
 
 def worker_tracker(experiment: Experiment, handle: RunHandle | None) -> Tracker:
-    """What the one worker that writes gets."""
+    """The tracker of rank 0, the only worker that writes metrics and artifacts."""
     return MlflowTracker(handle, log_directory(experiment), experiment.tracking)

@@ -1,4 +1,4 @@
-"""A run on disk: which experiment it is, which MLflow run it writes to, what it has reached."""
+"""A run on disk: which experiment it is, which MLflow run it writes to, how far it has come."""
 
 import json
 import logging
@@ -8,80 +8,107 @@ from typing import Any
 
 from mgdet.config import Experiment
 from mgdet.errors import ConfigError
-from mgdet.storage import locate, read_bytes, replace_bytes
+from mgdet.storage import Location, local_path, locate
+from mgdet.text import first_of
 from mgdet.training.checkpoint import CheckpointStore, best_of
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Run:
-    """The record `run.json` of a run."""
+class Record:
+    """What the file `run.json` of a run, or `sweep.json` of a sweep, holds."""
 
-    learned: dict[str, Any]
-    mlflow_run_id: str | None = None
+    identity: dict[str, Any]
+    """The keys that decide the result, and their values."""
+    mlflow_run_id: str | None
 
 
-def open_run(experiment: Experiment) -> Run | None:
-    """The existing run of this storage and name, or None.
+def read_record(file: Location, key: str) -> Record | None:
+    """The record in `file`, whose `key` holds the identity; None where there is no such file.
+
+    Raises:
+        ConfigError: it is damaged, or the storage cannot be read.
+    """
+    try:
+        content = json.loads(file.read_bytes())
+        return Record(dict(content[key]), content.get("mlflow_run_id"))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _unusable(file.parent, error) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file} is damaged ({error}); move its directory away or choose another name=") from error
+
+
+def write_record(file: Location, key: str, record: Record) -> None:
+    """Write what `read_record` reads, and make the directory of `file`. Raises `ConfigError` where it cannot."""
+    content = {key: record.identity, "mlflow_run_id": record.mlflow_run_id}
+    try:
+        file.parent.mkdir()
+        file.replace(json.dumps(content, indent=1).encode())
+    except OSError as error:
+        raise _unusable(file.parent, error) from error
+
+
+def differences(there: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """One line for each key, at most twelve, whose values differ in two identities; empty where they are equal."""
+    keys = sorted(k for k in there.keys() | wanted.keys() if there.get(k) != wanted.get(k))
+    lines = [f"{k}: {there.get(k)!r} there, {wanted.get(k)!r} asked for"[:600] for k in keys]
+    return "  " + first_of(lines, 12, "\n  ") if lines else ""
+
+
+def open_run(experiment: Experiment) -> Record | None:
+    """The record of the existing run of this storage and name, or None.
 
     Raises:
         ConfigError: it exists with another experiment; the message lists the keys that differ.
     """
-    filesystem, root = locate(experiment.run_uri)
-    try:
-        record = json.loads(read_bytes(filesystem, f"{root}/run.json"))
-        run = Run(dict(record["learned"]), record.get("mlflow_run_id"))
-    except FileNotFoundError:
+    record = read_record(locate(experiment.run_uri) / "run.json", "learned")
+    if record is None:
         return None
-    except OSError as error:
-        raise _unusable(experiment, error) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{root}/run.json is damaged ({error}); move the run away or choose another name=") from error
-    wanted = json.loads(json.dumps(experiment.identity()))
-    keys = sorted(k for k in run.learned.keys() | wanted.keys() if run.learned.get(k) != wanted.get(k))
-    if keys and not CheckpointStore(experiment.run_uri).committed():
+    different = differences(record.identity, json.loads(json.dumps(experiment.identity())))
+    if different and not CheckpointStore(experiment.run_uri).committed():
         logger.info("the run %s never reached a checkpoint; its configuration is replaced", experiment.run_uri)
         return None
-    if keys:
-        shown = "\n".join(f"  {k}: {run.learned.get(k)!r} there, {wanted.get(k)!r} asked for" for k in keys[:12])
-        more = f"\n  and {len(keys) - 12} more" if len(keys) > 12 else ""
+    if different:
         raise ConfigError(
-            f"the run {experiment.run_uri} exists with another configuration:\n{shown}{more}\n"
+            f"the run {experiment.run_uri} exists with another configuration:\n{different}\n"
             f"The same storage and name continue a run. Give this one another name (name={experiment.name}-2), or the "
             "configuration of the existing run."
         )
-    return run
+    return record
 
 
-def _unusable(experiment: Experiment, error: OSError) -> ConfigError:
+def _unusable(directory: Location, error: OSError) -> ConfigError:
+    """The error that names the storage in which `directory`, that of a run or sweep, lies."""
     return ConfigError(
-        f"storage = {experiment.storage!r} cannot be used: {error}. It must be a directory that you may write to, or a "
-        "URI such as s3://bucket/runs"
+        f"storage = {str(directory.parent)!r} cannot be used: {error}. It must be a directory that you may write to, "
+        "or a URI such as s3://bucket/runs"
     )
 
 
 def save_run(asked: Experiment, resolved: Experiment, mlflow_run_id: str | None) -> None:
-    """Write `run.json` and `config.yaml`. The run is known by what was asked for: `auto` may come out otherwise."""
-    filesystem, root = locate(asked.run_uri)
-    record = {"learned": asked.identity(), "mlflow_run_id": mlflow_run_id}
+    """Write `run.json` and `config.yaml`.
+
+    The identity of the run is that of the experiment as `asked`, because the `resolved` one depends on the machine.
+    """
+    directory = locate(asked.run_uri)
     try:
-        filesystem.create_dir(root, recursive=True)
-        replace_bytes(filesystem, f"{root}/config.yaml", resolved.to_yaml().encode())
-        replace_bytes(filesystem, f"{root}/run.json", json.dumps(record, indent=1).encode())
+        directory.mkdir()
+        (directory / "config.yaml").replace(resolved.to_yaml().encode())
     except OSError as error:
-        raise _unusable(asked, error) from error
+        raise _unusable(directory, error) from error
+    write_record(directory / "run.json", "learned", Record(asked.identity(), mlflow_run_id))
 
 
 def log_directory(experiment: Experiment) -> Path:
-    """Where this machine keeps the run's JSONL: in the run itself, or for remote storage in the user's cache."""
-    if "://" in experiment.storage and not experiment.storage.startswith("file://"):
-        return Path.home() / ".cache" / "mgdet" / experiment.name
-    return Path(locate(experiment.run_uri)[1])
+    """Where this machine keeps the run's `metrics.jsonl`: in the run, or for remote storage in the user's cache."""
+    return local_path(experiment.run_uri) or Path.home() / ".cache" / "mgdet" / experiment.name
 
 
 def set_old_journal_aside(experiment: Experiment) -> None:
-    """A new run must not send the metrics of an earlier one of its name that never reached a checkpoint."""
+    """Rename the `metrics.jsonl` of a run that is replaced, so that the new run does not send its metrics."""
     journal = log_directory(experiment) / "metrics.jsonl"
     if journal.exists():
         journal.rename(journal.with_name(f"metrics-{int(journal.stat().st_mtime)}.jsonl"))
@@ -89,22 +116,28 @@ def set_old_journal_aside(experiment: Experiment) -> None:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a training reached."""
+    """How far a training has come, told by one of its checkpoints."""
 
     metrics: dict[str, float]
-    """Of the best checkpoint by val/AP, or of the last evaluation."""
+    """The checkpoint's own evaluation, under the metrics' tracking names; empty where it had none."""
     checkpoint: str | None
+    """Path or URI of the checkpoint's file."""
     epoch: int
+    """Epochs completed at the checkpoint."""
     already_finished: bool = False
+    """Whether some checkpoint is of the last epoch, so that there is nothing left to train."""
 
 
 def summarise(experiment: Experiment, last: bool = False) -> Summary | None:
-    """The best checkpoint of a run and its metrics; None if it has none yet. `last`: the last evaluated one instead."""
+    """The best checkpoint of a run by `val/AP`, or with `last` the last evaluated one; None if it has no checkpoint.
+
+    Where no checkpoint was evaluated, it is the newest.
+    """
     store = CheckpointStore(experiment.run_uri, experiment.train.keep_best)
-    complete = store.complete()  # one that was cut short is not reached: the run goes on from the one before
+    complete = store.complete()  # one that was cut short does not count: the run continues from the one before
     scored = [c for c in complete if c.metrics]
     best = (scored[-1] if last and scored else best_of(complete)) or (complete[-1] if complete else None)
     if best is None:
         return None
     finished = any(c.epoch >= experiment.train.epochs for c in complete)
-    return Summary(best.metrics, store.path(best), best.epoch, finished)
+    return Summary(best.metrics, str(store.path(best)), best.epoch, finished)

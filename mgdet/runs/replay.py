@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from mgdet.config import validate
 from mgdet.plugins import load_plugins
-from mgdet.structures import Batch, Targets
 from mgdet.training.distributed import World
 from mgdet.training.nonfinite import load_capture
 from mgdet.training.step import forward
@@ -36,21 +35,17 @@ def replay(path: str, plugins: Sequence[str] = ()) -> Iterator[str]:
     world = World(0, 1, torch.device("cpu"))
     for batch in capture["batches"]:
         for i, image_id in enumerate(batch.image_ids.tolist()):
-            row = slice(i, i + 1)
-            targets = Targets(*(t[row] for t in batch.targets))
-            rows = {name: value[row] for name, value in batch._asdict().items() if name != "targets"}
-            one = Batch(**rows, targets=targets)
             layers: list[str] = []
             hooks = _note_bad_layers(network, layers)
-            losses = forward(network, network, one, experiment, world, capture["epoch"]).losses
+            losses = forward(network, network, batch[i : i + 1], experiment, world, capture["epoch"]).losses
             for hook in hooks:
                 hook.remove()
             network.zero_grad()
             losses.total.backward()  # type: ignore[no-untyped-call]  # torch's stub
             norm = nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
             yield (
-                f"image {image_id}: loss_cls {float(losses.cls):g}, loss_box {float(losses.box):g}, gradient norm "
-                f"{float(norm):g}, first layer not finite: {layers[0] if layers else 'none'}"
+                f"image {image_id}: {', '.join(f'loss_{k} {float(v):g}' for k, v in losses.terms.items())}, "
+                f"gradient norm {float(norm):g}, first layer not finite: {layers[0] if layers else 'none'}"
             )
 
 

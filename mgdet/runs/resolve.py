@@ -1,17 +1,22 @@
-"""`auto` becomes a number, with the reason."""
+"""Replace every `auto` of an experiment by the value it stands for here, and say why."""
 
 from mgdet.config import Experiment
 from mgdet.data.loader import resolve_loader_workers
 from mgdet.data.order import optimizer_steps
 from mgdet.errors import ConfigError
-from mgdet.training.optim import resolve_warmup
 
 
 def resolve(experiment: Experiment, *, num_images: int, cpus: float, gpus: float) -> tuple[Experiment, list[str]]:
-    """The experiment without any `auto`, and one line of reason for each value that was found.
+    """The experiment without any `auto`, and one line for each value that was found, with its reason.
 
-    `num_images` is the size of the training split; `cpus` and `gpus` are what the cluster (or this machine) has.
-    Raises `ConfigError` where batch, workers and data do not go together.
+    Args:
+        experiment: as the user asked for it.
+        num_images: images of the training split.
+        cpus: CPUs of the whole cluster, or of this machine.
+        gpus: likewise GPUs.
+
+    Raises:
+        ConfigError: batch, workers and data do not go together.
     """
     reasons: list[str] = []
 
@@ -41,20 +46,16 @@ def resolve(experiment: Experiment, *, num_images: int, cpus: float, gpus: float
     if train.sync_bn and not gpu:
         raise ConfigError("train.sync_bn = true works on GPUs only; set it to false, or use model.norm=gn")
     sizes = range(workers[0], workers[1] + 1) if isinstance(workers, tuple) else [max(1, workers)]
-    # all are tried, so that none is found impossible in mid-run
+    # every possible number of workers is tried, so that none turns out to be impossible in the middle of a run
     steps = [optimizer_steps(num_images, n, train.batch_size, train.accumulate) for n in sizes][-1]
-    log_every, schedule = train.log_every, train.schedule
+    log_every, total_steps = train.log_every, steps * train.epochs
     if log_every == "auto":
         log_every = max(1, min(50, steps // 10))
         found("train.log_every", log_every, f"{steps} optimizer steps in an epoch")
-    if schedule.warmup_steps == "auto":
-        warmup = resolve_warmup(schedule, steps * train.epochs)
-        schedule = schedule.model_copy(update={"warmup_steps": warmup})
-        found(
-            "train.schedule.warmup_steps",
-            warmup,
-            f"{steps * train.epochs} optimizer steps in all, a tenth, at most 500",
-        )
+    schedule = train.schedule.resolved_for(total_steps)
+    for key in type(schedule).model_fields:
+        if getattr(train.schedule, key) == "auto":
+            found(f"train.schedule.{key}", getattr(schedule, key), f"{total_steps} optimizer steps in all")
     layout = experiment.model.layout
     assigner = experiment.assigner.resolved_for(layout)
     for key in type(assigner).model_fields:

@@ -1,4 +1,4 @@
-"""What a cluster, or this machine, has, and whether a training fits into it. Knows no Ray."""
+"""CPUs and GPUs of a cluster or of this machine, and whether a training fits into them. Imports no Ray."""
 
 import math
 import os
@@ -12,7 +12,7 @@ from mgdet.runs.config import ClusterConfig
 
 
 class Node(NamedTuple):
-    """What one node has."""
+    """The CPUs and GPUs of one node."""
 
     cpus: float
     gpus: float
@@ -20,19 +20,20 @@ class Node(NamedTuple):
 
 @dataclass(frozen=True)
 class Resources:
-    """What a cluster, or this machine, has."""
+    """The nodes of a cluster, or this machine as the only one."""
 
     nodes: tuple[Node, ...]
     where: str
+    """How messages call it: `this machine`, `cluster at 10.0.0.1:6379`."""
 
     @property
     def cpus(self) -> float:
-        """Of all nodes."""
+        """CPUs of all nodes together."""
         return sum(n.cpus for n in self.nodes)
 
     @property
     def gpus(self) -> float:
-        """Of all nodes."""
+        """GPUs of all nodes together."""
         return sum(n.gpus for n in self.nodes)
 
     def slots(self, config: ClusterConfig) -> int:
@@ -47,7 +48,7 @@ def this_machine() -> Resources:
 
 
 def arithmetic(config: ClusterConfig, resources: Resources) -> str:
-    """What the (resolved) configuration asks for and what there is, in one line."""
+    """One line: the CPUs and GPUs that the (resolved) configuration asks for, and those there are."""
     n = config.fewest
     gpus = f" and {n} x 1 = {n} GPUs" if config.gpu else ""
     more = f" (at most {config.most}, if there is room)" if config.most > n else ""
@@ -58,7 +59,7 @@ def arithmetic(config: ClusterConfig, resources: Resources) -> str:
 
 
 def describe(resources: Resources) -> str:
-    """What there is, in words."""
+    """The resources as the end of a sentence: `this machine has 2 CPUs and 0 GPUs on 1 node`."""
     nodes = len(resources.nodes)
     return (
         f"{resources.where} has {resources.cpus:g} CPUs and {resources.gpus:g} GPUs on {nodes} "
@@ -67,7 +68,7 @@ def describe(resources: Resources) -> str:
 
 
 def check_fits(config: ClusterConfig, resources: Resources) -> None:
-    """See that the (resolved) workers fit. Raises `ClusterError` with the arithmetic; Ray would wait for ever."""
+    """Check that the (resolved) workers fit, as Ray would wait for ever. Raises `ClusterError` with the arithmetic."""
     if config.fewest <= resources.slots(config):
         return
     largest = max(resources.nodes, default=Node(0, 0))

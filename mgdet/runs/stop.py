@@ -1,4 +1,4 @@
-"""How a training is asked to stop from outside: SIGTERM to the driver, which its workers do not get."""
+"""Stopping a training from outside: the driver gets SIGTERM, its workers learn of it by a file in the run."""
 
 import signal
 import threading
@@ -6,42 +6,39 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from pyarrow import fs
-
-from mgdet.storage import locate, write_bytes
+from mgdet.storage import locate
 
 
 class StopRequest:
-    """`stop` in a run's directory: the workers take a checkpoint and end when they see it. Never raises."""
+    """The file `stop` in a run's directory: workers that find it write a checkpoint and end. Methods never raise."""
 
     def __init__(self, run_uri: str) -> None:
-        self.filesystem, root = locate(run_uri)
-        self.path = f"{root}/stop"
+        self.file = locate(run_uri) / "stop"
 
     def create(self) -> None:
-        """Ask."""
-        with suppress(OSError):  # then the driver is killed in the end, and the last checkpoint is what there is
-            write_bytes(self.filesystem, self.path, b"")
+        """Ask the workers to stop."""
+        with suppress(OSError):  # if it fails, whoever sent SIGTERM kills the driver in the end, which loses no more
+            self.file.write(b"")
 
     def exists(self) -> bool:
-        """Whether it was asked."""
+        """Whether the workers are asked to stop; False where the storage cannot be read."""
         try:
-            return bool(self.filesystem.get_file_info(self.path).type != fs.FileType.NotFound)
+            return self.file.exists()
         except OSError:
             return False
 
     def remove(self) -> None:
-        """Before a start, and at its end."""
+        """Withdraw the request, so that the next start of the run does not stop at once."""
         if self.exists():
             with suppress(OSError):
-                self.filesystem.delete_file(self.path)
+                self.file.delete()
 
 
 @contextmanager
 def on_sigterm(action: Callable[[], object]) -> Iterator[None]:
-    """Do `action` at the first SIGTERM within the block; a second one ends the process as usual.
+    """Call `action` at the first SIGTERM within the block; a second one ends the process as usual.
 
-    Outside the main thread, where no handler can be set, nothing.
+    Outside the main thread, where Python allows no handler, signals are left as they are.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,1 +1,1 @@
-"""Sweeps: what is searched, what each trial has reached, and the pictures of it. Knows no Ray and no MLflow."""
+"""Sweeps: their configuration, the record of each trial, tables and pictures. Imports neither Ray nor MLflow."""

@@ -20,6 +20,7 @@ from mgdet.config_files import SWEEPS, find, find_base
 from mgdet.config_yaml import Overrides, flatten, read_tree, read_yaml, settings_of, validate_as, with_settings
 from mgdet.errors import ConfigError
 from mgdet.plugins import load_plugins, named_plugins, united
+from mgdet.storage import child_uri
 from mgdet.sweep.space import AnyDomain, Params, Space
 
 Mode = Literal["max", "min"]
@@ -128,28 +129,28 @@ class Sweep(Config):
 
     @property
     def points(self) -> list[Params]:
-        """The grid points; one empty one without a grid."""
+        """Every combination of the values of all grids, as plain values; a single empty one without a grid."""
         return Space(self.space).grid()
 
     @property
     def total(self) -> int:
-        """Number of trials."""
+        """The number of trials, also where `trials` is `auto`."""
         return len(self.points) if self.trials == "auto" else self.trials
 
     @property
     def lead(self) -> tuple[str, Mode]:
-        """The first metric, by which trials are stopped and the winner is chosen."""
+        """The first metric, by which trials are stopped and the winner is chosen, and whether it is `max` or `min`."""
         return next(iter(self.metric.items()))
 
     def experiment(self, settings: Mapping[str, Any]) -> Experiment:
-        """The experiment of these values of the searched keys. Raises `ConfigError`."""
+        """The experiment with these values of the searched keys. Raises `ConfigError`."""
         tree = with_settings(Experiment, self.base, {**self.set, **settings}, f"sweep {self.name}")
         return validate(tree, f"sweep {self.name}")
 
     def trial(self, name: str, settings: Mapping[str, Any]) -> Experiment:
-        """The same under a trial's name, kept in the sweep's directory."""
+        """The experiment of a trial: like `experiment`, with the trial's name and stored in the sweep's directory."""
         e = self.experiment(settings)
-        return e.model_copy(update={"name": name, "storage": f"{e.storage.rstrip('/')}/{self.name}"})
+        return e.model_copy(update={"name": name, "storage": child_uri(e.storage, self.name)})
 
     def corners(self) -> Iterator[tuple[dict[str, Any], Experiment]]:
         """Experiments that together hold every option and both ends of every interval. Raises `ConfigError`."""
@@ -160,7 +161,7 @@ class Sweep(Config):
                 raise ConfigError(f"{error}\n{self._culprits(settings, str(error))}") from None
 
     def _culprits(self, settings: Mapping[str, Any], message: str) -> str:
-        """Which ranges led to an error that names some of the searched keys, or none."""
+        """One line for each searched key that the error names (for all keys if it names none), with its domain."""
         named = {k: v for k, v in settings.items() if k in message}
         lines = []
         for key, value in named.items() or settings.items():
@@ -170,7 +171,7 @@ class Sweep(Config):
 
 
 def load_sweep(config: str | Path | Mapping[str, Any], overrides: Overrides = ()) -> Sweep:
-    """Read a sweep and see that every trial of it would be a valid experiment.
+    """Read a sweep's file, and check that every trial of it would be a valid experiment.
 
     Args:
         config: a YAML file, the name of a sweep that comes with mgdet, or a mapping of what a file would hold; its
@@ -215,7 +216,7 @@ def _load_plugins(tree: dict[str, Any], source: str, directory: Path) -> list[st
 
 
 def _dotted(tree: dict[str, Any], *, searched: bool) -> dict[str, Any]:
-    """Keys may be written dotted or nested; a mapping is a domain, not a parent, where it holds one of the kinds."""
+    """The same tree with dotted keys only; a mapping that names a kind of domain is a value, not a parent of keys."""
     if not searched:
         return flatten(tree)
     out: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""The pictures of a sweep, as PNG."""
+"""The pictures of a sweep as PNG files: parallel coordinates, divergence against AP, importance of the keys."""
 
 import io
 import math
@@ -18,7 +18,8 @@ _COLORS = "viridis"
 def parallel_coordinates(sweep: Sweep, trials: Sequence[Trial]) -> bytes | None:
     """One vertical axis for each searched key and one for the first metric, one line for each trial.
 
-    A line is broken where a key does not exist in the trial. Dashed: stopped before its end. None without a value.
+    A line is broken where a key does not exist in the trial, and dashed if the trial was stopped before its end. None
+    if no trial has a value of the metric.
     """
     metric, mode = sweep.lead
     shown = ranked(sweep, trials)
@@ -58,7 +59,7 @@ def parallel_coordinates(sweep: Sweep, trials: Sequence[Trial]) -> bytes | None:
 
 
 def divergence_against_ap(sweep: Sweep, trials: Sequence[Trial]) -> bytes | None:
-    """Each trial's last evaluation; colour: the first searched key. None where no trial has both."""
+    """A point for each trial's last evaluation, coloured by the first searched key; None if none has both."""
     shown = [t for t in trials if "val/AP" in t.metrics and "val/divergence" in t.metrics]
     if not shown:
         return None
@@ -112,7 +113,7 @@ def importance_bars(sweep: Sweep, importance: Mapping[str, float]) -> bytes:
 
 
 def _height(sweep: Sweep, key: str, settings: Mapping[str, Any]) -> float:
-    """Where a trial's value lies on the key's axis, from 0 to 1; NaN where it has none."""
+    """The height, 0 to 1, of a trial's value on the axis of `key`; NaN where the trial has no such key."""
     if key not in settings:
         return math.nan
     domain, value = sweep.space[key], settings[key]

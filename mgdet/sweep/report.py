@@ -1,4 +1,4 @@
-"""What a sweep found, as files: the table of trials, pictures, importances, and the winner's configuration."""
+"""The report of a sweep, as files: tables of trials, pictures, importances, and the winner's configuration."""
 
 import csv
 import io
@@ -16,7 +16,7 @@ from mgdet.sweep.table import sweep_metrics
 from mgdet.sweep.trials import Trial, front, ranked, tell, values
 
 _FEWEST = 4
-"""Trials below which an importance would be made of noise alone."""
+"""Fewer trials than this give no importance: it would be noise."""
 
 
 def report(sweep: Sweep, trials: Sequence[Trial]) -> dict[str, bytes]:
@@ -77,7 +77,7 @@ def seeds_csv(sweep: Sweep, trials: Sequence[Trial]) -> str | None:
 
 
 def winner_yaml(sweep: Sweep, trial: Trial, suffix: str) -> str:
-    """The trial's configuration as it was asked for, to be trained anew as `<sweep>-<suffix>`."""
+    """YAML of the trial's experiment, every `auto` kept, under the name `<sweep>-<suffix>` to train it anew."""
     experiment = sweep.experiment(trial.settings)
     name = suffix if suffix.startswith(sweep.name) else f"{sweep.name}-{suffix}"
     tree = experiment.model_copy(update={"name": name}).shown()

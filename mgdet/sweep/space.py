@@ -15,11 +15,11 @@ from mgdet.config_base import Config
 
 Scalar: TypeAlias = bool | int | float | str | None
 Params: TypeAlias = dict[str, Scalar]
-"""What the searcher knows of a trial: a plain value for each key that exists in it."""
+"""A trial as the searcher knows it: a plain value for each key that exists in the trial."""
 
 
 class Domain(Config, ABC):
-    """What a key may be; `when: {other.key: value or [values]}` restricts it to trials where the others are such."""
+    """The values of a key; `when: {other.key: value or [values]}` limits it to trials where `other.key` has these."""
 
     when: dict[str, Scalar | list[Scalar]] = Field(default={})
 
@@ -36,14 +36,14 @@ class Domain(Config, ABC):
 
     @abstractmethod
     def distribution(self) -> BaseDistribution:
-        """The same for a searcher."""
+        """The distribution from which a searcher of Optuna draws the plain (encoded) values."""
 
     def encode(self, value: Any) -> Scalar:
         """The plain value that stands for `value` in a searcher, which knows neither lists nor mappings."""
         return value if isinstance(value, bool | int | float | str | None) else json.dumps(value, sort_keys=True)
 
     def decode(self, value: Scalar) -> Any:
-        """Inverse of `encode`."""
+        """The value that `encode` has turned into the plain one."""
         return value
 
 
@@ -63,7 +63,7 @@ class _Interval(Domain):
 
 
 class Uniform(_Interval):
-    """Any number of the interval, all alike."""
+    """Any number of the interval, all equally likely."""
 
     uniform: tuple[float, float]
 
@@ -71,12 +71,12 @@ class Uniform(_Interval):
         return self.uniform
 
     def distribution(self) -> BaseDistribution:
-        """Flat over the interval."""
+        """The uniform distribution over the interval."""
         return FloatDistribution(*self.uniform)
 
 
 class LogUniform(_Interval):
-    """Any number of the interval, all orders of magnitude alike."""
+    """Any number of the interval, its logarithm being uniformly distributed."""
 
     loguniform: tuple[Annotated[float, Field(gt=0)], float]
 
@@ -84,12 +84,12 @@ class LogUniform(_Interval):
         return self.loguniform
 
     def distribution(self) -> BaseDistribution:
-        """Flat over the logarithm."""
+        """The distribution whose logarithm is uniform over the interval."""
         return FloatDistribution(*self.loguniform, log=True)
 
 
 class Integers(_Interval):
-    """A whole number, both ends included; `log: true` treats all orders of magnitude alike (from 1 on)."""
+    """An integer, both ends included; with `log: true` (from 1 on) its logarithm is uniformly distributed."""
 
     integers: tuple[int, int]
     log: bool = False
@@ -104,7 +104,7 @@ class Integers(_Interval):
         return self
 
     def distribution(self) -> BaseDistribution:
-        """Flat over the numbers, or over their logarithm."""
+        """The uniform distribution over the integers, or over their logarithm."""
         return IntDistribution(*self.integers, log=self.log)
 
 
@@ -129,7 +129,7 @@ class Choice(_Finite):
     choice: Annotated[list[Any], Field(min_length=1)]
 
     def options(self) -> list[Any]:
-        """The values."""
+        """The values, as they are written."""
         return self.choice
 
 
@@ -139,7 +139,7 @@ class Grid(_Finite):
     grid: Annotated[list[Any], Field(min_length=1)]
 
     def options(self) -> list[Any]:
-        """The values."""
+        """The values, as they are written."""
         return self.grid
 
 
@@ -184,7 +184,7 @@ class Space:
             self._check_parents(key, domain)
 
     def suggest(self, trial: Trial) -> Params:
-        """Let a searcher choose a value for each key that exists, given the ones before it."""
+        """Plain values that Optuna chooses for each key that exists, given the values of the keys before it."""
         params: Params = {}
         values: dict[str, Any] = {}
         for key, domain in self.domains.items():
@@ -194,19 +194,19 @@ class Space:
         return params
 
     def settings(self, params: Mapping[str, Scalar]) -> dict[str, Any]:
-        """The values themselves, of what the searcher chose."""
+        """The values of the configuration's keys that stand behind the searcher's plain ones."""
         return {key: self.domains[key].decode(value) for key, value in params.items()}
 
     def grid(self) -> list[Params]:
-        """Every combination of the grids, without the keys that a searcher chooses; one empty one without a grid."""
+        """Every combination of all grids' values, as plain ones; a single empty one without a grid."""
         grids = {k: d for k, d in self.domains.items() if isinstance(d, Grid)}
         return [{k: grids[k].encode(v) for k, v in point.items()} for point in _product(grids)]
 
     def corners(self, limit: int = 2048) -> Iterator[dict[str, Any]]:
         """Settings that together hold every option and both ends of every interval.
 
-        All combinations if there are at most `limit`. Else all combinations of the keys that others depend on, and
-        within each of them the other keys one at a time, beside the first option of the rest.
+        If there are at most `limit` combinations, all of them. Otherwise all combinations of the keys on which others
+        depend, and in each of them every option of every other key in turn, with the first option of the rest.
         """
         some = list(itertools.islice(_product(self.domains), limit + 1))
         if len(some) <= limit:

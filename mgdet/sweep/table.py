@@ -1,4 +1,4 @@
-"""Where a sweep stands, as text for a terminal or a job's log."""
+"""The progress of a sweep as a table of text, for a terminal or a job's log."""
 
 import itertools
 import statistics
@@ -33,7 +33,7 @@ def table(sweep: Sweep, trials: Sequence[Trial], concurrent: int, everything: bo
 
 
 def headline(sweep: Sweep, trial: Trial) -> str:
-    """One trial in one line."""
+    """A line on one trial: its state, its last metrics, its searched values and why it ended."""
     found = ", ".join(f"{m} {trial.metrics[m]:.4f}" for m in sweep_metrics(sweep) if m in trial.metrics)
     reached = f"at epoch {trial.epoch} of {trial.epochs}: {found}" if found else "without an evaluation"
     why = f" ({trial.reason})" if trial.reason else ""
@@ -55,7 +55,7 @@ def settings_text(settings: Mapping[str, Any]) -> str:
 
 
 def seconds_per_epoch(trials: Sequence[Trial]) -> float | None:
-    """Median over all gaps between evaluations (a restart may lie in one); None before a second one."""
+    """Median of the seconds per epoch between two evaluations of a trial; None while no trial has two."""
     gaps = [
         (later.time - earlier.time) / (later.epoch - earlier.epoch)
         for t in trials

@@ -1,4 +1,4 @@
-"""What is known of each trial: `trial.json` in its directory, written before the trial is started.
+"""The record of each trial, `trial.json` in its directory, which is first written before the trial is started.
 
 These files are all that a sweep is continued from. Ray's own state of a sweep is neither read nor needed.
 """
@@ -13,7 +13,7 @@ from optuna.trial import TrialState, create_trial
 from pydantic import BaseModel, ConfigDict
 
 from mgdet.errors import ConfigError
-from mgdet.storage import locate, read_bytes, replace_bytes
+from mgdet.storage import Location, locate
 from mgdet.sweep.config import Sweep
 from mgdet.sweep.space import Params
 
@@ -21,37 +21,39 @@ State = Literal["waiting", "running", "finished", "stopped", "failed"]
 DONE: tuple[State, ...] = ("finished", "stopped", "failed")
 
 
-class Evaluation(BaseModel):
-    """One evaluation of a trial."""
+class EpochMetrics(BaseModel):
+    """The metrics of one evaluation of a trial."""
 
     epoch: int
+    """Epochs completed."""
     metrics: dict[str, float]
+    """Those below `val/`, by their tracking names."""
     time: float
     """Seconds since 1970."""
 
 
 class Trial(BaseModel):
-    """One trial of a sweep."""
+    """One trial of a sweep, as far as it has come."""
 
     model_config = ConfigDict(extra="forbid")
 
     number: int
     name: str
     params: Params
-    """What the searcher chose."""
+    """The searched values in the plain form that the searcher knows."""
     settings: dict[str, Any]
-    """The same as values of the configuration's keys."""
+    """The searched values as they stand in the configuration."""
     epochs: int
-    """Its length."""
+    """Epochs of the whole training."""
     state: State = "waiting"
     reason: str = ""
     """Why it was stopped, or the error with which it failed."""
-    evaluations: list[Evaluation] = []
-    """By epoch."""
+    evaluations: list[EpochMetrics] = []
+    """In order of the epoch."""
 
     @property
     def done(self) -> bool:
-        """Whether nothing more will come of it."""
+        """Whether it has finished, was stopped or failed, so that it is not run again."""
         return self.state in DONE
 
     @property
@@ -61,15 +63,15 @@ class Trial(BaseModel):
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Of its last evaluation. Not of its best one: choosing the best of many evaluations would flatter a trial."""
+        """The metrics of the last evaluation, by which trials are compared: the best of many would flatter a trial."""
         return self.evaluations[-1].metrics if self.evaluations else {}
 
     def add(self, epoch: int, metrics: Mapping[str, float]) -> bool:
-        """Take in an evaluation; False if it is one that a restart repeats."""
+        """Append an evaluation; False, and nothing is changed, if a restart only repeats it."""
         if epoch <= self.epoch:
             return False
         values = {k: float(v) for k, v in metrics.items() if k.startswith("val/")}
-        self.evaluations.append(Evaluation(epoch=epoch, metrics=values, time=time.time()))
+        self.evaluations.append(EpochMetrics(epoch=epoch, metrics=values, time=time.time()))
         return True
 
 
@@ -77,7 +79,7 @@ class TrialStore:
     """The trials of a sweep on disk, under its directory `uri`."""
 
     def __init__(self, uri: str, name: str) -> None:
-        self.uri, self.name = uri, name
+        self.directory, self.name = locate(uri), name
         self.trials: list[Trial] = []
         while (trial := self._read(len(self.trials))) is not None:
             self.trials.append(trial)
@@ -93,29 +95,27 @@ class TrialStore:
         return trial
 
     def save(self, trial: Trial) -> None:
-        """Write it down. Raises OSError."""
-        filesystem, root = locate(self._uri(trial.number))
-        filesystem.create_dir(root, recursive=True)
-        replace_bytes(filesystem, f"{root}/trial.json", trial.model_dump_json(indent=1).encode())
+        """Write the trial's `trial.json`. Raises `OSError`."""
+        file = self._file(trial.number)
+        file.parent.mkdir()
+        file.replace(trial.model_dump_json(indent=1).encode())
 
     def _name(self, number: int) -> str:
         return f"{self.name}-{number:03d}"
 
-    def _uri(self, number: int) -> str:
-        return f"{self.uri}/{self._name(number)}"
+    def _file(self, number: int) -> Location:
+        return self.directory / self._name(number) / "trial.json"
 
     def _read(self, number: int) -> Trial | None:
-        filesystem, root = locate(self._uri(number))
+        file = self._file(number)
         try:
-            data = read_bytes(filesystem, f"{root}/trial.json")
+            data = file.read_bytes()
         except FileNotFoundError:
             return None
         try:
             return Trial.model_validate_json(data)
         except ValueError as error:
-            raise ConfigError(
-                f"{root}/trial.json is damaged ({error}); move the sweep away or choose another name="
-            ) from error
+            raise ConfigError(f"{file} is damaged ({error}); move the sweep away or choose another name=") from error
 
 
 def values(sweep: Sweep, trial: Trial) -> list[float] | None:
@@ -125,7 +125,7 @@ def values(sweep: Sweep, trial: Trial) -> list[float] | None:
 
 
 def ranked(sweep: Sweep, trials: Iterable[Trial]) -> list[Trial]:
-    """Those with a value of the first metric, the best first.
+    """The trials that have a value of the first metric, the best first.
 
     A trial that ran to its end stands before every one that was stopped: those were trained for a shorter time.
     """
@@ -136,7 +136,7 @@ def ranked(sweep: Sweep, trials: Iterable[Trial]) -> list[Trial]:
 
 
 def front(sweep: Sweep, trials: Iterable[Trial]) -> list[Trial]:
-    """The trials that ran to their end and that no other such trial beats in one metric without losing in another."""
+    """The Pareto front of the trials that ran to their end: no other is as good in all metrics and better in one."""
     signs = [1 if mode == "min" else -1 for mode in sweep.metric.values()]
     points = {}
     for trial in trials:
@@ -152,7 +152,7 @@ def front(sweep: Sweep, trials: Iterable[Trial]) -> list[Trial]:
 
 
 def tell(study: Study, sweep: Sweep, trial: Trial) -> None:
-    """Add a trial that is done to a study of Optuna."""
+    """Add a trial that is done to a study of Optuna, as failed where it has no value of some metric."""
     found = values(sweep, trial) if trial.state != "failed" else None
     study.add_trial(
         create_trial(
@@ -165,7 +165,7 @@ def tell(study: Study, sweep: Sweep, trial: Trial) -> None:
 
 
 def definition(sweep: Sweep) -> dict[str, Any]:
-    """What decides the trials: two sweeps that agree in it may continue each other. JSON values."""
+    """The part of a sweep that decides its trials, as JSON values: sweeps that agree in it may continue each other."""
     tree = json.loads(sweep.model_dump_json(exclude={"trials", "concurrent", "max_failures", "report_every_s"}))
     for part in ("cluster", "tracking"):
         tree["base"].pop(part, None)

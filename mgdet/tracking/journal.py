@@ -1,4 +1,4 @@
-"""What a run leaves on disk: metrics.jsonl, in which every metric stands first, and the artifacts still to be sent."""
+"""The files of tracking in a run: metrics.jsonl, to which every metric is written first, and unsent artifacts."""
 
 import contextlib
 import json
@@ -30,9 +30,9 @@ class Point:
 
 
 def fresh(points: Iterable[Point], marks: Mapping[str, int]) -> Iterator[Point]:
-    """The points that are beyond `marks`, the highest step known per key, each step of a key once (its first value).
+    """The points whose step is higher than `marks`, the highest step known of their key, without any that repeats.
 
-    Steps of a key grow except where a restart replays them, so this is what keeps a replay from standing twice.
+    Steps of a key grow except where a restart replays them, so what was logged twice is sent once: the first value.
     """
     reached = dict(marks)
     for point in points:
@@ -61,7 +61,7 @@ class Journal:
             self._before[point.key] = max(point.step, self._before.get(point.key, point.step))
 
     def append(self, metrics: Mapping[str, float], step: int, time: float) -> None:
-        """Write one record; never raises. A failure is warned of once, and `lost` counts."""
+        """Write one record. Never raises: the first failure is logged, and `lost` counts the points of all."""
         values = {k: v if math.isfinite(v) else json.dumps(v).strip('"') for k, v in metrics.items()}
         record: dict[str, object] = {"step": step, "time": time, "metrics": values}
         if self._before and all(step <= self._before.get(mlflow_name(k), step - 1) for k in metrics):
@@ -90,7 +90,10 @@ class Journal:
         self._torn = False
 
     def read(self, offset: int) -> tuple[list[Point], int]:
-        """The points of the next complete lines and the offset after them; the same offset when there are none."""
+        """The points of the next complete lines from byte `offset` on, and the offset behind them.
+
+        The offset is the same if there is no further complete line.
+        """
         try:
             with open(self.path, "rb") as file:
                 file.seek(offset)
@@ -102,7 +105,7 @@ class Journal:
         return [point for line in lines for point in _parsed(line)], offset + sum(map(len, lines))
 
     def points(self, offset: int = 0) -> Iterator[Point]:
-        """Every point from `offset` on."""
+        """All points in the complete lines from byte `offset` on."""
         while True:
             points, end = self.read(offset)
             if end == offset:
@@ -111,7 +114,7 @@ class Journal:
             offset = end
 
     def close(self) -> None:
-        """Give the file back; a later `append` opens it again."""
+        """Close the file; a later `append` opens it again."""
         with self._lock:
             if self._fd is not None:
                 os.close(self._fd)
@@ -131,7 +134,7 @@ def _parsed(line: bytes) -> list[Point]:
 
 
 class Outbox:
-    """unsent_artifacts/: a copy of each artifact under its own name until MLflow has it."""
+    """The directory unsent_artifacts/: a copy of each artifact, under its own name, until MLflow has it."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -141,7 +144,7 @@ class Outbox:
                 left.unlink()
 
     def put(self, data: bytes | str | Path, name: str) -> None:
-        """Copy `data` (bytes, text, or the file at a Path) in; one of the same name that still waits is replaced."""
+        """Store bytes, text, or a copy of the file at a Path; an unsent artifact of the same name is replaced."""
         pure = PurePosixPath(name)
         if not pure.name or pure.is_absolute() or ".." in pure.parts:
             raise ValueError(f"artifact name {name!r}: it must be a relative path such as pictures/score_iou.png")
@@ -165,12 +168,12 @@ class Outbox:
         return sorted(ages, key=lambda path: (ages[path], path))
 
     def version(self, path: Path) -> tuple[int, int]:
-        """Changes when `put` replaces the file."""
+        """Something that differs after `put` has replaced the file: its inode and time of change."""
         stat = path.stat()
         return stat.st_ino, stat.st_mtime_ns
 
     def sent(self, path: Path, version: tuple[int, int]) -> None:
-        """Remove the file, unless it was replaced while that version was being sent."""
+        """Remove the file, unless it was replaced while `version` of it was being sent."""
         with self._lock:
             if self.version(path) == version:
                 path.unlink()

@@ -1,4 +1,4 @@
-"""The driver's side: make or reopen the one run of a training, and end it."""
+"""Tracking in the driver: make or reopen the one MLflow run of a training, and end it."""
 
 import contextlib
 import getpass
@@ -24,7 +24,7 @@ _BATCH = 100  # parameters in one request
 
 @dataclass(frozen=True)
 class RunHandle:
-    """What a worker needs to write into a run: plain strings, so that it goes anywhere in a dictionary."""
+    """The address of an MLflow run: plain strings, which can be passed to any process."""
 
     uri: str
     run_id: str
@@ -136,7 +136,7 @@ def _child(client: Any, experiment_id: str, parent_run_id: str, name: str) -> st
 
 
 def _reopened(client: Any, run_id: str | None) -> Any:
-    """The run, RUNNING again; None if none was asked for or the store has it no more."""
+    """The run, set to RUNNING again; None if none was asked for or the store no longer has it."""
     if run_id is None:
         return None
     from mlflow.exceptions import MlflowException
@@ -165,7 +165,7 @@ def _created(client: Any, experiment_id: str, name: str, parent_run_id: str | No
 
 
 def _log_params(client: Any, run: Any, params: Mapping[str, object]) -> None:
-    """Log what is new. A parameter that stands with another value stays (MLflow's rule), and a warning says so."""
+    """Log the parameters that are new. One that has another value already keeps it (MLflow's rule), with a warning."""
     from mlflow.entities import Param
 
     known: Mapping[str, str] = run.data.params

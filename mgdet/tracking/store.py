@@ -1,4 +1,4 @@
-"""The door to MLflow: which store, how it is reached without ever blocking for long, and which names it accepts."""
+"""Access to MLflow: which store, how it is reached without ever blocking for long, and which names it accepts."""
 
 import logging
 import os

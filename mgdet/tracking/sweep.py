@@ -1,4 +1,4 @@
-"""What a sweep's driver does to the runs of its trials, whose own processes may be gone."""
+"""The MLflow runs of a sweep's trials, as its driver handles them: the trials' own processes may be dead."""
 
 import logging
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mgdet.text import first_line
-from mgdet.tracking.run import RunHandle, Status
+from mgdet.tracking.run import RunHandle, Status, end_run
 from mgdet.tracking.store import TrackingConfig, connect
 from mgdet.tracking.tracker import MlflowTracker
 
@@ -15,15 +15,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Child:
-    """A trial's run as MLflow has it."""
+    """A trial's run in MLflow."""
 
     run_id: str
-    name: str
-    running: bool
+    name: str  # of the trial
+    running: bool  # whether it was never ended
 
 
 def children(parent: RunHandle, config: TrackingConfig) -> list[Child]:
-    """The runs under a parent; empty, with a warning, if the store is away."""
+    """The runs under a parent run; none, with a warning, if the store cannot be reached."""
     try:
         client = connect(parent.uri, config)
         found, token = [], None
@@ -46,16 +46,13 @@ def close_child(
     """Send what `directory` still holds of a run whose process is gone, tag it, and end it; never raises."""
     handle = RunHandle(parent.uri, run_id, parent.experiment_id, parent.ui_command)
     if (directory / "metrics.jsonl").exists():  # else it is on the machine where the trial ran, or nothing was logged
-        MlflowTracker(handle, directory, config).close(None)
+        MlflowTracker(handle, directory, config).close()
     tag(handle, tags, config)
-    try:
-        connect(handle.uri, config).set_terminated(run_id, status)
-    except Exception as error:
-        logger.warning("MLflow run %s could not be ended as %s: %s", run_id, status, first_line(error))
+    end_run(handle, status, config)
 
 
 def tag(handle: RunHandle, tags: Mapping[str, str], config: TrackingConfig) -> None:
-    """Set tags of a run; a store that is away costs a warning."""
+    """Set tags of a run; a store that cannot be reached costs a warning only."""
     try:
         client = connect(handle.uri, config)
         for key, value in tags.items():

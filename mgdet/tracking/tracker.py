@@ -1,4 +1,4 @@
-"""The worker's side: log at once to disk, send to MLflow from a thread, lose nothing and send nothing twice.
+"""Tracking in the worker: write to disk at once, send to MLflow from a thread, lose nothing, send nothing twice.
 
 `metrics.jsonl` is the write-ahead log and MLflow itself the only record of what has arrived: on opening, the highest
 step per key is asked of the run and everything in the journal beyond it is sent, in order. So one rule covers a
@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from mgdet.text import first_line
 from mgdet.tracking.journal import Journal, Outbox, fresh
-from mgdet.tracking.run import RunHandle, Status
+from mgdet.tracking.run import RunHandle
 from mgdet.tracking.store import TrackingConfig, connect, shown_uri
 
 logger = logging.getLogger(__name__)
@@ -27,9 +27,9 @@ _BATCH = 1000  # metrics in one request
 
 @dataclass(frozen=True)
 class CloseReport:
-    """What became of the metrics and artifacts; `unsent` points are kept in `unsent_file` (metrics.jsonl).
+    """How many metric points and artifacts were sent; `unsent` points are kept in `unsent_file` (metrics.jsonl).
 
-    If the store was not reached once, nobody knows what an earlier process sent: all of the journal counts as unsent.
+    If the store was never reached, what an earlier process sent is unknown, and the whole journal counts as unsent.
     """
 
     sent: int = 0
@@ -40,7 +40,7 @@ class CloseReport:
 
 
 class Tracker(Protocol):
-    """What the training loop sees; nothing here raises, and nothing but `close` waits."""
+    """Takes the metrics and artifacts of a run. No method raises, and only `close` waits."""
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Record values at an optimizer step. Pass Python numbers: a tensor on a GPU would be waited for."""
@@ -48,22 +48,21 @@ class Tracker(Protocol):
     def artifact(self, data: bytes | str | Path, name: str) -> None:
         """Record bytes, text, or a copy of the file at a Path under `name`, which may have directories."""
 
-    def close(self, status: Status | None) -> CloseReport:
-        """Send the rest within a bound, then end the run; None leaves it open for whoever decides."""
+    def close(self) -> object:
+        """Send the rest within a bound of time. The run itself stays open: the driver ends it (`end_run`)."""
 
 
 class NullTracker:
-    """Stands in where nothing is to be recorded: every rank but the first, and tracking switched off."""
+    """Records nothing: the tracker of every rank but the first, and of a dry run."""
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Nothing."""
+        """Discard the metrics."""
 
     def artifact(self, data: bytes | str | Path, name: str) -> None:
-        """Nothing."""
+        """Discard the artifact."""
 
-    def close(self, status: Status | None) -> CloseReport:
-        """Nothing was sent, nothing is kept."""
-        return CloseReport()
+    def close(self) -> None:
+        """Return at once: there is nothing to send."""
 
 
 class MlflowTracker:
@@ -84,7 +83,7 @@ class MlflowTracker:
             self._sender.start()
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Append to the journal; the thread finds it there. A value that is no number is left out, warned of once."""
+        """Append to the journal, which the thread sends. A value that is no number is left out, with one warning."""
         now = time.time()
         values: dict[str, float] = {}
         for key, value in metrics.items():
@@ -105,10 +104,10 @@ class MlflowTracker:
         except Exception as error:
             self._refuse(f"artifact {name}", error)
 
-    def close(self, status: Status | None) -> CloseReport:
-        """One last attempt to send, within `flush_timeout_s`. Calling it again gives the same report."""
+    def close(self) -> CloseReport:
+        """Make one last attempt to send, within `flush_timeout_s`. Calling it again gives the same report."""
         if self._report is None:
-            self._sender.finish(status, self._config.flush_timeout_s)
+            self._sender.finish(self._config.flush_timeout_s)
             unsent = sum(1 for _ in fresh(self._journal.points(self._sender.offset), dict(self._sender.marks)))
             self._journal.close()
             self._report = CloseReport(
@@ -135,7 +134,7 @@ class MlflowTracker:
 
 
 class _Backoff:
-    """When to try again; tells of a failure and of its end once each, not at every attempt."""
+    """Decides when to try again after a failure, and logs the first failure and the recovery only."""
 
     def __init__(self, what: str, waits: tuple[float, ...]) -> None:
         self._what = what
@@ -165,7 +164,7 @@ class _Backoff:
 
 
 class _Sender(threading.Thread):
-    """Moves journal and outbox to MLflow. A daemon: a request that hangs must not keep the process from ending."""
+    """Sends journal and outbox to MLflow. A daemon: a request that hangs must not keep the process from ending."""
 
     def __init__(self, handle: RunHandle | None, journal: Journal, outbox: Outbox, config: TrackingConfig) -> None:
         super().__init__(name="mlflow-sender", daemon=True)
@@ -179,7 +178,6 @@ class _Sender(threading.Thread):
         self._client: Any = None
         self._closing = threading.Event()
         self._abandoned = False  # nobody waits any more: stop after this request, so that a successor is alone
-        self._status: Status | None = None
         self._tries: Counter[Path] = Counter()
         self._metrics = _Backoff("metrics", config.retry_after_s)
         self._artifacts = _Backoff("artifacts", config.retry_after_s)
@@ -193,12 +191,9 @@ class _Sender(threading.Thread):
         # The last attempt is made whatever was failing before, but only one: a dead server is not worth a long wait.
         if self._send_metrics(self.handle):
             self._send_artifacts(self.handle)
-            if self._status is not None:
-                self._end(self.handle, self._status)
 
-    def finish(self, status: Status | None, timeout: float) -> None:
+    def finish(self, timeout: float) -> None:
         """Make the last attempt and wait for it, at most `timeout` seconds."""
-        self._status = status
         self._closing.set()
         if self.is_alive():
             self.join(timeout)
@@ -219,8 +214,11 @@ class _Sender(threading.Thread):
         return self._client
 
     def _send_metrics(self, handle: RunHandle) -> bool:
-        """Everything up to the journal's end. A request that failed but did arrive does no harm: MLflow drops a point
-        that equals a stored one in key, step, value and time, and the time comes from the journal."""
+        """Send everything up to the journal's end; False where it failed.
+
+        A request that failed but did arrive does no harm: MLflow drops a point that equals a stored one in key, step,
+        value and time, and the time comes from the journal.
+        """
         try:
             client = self._connected(handle)
             from mlflow.entities import Metric
@@ -246,7 +244,7 @@ class _Sender(threading.Thread):
         return True
 
     def _send_artifacts(self, handle: RunHandle) -> None:
-        """One failure ends the attempt; the file that failed comes last in the next, so that it holds up no other."""
+        """Send the waiting artifacts until one fails, which comes last in the next attempt and so delays no other."""
         try:
             for path in sorted(self._outbox.waiting(), key=lambda p: self._tries[p]):
                 version = self._outbox.version(path)
@@ -259,9 +257,3 @@ class _Sender(threading.Thread):
             self._artifacts.failed(error, handle.uri)
         else:
             self._artifacts.worked()
-
-    def _end(self, handle: RunHandle, status: Status) -> None:
-        try:
-            self._client.set_terminated(handle.run_id, status)
-        except Exception as error:
-            logger.warning("MLflow run %s could not be ended as %s: %s", handle.run_id, status, first_line(error))

@@ -1,1 +1,1 @@
-"""The training loop of one worker: plain torch.distributed, so it runs under Ray Train, under torchrun, or alone."""
+"""The training of one worker: plain torch.distributed, in processes that Ray Train starts, or alone in one."""

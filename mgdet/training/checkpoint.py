@@ -1,11 +1,10 @@
-"""Checkpoints of a run: committed whole, verified when read, the best and the latest kept.
+"""Checkpoints of a run: committed as a whole, verified when read; the best and the latest are kept.
 
 A checkpoint is `checkpoints/step-00001234.pt` and, written last, `step-00001234.json`: its size, SHA-256, step and
-metrics. A `.pt` without its `.json`, or one that does not match it, was interrupted or damaged and is never loaded.
+metrics. A `.pt` that has no `.json`, or does not match it, was cut off or damaged, and is never loaded.
 Files are read with `weights_only=True`: a checkpoint from elsewhere cannot run code.
 """
 
-import functools
 import hashlib
 import io
 import logging
@@ -15,12 +14,11 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
-from pyarrow import fs
 from pydantic import BaseModel
 
 from mgdet.errors import CheckpointError
 from mgdet.safe_load import load_tensors
-from mgdet.storage import locate, read_bytes, replace_bytes
+from mgdet.storage import Location, locate
 
 logger = logging.getLogger(__name__)
 
@@ -31,15 +29,19 @@ T = TypeVar("T")
 
 
 class CheckpointInfo(BaseModel):
-    """What is known of a checkpoint without loading it."""
+    """The record of a checkpoint, its `.json`: what is known of it without loading it."""
 
     file: str
+    """Name of the `.pt` in the same directory."""
     step: int
+    """Optimizer steps completed."""
     epoch: int
     """Epochs completed."""
     size: int
+    """Bytes of the `.pt`."""
     sha256: str
     metrics: dict[str, float]
+    """The evaluation of these very weights; empty where there was none."""
 
 
 class CheckpointStore:
@@ -47,8 +49,7 @@ class CheckpointStore:
 
     def __init__(self, uri: str, keep_best: int = 1) -> None:
         self.keep_best = keep_best
-        self.filesystem, root = locate(uri)
-        self.directory = f"{root.rstrip('/')}/checkpoints"
+        self.directory = locate(uri) / "checkpoints"
 
     def save(self, state: dict[str, Any], *, step: int, epoch: int, metrics: dict[str, float]) -> CheckpointInfo:
         """Write and commit a checkpoint, then drop those that are no longer wanted.
@@ -77,36 +78,34 @@ class CheckpointStore:
 
     def committed(self) -> list[CheckpointInfo]:
         """The committed checkpoints, oldest first. Raises `CheckpointError` where the storage cannot be read."""
-        selector = fs.FileSelector(self.directory, allow_not_found=True)
         found = []
         with self._reading():
-            entries = _retry(lambda: self.filesystem.get_file_info(selector))
-            for name in (i.path for i in entries if i.path.endswith(".json")):
+            names = _retry(self.directory.children)
+            for record in (self.directory / name for name in names if name.endswith(".json")):
                 try:
-                    data = _retry(functools.partial(read_bytes, self.filesystem, name))
-                    found.append(CheckpointInfo.model_validate_json(data))
+                    found.append(CheckpointInfo.model_validate_json(_retry(record.read_bytes)))
                 except (ValueError, FileNotFoundError) as error:  # damaged, or deleted meanwhile
-                    logger.warning("%s is not readable and is passed over: %s", name, error)
+                    logger.warning("%s is not readable and is passed over: %s", record, error)
         return sorted(found, key=lambda i: i.step)
 
     def complete(self) -> list[CheckpointInfo]:
-        """The committed checkpoints whose file has its size, oldest first: all that can be told without reading them.
+        """The committed checkpoints whose file has the recorded size, oldest first; the content is not read.
 
         Raises `CheckpointError` where the storage cannot be read.
         """
         infos = self.committed()
         with self._reading():
-            files = _retry(lambda: self.filesystem.get_file_info([self.path(i) for i in infos])) if infos else []
-        return [info for info, file in zip(infos, files, strict=True) if file.size == info.size]
+            sizes = _retry(self.directory.children) if infos else {}
+        return [info for info in infos if sizes.get(info.file) == info.size]
 
     def best(self) -> CheckpointInfo | None:
         """The complete checkpoint with the highest `val/AP` (the later one on a tie), or None."""
         return best_of(self.complete())
 
     def latest(self) -> tuple[CheckpointInfo, dict[str, Any]] | None:
-        """The newest checkpoint that is whole, with its content; damaged ones are named in the log and passed over.
+        """The newest undamaged checkpoint with its content, or None; damaged ones are logged and passed over.
 
-        Raises `CheckpointError` if there is none and the storage is to blame: that is no reason to start anew.
+        Raises `CheckpointError` if none can be read because of the storage: training must not start anew then.
         """
         unreadable: CheckpointError | None = None
         for info in reversed(self.committed()):
@@ -121,32 +120,31 @@ class CheckpointStore:
         return None
 
     def load(self, info: CheckpointInfo) -> dict[str, Any]:
-        """The content of a checkpoint. Raises `CheckpointError` where it is damaged."""
+        """The content of a checkpoint, as `save` got it. Raises `CheckpointError` if it is damaged or unreadable."""
         path = self.path(info)
         try:
-            data = _retry(lambda: read_bytes(self.filesystem, path))
+            data = _retry(path.read_bytes)
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read: {error}") from error
-        if len(data) != info.size or hashlib.sha256(data).hexdigest() != info.sha256:
-            raise CheckpointError(f"{path}: damaged ({len(data)} bytes, {info.size} were written, or another checksum)")
-        return read_checkpoint(io.BytesIO(data), path)
+        verify(path, data, info)
+        return read_checkpoint(io.BytesIO(data), str(path))
 
-    def path(self, info: CheckpointInfo) -> str:
-        """Where the checkpoint's file is."""
-        return f"{self.directory}/{info.file}"
+    def path(self, info: CheckpointInfo) -> Location:
+        """The checkpoint's file."""
+        return self.directory / info.file
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
-        """Storage that cannot be read is not to be taken for a run without checkpoints, which would start anew."""
+        """Raise `CheckpointError` for an `OSError` within the block: a run whose storage fails must not start anew."""
         try:
             yield
         except OSError as error:
             raise CheckpointError(f"the checkpoints in {self.directory} cannot be read: {error}") from error
 
     def _commit(self, info: CheckpointInfo, data: bytes) -> None:
-        self.filesystem.create_dir(self.directory, recursive=True)
-        replace_bytes(self.filesystem, self.path(info), data)
-        replace_bytes(self.filesystem, _sidecar(self.path(info)), info.model_dump_json(indent=1).encode())
+        self.directory.mkdir()
+        self.path(info).replace(data)
+        record_of(self.path(info)).replace(info.model_dump_json(indent=1).encode())
 
     def _prune(self) -> None:
         try:
@@ -158,21 +156,27 @@ class CheckpointStore:
         for info in found:
             if info.file in keep:
                 continue
-            for path in (_sidecar(self.path(info)), self.path(info)):
+            for file in (record_of(self.path(info)), self.path(info)):
                 try:
-                    self.filesystem.delete_file(path)
+                    file.delete()
                 except OSError as error:  # it only takes up space
-                    logger.warning("%s could not be deleted: %s", path, error)
+                    logger.warning("%s could not be deleted: %s", file, error)
 
 
 def best_of(infos: Iterable[CheckpointInfo]) -> CheckpointInfo | None:
-    """The one with the highest `val/AP` (the later one on a tie), or None where none was evaluated."""
+    """The checkpoint with the highest `val/AP` (the later one on a tie), or None if none was evaluated."""
     return next(reversed(_by_score(infos)), None)
 
 
 def _by_score(infos: Iterable[CheckpointInfo]) -> list[CheckpointInfo]:
-    """Those that were evaluated, the best last."""
+    """The checkpoints that were evaluated, in order of `val/AP`, then step: the best is the last."""
     return sorted((i for i in infos if SCORE in i.metrics), key=lambda i: (i.metrics[SCORE], i.step))
+
+
+def verify(file: Location, data: bytes, info: CheckpointInfo) -> None:
+    """Check that `data`, read from `file`, is what was committed. Raises `CheckpointError`."""
+    if len(data) != info.size or hashlib.sha256(data).hexdigest() != info.sha256:
+        raise CheckpointError(f"{file}: damaged ({len(data)} bytes, {info.size} were written, or another checksum)")
 
 
 def read_checkpoint(file: Any, name: str) -> dict[str, Any]:
@@ -183,8 +187,9 @@ def read_checkpoint(file: Any, name: str) -> dict[str, Any]:
     return state
 
 
-def _sidecar(path: str) -> str:
-    return path.removesuffix(".pt") + ".json"
+def record_of(file: Location) -> Location:
+    """The `.json` that commits a checkpoint's `.pt`."""
+    return file.with_name(file.name.removesuffix(".pt") + ".json")
 
 
 def _retry(action: Callable[[], T]) -> T:

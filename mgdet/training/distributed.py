@@ -1,4 +1,4 @@
-"""The other workers, as one value: every collective that training needs, each the identity for a single worker."""
+"""The group of workers as a value, with every collective that training needs; for a single worker they do nothing."""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 T = TypeVar("T")
 
 HOST_TIMEOUT = timedelta(minutes=60)
-"""Bound of collectives between hosts' memories: rank 0 computes AP meanwhile, which takes minutes on large data."""
+"""Time limit of collectives on the CPU group: the others wait there while rank 0 computes AP, minutes on large data."""
 
 
 @dataclass(frozen=True)
 class World:
-    """This worker's place among `size` workers."""
+    """This worker's rank and device, and the number of workers."""
 
     rank: int
     size: int
@@ -37,11 +37,11 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """True on the one worker that writes."""
+        """Whether this is rank 0, the only worker that writes files and metrics."""
         return self.rank == 0
 
     def mean(self, value: Tensor) -> Tensor:
-        """Mean over workers, on the device, without waiting for it."""
+        """The mean of `value` over all workers, computed on the device without waiting for it."""
         if self.size == 1:
             return value
         value = value.clone()
@@ -49,7 +49,7 @@ class World:
         return value / self.size
 
     def gather(self, value: T) -> list[T] | None:
-        """Every worker's `value` at rank 0 (in rank order), None elsewhere."""
+        """On rank 0 a list of every worker's `value`, in order of rank; None on the other ranks."""
         if self.size == 1:
             return [value]
         out: list[Any] | None = [None] * self.size if self.is_main else None
@@ -57,7 +57,7 @@ class World:
         return out
 
     def broadcast(self, value: T) -> T:
-        """Rank 0's `value` everywhere."""
+        """On every rank the `value` of rank 0."""
         if self.size == 1:
             return value
         box: list[Any] = [value]
@@ -65,12 +65,12 @@ class World:
         return box[0]  # type: ignore[no-any-return]  # what rank 0 passed is a T
 
     def sync_buffers(self, network: nn.Module) -> None:
-        """Give every worker rank 0's buffers: BatchNorm statistics drift apart between workers."""
+        """Copy rank 0's buffers to every worker: the BatchNorm statistics of workers drift apart."""
         if self.size > 1:
             for buffer in network.buffers():
                 dist.broadcast(buffer, src=0)
 
     def barrier(self) -> None:
-        """Wait for all workers."""
+        """Wait until every worker has called this."""
         if self.size > 1:
             dist.barrier(group=self.host_group)

@@ -1,4 +1,4 @@
-"""Evaluation over all workers: each one its exact shard, gathered and judged once."""
+"""Evaluation over all workers: each evaluates its shard, and rank 0 computes the metrics from what all gathered."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -11,13 +11,14 @@ from mgdet.ground_truth import GroundTruth
 from mgdet.models import Detector
 from mgdet.structures import Batch, Detections
 from mgdet.training.distributed import World
+from mgdet.training.precision import Precision, autocast
 
 SHOWN = 8
 """Images kept for the picture of sample detections."""
 
 
 class Samples(NamedTuple):
-    """Some evaluated images, for people to look at."""
+    """Some evaluated images with their objects and detections, to be shown as a picture."""
 
     images: list[Tensor]  # uint8 [3, h, w] each, network input without padding
     boxes: list[Tensor]  # [n, 4] objects, pixels of the network input
@@ -27,7 +28,7 @@ class Samples(NamedTuple):
 
 
 class Evaluated(NamedTuple):
-    """What rank 0 has after an evaluation."""
+    """The whole result of an evaluation, which only rank 0 has."""
 
     result: EvaluationResult
     samples: Samples
@@ -40,9 +41,9 @@ def evaluate(
     ground_truth: GroundTruth,
     config: EvaluationConfig,
     world: World,
-    precision: str = "fp32",
+    precision: Precision = "fp32",
 ) -> tuple[dict[str, float], Evaluated | None]:
-    """Metrics on every rank, and the whole result on rank 0.
+    """Evaluate a network: the metrics by tracking name on every rank, and the whole result on rank 0 (else None).
 
     No collective runs on the accelerator here and none depends on how many images a rank has: shards may be uneven or
     empty. Raises `DataError` on every rank where an image was not seen exactly once.
@@ -53,9 +54,9 @@ def evaluate(
     samples = Samples([], [], [], [], [])
     for host_batch in loader:
         batch = host_batch.to(world.device)
-        with torch.autocast(world.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with autocast(world.device, precision):
             predictions = network(batch.images, batch.sizes)
-        detections, scores = network.detect(predictions, batch.images, batch.sizes, batch.original_sizes)
+        detections, scores = network.detect(predictions, batch.sizes, batch.original_sizes)
         evaluator.update(batch, predictions, detections, scores)
         if world.is_main:
             _keep_samples(samples, host_batch, detections)
@@ -85,4 +86,4 @@ def _keep_samples(samples: Samples, batch: Batch, detections: Detections) -> Non
         samples.boxes.append(batch.targets.boxes[i][valid])
         samples.labels.append(batch.targets.labels[i][valid])
         samples.original_sizes.append(batch.original_sizes[i].clone())
-        samples.detections.append(Detections(*(t[i : i + 1].cpu() for t in detections)))
+        samples.detections.append(detections[i : i + 1].cpu())

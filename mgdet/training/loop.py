@@ -28,36 +28,35 @@ from mgdet.training.nonfinite import capture, non_finite_error
 from mgdet.training.optim import EMA, build_optimizer, build_schedule
 from mgdet.training.pictures import log_pictures
 from mgdet.training.progress import Throughput, progress_line
-from mgdet.training.step import TERMS, StepSums, accumulate_gradients
+from mgdet.training.step import StepSums, accumulate_gradients
 
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 5.0
 STEPS_BETWEEN_QUESTIONS = 10
-"""Optimizer steps at most between two looks at what is asked from outside; each costs a small collective."""
+"""Optimizer steps between two checks for a request to stop, each of which costs a small collective."""
 
 OnEvaluation = Callable[[dict[str, float]], None]
-"""Gets `epoch`, `step` and the metrics, on every rank, when the checkpoint of these weights is saved."""
-
+"""Called on every rank with `epoch`, `step` and the metrics, once the checkpoint of the evaluated weights is saved."""
 
 StopAsked = Callable[[], bool]
-"""Asked on every rank at the same steps; gives the same answer everywhere."""
+"""Whether to stop: called on every rank at the same steps, and must return the same on all of them."""
 
 
 @dataclass
 class Position:
-    """Where a training stands: everything before it is done."""
+    """How far a training has come; part of every checkpoint."""
 
-    epoch: int = 0
-    micro_step: int = 0  # micro-batches done in this epoch with these ranks
-    step: int = 0  # optimizer steps done
+    epoch: int = 0  # epochs completed
+    micro_step: int = 0  # micro-batches completed in the current epoch by the current number of ranks
+    step: int = 0  # optimizer steps completed
     metrics: dict[str, float] = field(default_factory=dict)  # of the last evaluation
-    world: int = 0  # ranks, and images in a micro-batch of each, that `micro_step` counts; 0: not known
-    batch_size: int = 0
+    world: int = 0  # number of ranks that `micro_step` refers to; 0: not known
+    batch_size: int = 0  # images in a micro-batch of each of these ranks
     done: list[list[int]] = field(default_factory=list)  # `Segment`s of this epoch with other ranks
 
     def on(self, world: int, batch_size: int) -> "Position":
-        """The same place for these ranks."""
+        """The same position for these ranks; if they are not the ranks so far, what those did is appended to `done`."""
         here = replace(self, world=world, batch_size=batch_size)
         if self.micro_step and self.world and (self.world, self.batch_size) != (world, batch_size):
             here.done, here.micro_step = [*self.done, [self.world, self.batch_size, self.micro_step]], 0
@@ -163,7 +162,7 @@ class Worker:
         self.detector.train()
 
     def _resume(self) -> None:
-        """Continue from the newest whole checkpoint; all ranks take the one that rank 0 found."""
+        """Continue from the newest undamaged checkpoint, if there is one: all ranks load the one that rank 0 found."""
         found = self.store.latest() if self.world.is_main else None
         info = self.world.broadcast(found[0] if found else None)
         if info is None:
@@ -176,7 +175,7 @@ class Worker:
     # --- state
 
     def state_dict(self) -> dict[str, Any] | None:
-        """Everything that decides what comes next, on rank 0; None elsewhere. A collective."""
+        """The content of a checkpoint on rank 0, None on the others. A collective: every rank must call it."""
         generators = self.world.gather(_generator_state(self.world.device))
         if generators is None:
             return None
@@ -194,7 +193,7 @@ class Worker:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of `state_dict`. Raises `CheckpointError` where the state belongs to another experiment."""
+        """Restore what `state_dict` gave. Raises `CheckpointError` where it belongs to another experiment."""
         try:
             self.detector.load_state_dict(state["model"])
             if self.ema:
@@ -210,7 +209,7 @@ class Worker:
             self.optimizer.param_groups, self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True
         ):
             group["lr"] = base * factor(self.position.step)
-        if self.world.rank < len(state["generators"]):  # a larger world than before: new ranks keep their seed
+        if self.world.rank < len(state["generators"]):  # ranks that did not exist before keep their seed
             _set_generator_state(state["generators"][self.world.rank], self.world.device)
 
     def _save(self, metrics: dict[str, float]) -> None:
@@ -220,7 +219,7 @@ class Worker:
             p = self.position
             try:
                 self.store.save(state, step=p.step, epoch=p.epoch, metrics=metrics)
-            except CheckpointError as error:  # training on is worth more than stopping: the next save may succeed
+            except CheckpointError as error:  # no reason to stop training: the next save may succeed
                 logger.error("%s; training goes on, the newest checkpoint stays the one before", error)
 
     # --- the loop
@@ -236,20 +235,20 @@ class Worker:
         log_every = resolved(train.log_every)
         self.loader.start(epoch, self.position.micro_step, [Segment(*s) for s in self.position.done])
         left = len(self.loader)
-        clock, sums = Throughput(), StepSums.zero(self.world.device)
+        clock, sums = Throughput(), StepSums()
         group: list[Batch] = []
         for batch in self.loader:
             group.append(batch.to(self.world.device))
             left -= 1
             if len(group) < train.accumulate and left:
                 continue
-            sums = self._step(group, sums)
+            self._step(group, sums)
             self.position.micro_step += len(group)
             clock.add(sum(len(b.images) for b in group) * self.world.size)
             group = []
             if self.position.step % log_every == 0 or not left:
                 self._log(sums, clock, epoch)
-                clock, sums = Throughput(), StepSums.zero(self.world.device)
+                clock, sums = Throughput(), StepSums()
             if left and train.checkpoint_every_steps and self.position.step % train.checkpoint_every_steps == 0:
                 self._save({})
             if left and self.position.step % min(STEPS_BETWEEN_QUESTIONS, log_every) == 0:
@@ -263,11 +262,9 @@ class Worker:
                 f"stopped on request after step {self.position.step}, with a checkpoint of it; the same command goes on"
             )
 
-    def _step(self, group: list[Batch], sums: StepSums) -> StepSums:
+    def _step(self, group: list[Batch], sums: StepSums) -> None:
         train = self.experiment.train
-        sums = accumulate_gradients(
-            self.network, self.detector, group, self.experiment, self.world, self._epochs_done, sums
-        )
+        accumulate_gradients(self.network, self.detector, group, self.experiment, self.world, self._epochs_done, sums)
         # Gradients are averaged over workers, so a NaN of one is a NaN of all: the ranks agree without asking.
         norm = nn.utils.clip_grad_norm_(self.detector.parameters(), train.clip_norm or float("inf"))
         if not bool(torch.isfinite(norm)):
@@ -278,7 +275,6 @@ class Worker:
         if self.ema:
             self.ema.update(self.detector)
         self.position.step += 1
-        return sums
 
     def _stop_non_finite(self, group: list[Batch], norm: float, sums: StepSums) -> None:
         path = capture(
@@ -290,11 +286,11 @@ class Worker:
             network=self.detector,
             config=self.experiment.shown(),
         )
-        values = {"gradient norm": norm, **dict(zip(TERMS, sums.values.tolist(), strict=False))}
+        values = {"gradient norm": norm, **sums.losses()}
         raise non_finite_error(self.position.step, path, values)
 
     def _log(self, sums: StepSums, clock: Throughput, epoch: int) -> None:
-        metrics = sums.metrics(self.world, self.experiment)
+        metrics = sums.metrics(self.world)
         metrics["train/lr"] = self.optimizer.param_groups[0]["lr"]
         metrics["train/images_per_s"] = clock.images_per_second()
         if not self.world.is_main:
@@ -309,7 +305,7 @@ class Worker:
         )
 
     def _line_due(self) -> bool:
-        """Metric points may come faster than anyone reads."""
+        """Whether it is time for another line, as metric points may come several times a second."""
         now = time.monotonic()
         if now < self._next_line:
             return False

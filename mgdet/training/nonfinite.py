@@ -1,4 +1,4 @@
-"""When a loss or gradient is no longer finite, everything needed to see why is kept, and training stops."""
+"""The capture of a step whose loss or gradient is not finite: everything that is needed to find out why."""
 
 import io
 import logging
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mgdet.errors import CheckpointError, NonFiniteError
 from mgdet.host import command
 from mgdet.safe_load import load_tensors
-from mgdet.storage import locate, write_bytes
+from mgdet.storage import locate
 from mgdet.structures import Batch, Targets
 
 logger = logging.getLogger(__name__)
@@ -26,10 +26,20 @@ def capture(
     network: nn.Module,
     config: dict[str, Any],
 ) -> str:
-    """Write this rank's micro-batches and the weights that met them (before the step) to the run; returns the path."""
-    filesystem, root = locate(run_uri)
-    path = f"{root.rstrip('/')}/nonfinite/step-{step:08d}-rank-{rank}.pt"
-    filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
+    """Write this rank's micro-batches and the weights before the step to the run; returns the path of the file.
+
+    Args:
+        run_uri: path or URI of the run's directory.
+        rank: this worker's rank.
+        step: optimizer steps completed.
+        epoch: epochs completed, with a fraction.
+        batches: the micro-batches of the step.
+        network: the network, whose weights are those before the step.
+        config: the experiment as plain values.
+    """
+    directory = locate(run_uri) / "nonfinite"
+    directory.mkdir()
+    file = directory / f"step-{step:08d}-rank-{rank}.pt"
     buffer = io.BytesIO()
     torch.save(
         {
@@ -41,12 +51,12 @@ def capture(
         },
         buffer,
     )
-    write_bytes(filesystem, path, buffer.getvalue())
-    return path
+    file.write(buffer.getvalue())
+    return str(file)
 
 
 def non_finite_error(step: int, path: str, values: dict[str, float]) -> NonFiniteError:
-    """The error that all ranks raise together."""
+    """The error that every rank raises, with `values` (such as losses) by name and the `path` of its own capture."""
     shown = ", ".join(f"{k} = {v:g}" for k, v in values.items())
     return NonFiniteError(
         f"step {step}: the gradient is not finite ({shown}). Weights and batch of every rank, as they were before this "
@@ -57,11 +67,13 @@ def non_finite_error(step: int, path: str, values: dict[str, float]) -> NonFinit
 
 
 def load_capture(path: str) -> dict[str, Any]:
-    """Inverse of `capture`; `batches` are `Batch` again."""
+    """The content of a file that `capture` wrote: `model`, `batches`, `config`, `step`, `epoch`.
+
+    Raises:
+        CheckpointError: it cannot be read, or is something else.
+    """
     try:
-        filesystem, file = locate(path)
-        with filesystem.open_input_file(file) as stream:
-            state = load_tensors(io.BytesIO(stream.read()), path)
+        state = load_tensors(io.BytesIO(locate(path).read_bytes()), path)
         state["batches"] = [_unflatten(b) for b in state["batches"]]
     except Exception as error:
         raise CheckpointError(f"{path}: not a capture of a non-finite step: {error}") from error
@@ -69,9 +81,9 @@ def load_capture(path: str) -> dict[str, Any]:
 
 
 def _flatten(batch: Batch) -> dict[str, Tensor]:
-    fields = batch._asdict()
-    targets = fields.pop("targets")
-    return {**fields, **{f"targets.{k}": v for k, v in targets._asdict().items()}}
+    fields = batch.fields()
+    targets: Targets = fields.pop("targets")
+    return {**fields, **{f"targets.{k}": v for k, v in targets.fields().items()}}
 
 
 def _unflatten(fields: dict[str, Tensor]) -> Batch:

@@ -1,4 +1,4 @@
-"""The pictures and tables of an evaluation, as artifacts of the run."""
+"""Pictures and tables of an evaluation, logged as artifacts of the run."""
 
 import io
 import logging
@@ -16,7 +16,10 @@ logger = logging.getLogger(__name__)
 
 
 def log_pictures(tracker: Tracker, evaluated: Evaluated, categories: Sequence[Category]) -> None:
-    """Per-class table, PR curves, score against IoU, sample detections. A failed one costs a warning."""
+    """Log the per-class table, precision-recall curves, score against IoU and sample detections.
+
+    A picture that cannot be drawn costs a warning only.
+    """
     result = evaluated.result
     figures: dict[str, Callable[[], Figure]] = {
         "pictures/pr_curves.png": lambda: pr_curves(result.coco),
@@ -35,7 +38,7 @@ def log_pictures(tracker: Tracker, evaluated: Evaluated, categories: Sequence[Ca
 
 
 def samples_figure(samples: Samples, categories: Sequence[Category]) -> Figure:
-    """The kept images with their objects and detections."""
+    """A figure of the sample images with their objects and detections."""
     height = max(i.shape[1] for i in samples.images)
     width = max(i.shape[2] for i in samples.images)
     images = torch.zeros(len(samples.images), 3, height, width, dtype=torch.uint8)
@@ -57,4 +60,5 @@ def _pad(detections: Sequence[Detections]) -> Detections:
     def pad(t: torch.Tensor) -> torch.Tensor:
         return torch.cat([t, t.new_zeros(1, rows - t.shape[1], *t.shape[2:])], dim=1)
 
-    return Detections(*(torch.cat([pad(d[i]) for d in detections]) for i in range(4)))
+    padded = [d.map(pad).fields() for d in detections]
+    return Detections(**{name: torch.cat([d[name] for d in padded]) for name in padded[0]})

@@ -1,4 +1,4 @@
-"""What a person sees of a running training, and of other long work."""
+"""Lines of text on the progress of a training, and of other long work."""
 
 import logging
 import time
@@ -12,28 +12,28 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 class Throughput:
-    """Throughput since it was made."""
+    """Counts images and optimizer steps, and gives their rates since it was made."""
 
     def __init__(self) -> None:
         self.start = time.perf_counter()
         self.images = self.steps = 0
 
     def add(self, images: int) -> None:
-        """One optimizer step over that many images (of all workers)."""
+        """Count one optimizer step over this many `images` (of all workers)."""
         self.images += images
         self.steps += 1
 
     def images_per_second(self) -> float:
-        """Images of all workers per second."""
+        """Images of all workers per second since this was made."""
         return self.images / max(time.perf_counter() - self.start, 1e-9)
 
     def steps_per_second(self) -> float:
-        """Optimizer steps per second."""
+        """Optimizer steps per second since this was made."""
         return self.steps / max(time.perf_counter() - self.start, 1e-9)
 
 
 class ProgressLog:
-    """Counts images and logs a line now and then: done, total, rate, time left."""
+    """Counts images and logs a line every few seconds: how many are done, of how many, the rate, the time left."""
 
     def __init__(self, what: str, total: int) -> None:
         self.what, self.total, self.done = what, total, 0
@@ -42,11 +42,11 @@ class ProgressLog:
 
     @property
     def seconds(self) -> float:
-        """Since it was made."""
+        """Seconds since this was made."""
         return max(time.monotonic() - self.start, 1e-9)
 
     def add(self, images: int) -> None:
-        """So many more are done."""
+        """Count this many more `images` as done, and log a line if one is due."""
         self.done += images
         if time.monotonic() < self._next_line:
             return

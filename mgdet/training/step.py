@@ -11,36 +11,35 @@ from mgdet.config import Experiment
 from mgdet.models import Detector, Losses
 from mgdet.structures import Assignment, Batch, Predictions
 from mgdet.training.distributed import World
-
-TERMS = ("loss", "loss_cls", "loss_box", "loss_quality", "loss_correlation")
-"""The sum, and what it is the sum of."""
+from mgdet.training.precision import autocast
 
 
-class StepSums(NamedTuple):
-    """Sums over the images of one worker since the last metric point, on its device."""
+class StepSums:
+    """Sums over the images of one worker since the last metric point, on its device: losses, positives, images."""
 
-    values: Tensor  # [9]: TERMS (each times images), positives cls, loc, both, images
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
 
-    @classmethod
-    def zero(cls, device: torch.device) -> "StepSums":
-        """Nothing seen yet."""
-        return cls(torch.zeros(len(TERMS) + 4, device=device))
+    def add(self, losses: Losses, images: int) -> None:
+        """Take in one more micro-batch."""
+        n = torch.full_like(losses.total.detach(), images)
+        found = {"loss": losses.total.detach() * n}
+        found |= {f"loss_{name}": term * n for name, term in losses.terms.items()}
+        found |= {f"positives_{name}": count for name, count in losses.counts.items()}
+        for name, value in {**found, "images": n}.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
 
-    def add(self, losses: Losses, images: int) -> "StepSums":
-        """With one more micro-batch."""
-        n = torch.ones((), device=self.values.device) * images
-        parts = [losses.total.detach(), losses.cls, losses.box, losses.quality, losses.correlation]
-        positives = [losses.positives_cls, losses.positives_loc, losses.positives_both]
-        return StepSums(self.values + torch.stack([*(part * n for part in parts), *positives, n]))
+    def losses(self) -> dict[str, float]:
+        """The sums of the total loss and of its terms on this worker."""
+        return {name: float(value) for name, value in self.sums.items() if name.startswith("loss")}
 
-    def metrics(self, world: World, experiment: Experiment) -> dict[str, float]:
-        """Means over images and workers under their tracking names, of the terms that are on; a collective."""
-        *losses, n_cls, n_loc, n_both, images = world.mean(self.values).tolist()
-        off = set() if experiment.loss.correlation else {"loss_correlation"}
-        off |= {"loss_quality"} if experiment.model.quality == "none" else set()
-        out = {f"train/{k}": v / images for k, v in zip(TERMS, losses, strict=True) if k not in off}
-        out |= {"train/positives_cls": n_cls / images, "train/positives_loc": n_loc / images}
-        return out | ({"train/agreement": n_both / n_cls} if n_cls else {})
+    def metrics(self, world: World) -> dict[str, float]:
+        """Means over images and workers under their tracking names; a collective."""
+        means = world.mean(torch.stack(list(self.sums.values()))).tolist()
+        found = dict(zip(self.sums, means, strict=True))
+        images, both = found.pop("images"), found.pop("positives_both")
+        out = {f"train/{name}": value / images for name, value in found.items()}
+        return out | ({"train/agreement": both / found["positives_cls"]} if found["positives_cls"] else {})
 
 
 class Forwarded(NamedTuple):
@@ -58,13 +57,12 @@ def forward(
 
     `network` is `detector` or its DDP wrapper.
     """
-    with torch.autocast(world.device.type, torch.bfloat16, enabled=experiment.train.precision == "bf16"):
+    with autocast(world.device, experiment.train.precision):
         predictions: Predictions = network(batch.images, batch.sizes)
-    priors = detector.priors(batch.images)
-    assigner = experiment.assigner.at(epoch, priors.layout)
-    assignment = assigner(priors, predictions, batch.targets)
+    assigner = experiment.assigner.at(epoch, predictions.priors.layout)
+    assignment = assigner(predictions, batch.targets)
     losses = experiment.loss(
-        priors, predictions, batch.targets, assignment, detector.coder, world.mean, detector.config.quality
+        predictions, batch.targets, assignment, detector.coder, world.mean, detector.config.quality
     )
     return Forwarded(predictions, assignment, losses)
 
@@ -77,13 +75,15 @@ def accumulate_gradients(
     world: World,
     epoch: float,
     sums: StepSums,
-) -> StepSums:
-    """Gradients of the mean loss over the micro-batches; workers exchange them only at the last one."""
+) -> None:
+    """Gradients of the mean loss over the micro-batches, whose losses are added to `sums`.
+
+    Workers exchange gradients only at the last micro-batch.
+    """
     for i, batch in enumerate(batches):
         last = i == len(batches) - 1
         ddp = isinstance(network, DistributedDataParallel)
         with nullcontext() if last or not ddp else network.no_sync():  # type: ignore[operator]  # only DDP has it
             losses = forward(network, detector, batch, experiment, world, epoch).losses
             (losses.total / len(batches)).backward()  # type: ignore[no-untyped-call]  # torch's stub
-        sums = sums.add(losses, len(batch.images))
-    return sums
+        sums.add(losses, len(batch.images))

@@ -5,12 +5,24 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mgdet.assign import Assigner
 from mgdet.structures import IGNORED, NEGATIVE, Assignment, Labels, Predictions, PriorLayout, Priors, Targets
 from tests.reference.assigners import Outcome
 
 Inputs = tuple[Priors, Predictions, Targets]
 INF = float("inf")
 NAN = float("nan")
+
+
+def assign(assigner: Assigner, inputs: Inputs) -> Assignment:
+    """The labels of an assigner; the priors of the inputs are those of its predictions."""
+    priors, predictions, targets = inputs
+    return assigner(predictions.replace(priors=priors), targets)
+
+
+def tasks(assignment: Assignment) -> tuple[Labels, Labels]:
+    """The labels of classification and of localization."""
+    return assignment.cls, assignment.loc
 
 
 def make_priors(boxes: Tensor) -> Priors:
@@ -51,6 +63,7 @@ def random_inputs(
     return (
         make_priors(anchor_boxes),
         Predictions(
+            priors=make_priors(anchor_boxes),
             logits=torch.randn(images, anchors, classes, generator=generator) * 3,
             deltas=torch.zeros(images, anchors, 4),
             boxes=decoded,
@@ -157,7 +170,7 @@ def grid_inputs(
     logits = snap(torch.randn(images, amount, classes, generator=generator) * 2 - 1, 1.0)
     return (
         priors,
-        Predictions(logits, torch.zeros(images, amount, 4), decoded),
+        Predictions(priors, logits, torch.zeros(images, amount, 4), decoded),
         Targets(torch.where(valid[..., None], boxes, 0.0), labels, valid),
     )
 
@@ -227,7 +240,7 @@ def table_inputs(
     boxes = torch.tensor(decoded).reshape(amount, 4) if decoded else priors.boxes
     return (
         priors,
-        Predictions(logits, torch.zeros(images, amount, 4), boxes.expand(images, amount, 4).clone()),
+        Predictions(priors, logits, torch.zeros(images, amount, 4), boxes.expand(images, amount, 4).clone()),
         targets,
     )
 
@@ -243,7 +256,7 @@ def assert_well_formed(result: Assignment, inputs: Inputs, *, soft: bool = False
     """Shapes, types and the range of values that every assigner keeps; `soft` weights need only be above 0."""
     priors, _, targets = inputs
     shape = (targets.boxes.shape[0], priors.boxes.shape[0])
-    for labels in result:
+    for labels in tasks(result):
         assert labels.gt_index.shape == shape
         assert labels.weight.shape == shape
         assert labels.gt_index.dtype == torch.int64
@@ -276,7 +289,7 @@ def assert_matches(result: Assignment, expected: Outcome, inputs: Inputs) -> Non
 
 def assert_same(left: Assignment, right: Assignment) -> None:
     """Two assignments agree exactly."""
-    for a, b in zip(left, right, strict=True):
+    for a, b in zip(tasks(left), tasks(right), strict=True):
         assert torch.equal(a.gt_index, b.gt_index)
         assert torch.equal(a.weight, b.weight)
 

@@ -12,6 +12,7 @@ from tests.assign.helpers import (
     DEGENERATE,
     all_negative,
     assert_matches,
+    assign,
     batches,
     make_priors,
     named_inputs,
@@ -28,7 +29,7 @@ OBJECT = (0.0, 0.0, 10.0, 10.0)
 
 def check(inputs, **options):
     """Assigner and oracle agree; returns the labels, which both tasks share."""
-    result = ATSS(**options)(*inputs)
+    result = assign(ATSS(**options), inputs)
     assert_matches(result, assign_atss(*inputs, **options), inputs)
     assert torch.equal(result.cls.gt_index, result.loc.gt_index)
     return result.cls
@@ -39,7 +40,7 @@ def test_equals_the_loop_oracle(batch, top_k):
     inputs = named_inputs(**batch)
     expected = assign_atss(*inputs, top_k=top_k)
     assume(not expected.close_calls)
-    assert_matches(ATSS(top_k=top_k)(*inputs), expected, inputs)
+    assert_matches(assign(ATSS(top_k=top_k), inputs), expected, inputs)
 
 
 @given(seed=st.integers(0, 2**31), step=st.sampled_from([0.0, 4.0, 8.0]), anchors=st.integers(1, 30))
@@ -47,7 +48,7 @@ def test_equals_the_loop_oracle_on_scattered_anchors(seed, step, anchors):
     inputs = random_inputs(seed, anchors=anchors, step=step)
     expected = assign_atss(*inputs)
     assume(not expected.close_calls)
-    assert_matches(ATSS()(*inputs), expected, inputs)
+    assert_matches(assign(ATSS(), inputs), expected, inputs)
 
 
 @pytest.mark.parametrize("layout", ["points", "three anchors"])
@@ -93,10 +94,10 @@ def test_only_the_nearest_are_candidates():
 def test_every_level_has_candidates():
     """One candidate of each level: IoU 0.16 and 0.64, whose threshold of 0.74 neither reaches."""
     boxes = torch.tensor([(3.0, 3.0, 7.0, 7.0), (3.0, 3.0, 7.0, 7.0), (1.0, 1.0, 9.0, 9.0), (1.0, 1.0, 9.0, 9.0)])
-    priors = make_priors(boxes)._replace(strides=torch.tensor([8.0, 8.0, 16.0, 16.0]), level_counts=(2, 2))
+    priors = make_priors(boxes).replace(strides=torch.tensor([8.0, 8.0, 16.0, 16.0]), level_counts=(2, 2))
     assert positives_of(check(table_inputs(priors, [[OBJECT]]), top_k=1)) == {0: [2]}  # adopted
     assert positives_of(check(table_inputs(priors, [[OBJECT]]), top_k=2)) == {0: [2]}  # mean 0.4, deviation 0.277
-    assert positives_of(check(table_inputs(priors._replace(level_counts=(3, 1)), [[OBJECT]]), top_k=1)) == {0: [2]}
+    assert positives_of(check(table_inputs(priors.replace(level_counts=(3, 1)), [[OBJECT]]), top_k=1)) == {0: [2]}
 
 
 def test_all_priors_of_a_location_are_candidates():
@@ -146,7 +147,7 @@ def test_objects_that_fit_nothing_have_one(box):
 @pytest.mark.parametrize("padded", [0, 3])
 def test_no_objects_at_all(padded):
     priors, predictions, targets = named_inputs(0, "points", objects=padded)
-    assert all_negative(check((priors, predictions, targets._replace(valid=torch.zeros_like(targets.valid)))))
+    assert all_negative(check((priors, predictions, targets.replace(valid=torch.zeros_like(targets.valid)))))
 
 
 @pytest.mark.parametrize("box", DEGENERATE.values(), ids=DEGENERATE)

@@ -14,6 +14,7 @@ from tests.assign.helpers import (
     NAN,
     all_negative,
     assert_matches,
+    assign,
     batches,
     named_inputs,
     positives_of,
@@ -27,7 +28,7 @@ FOUR_BY_FOUR = pyramid((8.0, 4, 4), points=True)  # points at 4, 12, 20 and 28
 
 def check(inputs, **options):
     """Assigner and oracle agree; returns the labels, which both tasks share."""
-    result = CenterSampling(**options)(*inputs)
+    result = assign(CenterSampling(**options), inputs)
     assert_matches(result, assign_center_sampling(*inputs, **options), inputs)
     assert torch.equal(result.cls.gt_index, result.loc.gt_index)
     return result.cls
@@ -42,7 +43,7 @@ def test_equals_the_loop_oracle(batch, radius, regress_range):
     inputs = named_inputs(**batch)
     expected = assign_center_sampling(*inputs, radius=radius, regress_range=regress_range)
     assume(not expected.close_calls)
-    assert_matches(CenterSampling(radius=radius, regress_range=regress_range)(*inputs), expected, inputs)
+    assert_matches(assign(CenterSampling(radius=radius, regress_range=regress_range), inputs), expected, inputs)
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -127,7 +128,7 @@ def test_areas_that_overflow(size):
 @pytest.mark.parametrize("padded", [0, 3])
 def test_no_objects_at_all(padded):
     priors, predictions, targets = named_inputs(0, "points", objects=padded)
-    assert all_negative(check((priors, predictions, targets._replace(valid=torch.zeros_like(targets.valid)))))
+    assert all_negative(check((priors, predictions, targets.replace(valid=torch.zeros_like(targets.valid)))))
 
 
 def test_no_objects_in_one_image():
@@ -158,8 +159,9 @@ def test_anchors_count_by_their_centres():
 def test_several_priors_at_a_location_are_refused(points):
     with pytest.raises(ConfigError):
         CenterSampling().resolved_for(PriorLayout(points, 3))
+    inputs = table_inputs(pyramid((8.0, 2, 2), points=points, per_location=3), [[(0.0, 0.0, 8.0, 8.0)]])
     with pytest.raises(ConfigError):
-        CenterSampling()(*table_inputs(pyramid((8.0, 2, 2), points=points, per_location=3), [[(0.0, 0.0, 8.0, 8.0)]]))
+        assign(CenterSampling(), inputs)
     assert isinstance(CenterSampling().resolved_for(PriorLayout(points, 1)), CenterSampling)
 
 

@@ -15,6 +15,7 @@ from tests.assign.helpers import (
     STEPS,
     all_negative,
     assert_matches,
+    assign,
     batches,
     count_positives,
     grid,
@@ -28,7 +29,7 @@ from tests.reference.assigners import assign_max_iou
 
 def check(inputs, **options):
     """Assigner and oracle agree; returns the assignment."""
-    result = MaxIoU(**options)(*inputs)
+    result = assign(MaxIoU(**options), inputs)
     assert_matches(result, assign_max_iou(*inputs, **options), inputs)
     return result
 
@@ -59,7 +60,7 @@ def test_equals_the_loop_oracle_on_a_crowd_with_few_anchors(seed, force_match):
 
 
 def test_both_tasks_share_one_labels_object():
-    result = MaxIoU()(*random_inputs(0))
+    result = assign(MaxIoU(), random_inputs(0))
     assert result.cls is result.loc
 
 
@@ -97,7 +98,7 @@ def test_object_far_outside_all_anchors_takes_the_closest():
 @pytest.mark.parametrize("padded", [0, 3])
 def test_no_objects_at_all(padded):
     priors, predictions, targets = random_inputs(0, objects=padded)
-    inputs = priors, predictions, targets._replace(valid=torch.zeros_like(targets.valid))
+    inputs = priors, predictions, targets.replace(valid=torch.zeros_like(targets.valid))
     for force_match in (True, False):
         assert all_negative(check(inputs, force_match=force_match).cls)
 
@@ -155,7 +156,7 @@ def test_points_are_refused(per_location):
         MaxIoU().resolved_for(PriorLayout(True, per_location))
     assert MaxIoU().resolved_for(PriorLayout(False, per_location)) == MaxIoU()
     with pytest.raises(ConfigError):
-        MaxIoU()(*table_inputs(pyramid((8.0, 2, 2), points=True), [[(0.0, 0.0, 8.0, 8.0)]]))
+        assign(MaxIoU(), table_inputs(pyramid((8.0, 2, 2), points=True), [[(0.0, 0.0, 8.0, 8.0)]]))
 
 
 @pytest.mark.parametrize(

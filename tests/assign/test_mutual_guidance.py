@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from mgdet.assign import ATSS, MaxIoU, MutualGuidance
 from mgdet.errors import ConfigError
-from mgdet.structures import IGNORED, NEGATIVE, Predictions, PriorLayout, Targets
+from mgdet.structures import IGNORED, NEGATIVE, Predictions, PriorLayout
 from tests.assign.helpers import (
     DEGENERATE,
     INF,
@@ -19,6 +19,7 @@ from tests.assign.helpers import (
     all_negative,
     assert_matches,
     assert_same,
+    assign,
     batches,
     count_positives,
     grid,
@@ -28,6 +29,7 @@ from tests.assign.helpers import (
     random_boxes,
     random_inputs,
     table_inputs,
+    tasks,
 )
 from tests.reference.assigners import assign_mutual_guidance
 from tests.reference.geometry import read_images
@@ -40,7 +42,7 @@ every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: "-".j
 
 def check(inputs, **options):
     """Assigner and oracle agree; returns the assignment."""
-    result = MutualGuidance(**options)(*inputs)
+    result = assign(MutualGuidance(**options), inputs)
     assert_matches(result, assign_mutual_guidance(*inputs, **options), inputs)
     return result
 
@@ -67,7 +69,7 @@ def test_equals_the_loop_oracle(seed, images, objects, anchors, step, options, t
     options = {**options, "positive_iou": thresholds[0], "negative_iou": thresholds[1]}
     expected = assign_mutual_guidance(*inputs, **options)
     assume(not expected.close_calls)
-    assert_matches(MutualGuidance(**options)(*inputs), expected, inputs)
+    assert_matches(assign(MutualGuidance(**options), inputs), expected, inputs)
 
 
 SETTINGS = st.fixed_dictionaries(
@@ -93,7 +95,7 @@ def test_equals_the_loop_oracle_on_levels(batch, options):
     inputs = named_inputs(**batch)
     expected = assign_mutual_guidance(*inputs, **options)
     assume(not expected.close_calls)
-    assert_matches(MutualGuidance(**options)(*inputs), expected, inputs)
+    assert_matches(assign(MutualGuidance(**options), inputs), expected, inputs)
 
 
 @every_variant
@@ -113,7 +115,7 @@ def test_equals_the_loop_oracle_with_wild_predicted_boxes(seed):
     values = torch.tensor([NAN, INF, -INF, 1e30, -1e30, 3.0])
     boxes[broken] = values[torch.randint(6, boxes.shape, generator=generator)][broken]
     for variant in VARIANTS:
-        check((priors, predictions._replace(boxes=boxes), targets), **variant)
+        check((priors, predictions.replace(boxes=boxes), targets), **variant)
 
 
 # Degenerate batches ---------------------------------------------------------------------------------------------------
@@ -123,7 +125,7 @@ def test_equals_the_loop_oracle_with_wild_predicted_boxes(seed):
 @pytest.mark.parametrize("padded", [0, 3])
 def test_no_objects_at_all(padded, variant):
     priors, predictions, targets = random_inputs(0, objects=padded)
-    result = check((priors, predictions, targets._replace(valid=torch.zeros_like(targets.valid))), **variant)
+    result = check((priors, predictions, targets.replace(valid=torch.zeros_like(targets.valid))), **variant)
     assert all_negative(result.cls)
     assert all_negative(result.loc)
 
@@ -131,7 +133,7 @@ def test_no_objects_at_all(padded, variant):
 @every_variant
 def test_no_objects_in_one_image(variant):
     result = check(table_inputs(grid(3, 3), [[(2.0, 2.0, 12.0, 12.0)], [], [(5.0, 5.0, 20.0, 20.0)]]), **variant)
-    for labels in result:
+    for labels in tasks(result):
         assert (labels.gt_index[1] == NEGATIVE).all()
         assert count_positives(labels, 0, 1)[0] > 0
         assert count_positives(labels, 2, 1)[0] > 0
@@ -143,46 +145,46 @@ def test_no_objects_in_one_image(variant):
 def test_identical_boxes_each_get_a_positive(copies, same_class, variant):
     labels = [[0 if same_class else g % 3 for g in range(copies)]]
     inputs = table_inputs(grid(5, 5), [[(8.0, 8.0, 26.0, 25.0)] * copies], labels=labels)
-    for task in check(inputs, **variant):
+    for task in tasks(check(inputs, **variant)):
         assert min(count_positives(task, 0, copies)) >= 1
 
 
 @every_variant
 def test_as_many_identical_boxes_as_anchors(variant):
     inputs = table_inputs(grid(3, 3), [[(4.0, 4.0, 20.0, 20.0)] * 9])
-    for task in check(inputs, **variant):
+    for task in tasks(check(inputs, **variant)):
         assert count_positives(task, 0, 9) == [1] * 9
 
 
 @every_variant
 @pytest.mark.parametrize("box", DEGENERATE.values(), ids=DEGENERATE)
 def test_degenerate_objects_get_nothing_and_disturb_nobody(box, variant):
-    for task in check(table_inputs(grid(4, 4), [[box]]), **variant):
+    for task in tasks(check(table_inputs(grid(4, 4), [[box]]), **variant)):
         assert all_negative(task)
     good = (6.0, 6.0, 22.0, 20.0)
     together = check(table_inputs(grid(4, 4), [[box, good]], labels=[[0, 1]]), **variant)
     alone = check(table_inputs(grid(4, 4), [[good]], labels=[[1]]), **variant)
-    for a, b in zip(together, alone, strict=True):
+    for a, b in zip(tasks(together), tasks(alone), strict=True):
         assert torch.equal(a.gt_index, torch.where(b.gt_index >= 0, b.gt_index + 1, b.gt_index))
 
 
 @every_variant
 def test_one_anchor_and_one_object(variant):
-    for task in check(table_inputs([(0.0, 0.0, 8.0, 8.0)], [[(40.0, 40.0, 60.0, 60.0)]]), **variant):
+    for task in tasks(check(table_inputs([(0.0, 0.0, 8.0, 8.0)], [[(40.0, 40.0, 60.0, 60.0)]]), **variant)):
         assert task.gt_index.tolist() == [[0]]
 
 
 @every_variant
 def test_one_anchor_and_two_objects(variant):
     objects = [(20.0, 20.0, 30.0, 30.0), (0.0, 0.0, 8.0, 8.0)]
-    for task in check(table_inputs([(0.0, 0.0, 8.0, 8.0)], [objects]), **variant):
+    for task in tasks(check(table_inputs([(0.0, 0.0, 8.0, 8.0)], [objects]), **variant)):
         assert task.gt_index.tolist() == [[0]]  # forced for both, the first keeps it
 
 
 @pytest.mark.parametrize("anchors", [1, 2, 14])
 def test_fewer_anchors_than_top_k(anchors):
     boxes = [(float(i), 0.0, float(i) + 16, 16.0) for i in range(anchors)]
-    for task in check(table_inputs(boxes, [[(0.0, 0.0, 16.0, 16.0)]]), count="dynamic_k", top_k=15):
+    for task in tasks(check(table_inputs(boxes, [[(0.0, 0.0, 16.0, 16.0)]]), count="dynamic_k", top_k=15)):
         assert 1 <= count_positives(task, 0, 1)[0] <= anchors
 
 
@@ -195,20 +197,20 @@ def test_overflowing_predicted_boxes(value, variant):
     inputs = table_inputs(anchors, objects, decoded=[(-value, -value, value, value)] * len(anchors))
     result = check(inputs, **variant)
     assert count_positives(result.cls, 0, 2) == [1, 1]
-    best = MaxIoU(positive_iou=1.0, negative_iou=1.0)(*inputs)
+    best = assign(MaxIoU(positive_iou=1.0, negative_iou=1.0), inputs)
     assert torch.equal(result.cls.gt_index >= 0, best.cls.gt_index >= 0)
 
 
 @every_variant
 def test_object_far_outside_everything_takes_the_closest_anchor(variant):
-    for task in check(table_inputs(grid(3, 3), [[(500.0, 500.0, 510.0, 510.0)]]), **variant):
+    for task in tasks(check(table_inputs(grid(3, 3), [[(500.0, 500.0, 510.0, 510.0)]]), **variant)):
         assert task.gt_index.tolist() == [[NEGATIVE] * 8 + [0]]
 
 
 @every_variant
 def test_two_objects_far_outside_everything(variant):
     far = (500.0, 500.0, 510.0, 510.0)
-    for task in check(table_inputs(grid(3, 3), [[far, far]]), **variant):
+    for task in tasks(check(table_inputs(grid(3, 3), [[far, far]]), **variant)):
         assert count_positives(task, 0, 2) == [1, 1]
         assert task.gt_index[0, 8] == 0
 
@@ -239,7 +241,7 @@ def test_all_logits_equal(logit, variant):
     priors, _, targets = random_inputs(5, images=1, anchors=24)
     boxes = random_boxes(torch.Generator().manual_seed(6), 1, 24, step=0.0)
     logits = torch.full((1, 24, 3), logit)
-    check((priors, Predictions(logits, torch.zeros(1, 24, 4), boxes), targets), **variant)
+    check((priors, Predictions(priors, logits, torch.zeros(1, 24, 4), boxes), targets), **variant)
 
 
 @pytest.mark.parametrize("amplify", ["power", "exponential"])
@@ -264,10 +266,10 @@ def test_sigma_one_with_certain_scores(amplify, count):
 def test_no_more_positives_than_the_anchors_give(seed, step, variant):
     """Np bounds an object's positives in both tasks, and an object that may have one has one."""
     inputs = random_inputs(seed, objects=8, step=step)
-    result = MutualGuidance(**variant)(*inputs)
+    result = assign(MutualGuidance(**variant), inputs)
     for b, image in enumerate(read_images(*inputs)):
         due = count_at_least(find_owners(image, image.prior_iou, enough=0.5), 0.5)
-        for task in result:
+        for task in tasks(result):
             positives = count_positives(task, b, 8)
             for g in range(8):
                 if g not in image.objects:
@@ -284,8 +286,8 @@ def test_no_more_positives_than_the_anchors_give(seed, step, variant):
 def test_every_object_has_a_positive_as_long_as_there_are_anchors(seed, objects, variant):
     """Identical boxes, the worst case: as many anchors as objects."""
     priors, predictions, targets = random_inputs(seed, objects=objects, anchors=objects, all_valid=True)
-    inputs = priors, predictions, targets._replace(boxes=targets.boxes[:, :1].expand_as(targets.boxes).clone())
-    for task in MutualGuidance(**variant)(*inputs):
+    inputs = priors, predictions, targets.replace(boxes=targets.boxes[:, :1].expand_as(targets.boxes).clone())
+    for task in tasks(assign(MutualGuidance(**variant), inputs)):
         for b in range(2):
             assert min(count_positives(task, b, objects)) >= 1
 
@@ -295,7 +297,7 @@ def test_object_that_keeps_only_a_weak_anchor_has_a_positive(assigner):
     """Both objects are closest to anchor 0; the second is also the best, with IoU 0.26, of anchor 1."""
     anchors = [(0.0, 0.0, 10.0, 10.0), (0.0, 0.0, 5.0, 5.0)]
     objects = [[(0.0, 0.0, 10.0, 10.0), (0.0, 0.0, 10.0, 9.5)]]
-    for task in assigner(*table_inputs(anchors, objects)):
+    for task in tasks(assign(assigner, table_inputs(anchors, objects))):
         assert min(count_positives(task, 0, 2)) >= 1
 
 
@@ -305,17 +307,17 @@ def test_object_that_keeps_only_a_weak_anchor_has_a_positive(assigner):
 def test_no_direction_is_the_baseline(step, thresholds, options):
     inputs = random_inputs(21, images=3, objects=9, step=step)
     shared = {"positive_iou": thresholds[0], "negative_iou": thresholds[1]}
-    assert_same(MutualGuidance(**options, **shared)(*inputs), MaxIoU(**shared)(*inputs))
+    assert_same(assign(MutualGuidance(**options, **shared), inputs), assign(MaxIoU(**shared), inputs))
 
 
 @every_variant
 @pytest.mark.parametrize(("direction", "static"), [("loc_to_cls", "loc"), ("cls_to_loc", "cls")])
 def test_the_unguided_task_is_the_baseline(direction, static, variant):
     inputs = random_inputs(22, images=3, objects=9)
-    result = MutualGuidance(direction=direction, **variant)(*inputs)
-    both = MutualGuidance(**variant)(*inputs)
+    result = assign(MutualGuidance(direction=direction, **variant), inputs)
+    both = assign(MutualGuidance(**variant), inputs)
     guided = "cls" if static == "loc" else "loc"
-    assert torch.equal(getattr(result, static).gt_index, getattr(MaxIoU()(*inputs), static).gt_index)
+    assert torch.equal(getattr(result, static).gt_index, getattr(assign(MaxIoU(), inputs), static).gt_index)
     assert torch.equal(getattr(result, guided).gt_index, getattr(both, guided).gt_index)
 
 
@@ -324,8 +326,8 @@ def test_the_unguided_task_is_the_baseline(direction, static, variant):
 @pytest.mark.parametrize("seed", range(2))
 def test_an_endless_sigma_is_the_baseline_in_localization(seed, step, amplify):
     inputs = random_inputs(seed, images=3, objects=9, step=step)
-    loc = MutualGuidance(sigma=1e12, amplify=amplify)(*inputs).loc.gt_index
-    baseline = MaxIoU()(*inputs).loc.gt_index
+    loc = assign(MutualGuidance(sigma=1e12, amplify=amplify), inputs).loc.gt_index
+    baseline = assign(MaxIoU(), inputs).loc.gt_index
     assert torch.equal(loc.clamp(min=NEGATIVE), baseline.clamp(min=NEGATIVE))
 
 
@@ -335,9 +337,9 @@ def test_chunks_change_nothing_for_identical_objects(amplify):
     for anchors, copies in product(range(3, 240, 16), (2, 5, 9)):
         inputs = random_inputs(anchors, images=1, objects=1, anchors=anchors, classes=1, all_valid=True)
         priors, predictions, targets = inputs
-        inputs = priors, predictions, Targets(*(t.repeat_interleave(copies, dim=1) for t in targets))
-        together = MutualGuidance(amplify=amplify, count="dynamic_k")(*inputs)
-        one_by_one = MutualGuidance(amplify=amplify, count="dynamic_k", chunk_elements=1)(*inputs)
+        inputs = priors, predictions, targets.map(lambda t, n=copies: t.repeat_interleave(n, dim=1))
+        together = assign(MutualGuidance(amplify=amplify, count="dynamic_k"), inputs)
+        one_by_one = assign(MutualGuidance(amplify=amplify, count="dynamic_k", chunk_elements=1), inputs)
         assert_same(together, one_by_one)
 
 
@@ -369,7 +371,7 @@ def test_counting_by_anchor_iou_is_refused_on_points():
     with pytest.raises(ConfigError):
         MutualGuidance(count="iou").resolved_for(PriorLayout(True, 1))
     with pytest.raises(ConfigError):
-        MutualGuidance(count="iou")(*table_inputs(FOUR_BY_FOUR, [[(0.0, 0.0, 8.0, 8.0)]]))
+        assign(MutualGuidance(count="iou"), table_inputs(FOUR_BY_FOUR, [[(0.0, 0.0, 8.0, 8.0)]]))
 
 
 def test_there_is_no_warmup():
@@ -418,16 +420,18 @@ def test_scale_between_the_levels():
 @pytest.mark.parametrize("step", STEPS)
 def test_no_direction_with_an_adaptive_threshold_is_atss(layout, step):
     inputs = named_inputs(9, layout, step=step)
-    assert_same(MutualGuidance(count="mean_std", direction="none")(*inputs), ATSS()(*inputs))
+    assert_same(assign(MutualGuidance(count="mean_std", direction="none"), inputs), assign(ATSS(), inputs))
     fewer = MutualGuidance(count="mean_std", direction="none", candidates=3)
-    assert_same(fewer(*inputs), ATSS(top_k=3)(*inputs))
+    assert_same(assign(fewer, inputs), assign(ATSS(top_k=3), inputs))
 
 
 @pytest.mark.parametrize("layout", ["points", "anchors", "three anchors"])
 def test_adaptive_threshold_without_scores_is_atss_in_localization(layout):
     priors, predictions, targets = named_inputs(9, layout)
-    inputs = priors, predictions._replace(logits=torch.full_like(predictions.logits, -200.0)), targets
-    assert torch.equal(MutualGuidance(count="mean_std")(*inputs).loc.gt_index, ATSS()(*inputs).loc.gt_index)
+    inputs = priors, predictions.replace(logits=torch.full_like(predictions.logits, -200.0)), targets
+    assert torch.equal(
+        assign(MutualGuidance(count="mean_std"), inputs).loc.gt_index, assign(ATSS(), inputs).loc.gt_index
+    )
 
 
 @pytest.mark.parametrize("count", ["dynamic_k", "mean_std"])
@@ -437,21 +441,21 @@ def test_extreme_predictions_on_points(value, logit, count):
     priors = pyramid((8.0, 4, 4), (16.0, 2, 2), points=True)
     objects = [[(1.0, 1.0, 30.0, 30.0), (8.0, 8.0, 24.0, 24.0), (8.0, 8.0, 24.0, 24.0)]]
     inputs = table_inputs(priors, objects, decoded=[(-value, -value, value, value)] * 20, logits=logit)
-    for task in check(inputs, count=count):
+    for task in tasks(check(inputs, count=count)):
         assert set(positives_of(task)) == {0, 1, 2}
 
 
 @pytest.mark.parametrize("count", ["dynamic_k", "mean_std"])
 @pytest.mark.parametrize("box", [(8.5, 8.5, 10.5, 10.5), (500.0, 500.0, 510.0, 510.0), (-1e30, -1e30, 1e30, 1e30)])
 def test_objects_that_fit_no_point_have_one(box, count):
-    for task in check(table_inputs(FOUR_BY_FOUR, [[box]]), count=count):
+    for task in tasks(check(table_inputs(FOUR_BY_FOUR, [[box]]), count=count)):
         assert set(positives_of(task)) == {0}
 
 
 def test_one_point():
     one = pyramid((8.0, 1, 1), points=True)
     for count in ("dynamic_k", "mean_std"):
-        for task in check(table_inputs(one, [[(40.0, 40.0, 60.0, 60.0)]]), count=count):
+        for task in tasks(check(table_inputs(one, [[(40.0, 40.0, 60.0, 60.0)]]), count=count)):
             assert task.gt_index.tolist() == [[0]]
 
 

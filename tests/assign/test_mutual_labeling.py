@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from mgdet.assign import CenterSampling, MaxIoU, MutualLabeling
-from mgdet.structures import IGNORED, NEGATIVE, PriorLayout
+from mgdet.structures import IGNORED, NEGATIVE, Assignment, PriorLayout
 from tests.assign.helpers import (
     DEGENERATE,
     INF,
@@ -19,12 +19,14 @@ from tests.assign.helpers import (
     all_negative,
     assert_matches,
     assert_same,
+    assign,
     batches,
     named_inputs,
     positives_of,
     pyramid,
     random_inputs,
     table_inputs,
+    tasks,
 )
 from tests.reference.assigners import assign_mutual_labeling
 
@@ -57,7 +59,7 @@ OPTIONS = st.fixed_dictionaries(
 def check(inputs, **options):
     """Assigner and oracle agree; returns the assignment."""
     options = {"direction": "both", **options}
-    result = MutualLabeling(**options)(*inputs)
+    result = assign(MutualLabeling(**options), inputs)
     assert_matches(result, assign_mutual_labeling(*inputs, **options), inputs)
     return result
 
@@ -67,7 +69,7 @@ def test_equals_the_loop_oracle_on_points(batch, options):
     inputs = named_inputs(**batch)
     expected = assign_mutual_labeling(*inputs, **options)
     assume(not expected.close_calls)
-    assert_matches(MutualLabeling(**options)(*inputs), expected, inputs)
+    assert_matches(assign(MutualLabeling(**options), inputs), expected, inputs)
 
 
 @given(
@@ -82,7 +84,7 @@ def test_equals_the_loop_oracle_on_anchors(batch, options, thresholds):
     options = {**options, "positive_iou": thresholds[0], "negative_iou": thresholds[1]}
     expected = assign_mutual_labeling(*inputs, **options)
     assume(not expected.close_calls)
-    assert_matches(MutualLabeling(**options)(*inputs), expected, inputs)
+    assert_matches(assign(MutualLabeling(**options), inputs), expected, inputs)
 
 
 @given(seed=st.integers(0, 2**31), step=st.sampled_from(STEPS), variant=st.sampled_from(VARIANTS))
@@ -90,7 +92,7 @@ def test_equals_the_loop_oracle_on_scattered_anchors(seed, step, variant):
     inputs = random_inputs(seed, anchors=30, step=step)
     expected = assign_mutual_labeling(*inputs, direction="both", **variant)
     assume(not expected.close_calls)
-    assert_matches(MutualLabeling(direction="both", **variant)(*inputs), expected, inputs)
+    assert_matches(assign(MutualLabeling(direction="both", **variant), inputs), expected, inputs)
 
 
 @every_variant
@@ -113,7 +115,7 @@ def corner_inputs():
 
 def test_score_criterion_by_hand():
     """Four are due, as many as are near the centre: for localization the corners, for classification the left."""
-    assert positives_of(CenterSampling()(*corner_inputs()).cls) == {0: [5, 6, 9, 10]}
+    assert positives_of(assign(CenterSampling(), corner_inputs()).cls) == {0: [5, 6, 9, 10]}
     result = check(corner_inputs(), count="baseline", criterion="score")
     assert positives_of(result.loc) == {0: [0, 3, 12, 15]}
     assert positives_of(result.cls) == {0: [0, 4, 8, 12]}
@@ -193,7 +195,7 @@ def test_object_between_the_ranges_of_two_levels_has_one():
     priors = pyramid((8.0, 12, 12), (32.0, 3, 3), points=True)
     inputs = table_inputs(priors, [[(-22.0, -22.0, 118.0, 118.0)]])
     for variant in VARIANTS:
-        for task in check(inputs, **variant):
+        for task in tasks(check(inputs, **variant)):
             assert [len(mine) for mine in positives_of(task).values()] == [1]
 
 
@@ -205,8 +207,8 @@ def test_object_between_the_ranges_of_two_levels_has_one():
 @pytest.mark.parametrize("padded", [0, 3])
 def test_no_objects_at_all(padded, layout, variant):
     priors, predictions, targets = named_inputs(0, layout, objects=padded)
-    empty = targets._replace(valid=torch.zeros_like(targets.valid))
-    for task in check((priors, predictions, empty), **variant):
+    empty = targets.replace(valid=torch.zeros_like(targets.valid))
+    for task in tasks(check((priors, predictions, empty), **variant)):
         assert all_negative(task)
 
 
@@ -215,7 +217,7 @@ def test_no_objects_at_all(padded, layout, variant):
 def test_degenerate_objects_get_nothing(box, variant):
     for points in (True, False):
         priors = pyramid((8.0, 4, 4), points=points)
-        for task in check(table_inputs(priors, [[box, (8.0, 8.0, 24.0, 24.0)]]), **variant):
+        for task in tasks(check(table_inputs(priors, [[box, (8.0, 8.0, 24.0, 24.0)]]), **variant)):
             assert set(positives_of(task)) == {1}
 
 
@@ -225,7 +227,7 @@ def test_all_logits_equal(logit, variant):
     for points in (True, False):
         priors = pyramid((8.0, 4, 4), (16.0, 2, 2), points=points)
         objects = [[(1.0, 1.0, 30.0, 30.0), (8.0, 8.0, 24.0, 24.0), (8.0, 8.0, 24.0, 24.0)]]
-        for task in check(table_inputs(priors, objects, logits=logit), **variant):
+        for task in tasks(check(table_inputs(priors, objects, logits=logit), **variant)):
             assert set(positives_of(task)) == {0, 1, 2}
 
 
@@ -245,7 +247,7 @@ def test_overflowing_predicted_boxes(value, variant):
 def test_objects_that_fit_nothing_have_one(box, variant):
     for points in (True, False):
         priors = pyramid((8.0, 4, 4), (16.0, 2, 2), points=points)
-        for task in check(table_inputs(priors, [[box]]), **variant):
+        for task in tasks(check(table_inputs(priors, [[box]]), **variant)):
             assert set(positives_of(task)) == {0}
 
 
@@ -253,7 +255,7 @@ def test_objects_that_fit_nothing_have_one(box, variant):
 @pytest.mark.parametrize("copies", [2, 3, 16])
 def test_identical_objects_each_have_one(copies, variant):
     inputs = table_inputs(FOUR_BY_FOUR, [[(8.0, 8.0, 24.0, 24.0)] * copies], logits=0.0)
-    for task in check(inputs, **variant):
+    for task in tasks(check(inputs, **variant)):
         assert set(positives_of(task)) == set(range(copies))
 
 
@@ -261,7 +263,7 @@ def test_identical_objects_each_have_one(copies, variant):
 def test_one_prior(variant):
     for points in (True, False):
         one = pyramid((8.0, 1, 1), points=points)
-        for task in check(table_inputs(one, [[(40.0, 40.0, 60.0, 60.0)]]), **variant):
+        for task in tasks(check(table_inputs(one, [[(40.0, 40.0, 60.0, 60.0)]]), **variant)):
             assert task.gt_index.tolist() == [[0]]
         check(table_inputs(one, [[(20.0, 20.0, 30.0, 30.0), (0.0, 0.0, 8.0, 8.0)]]), **variant)  # who gets it depends
 
@@ -278,13 +280,13 @@ def baseline_of(kind: PriorLayout):
 @every_layout
 def test_the_unguided_task_is_the_baseline(layout, variant):
     inputs = named_inputs(7, layout, objects=7)
-    baseline = baseline_of(inputs[0].layout)(*inputs)
-    both = MutualLabeling(direction="both", **variant)(*inputs)
-    assert_same(MutualLabeling(direction="none", **variant)(*inputs), baseline)
-    towards_cls = MutualLabeling(direction="loc_to_cls", **variant)(*inputs)
-    assert_same((towards_cls.cls, towards_cls.loc), (both.cls, baseline.loc))
-    towards_loc = MutualLabeling(direction="cls_to_loc", **variant)(*inputs)
-    assert_same((towards_loc.cls, towards_loc.loc), (baseline.cls, both.loc))
+    baseline = assign(baseline_of(inputs[0].layout), inputs)
+    both = assign(MutualLabeling(direction="both", **variant), inputs)
+    assert_same(assign(MutualLabeling(direction="none", **variant), inputs), baseline)
+    towards_cls = assign(MutualLabeling(direction="loc_to_cls", **variant), inputs)
+    assert_same(towards_cls, Assignment(both.cls, baseline.loc))
+    towards_loc = assign(MutualLabeling(direction="cls_to_loc", **variant), inputs)
+    assert_same(towards_loc, Assignment(baseline.cls, both.loc))
 
 
 @every_layout
@@ -294,19 +296,19 @@ def test_warms_up_with_the_baseline(layout):
     assigner = MutualLabeling(direction="both", count="baseline", criterion="regularised", warmup_epochs=2)
     for epoch in (0.0, 1.999):
         assert isinstance(assigner.at(epoch, kind), CenterSampling if kind.points else MaxIoU)
-        assert_same(assigner.at(epoch, kind)(*inputs), baseline_of(kind)(*inputs))
+        assert_same(assign(assigner.at(epoch, kind), inputs), assign(baseline_of(kind), inputs))
     for epoch in (2.0, 30.0):
         assert isinstance(assigner.at(epoch, kind), MutualLabeling)
-        assert_same(assigner.at(epoch, kind)(*inputs), assigner(*inputs))
+        assert_same(assign(assigner.at(epoch, kind), inputs), assign(assigner, inputs))
 
 
 def test_the_baseline_has_the_same_settings():
     points, anchors = named_inputs(7, "points"), named_inputs(7, "anchors")
     assigner = MutualLabeling(radius=0.7, regress_range=(1.0, 2.0), positive_iou=0.3, negative_iou=0.2, warmup_epochs=2)
-    expected = CenterSampling(radius=0.7, regress_range=(1.0, 2.0))(*points)
-    assert_same(assigner.at(0.0, points[0].layout)(*points), expected)
-    expected = MaxIoU(positive_iou=0.3, negative_iou=0.2)(*anchors)
-    assert_same(assigner.at(0.0, anchors[0].layout)(*anchors), expected)
+    expected = assign(CenterSampling(radius=0.7, regress_range=(1.0, 2.0)), points)
+    assert_same(assign(assigner.at(0.0, points[0].layout), points), expected)
+    expected = assign(MaxIoU(positive_iou=0.3, negative_iou=0.2), anchors)
+    assert_same(assign(assigner.at(0.0, anchors[0].layout), anchors), expected)
 
 
 @every_variant
@@ -314,8 +316,8 @@ def test_the_baseline_has_the_same_settings():
 def test_points_learn_at_most_what_is_due(seed, variant):
     """With count=baseline as many priors of each object as center sampling gives it, in both tasks."""
     inputs = named_inputs(seed, "points", objects=7)
-    due = positives_of(CenterSampling()(*inputs).cls)
-    for task in MutualLabeling(direction="both", **variant)(*inputs):
+    due = positives_of(assign(CenterSampling(), inputs).cls)
+    for task in tasks(assign(MutualLabeling(direction="both", **variant), inputs)):
         assert set(positives_of(task)) == set(due)
         if variant["count"] == "baseline":
             assert all(len(mine) <= len(due[g]) for g, mine in positives_of(task).items())

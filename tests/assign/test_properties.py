@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mgdet.assign import ATSS, CenterSampling, MaxIoU, MutualGuidance, MutualLabeling, SimOTA, TaskAligned
-from mgdet.structures import Assignment, Predictions, PriorLayout, Targets
+from mgdet.structures import Assignment, PriorLayout, Targets
 from tests.assign.helpers import (
     DEGENERATE,
     LAYOUTS,
@@ -19,9 +19,11 @@ from tests.assign.helpers import (
     assert_matches,
     assert_same,
     assert_well_formed,
+    assign,
     grid_inputs,
     named_inputs,
     random_inputs,
+    tasks,
 )
 from tests.reference import assigners as oracle
 
@@ -53,7 +55,7 @@ class Case(NamedTuple):
         found = []
         for seed in range(60):
             priors, predictions, targets = self.inputs(seed, images=1, objects=4, classes=4, clean=True)
-            inputs = priors, predictions, targets._replace(labels=torch.arange(4)[None])  # scores of a class would tie
+            inputs = priors, predictions, targets.replace(labels=torch.arange(4)[None])  # scores of a class would tie
             if not self.reference(*inputs, **self.options).order_matters:
                 found.append(inputs)
             if len(found) == amount:
@@ -124,11 +126,6 @@ CASES = make_cases()
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
-def map_tensors(value: tuple, function: Callable[[Tensor], Tensor]) -> Any:
-    """The same named tuple with every tensor changed."""
-    return type(value)(*(v if v is None else function(v) for v in value))
-
-
 def insert_objects(targets: Targets, boxes: Tensor, valid: bool) -> tuple[Targets, Tensor]:
     """Targets with `boxes` `[n, 4]` between those of every image, and the new index of each old object."""
     images, objects = targets.valid.shape
@@ -138,8 +135,8 @@ def insert_objects(targets: Targets, boxes: Tensor, valid: bool) -> tuple[Target
     wider = Targets(
         torch.zeros(images, total, 4), torch.zeros(images, total, dtype=torch.int64), torch.zeros(images, total).bool()
     )
-    for there, here in zip(wider, targets, strict=True):
-        there[:, old] = here
+    for name, here in targets.fields().items():
+        getattr(wider, name)[:, old] = here
     wider.boxes[:, new] = boxes
     wider.valid[:, new] = valid
     return wider, old
@@ -147,56 +144,48 @@ def insert_objects(targets: Targets, boxes: Tensor, valid: bool) -> tuple[Target
 
 def renumber(result: Assignment, index: Tensor) -> Assignment:
     """Object `g` of the assignment becomes `index[g]`."""
-    return Assignment(
-        *(
-            labels._replace(gt_index=torch.where(labels.gt_index >= 0, index[labels.gt_index.clamp(min=0)], labels[0]))
-            for labels in result
-        )
-    )
+    return result.map(lambda t: t if t.is_floating_point() else torch.where(t >= 0, index[t.clamp(min=0)], t))
 
 
 @every_case
 def test_order_of_objects_does_not_matter(case):
     for priors, predictions, targets in case.orderly_inputs(2):
         order = torch.tensor([2, 0, 3, 1])
-        shuffled = case.assigner(priors, predictions, map_tensors(targets, lambda t, order=order: t[:, order]))
-        assert_same(renumber(shuffled, order), case.assigner(priors, predictions, targets))
+        shuffled = assign(case.assigner, (priors, predictions, targets.map(lambda t, order=order: t[:, order])))
+        assert_same(renumber(shuffled, order), assign(case.assigner, (priors, predictions, targets)))
 
 
 @every_case
 def test_images_are_independent(case):
     for step in (0.0, 8.0):
         priors, predictions, targets = case.inputs(3, images=4, step=step)
-        result = case.assigner(priors, predictions, targets)
+        result = assign(case.assigner, (priors, predictions, targets))
         for chosen in (torch.tensor([2, 0, 3, 1]), torch.tensor([1])):
-            some = [map_tensors(values, lambda t, chosen=chosen: t[chosen]) for values in (predictions, targets)]
-            part = case.assigner(priors, *some)
-            for one, every in zip(part, result, strict=True):
-                assert torch.equal(one.gt_index, every.gt_index[chosen])
-                assert torch.equal(one.weight, every.weight[chosen])
+            part = assign(case.assigner, (priors, predictions[chosen], targets[chosen]))
+            assert_same(part, result[chosen])
 
 
 @every_case
 def test_extra_padding_changes_nothing(case):
     for step in (0.0, 8.0):
         priors, predictions, targets = case.inputs(4, step=step)
-        result = case.assigner(priors, predictions, targets)
+        result = assign(case.assigner, (priors, predictions, targets))
         for filling in (0.0, NAN, 20.0):
             boxes = torch.full((4, 4), filling)
             boxes[:, 2:] += 8
             padded, index = insert_objects(targets, boxes, valid=False)
-            assert_same(case.assigner(priors, predictions, padded), renumber(result, index))
+            assert_same(assign(case.assigner, (priors, predictions, padded)), renumber(result, index))
 
 
 @every_case
 def test_degenerate_objects_get_nothing_and_disturb_nobody(case):
     for step in (0.0, 8.0):
         priors, predictions, targets = case.inputs(5, step=step, clean=True)
-        result = case.assigner(priors, predictions, targets)
+        result = assign(case.assigner, (priors, predictions, targets))
         more, index = insert_objects(targets, torch.tensor(list(DEGENERATE.values())), valid=True)
-        assert_same(case.assigner(priors, predictions, more), renumber(result, index))
-        alone = more._replace(valid=more.valid.index_fill(1, index, False))
-        for labels in case.assigner(priors, predictions, alone):
+        assert_same(assign(case.assigner, (priors, predictions, more)), renumber(result, index))
+        alone = more.replace(valid=more.valid.index_fill(1, index, False))
+        for labels in tasks(assign(case.assigner, (priors, predictions, alone))):
             assert (labels.gt_index == -1).all()
             assert (labels.weight == 0).all()
 
@@ -205,9 +194,9 @@ def test_degenerate_objects_get_nothing_and_disturb_nobody(case):
 @pytest.mark.parametrize("step", [0.0, 8.0])
 def test_chunks_change_nothing(step, case):
     inputs = case.inputs(6, images=1, objects=9, canvas=32, step=step)  # 21 or 63 priors
-    expected = case.assigner(*inputs)
+    expected = assign(case.assigner, inputs)
     for chunk_elements in (1, 100, 2**40):
-        assert_same(case.make(**case.options, chunk_elements=chunk_elements)(*inputs), expected)
+        assert_same(assign(case.make(**case.options, chunk_elements=chunk_elements), inputs), expected)
 
 
 @every_case
@@ -215,8 +204,8 @@ def test_chunks_change_nothing_for_identical_objects(case):
     """Equal boxes of one class tie at every prior, and the first one has to keep them whatever the memory layout."""
     for seed, copies in ((0, 2), (1, 5)):
         priors, predictions, targets = case.inputs(seed, images=1, objects=2, canvas=[32, 64][seed], clean=True)
-        inputs = priors, predictions, map_tensors(targets, lambda t, n=copies: t.repeat_interleave(n, dim=1))
-        assert_same(case.make(**case.options, chunk_elements=1)(*inputs), case.assigner(*inputs))
+        inputs = priors, predictions, targets.map(lambda t, n=copies: t.repeat_interleave(n, dim=1))
+        assert_same(assign(case.make(**case.options, chunk_elements=1), inputs), assign(case.assigner, inputs))
 
 
 @every_case
@@ -224,26 +213,27 @@ def test_chunks_change_nothing_for_identical_objects(case):
 def test_half_precision_predictions_are_assigned_in_float32(dtype, case):
     priors, predictions, targets = case.inputs(7)
     boxes = predictions.boxes.clamp(-60000, 60000)
-    half = predictions._replace(logits=predictions.logits.to(dtype), boxes=boxes.to(dtype))
-    full = half._replace(logits=half.logits.float(), boxes=half.boxes.float())
+    half = predictions.replace(logits=predictions.logits.to(dtype), boxes=boxes.to(dtype))
+    full = half.replace(logits=half.logits.float(), boxes=half.boxes.float())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        result = case.assigner(priors, half, targets)
-    assert_same(result, case.assigner(priors, full, targets))
+        result = assign(case.assigner, (priors, half, targets))
+    assert_same(result, assign(case.assigner, (priors, full, targets)))
     assert_well_formed(result, (priors, full, targets), soft=case.soft)
 
 
 @every_case
 def test_inputs_are_left_alone_and_no_gradient_flows(case):
     priors, predictions, targets = case.inputs(8)
-    expected = case.assigner(priors, predictions, targets)
-    predictions = predictions._replace(
+    expected = assign(case.assigner, (priors, predictions, targets))
+    predictions = predictions.replace(
         logits=predictions.logits.clone().requires_grad_(), boxes=predictions.boxes.clone().requires_grad_()
     )
-    tensors = [priors.boxes, priors.strides, *predictions[:3], *targets]
+    tensors = [priors.boxes, priors.strides, predictions.logits, predictions.deltas, predictions.boxes]
+    tensors += targets.fields().values()
     before = [t.detach().clone() for t in tensors]
-    result = case.assigner(priors, predictions, targets)
+    result = assign(case.assigner, (priors, predictions, targets))
     assert_same(result, expected)
-    for labels in result:
+    for labels in tasks(result):
         assert not labels.weight.requires_grad
         assert labels.weight.grad_fn is None
     for tensor, copy in zip(tensors, before, strict=True):
@@ -254,7 +244,7 @@ def assert_each_has_one(case: Case, inputs: Inputs) -> None:
     """Every usable object has a positive in each task, and no other object has one."""
     boxes = inputs[2].boxes
     usable = inputs[2].valid & torch.isfinite(boxes).all(dim=-1) & (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
-    for labels in case.assigner(*inputs):
+    for labels in tasks(assign(case.assigner, inputs)):
         for b, wanted in enumerate(usable.tolist()):
             have = set(labels.gt_index[b].tolist())
             assert [g in have for g in range(len(wanted))] == wanted
@@ -269,10 +259,10 @@ def test_every_object_has_a_positive(step, case):
     """In a crowd and all at one place; at most 32 objects, so at most 32 orphans."""
     assert_each_has_one(case, case.inputs(1, objects=32, step=step))
     priors, predictions, targets = case.inputs(3, images=1, canvas=32, objects=21, step=step, clean=True)
-    same = targets._replace(boxes=targets.boxes[:, :1].expand_as(targets.boxes).clone())
+    same = targets.replace(boxes=targets.boxes[:, :1].expand_as(targets.boxes).clone())
     assert_each_has_one(case, (priors, predictions, same))  # without several per location as many as priors
-    assert_each_has_one(case, (priors, predictions, same._replace(labels=torch.zeros_like(same.labels))))
-    far = same._replace(boxes=same.boxes + 1000)
+    assert_each_has_one(case, (priors, predictions, same.replace(labels=torch.zeros_like(same.labels))))
+    far = same.replace(boxes=same.boxes + 1000)
     assert_each_has_one(case, (priors, predictions, far))
 
 
@@ -280,8 +270,8 @@ def test_every_object_has_a_positive(step, case):
 def test_at_most_32_orphans_are_helped(case):
     """Of 40 identical objects the first may have a prior anyway, and the first 32 of the others are given one."""
     priors, predictions, targets = case.inputs(1, images=1, objects=1, canvas=64, clean=True)
-    same = map_tensors(targets, lambda t: t.repeat_interleave(40, dim=1))
-    for labels in case.assigner(priors, predictions, same):
+    same = targets.map(lambda t: t.repeat_interleave(40, dim=1))
+    for labels in tasks(assign(case.assigner, (priors, predictions, same))):
         owners = sorted(set(labels.gt_index[0].tolist()) - {-1, -2})
         assert owners in (list(range(32)), list(range(33)))
 
@@ -292,7 +282,7 @@ def test_host_never_waits_for_the_values(objects, case):
     """But for the look for orphans, once per criterion, which is free on the CPU and not done elsewhere."""
     inputs = case.inputs(9, images=3, objects=objects)
     with Recorder() as recorder:
-        case.make(**case.options, chunk_elements=1)(*inputs)
+        assign(case.make(**case.options, chunk_elements=1), inputs)
     assert set(recorder.waits) <= {"_local_scalar_dense", "is_nonzero"}
     assert len(recorder.waits) <= 3
 
@@ -304,7 +294,7 @@ def test_resolved_settings_give_the_same_labels(case):
     assert type(fixed) is case.make
     assert "auto" not in fixed.model_dump().values()
     assert fixed.resolved_for(inputs[0].layout) == fixed
-    assert_same(fixed(*inputs), case.assigner(*inputs))
+    assert_same(assign(fixed, inputs), assign(case.assigner, inputs))
     assert case.make.model_validate(fixed.model_dump()) == fixed
 
 
@@ -313,7 +303,7 @@ def test_after_the_warmup_an_assigner_is_itself(case):
     inputs = case.inputs(11)
     late = case.assigner.at(1e6, inputs[0].layout)
     assert type(late) is case.make
-    assert_same(late(*inputs), case.assigner(*inputs))
+    assert_same(assign(late, inputs), assign(case.assigner, inputs))
 
 
 @pytest.mark.parametrize("make", [ATSS, SimOTA, CenterSampling, MutualGuidance])
@@ -338,10 +328,10 @@ STATIC = [name for name, case in CASES.items() if case.make in (MaxIoU, CenterSa
 def test_static_methods_do_not_look_at_the_predictions(name):
     case = CASES[name]
     priors, predictions, targets = case.inputs(12)
-    result = case.assigner(priors, predictions, targets)
-    broken = Predictions(*(torch.full_like(t, NAN) for t in predictions[:3]))
-    assert_same(case.assigner(priors, broken, targets), result)
-    assert_same((result.cls,), (result.loc,))
+    result = assign(case.assigner, (priors, predictions, targets))
+    broken = predictions.map(lambda t: torch.full_like(t, NAN))
+    assert_same(assign(case.assigner, (priors, broken, targets)), result)
+    assert_same(Assignment(result.cls, result.cls), Assignment(result.loc, result.loc))
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.layout == "anchors"])
@@ -352,16 +342,7 @@ def test_equals_the_loop_oracle_on_scattered_anchors(name):
         inputs = random_inputs(seed, step=step)
         expected = case.reference(*inputs, **case.options)
         if not expected.close_calls:
-            assert_matches(case.assigner(*inputs), expected, inputs)
-
-
-def to_device(value: Any, device: str) -> Any:
-    """Any nesting of named tuples on another device."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(to_device(v, device) for v in value))
-    return value
+            assert_matches(assign(case.assigner, inputs), expected, inputs)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -371,16 +352,15 @@ def test_gpu_agrees_with_the_oracle_without_waiting(step, case):
     compared = 0
     for seed in range(3):
         inputs = case.inputs(seed, images=3, objects=9, step=step)
-        there = [to_device(part, "cuda") for part in inputs]
-        assigner = case.assigner
+        there = tuple(part.to("cuda") for part in inputs)
         torch.cuda.set_sync_debug_mode("error")
         try:
-            result = assigner(*there)
+            result = assign(case.assigner, there)
         finally:
             torch.cuda.set_sync_debug_mode("default")
         expected = case.reference(*inputs, **case.options)
         if not expected.close_calls:
-            assert_matches(to_device(result, "cpu"), expected, inputs)
+            assert_matches(result.cpu(), expected, inputs)
             compared += 1
     assert compared
 

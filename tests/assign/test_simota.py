@@ -15,6 +15,7 @@ from tests.assign.helpers import (
     NAN,
     all_negative,
     assert_matches,
+    assign,
     batches,
     named_inputs,
     positives_of,
@@ -35,7 +36,7 @@ def slices(*tenths: float) -> list[tuple[float, ...]]:
 
 def check(inputs, **options):
     """Assigner and oracle agree; returns the labels, which both tasks share."""
-    result = SimOTA(**options)(*inputs)
+    result = assign(SimOTA(**options), inputs)
     assert_matches(result, assign_simota(*inputs, **options), inputs)
     assert torch.equal(result.cls.gt_index, result.loc.gt_index)
     return result.cls
@@ -52,7 +53,7 @@ def test_equals_the_loop_oracle(batch, radius, top_k, weights):
     options = {"radius": radius, "top_k": top_k, "iou_weight": weights[0], "cls_weight": weights[1]}
     expected = assign_simota(*inputs, **options)
     assume(not expected.close_calls)
-    assert_matches(SimOTA(**options)(*inputs), expected, inputs)
+    assert_matches(assign(SimOTA(**options), inputs), expected, inputs)
 
 
 @pytest.mark.parametrize("layout", ["points", "anchors"])
@@ -128,8 +129,8 @@ def test_scores_that_are_not_numbers_count_as_zero():
     broken = predictions.logits.clone()
     broken[:, ::3] = NAN
     zeros = torch.where(broken.isnan(), -INF, broken)
-    first = check((priors, predictions._replace(logits=broken), targets))
-    assert torch.equal(first.gt_index, check((priors, predictions._replace(logits=zeros), targets)).gt_index)
+    first = check((priors, predictions.replace(logits=broken), targets))
+    assert torch.equal(first.gt_index, check((priors, predictions.replace(logits=zeros), targets)).gt_index)
 
 
 @pytest.mark.parametrize("value", [INF, -INF, NAN, 1e38])
@@ -151,7 +152,7 @@ def test_identical_objects_each_have_one(copies):
 @pytest.mark.parametrize("padded", [0, 3])
 def test_no_objects_at_all(padded):
     priors, predictions, targets = named_inputs(0, "points", objects=padded)
-    assert all_negative(check((priors, predictions, targets._replace(valid=torch.zeros_like(targets.valid)))))
+    assert all_negative(check((priors, predictions, targets.replace(valid=torch.zeros_like(targets.valid)))))
 
 
 @pytest.mark.parametrize("box", DEGENERATE.values(), ids=DEGENERATE)

@@ -16,6 +16,7 @@ from tests.assign.helpers import (
     all_negative,
     assert_matches,
     assert_same,
+    assign,
     batches,
     canvas_priors,
     named_inputs,
@@ -41,7 +42,7 @@ def logits_of(*scores: float) -> torch.Tensor:
 
 def check(inputs, **options):
     """Assigner and oracle agree; returns the labels, which both tasks share."""
-    result = TaskAligned(**options)(*inputs)
+    result = assign(TaskAligned(**options), inputs)
     assert_matches(result, assign_task_aligned(*inputs, **options), inputs)
     assert torch.equal(result.cls.gt_index, result.loc.gt_index)
     assert torch.equal(result.cls.weight, result.loc.weight)
@@ -58,7 +59,7 @@ def test_equals_the_loop_oracle(batch, alpha, beta, top_k):
     inputs = named_inputs(**batch)
     expected = assign_task_aligned(*inputs, alpha=alpha, beta=beta, top_k=top_k)
     assume(not expected.close_calls)
-    assert_matches(TaskAligned(alpha=alpha, beta=beta, top_k=top_k)(*inputs), expected, inputs)
+    assert_matches(assign(TaskAligned(alpha=alpha, beta=beta, top_k=top_k), inputs), expected, inputs)
 
 
 @pytest.mark.parametrize("step", [0.0, 8.0])
@@ -154,7 +155,7 @@ def test_identical_objects_each_have_one(copies):
 @pytest.mark.parametrize("padded", [0, 3])
 def test_no_objects_at_all(padded):
     priors, predictions, targets = named_inputs(0, "points", objects=padded)
-    assert all_negative(check((priors, predictions, targets._replace(valid=torch.zeros_like(targets.valid)))))
+    assert all_negative(check((priors, predictions, targets.replace(valid=torch.zeros_like(targets.valid)))))
 
 
 @pytest.mark.parametrize("box", DEGENERATE.values(), ids=DEGENERATE)
@@ -184,10 +185,10 @@ def test_warms_up_with_atss(layout):
     assigner = TaskAligned(warmup_epochs=4)
     for epoch in (0.0, 1.5, 3.999):
         assert isinstance(assigner.at(epoch, kind), ATSS)
-        assert_same(assigner.at(epoch, kind)(*inputs), ATSS()(*inputs))
+        assert_same(assign(assigner.at(epoch, kind), inputs), assign(ATSS(), inputs))
     for epoch in (4.0, 4.001, 100.0):
         assert isinstance(assigner.at(epoch, kind), TaskAligned)
-        assert_same(assigner.at(epoch, kind)(*inputs), assigner(*inputs))
+        assert_same(assign(assigner.at(epoch, kind), inputs), assign(assigner, inputs))
     assert isinstance(TaskAligned(warmup_epochs=0).at(0.0, kind), TaskAligned)
 
 

@@ -1,6 +1,7 @@
 """Ray clusters for tests, beside whatever else runs on this machine."""
 
 import contextlib
+import functools
 import os
 import socket
 import subprocess
@@ -69,12 +70,35 @@ class Head:
         command = [RAY, "job", arguments[0], "--address", self.address, *map(str, arguments[1:])]
         return subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=timeout)
 
+    @functools.cached_property
+    def client(self):
+        """Asks in this process what `ray job` would take seconds to ask."""
+        from ray.job_submission import JobSubmissionClient
+
+        return JobSubmissionClient(self.address)
+
     def wait(self):
+        """Until it takes jobs."""
         deadline = time.time() + 120
-        while self.job("list").returncode:
+        while not self._takes_jobs():
             assert time.time() < deadline, self.log.read_text()
-            time.sleep(1)
+            time.sleep(0.5)
         return self
+
+    def _takes_jobs(self):
+        try:
+            self.client.list_jobs()
+        except (ConnectionError, RuntimeError):
+            return False
+        return True
+
+    def stop(self, job):
+        """As `ray job stop` does; returns when the job has ended."""
+        self.client.stop_job(job)
+        deadline = time.time() + 300
+        while not self.client.get_job_status(job).is_terminal():
+            assert time.time() < deadline, self.client.get_job_logs(job)
+            time.sleep(0.2)
 
     def kill(self):
         family = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
@@ -89,7 +113,8 @@ def ray_children():
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
-            if "ray" in " ".join(process.cmdline()):
+            command = " ".join(process.cmdline())
+            if "ray" in command and "tests.forked" not in command:  # that one has Ray's directory in its path
                 found.append(process)
         except psutil.NoSuchProcess:
             pass

@@ -2,6 +2,7 @@
 
 import time
 
+import psutil
 import pytest
 
 from mgdet.cluster.train import run
@@ -52,10 +53,18 @@ def no_ray_left_behind(monkeypatch, tmp_path):
     yield
     ray.shutdown()
     deadline = time.time() + 20
-    while (left := set(ray_children()) - before) and time.time() < deadline:
+    while (left := [p for p in ray_children() if before.isdisjoint([p, *ancestors(p)])]) and time.time() < deadline:
         time.sleep(0.5)
     for process in left:
         process.kill()
+
+
+def ancestors(process):
+    """None of a process that has ended."""
+    try:
+        return process.parents()
+    except psutil.NoSuchProcess:
+        return []
 
 
 @pytest.fixture(scope="session")

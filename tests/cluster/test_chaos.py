@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-pytestmark = [pytest.mark.exhaustive, pytest.mark.xdist_group("ray")]
+pytestmark = pytest.mark.exhaustive
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "chaos.py"
 

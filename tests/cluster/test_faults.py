@@ -1,7 +1,7 @@
 """Parts of a cluster are lost in mid-run. Each time: the run ends with the weights of an undisturbed one, bit for bit.
 
 Each test notes what the fault cost: benchmarks/faults.py makes the table of docs/operations.md of it. The integration
-tier has a fault after which Ray starts the workers again, one after which the user does, and the loss of a node.
+tier has a fault after which Ray starts the workers again, the loss of a node, and one after which the user does.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from tests.cluster.clusters import Head, ray_children
 from tests.cluster.runs import TRAIN, checkpoints, experiment, job, note_cost, one_on_each_node, wait
 from tests.faults import same, step_records, weights
 
-pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.usefixtures("no_ray_left_behind")]
+pytestmark = pytest.mark.usefixtures("no_ray_left_behind")
 
 
 def after(condition, action):
@@ -64,25 +64,33 @@ def signalled(title, number, everyone=False):
     return action
 
 
-@pytest.mark.slow
-def test_a_worker_that_is_killed(tmp_path, undisturbed, shared):
-    """MLflow has one run then, in which no step stands twice."""
+def in_mlflow(directory):
+    """Changes of an experiment: it is tracked in a SQLite file of this directory."""
+    return {"tracking": {"enabled": True, "uri": f"sqlite:///{directory}/mlflow.db"}}
+
+
+def assert_tracked_once(e):
+    """MLflow has one run, in which each step of the journal stands once."""
     from mlflow import MlflowClient
 
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    e = experiment(tmp_path, "killed", tracking={"enabled": True, "uri": uri}, **shared)
+    client = MlflowClient(e.tracking.uri)
+    (tracked,) = client.search_runs([client.get_experiment_by_name("mgdet").experiment_id])
+    assert (tracked.info.run_name, tracked.info.status) == (e.name, "FINISHED")
+    losses = {r["step"]: r["metrics"]["train/loss"] for r in step_records(Path(e.run_uri) / "metrics.jsonl")}
+    history = client.get_metric_history(tracked.info.run_id, "train/loss")
+    assert sorted((m.step, m.value) for m in history) == sorted(losses.items())
+
+
+@pytest.mark.exhaustive
+def test_a_worker_that_is_killed(tmp_path, undisturbed, shared):
+    e = experiment(tmp_path, "killed", **in_mlflow(tmp_path), **shared)
     done = after(lambda: checkpoints(e) >= 2, signalled("RayTrainWorker", signal.SIGKILL))
     summary, _ = run(e)
     assert done[0]
     assert same(weights(e), undisturbed(2))
     assert "val/AP" in summary.metrics
     note_cost("worker killed", e)
-    client = MlflowClient(uri)
-    (tracked,) = client.search_runs([client.get_experiment_by_name("mgdet").experiment_id])
-    assert (tracked.info.run_name, tracked.info.status) == ("killed", "FINISHED")
-    losses = {r["step"]: r["metrics"]["train/loss"] for r in step_records(Path(e.run_uri) / "metrics.jsonl")}
-    history = client.get_metric_history(tracked.info.run_id, "train/loss")
-    assert sorted((m.step, m.value) for m in history) == sorted(losses.items())
+    assert_tracked_once(e)
 
 
 @pytest.mark.exhaustive
@@ -134,9 +142,12 @@ def test_a_loader_process_that_is_killed(tmp_path, undisturbed, shared):
 
 @pytest.mark.slow
 def test_a_node_that_is_lost(tmp_path, undisturbed, shared, shared_cluster, add_node):
-    """Its raylet is killed with the worker on it. The run goes on on a node to spare."""
+    """Its raylet is killed with the worker on it, and the run goes on on a node to spare.
+
+    The workers, always on two nodes, learn what two workers on one node learn. MLflow has one run, no step of it twice.
+    """
     nodes = [add_node() for _ in range(3)]
-    e = experiment(tmp_path, "lost", **one_on_each_node(shared))
+    e = experiment(tmp_path, "lost", **in_mlflow(tmp_path), **one_on_each_node(shared))
 
     def lose():
         busy = worker_node()
@@ -158,6 +169,7 @@ def test_a_node_that_is_lost(tmp_path, undisturbed, shared, shared_cluster, add_
     assert done
     assert same(weights(e), undisturbed(2))
     note_cost("node lost, one to spare", e)
+    assert_tracked_once(e)
 
 
 @pytest.mark.exhaustive
@@ -195,7 +207,8 @@ def test_a_head_that_is_lost(tmp_path, undisturbed):
     directory.mkdir()
     (directory / "headless.yaml").write_text(e.to_yaml())
     submit = ("submit", "--working-dir", directory, "--no-wait", "--", sys.executable, TRAIN, "headless.yaml")
-    ends = {"first": lambda head: checkpoints(e) >= 2, "second": lambda head: "SUCCEEDED" in head.job("list").stdout}
+    succeeded = lambda head: "SUCCEEDED" in [job.status for job in head.client.list_jobs()]  # noqa: E731
+    ends = {"first": lambda head: checkpoints(e) >= 2, "second": succeeded}
     for name, end in ends.items():
         head = Head(Path("/tmp") / f"mgdet-head-{os.getpid()}-{name}").wait()
         try:

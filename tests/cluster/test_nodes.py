@@ -17,10 +17,10 @@ from mgdet.cluster.train import run
 from mgdet.errors import ClusterError
 from mgdet.runs.config import ClusterConfig
 from tests.cluster.clusters import ray_cluster
-from tests.cluster.runs import checkpoints, experiment, job, note_cost, wait
+from tests.cluster.runs import checkpoints, experiment, job, note_cost, one_on_each_node, wait
 from tests.faults import same, step_records, weights
 
-pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.usefixtures("no_ray_left_behind")]
+pytestmark = pytest.mark.usefixtures("no_ray_left_behind")
 
 
 def curve(e):
@@ -116,11 +116,47 @@ def test_a_lost_node_whose_successor_comes_later(tmp_path, undisturbed):
     note_cost("node lost, another one 10 s later", e)
 
 
+def sizes(log):
+    """How many workers there were at each start of the workers."""
+    return [int(n) for n in re.findall(r"(\d+) workers, rank 0", log.read_text())]
+
+
+def assert_each_step_is_one_of_12_in_an_epoch(e):
+    """24 images in batches of 2 by one worker or by two; returns the number of steps, of which none is missing."""
+    records = step_records(Path(e.run_uri) / "metrics.jsonl")
+    epochs = {record["step"]: record["metrics"]["epoch"] for record in records}
+    assert sorted(epochs) == list(range(1, len(epochs) + 1))
+    assert all(epoch == pytest.approx(step / 12) for step, epoch in epochs.items())
+    return len(epochs)
+
+
+@pytest.mark.slow
+def test_a_training_takes_the_node_that_comes(tmp_path, shared, add_node):
+    """From one worker to two in mid-run; the steps stay as large as they were, and none is left out."""
+    log = tmp_path / "log"
+    add_node()
+    changes = {"data__generate__train": 24, "train__epochs": 1000, "train__evaluate_every": 500}
+    place = {**one_on_each_node(shared), "cluster__resize_interval_s": 2}
+    e = experiment(tmp_path, "growing", (1, 2), **changes, **place)
+    process = job(e, tmp_path, log)
+    try:
+        wait(process, lambda: latest(e) >= 4)
+        add_node()
+        wait(process, lambda: sizes(log) == [1, 2])
+        grown = latest(e)
+        wait(process, lambda: latest(e) >= grown + 4)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=300) == 143, log.read_text()[-3000:]
+    finally:
+        process.kill()
+    assert sizes(log) == [1, 2]
+    assert assert_each_step_is_one_of_12_in_an_epoch(e) >= grown + 4
+
+
 @pytest.mark.exhaustive
 def test_elastic_workers_grow_and_shrink_with_the_cluster(tmp_path):
     """From one node to two and back. Each step is done with the same global batch, and none is left out."""
     log = tmp_path / "log"
-    sizes = lambda: [int(n) for n in re.findall(r"(\d+) workers, rank 0", log.read_text())]  # noqa: E731
     with ray_cluster(num_cpus=0) as cluster:
         cluster.add_node(num_cpus=1)
         place = {"cluster__address": cluster.address, "cluster__cpus_per_worker": 1}
@@ -131,19 +167,16 @@ def test_elastic_workers_grow_and_shrink_with_the_cluster(tmp_path):
         try:
             wait(process, lambda: latest(e) >= 4)
             node = cluster.add_node(num_cpus=1)
-            wait(process, lambda: sizes() == [1, 2])
+            wait(process, lambda: sizes(log) == [1, 2])
             grown = latest(e)
             wait(process, lambda: latest(e) >= grown + 4)
             cluster.remove_node(node, allow_graceful=False)
-            wait(process, lambda: sizes() == [1, 2, 1])
+            wait(process, lambda: sizes(log) == [1, 2, 1])
             assert latest(e) < 480, "the run was over before the node went"
             wait(process)
         finally:
             process.kill()
         assert process.returncode == 0, log.read_text()[-3000:]
-    assert sizes() == [1, 2, 1]
+    assert sizes(log) == [1, 2, 1]
     note_cost("elastic: node comes, node lost", e)  # sees that no step is missing
-    records = step_records(Path(e.run_uri) / "metrics.jsonl")
-    epochs = {record["step"]: record["metrics"]["epoch"] for record in records}
-    assert sorted(epochs) == list(range(1, 481))  # 24 images in batches of 2, for 40 epochs, by one worker or by two
-    assert all(epoch == pytest.approx(step / 12) for step, epoch in epochs.items())
+    assert assert_each_step_is_one_of_12_in_an_epoch(e) == 480  # 40 epochs

@@ -1,9 +1,14 @@
 """Whether the workers fit is arithmetic; no Ray is started here."""
 
+import os
+import signal
+from types import SimpleNamespace
+
 import pytest
 
+from mgdet.cluster import session
 from mgdet.cluster.session import scale_up
-from mgdet.errors import ClusterError
+from mgdet.errors import ClusterError, Interrupted
 from mgdet.runs.config import ClusterConfig
 from mgdet.runs.resources import Node, Resources, arithmetic, check_fits, this_machine
 
@@ -97,6 +102,43 @@ def test_nothing_is_waited_for_unless_asked():
     assert scale_up(ClusterConfig(), there) is there  # all `auto`
     enough = ClusterConfig(workers=2, cpus_per_worker=1, gpu=False, scale_up_timeout_s=60)
     assert scale_up(enough, there) is there
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What the autoscaler was asked for. Time goes on only where `scale_up` sleeps."""
+    requests, slept = [], []
+    monkeypatch.setattr("ray.autoscaler.sdk.request_resources", lambda bundles: requests.append(bundles))
+    monkeypatch.setattr(session, "time", SimpleNamespace(sleep=slept.append, monotonic=lambda: sum(slept)))
+    return requests
+
+
+WAITING = ClusterConfig(workers=2, cpus_per_worker=3, gpu=True, scale_up_timeout_s=60)
+
+
+def test_nodes_are_asked_for_until_there_is_room(asked, monkeypatch):
+    """For two trials of two workers; once they fit, nothing is asked for any more."""
+    looks = [resources(3, 1, nodes=n) for n in (0, 1, 3, 4)]
+    monkeypatch.setattr(session, "_resources", lambda where: looks.pop(0))
+    assert scale_up(WAITING, resources(4, 0), copies=2) == resources(3, 1, nodes=4)
+    assert looks == []
+    assert asked == [[{"CPU": 3.0, "GPU": 1.0}] * 4, []]
+
+
+def test_waiting_for_nodes_ends(asked, monkeypatch):
+    """Whether the workers fit is not said here."""
+    looks = []
+    monkeypatch.setattr(session, "_resources", lambda where: looks.append(where) or resources(3, 1))
+    assert scale_up(WAITING, resources(4, 0)) == resources(3, 1)
+    assert len(looks) == 60
+    assert [len(bundles) for bundles in asked] == [2, 0]
+
+
+def test_sigterm_ends_the_wait_for_nodes(asked, monkeypatch):
+    monkeypatch.setattr(session, "_resources", lambda where: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Interrupted, match="while waiting for nodes"):
+        scale_up(WAITING, resources(4, 0))
+    assert asked[-1] == []
 
 
 def test_waiting_needs_to_know_for_what():

@@ -10,8 +10,6 @@ from PIL import Image
 from tests.cluster.clusters import Head
 from tests.tracking_servers import wait_for
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 ROOT = Path(__file__).parents[2]
 LIMIT = 2 << 20  # bytes that an upload may have
 
@@ -44,28 +42,52 @@ def settings(tmp_path, epochs):
     ]
 
 
+def assert_only_the_upload_is_used(done):
+    """Driver and workers have imported the uploaded package."""
+    lines = [line for line in done.stdout.splitlines() if "mgdet of " in line]
+    places = {line.split("mgdet of ")[1] for line in lines}
+    assert places
+    assert all("working_dir_files" in p for p in places), places
+    assert any("RayTrainWorker" in line for line in lines)
+
+
 @pytest.mark.slow
 def test_a_submitted_job(tmp_path, upload):
-    """It trains with the uploaded package on driver and workers, says what is wrong, can be stopped and goes on."""
+    """It says what is wrong, can be stopped, and goes on to its end with the uploaded package on driver and workers."""
     head = Head(Path("/tmp") / f"mgdet-head-{os.getpid()}").wait()
     try:
-        done = head.job("submit", "--working-dir", upload, "--", *settings(tmp_path, 1))
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert "val/AP " in done.stdout
-        places = {line.split("mgdet of ")[1] for line in done.stdout.splitlines() if "mgdet of " in line}
-        assert places
-        assert all("working_dir_files" in p for p in places), places
-        assert any("RayTrainWorker" in line for line in done.stdout.splitlines() if "mgdet of " in line)
-        packages = list(head.log.parent.rglob("working_dir_files/_ray_pkg_*"))
-        unpacked = [p for p in packages if p.is_dir()]
-        assert unpacked
-        for package in unpacked:
-            assert sum(f.stat().st_size for f in package.rglob("*") if f.is_file()) < LIMIT
-
         wrong = head.job("submit", "--working-dir", upload, "--", "python", "jobs/train.py", "train.epoch=1")
         assert wrong.returncode != 0
         assert "unknown key train.epoch. Did you mean train.epochs?" in wrong.stdout + wrong.stderr
 
+        train = [*settings(tmp_path, 10), "train.evaluate_every=10"]
+        submitted = head.job("submit", "--no-wait", "--submission-id", "first", "--working-dir", upload, "--", *train)
+        assert submitted.returncode == 0, submitted.stderr
+        checkpoints = tmp_path / "runs" / "quickstart" / "checkpoints"
+        wait_for(lambda: len(list(checkpoints.glob("*.json"))) >= 2, 600)
+        head.stop("first")
+
+        again = head.job("submit", "--working-dir", upload, "--", *train)
+        assert again.returncode == 0, again.stdout + again.stderr
+        assert "resuming at epoch" in again.stdout
+        assert "val/AP " in again.stdout
+        assert_only_the_upload_is_used(again)
+        unpacked = [p for p in head.log.parent.rglob("working_dir_files/_ray_pkg_*") if p.is_dir()]
+        assert unpacked
+        for package in unpacked:
+            assert sum(f.stat().st_size for f in package.rglob("*") if f.is_file()) < LIMIT
+    finally:
+        head.kill()
+
+
+@pytest.mark.exhaustive
+def test_submitted_evaluation_and_prediction(tmp_path, upload):
+    """Of a run that was submitted too."""
+    head = Head(Path("/tmp") / f"mgdet-head-{os.getpid()}-use").wait()
+    try:
+        done = head.job("submit", "--working-dir", upload, "--", *settings(tmp_path, 1))
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert_only_the_upload_is_used(done)
         run = f"{tmp_path}/runs/quickstart"
         evaluated = head.job("submit", "--working-dir", upload, "--", "python", "jobs/evaluate.py", run)
         assert evaluated.returncode == 0, evaluated.stdout + evaluated.stderr
@@ -78,19 +100,6 @@ def test_a_submitted_job(tmp_path, upload):
         assert predicted.returncode == 0, predicted.stdout + predicted.stderr
         assert "detections in 1 images" in predicted.stdout
         assert (tmp_path / "found" / "detections.json").exists()
-
-        long = [*settings(tmp_path, 40), "name=long"]
-        submitted = head.job("submit", "--no-wait", "--submission-id", "long", "--working-dir", upload, "--", *long)
-        assert submitted.returncode == 0, submitted.stderr
-        checkpoints = tmp_path / "runs" / "long" / "checkpoints"
-        wait_for(lambda: len(list(checkpoints.glob("*.json"))) >= 2, 600)
-        assert head.job("stop", "long").returncode == 0
-        reached = max(p.stem for p in checkpoints.glob("*.json"))
-
-        again = head.job("submit", "--no-wait", "--submission-id", "again", "--working-dir", upload, "--", *long)
-        assert again.returncode == 0
-        wait_for(lambda: "resuming at epoch" in head.job("logs", "again").stdout, 600)
-        wait_for(lambda: max(p.stem for p in checkpoints.glob("*.json")) > reached, 600)
     finally:
         head.kill()
 

@@ -14,7 +14,7 @@ from mgdet.sweep.config import load_sweep
 from tests.forked import Job
 from tests.small import small_experiment
 
-pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.usefixtures("no_ray_left_behind")]
+pytestmark = pytest.mark.usefixtures("no_ray_left_behind")
 
 
 def write(directory: Path, **changes) -> Path:
@@ -75,7 +75,7 @@ def test_more_trials_than_fit_end_whatever_becomes_of_each(tmp_path, two_cpus):
     holds what the next one needs, all of it is free afterwards, and MLflow knows what became of each."""
     path = write(
         tmp_path,
-        set={"cluster.workers": 2, "cluster.cpus_per_worker": 1, "cluster.address": two_cpus},
+        set={"cluster.workers": 2, "cluster.cpus_per_worker": 1, "cluster.address": two_cpus, "train.epochs": 2},
         space={
             "train.optimizer.lr": {"grid": [1e30, 1e-3, 1e-12]},
             "seed": {"grid": [1, 0], "when": {"train.optimizer.lr": 1e-3}},

@@ -208,12 +208,11 @@ def test_file_uri(tmp_path: Path) -> None:
 def test_object_store(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stands for s3:// and gs://: no renaming, the manifest commits."""
     store = fs._MockFileSystem()
-    for module in (storage, dataset, __import__("mgdet.data.schema", fromlist=["x"])):
-        monkeypatch.setattr(module, "locate", lambda uri: (store, uri.removeprefix("store://")))
+    monkeypatch.setattr(storage, "_open", lambda uri: (store, uri.removeprefix("store://")))
     uri = "store://bucket/x"
     with pytest.raises(RuntimeError, match="power cut"):
         write_dataset(uri, {"train": broken()}, name="x", categories=CLASSES)
-    assert storage.is_empty(store, "bucket/x")
+    assert storage.locate(uri).is_empty()
     write_dataset(uri, {"train": records(70)}, name="x", categories=CLASSES)
     with pytest.raises(DataError, match="exists already"):
         write_dataset(uri, {"train": records(3)}, name="x", categories=CLASSES)

@@ -10,17 +10,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from mgdet.data import (
-    LoaderConfig,
-    ShardedDataset,
-    TrainLoader,
-    TransformConfig,
-    build_eval_loader,
-    build_train_loader,
-    resolve_loader_workers,
-)
-from mgdet.data.loader import check_shared_memory
+from mgdet.data import ShardedDataset, build_eval_loader, build_train_loader
+from mgdet.data.loader import LoaderConfig, TrainLoader, check_shared_memory, resolve_loader_workers
+from mgdet.data.order import steps_per_epoch
 from mgdet.data.schema import Record
+from mgdet.data.transforms import TransformConfig
 from mgdet.data.writer import write_dataset
 from mgdet.errors import ConfigError, DataError
 from mgdet.structures import Batch, Category
@@ -38,7 +32,8 @@ IN_PROCESS = LoaderConfig(workers=0)
 
 def same(a: list[Batch], b: list[Batch]) -> bool:
     def flat(batch: Batch) -> list[torch.Tensor]:
-        return [*batch[:3], *batch.targets, *batch[4:]]
+        fields = batch.fields()
+        return [*fields.pop("targets").fields().values(), *fields.values()]
 
     pairs = [(x, y) for one, two in zip(a, b, strict=True) for x, y in zip(flat(one), flat(two), strict=True)]
     return all(x.dtype == y.dtype and torch.equal(x, y) for x, y in pairs)
@@ -50,7 +45,8 @@ def train_loader(source: ShardedDataset, loader: LoaderConfig = IN_PROCESS, **op
 
 def epoch(loader: TrainLoader, number: int, step: int = 0) -> list[Batch]:
     loader.start(number, step)
-    assert len(loader) == loader.steps_per_epoch - step
+    batches = loader.batches
+    assert len(loader) == steps_per_epoch(sum(batches.row_group_sizes), batches.world, batches.batch_size) - step
     return list(loader)
 
 
@@ -145,7 +141,7 @@ def test_crowd_boxes_are_no_targets(tmp_path: Path, jpeg: bytes) -> None:
     assert data.ground_truth().iscrowd.tolist() == [True, False]
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_unreadable_images_are_named(tmp_path: Path, jpeg: bytes, workers: int) -> None:
     data = write(tmp_path / "x", [jpeg, jpeg[:-50]])
     with pytest.raises(DataError, match=r"image 1\.jpg \(id 1, .*split train\): not a readable image"):
@@ -209,6 +205,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_loader_process_does_not_outlive_its_worker(tmp_path):
     """Not even where the fork server between them is killed at the same moment."""
     (tmp_path / "orphan.py").write_text(ORPHAN)

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from mgdet.data import ShapesConfig, ShardedDataset, decode_image, ensure_shapes, generate_shapes
+from mgdet.data import ShapesConfig, ShardedDataset, generate_shapes
+from mgdet.data.decode import decode_image
 from mgdet.data.render import CLASS_NAMES, MIN_VISIBLE, draw_scene
+from mgdet.data.shapes import ensure_shapes
 from mgdet.errors import DataError
 
 SMALL = ShapesConfig(train=70, val=5, size=64)

@@ -233,7 +233,7 @@ def test_bad_input_is_refused():
         coco_ap(gt, DetectionArrays(one, box, np.array([0.5, 0.1]), one))
     with pytest.raises(NonFiniteError, match=r"1 of 1 detections .* image id 77"):
         coco_ap(gt, DetectionArrays(one, box * np.nan, np.array([0.5]), one))
-    with pytest.raises(DataError, match=r"image ids .* \(\[3\] repeat\)"):
+    with pytest.raises(DataError, match=r"image ids .* \(3 repeat\)"):
         GroundTruth(**{**vars(gt), "image_ids": np.array([3, 3, 1])})
 
 

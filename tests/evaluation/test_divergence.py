@@ -193,7 +193,7 @@ def test_ranks_join_to_the_same_result_in_any_order():
         for shard in shards:
             accumulator = DivergenceAccumulator(config)
             for i in shard:
-                one = Targets(*(t[i : i + 1] for t in targets))
+                one = targets[i : i + 1]
                 accumulator.update(torch.tensor([i]), boxes[i : i + 1], {"raw": scores[i : i + 1]}, one)
             out.append(pickle.loads(pickle.dumps(accumulator.state())))
         return DivergenceAccumulator(config).merge(out).compute()

@@ -9,9 +9,11 @@ from mgdet.errors import DataError
 from mgdet.evaluation import DetectionArrays, EvaluationConfig, Evaluator, coco_ap
 from mgdet.evaluation.evaluator import greedy_match
 from mgdet.ground_truth import GroundTruth
-from mgdet.structures import Batch, Category, Detections, Predictions, pad_targets
+from mgdet.structures import Batch, Category, Detections, Predictions, Priors, pad_targets
 from tests.evaluation.test_divergence import world
 from tests.reference import divergence as oracle
+
+NO_PRIORS = Priors(torch.zeros(0, 4), torch.zeros(0), ())  # evaluation does not look at them
 
 
 def split(n=7, seed=0):
@@ -67,8 +69,8 @@ def feed(evaluator, gt, det, positions, scale=2.0):
     boxes = torch.cat([det.boxes[at], det.boxes[at] + 1.5], dim=1) * scale
     raw = torch.rand(len(det.boxes), boxes.shape[1], 3, generator=torch.Generator().manual_seed(1))[at]
     rescored = raw.sqrt() * 0.5 + raw.flip(1) * 0.1
-    predictions = Predictions(torch.logit(raw), torch.zeros_like(boxes), boxes)
-    evaluator.update(batch, predictions, Detections(*(t[at] for t in det)), {"raw": raw, "rescored": rescored})
+    predictions = Predictions(NO_PRIORS, torch.logit(raw), torch.zeros_like(boxes), boxes)
+    evaluator.update(batch, predictions, det[at], {"raw": raw, "rescored": rescored})
 
 
 def evaluated(gt, det, *shards, config=None):
@@ -101,7 +103,7 @@ def test_ap_is_that_of_the_original_ground_truth(backend):
     gt, det = split()
     found = evaluated(gt, det, [[3, 1]], [[0, 2, 4, 5, 6]], config=EvaluationConfig(backend=backend)).compute()
     image = np.repeat(np.arange(7), 6).reshape(7, 6)[det.valid.numpy()]
-    arrays = [t[det.valid].numpy() for t in det[:3]]
+    arrays = [t[det.valid].numpy() for t in (det.boxes, det.scores, det.labels)]
     expected = coco_ap(gt, DetectionArrays(image, *arrays))
     assert found.coco.metrics() == pytest.approx(expected.metrics(), abs=1e-12)
     assert 0 < found.coco.AP < 1
@@ -175,7 +177,7 @@ def test_split_without_any_object():
 
 def test_no_detections():
     gt, det = split()
-    empty = det._replace(valid=torch.zeros_like(det.valid))
+    empty = det.replace(valid=torch.zeros_like(det.valid))
     metrics = evaluated(gt, empty, [[0, 1, 2, 3, 4, 5, 6]]).compute().metrics()
     assert metrics["val/AP"] == 0.0
     assert "val/spearman/post_nms" not in metrics

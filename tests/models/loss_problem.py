@@ -36,12 +36,17 @@ class Problem(NamedTuple):
     assignment: Assignment
 
     @property
+    def tasks(self) -> tuple[Labels, Labels]:
+        """The labels of classification and of localization."""
+        return self.assignment.cls, self.assignment.loc
+
+    @property
     def predictions(self) -> Predictions:
         boxes = decode_deltas(self.deltas, self.priors.boxes, CODER.weights)
-        return Predictions(self.logits, self.deltas, boxes, self.quality)
+        return Predictions(self.priors, self.logits, self.deltas, boxes, self.quality)
 
     def losses(self, config: LossConfig, mean=identity, quality="none") -> Losses:
-        return config(self.priors, self.predictions, self.targets, self.assignment, CODER, mean, quality=quality)
+        return config(self.predictions, self.targets, self.assignment, CODER, mean, quality=quality)
 
     def gradients(self, value: Tensor) -> list[Tensor]:
         """With respect to logits, deltas and quality; zeros where `value` does not depend on them."""
@@ -55,14 +60,14 @@ class Problem(NamedTuple):
     def part(self, rows: slice | Tensor) -> "Problem":
         """Some images of it, with leaves of their own."""
         chosen = self._replace(
-            targets=Targets(*(t[rows] for t in self.targets)),
-            assignment=Assignment(*(Labels(*(t[rows] for t in labels)) for labels in self.assignment)),
+            targets=self.targets[rows],
+            assignment=self.assignment[rows],
         )
         return chosen.with_leaves(self.logits[rows], self.deltas[rows], self.quality[rows])
 
     def labelled(self, **tasks: Labels) -> "Problem":
         """With other labels of `cls`, `loc` or both."""
-        return self._replace(assignment=self.assignment._replace(**tasks))
+        return self._replace(assignment=self.assignment.replace(**tasks))
 
     def without_positives(self, owner: int = -1) -> "Problem":
         """All samples background, or all ignored."""

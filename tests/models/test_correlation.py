@@ -60,18 +60,18 @@ def test_the_term_equals_a_loop(kind, seed):
     scores, overlaps, positive = sides(problem)
     expected = 0.3 * (1 - KINDS[kind](scores[positive].tolist(), overlaps[positive].tolist()))
     got = problem.losses(only_correlation(kind=kind, weight=0.3))
-    assert got.correlation.item() == pytest.approx(expected, rel=1e-9)
-    assert got.total.item() == got.correlation.item()
+    assert got.terms["correlation"].item() == pytest.approx(expected, rel=1e-9)
+    assert got.total.item() == got.terms["correlation"].item()
     with_others = LossConfig(cls=VarifocalLoss(), correlation=CorrelationLoss(kind=kind, weight=0.3))
     all_terms = problem.losses(with_others, quality="iou")
-    parts = [all_terms.cls, all_terms.box, all_terms.quality, all_terms.correlation]
+    parts = [all_terms.terms["cls"], all_terms.terms["box"], all_terms.terms["quality"], all_terms.terms["correlation"]]
     assert all_terms.total.item() == pytest.approx(sum(float(p) for p in parts))
-    assert all_terms.correlation.item() == got.correlation.item()
+    assert all_terms.terms["correlation"].item() == got.terms["correlation"].item()
 
 
 def test_the_kinds_differ():
     problem = near_objects(random_problem(0, samples=15))
-    assert len({round(problem.losses(only_correlation(kind=k)).correlation.item(), 4) for k in KINDS}) == 3
+    assert len({round(problem.losses(only_correlation(kind=k)).terms["correlation"].item(), 4) for k in KINDS}) == 3
 
 
 @given(st.lists(st.tuples(unit, unit), min_size=3, max_size=20), st.integers(0, 99))

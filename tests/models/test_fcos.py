@@ -14,8 +14,8 @@ def test_before_training_each_point_predicts_about_eight_strides_around_it():
     network = FCOSConfig(**SMALL).build(3).eval()
     images = torch.randint(0, 256, (1, 3, 128, 128), dtype=torch.uint8)
     with torch.no_grad():
-        boxes = network(images, torch.tensor([[128, 128]])).boxes[0]
-    priors = network.priors(images)
+        out = network(images, torch.tensor([[128, 128]]))
+    boxes, priors = out.boxes[0], out.priors
     sides = (boxes[:, 2:] - boxes[:, :2]) / priors.strides[:, None]
     torch.testing.assert_close(sides, torch.full_like(sides, 8.0), atol=1.5, rtol=0)
     assert priors.layout == PriorLayout(points=True, per_location=1)

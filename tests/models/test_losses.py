@@ -42,7 +42,7 @@ def test_losses_equal_a_loop(name, seed, hard):
         wanted = loop.deltas_of(boxes[image][owner], anchors[sample], CODER.weights)
         return sum(penalty(x - y) for x, y in zip(deltas[image][sample], wanted, strict=True))
 
-    cls, loc = problem.assignment
+    cls, loc = problem.tasks
     cls_weight, loc_weight = cls.weight.tolist(), loc.weight.tolist()
     expected_box = config.weight * loop.positive_loss(loc.gt_index.tolist(), lambda b, a, _: loc_weight[b][a], one)
     expected_cls = 1.7 * loop.class_loss(
@@ -53,14 +53,14 @@ def test_losses_equal_a_loop(name, seed, hard):
         lambda logit, target: loop.focal(logit, target, 0.3, 1.5),
         lambda b, a, _: cls_weight[b][a],
     )
-    assert float(got.cls) == pytest.approx(expected_cls, rel=1e-6)
-    assert float(got.box) == pytest.approx(expected_box, rel=1e-6)
+    assert float(got.terms["cls"]) == pytest.approx(expected_cls, rel=1e-6)
+    assert float(got.terms["box"]) == pytest.approx(expected_box, rel=1e-6)
     assert got.total.item() == pytest.approx(expected_cls + expected_box, rel=1e-6)
     in_cls, in_loc = cls.gt_index >= 0, loc.gt_index >= 0
     counts = [int(in_cls.sum()), int(in_loc.sum()), int((in_cls & in_loc).sum())]
     assert counts[0] != counts[1], "with equal counts the normalisers could be exchanged"
-    assert [float(v) for v in got[3:6]] == counts
-    assert [float(v) for v in got[6:]] == [0.0, 0.0], "terms that are off"
+    assert {name: float(v) for name, v in got.counts.items()} == dict(zip(("cls", "loc", "both"), counts, strict=True))
+    assert got.terms.keys() == {"cls", "box"}, "the others are off"
 
 
 @every_box_loss
@@ -141,8 +141,8 @@ def test_a_perfect_box_costs_nothing(name):
     owner = problem.assignment.loc.gt_index.clamp(min=0)
     wanted = problem.targets.boxes.gather(1, owner[..., None].expand(-1, -1, 4))
     perfect = problem._replace(deltas=CODER.encode(wanted, problem.priors))
-    assert float(perfect.losses(LossConfig(box=config)).box) == pytest.approx(0.0, abs=1e-9)
-    assert float(problem.losses(LossConfig(box=config)).box) > 0.01
+    assert float(perfect.losses(LossConfig(box=config)).terms["box"]) == pytest.approx(0.0, abs=1e-9)
+    assert float(problem.losses(LossConfig(box=config)).terms["box"]) > 0.01
 
 
 def test_balanced_l1_is_finite_however_far_the_box_is():
@@ -184,9 +184,7 @@ def test_ignored_samples_contribute_nothing():
 def test_weights_of_samples_that_are_not_positive_mean_nothing():
     problem = random_problem(4)
     config = LossConfig()
-    heavy = [
-        labels._replace(weight=torch.where(labels.gt_index >= 0, labels.weight, 1.0)) for labels in problem.assignment
-    ]
+    heavy = [labels.replace(weight=torch.where(labels.gt_index >= 0, labels.weight, 1.0)) for labels in problem.tasks]
     got = problem.labelled(cls=heavy[0], loc=heavy[1]).losses(config).total
     assert got.item() == problem.losses(config).total.item()
 
@@ -197,9 +195,9 @@ def test_positives_of_the_other_task_do_not_normalise():
     none = Labels(torch.full_like(problem.assignment.cls.gt_index, -1), torch.zeros_like(problem.assignment.cls.weight))
     config = LossConfig()
     both = problem.losses(config)
-    assert float(problem.labelled(cls=none).losses(config).box) == float(both.box)
-    assert float(problem.labelled(loc=none).losses(config).cls) == float(both.cls)
-    assert float(problem.labelled(loc=none).losses(config).box) == 0.0
+    assert float(problem.labelled(cls=none).losses(config).terms["box"]) == float(both.terms["box"])
+    assert float(problem.labelled(loc=none).losses(config).terms["cls"]) == float(both.terms["cls"])
+    assert float(problem.labelled(loc=none).losses(config).terms["box"]) == 0.0
 
 
 def test_the_normaliser_is_clamped_at_one():
@@ -208,7 +206,7 @@ def test_the_normaliser_is_clamped_at_one():
     none = Labels(torch.full_like(problem.assignment.cls.gt_index, -1), torch.zeros_like(problem.assignment.cls.weight))
     got = problem.labelled(cls=none, loc=none).losses(LossConfig(cls=FocalLoss(alpha=-1, gamma=0)))
     assert got.total.item() == pytest.approx(F.softplus(problem.logits).sum().item())
-    assert [float(v) for v in got[3:]] == [0.0] * 5
+    assert [float(v) for v in got.counts.values()] == [0.0] * 3
 
 
 @every_box_loss
@@ -219,7 +217,7 @@ def test_soft_labels_weigh_positives_against_each_other(name):
     config = LossConfig(box=BOX_LOSSES[name][0])
 
     def box(weight):
-        return float(problem.labelled(loc=loc._replace(weight=weight)).losses(config).box)
+        return float(problem.labelled(loc=loc.replace(weight=weight)).losses(config).terms["box"])
 
     full, half = box(loc.weight), box(loc.weight / 2)
     assert float(loc.weight.sum()) > 20
@@ -238,10 +236,10 @@ def test_class_loss_is_divided_by_the_assigned_weights():
     config = LossConfig(cls=FocalLoss(target="iou"))
     divisor = float(cls.weight.sum())
     assert divisor > 5
-    got = [float(problem.labelled(cls=cls._replace(weight=cls.weight * f)).losses(config).cls) for f in (1, 3)]
+    got = [float(problem.labelled(cls=cls.replace(weight=cls.weight * f)).losses(config).terms["cls"]) for f in (1, 3)]
     assert got[0] == pytest.approx(3 * got[1])
-    ones = cls._replace(weight=(cls.gt_index >= 0).float())
-    hard = float(problem.labelled(cls=ones).losses(config).cls)
+    ones = cls.replace(weight=(cls.gt_index >= 0).float())
+    hard = float(problem.labelled(cls=ones).losses(config).terms["cls"])
     assert got[0] * divisor == pytest.approx(hard * float(ones.weight.sum()))
 
 
@@ -256,9 +254,9 @@ def test_a_batch_without_objects(name, empty):
     nothing = problem._replace(targets=EMPTY[empty](3), assignment=Assignment(labels, labels))
     got = nothing.losses(LossConfig(box=BOX_LOSSES[name][0]))
     got.total.backward()
-    assert float(got.box) == 0.0
+    assert float(got.terms["box"]) == 0.0
     assert torch.isfinite(got.total)
-    assert float(got.cls) > 0
+    assert float(got.terms["cls"]) > 0
     assert (problem.logits.grad != 0).all(), "every sample is background"
     assert problem.deltas.grad is not None
     assert (problem.deltas.grad == 0).all()
@@ -279,9 +277,9 @@ def test_every_parameter_gets_a_gradient_without_objects(network_and_images, ass
     network, images = network_and_images
     network.zero_grad(set_to_none=True)
     predictions = network(images, torch.tensor([[64, 64]] * 2))
-    priors, targets = network.priors(images), EMPTY[empty](2)
-    assignment = assigner(priors, predictions, targets)
-    losses = LossConfig(box=BOX_LOSSES[box][0])(priors, predictions, targets, assignment, network.coder, identity)
+    targets = EMPTY[empty](2)
+    assignment = assigner(predictions, targets)
+    losses = LossConfig(box=BOX_LOSSES[box][0])(predictions, targets, assignment, network.coder, identity)
     losses.total.backward()
     assert [n for n, p in network.named_parameters() if p.grad is None] == []
     assert all(torch.isfinite(p.grad).all() for p in network.parameters())
@@ -298,7 +296,7 @@ def test_every_parameter_gets_a_gradient_without_objects(network_and_images, ass
 def test_the_mean_of_two_workers_is_one_worker_with_all(name, cut):
     """The last image has no positive at all, so that with a cut at 3 the second worker is empty."""
     problem = random_problem(9, images=4)
-    for labels in problem.assignment:
+    for labels in problem.tasks:
         labels.gt_index[3] = -1
         labels.weight[3] = 0.0
     sums = assert_two_workers_are_one(problem, LossConfig(box=BOX_LOSSES[name][0]), cut)
@@ -308,8 +306,8 @@ def test_the_mean_of_two_workers_is_one_worker_with_all(name, cut):
 def test_this_workers_weights_are_what_is_averaged():
     problem = random_problem(10)
     seen = []
-    problem.losses(LossConfig(), mean=lambda own: seen.append(own) or own)
-    expected = [float(labels.weight.sum()) for labels in problem.assignment]
+    problem.losses(LossConfig(), mean=lambda own: seen.append(own) or own, quality="iou")
+    expected = [float(labels.weight.sum()) for labels in problem.tasks]
     expected.append(float((problem.assignment.loc.gt_index >= 0).sum()))
     assert [t.tolist() for t in seen] == [pytest.approx(expected)], "one collective for all terms"
 

@@ -55,7 +55,7 @@ def far_apart():
     raw = torch.tensor([0.9, 0.06, 0.04]).view(1, 3, 1)
     quality = torch.tensor([[0.1, 0.9, 0.9]]).logit()
     priors = Priors(boxes[0], torch.full((3,), 8.0), (3,))
-    return Predictions(raw.logit(), torch.zeros(1, 3, 4), boxes, quality), priors
+    return Predictions(priors, raw.logit(), torch.zeros(1, 3, 4), boxes, quality)
 
 
 @pytest.mark.parametrize(
@@ -64,12 +64,10 @@ def far_apart():
     [("product", [0.09, 0.054]), ("geometric_mean", [0.3, 0.054**0.5, 0.036**0.5])],
 )
 def test_the_threshold_is_compared_with_the_score_that_it_was_made_for(combine, kept, far_apart):
-    predictions, priors = far_apart
     config = FCOSConfig(backbone="resnet18", norm="gn", channels=32, rescoring={"combine": combine})
     network = config.build(1)
-    network._priors[(64, 64, "cpu")] = priors
     sizes = torch.tensor([[64, 64]])
-    detections, scores = network.detect(predictions, torch.zeros(1, 3, 64, 64), sizes, sizes)
+    detections, scores = network.detect(far_apart, sizes, sizes)
     torch.testing.assert_close(detections.scores[0], torch.tensor(kept), atol=1e-5, rtol=1e-5)
     assert list(scores) == ["raw", "rescored"]
 
@@ -82,11 +80,11 @@ def test_suppression_goes_by_the_ranking_score():
     """Two boxes of one object: the one with the better raw score has the worse rescored one and is suppressed."""
     boxes = torch.tensor([[[0.0, 0, 10, 10], [0.0, 0, 10, 9]]])
     priors = Priors(boxes[0], torch.full((2,), 8.0), (2,))
-    predictions = Predictions(torch.zeros(1, 2, 1), torch.zeros(1, 2, 4), boxes)
+    predictions = Predictions(priors, torch.zeros(1, 2, 1), torch.zeros(1, 2, 4), boxes)
     ranking, gate = torch.tensor([[[0.2], [0.3]]]), torch.tensor([[[0.9], [0.5]]])
     sizes = torch.tensor([[64, 64]])
-    out = PostProcess()(ranking, predictions, priors, sizes, sizes, gate=gate)
+    out = PostProcess()(ranking, predictions, sizes, sizes, gate=gate)
     assert out.scores[0].tolist() == pytest.approx([0.3])
     assert out.boxes[0, 0].tolist() == [0, 0, 10, 9]
-    nothing = PostProcess(score_threshold=0.95)(ranking, predictions, priors, sizes, sizes, gate=gate)
+    nothing = PostProcess(score_threshold=0.95)(ranking, predictions, sizes, sizes, gate=gate)
     assert nothing.scores.shape == (1, 0)

@@ -149,6 +149,7 @@ def test_the_ready_sweeps_are_valid(path):
     assert sweep.total >= 8
 
 
+@pytest.mark.slow
 def test_ray_is_not_imported_before_its_environment_is_set():
     """It reads the environment when it is imported, and `session` sets it."""
     code = "import sys, mgdet.cluster.tune, mgdet.sweep.config; print('ray' in sys.modules, 'mlflow' in sys.modules)"

@@ -10,7 +10,7 @@ from mgdet.config import load
 from mgdet.sweep.config import load_sweep
 from mgdet.sweep.report import importance, report, seeds_csv
 from mgdet.sweep.table import headline, seconds_per_epoch, table
-from mgdet.sweep.trials import Evaluation, TrialStore
+from mgdet.sweep.trials import EpochMetrics, TrialStore
 from tests.sweep.test_config import write
 
 SPACE = {
@@ -38,7 +38,7 @@ def made(tmp_path):
         trial = book.new(sweep, params, settings)
         for epoch in range(1, 5 if i < 7 else 3):
             metrics = {"val/AP": 0.01 * i * epoch, "val/divergence": 0.9 - 0.05 * i + 0.01 * (i % 2)}
-            trial.evaluations.append(Evaluation(epoch=epoch, metrics=metrics, time=100.0 * epoch))
+            trial.evaluations.append(EpochMetrics(epoch=epoch, metrics=metrics, time=100.0 * epoch))
         trial.state = "finished" if i < 7 else ["stopped", "failed", "running"][i - 7]
         trial.reason = {7: "asha: too bad", 8: "NonFiniteError: a gradient, or so"}.get(i, "")
     return sweep, book.trials

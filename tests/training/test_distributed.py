@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 ALONE = World(0, 1, CPU)
 CLASSES = 3
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("two workers")]
+pytestmark = pytest.mark.slow
 
 
 def make_batch(seed, objects):
@@ -49,7 +49,8 @@ def concatenated(a, b):
         [t.boxes[i][t.valid[i]] for t in (a.targets, b.targets) for i in range(len(t.boxes))],
         [t.labels[i][t.valid[i]] for t in (a.targets, b.targets) for i in range(len(t.boxes))],
     )
-    return Batch(*(targets if n == "targets" else torch.cat([v, getattr(b, n)]) for n, v in a._asdict().items()))
+    joined = {n: torch.cat([v, getattr(b, n)]) for n, v in a.fields().items() if n != "targets"}
+    return Batch(**joined, targets=targets)
 
 
 FCOS = {

@@ -1,9 +1,6 @@
 """A gradient that is not finite stops the training with everything that is needed to see why."""
 
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,8 +13,7 @@ from mgdet.training.loop import Worker
 from mgdet.training.nonfinite import load_capture
 from tests.faults import note
 from tests.small import small_experiment
-
-ROOT = Path(__file__).parents[2]
+from tests.trained_runs import call, import_job
 
 
 def test_capture_and_replay(tmp_path):
@@ -36,12 +32,8 @@ def test_capture_and_replay(tmp_path):
 
     path = next(word for word in str(error.value).split() if word.endswith(".pt"))
     assert len(load_capture(path)["batches"]) == 1
-    out = subprocess.run(
-        [sys.executable, str(ROOT / "jobs" / "replay.py"), path],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=tmp_path,
-    ).stdout
+    answer = call(import_job("replay"), path)
+    assert answer.status == 0, answer.err
+    out = answer.out
     assert "not finite before the step: head.regression_head.bbox_reg.weight" in out
     assert out.count("first layer not finite: head.regression_head.bbox_reg") == 2

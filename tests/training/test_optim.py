@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from mgdet.training.config import AdamWConfig, CosineConfig, EMAConfig, MultiStepConfig, SGDConfig
-from mgdet.training.optim import EMA, build_optimizer, build_schedule, learning_rate_factor, resolve_warmup
+from mgdet.training.config import EMAConfig
+from mgdet.training.optim import EMA, build_optimizer, build_schedule
+from mgdet.training.optimizers import SGD, Adam, AdamW
+from mgdet.training.schedules import Constant, Cosine, MultiStep, Span
 
 # --- schedule
 
@@ -18,48 +20,52 @@ from mgdet.training.optim import EMA, build_optimizer, build_schedule, learning_
     ("config", "table"),
     [
         (
-            MultiStepConfig(milestones=(0.5, 1.5), gamma=0.1, warmup_steps=0),
+            MultiStep(milestones=(0.5, 1.5), gamma=0.1, warmup_steps=0),
             {0: 1, 4: 1, 5: 0.1, 14: 0.1, 15: 0.01, 19: 0.01},
         ),
         (
-            MultiStepConfig(milestones=(1, 1.24), gamma=0.5, warmup_steps=4, warmup_factor=0.2),
+            MultiStep(milestones=(1, 1.24), gamma=0.5, warmup_steps=4, warmup_factor=0.2),
             {0: 0.2, 1: 0.4, 2: 0.6, 3: 0.8, 4: 1, 9: 1, 10: 0.5, 11: 0.5, 12: 0.25},
         ),
         (
-            CosineConfig(warmup_steps=4, warmup_factor=0.2, final_factor=0.1),
+            Cosine(warmup_steps=4, warmup_factor=0.2, final_factor=0.1),
             {0: 0.2, 3: 0.8, 4: 1, 12: 0.55, 20: 0.1, 1000: 0.1},
         ),
         (
-            CosineConfig(warmup_steps=0),
+            Cosine(warmup_steps=0),
             {0: 1, 5: 0.5 + math.sqrt(0.5) / 2, 10: 0.5, 15: 0.5 - math.sqrt(0.5) / 2, 20: 0},
         ),
-        (CosineConfig(warmup_factor=0.5), {0: 0.5, 1: 0.75, 2: 1, 11: 0.5, 20: 0}),
+        (Cosine(warmup_factor=0.5), {0: 0.5, 1: 0.75, 2: 1, 11: 0.5, 20: 0}),
+        (Constant(warmup_steps=4, warmup_factor=0.2), {0: 0.2, 3: 0.8, 4: 1, 19: 1, 1000: 1}),
     ],
-    ids=["fractional milestones", "warm-up and milestones", "warm-up and cosine", "cosine", "automatic warm-up"],
+    ids=[
+        *("fractional milestones", "warm-up and milestones", "warm-up and cosine", "cosine", "automatic warm-up"),
+        "constant",
+    ],
 )
 def test_table(config, table):
     """Two epochs of ten steps."""
-    got = {step: learning_rate_factor(config, step, steps_per_epoch=10, total_steps=20) for step in table}
+    got = {step: config(step, Span(steps_per_epoch=10, total_steps=20)) for step in table}
     assert got == pytest.approx(table, abs=1e-12)
 
 
 @pytest.mark.parametrize(("total", "expected"), [(0, 0), (9, 0), (10, 1), (4999, 499), (5000, 500), (10**6, 500)])
 def test_automatic_warmup_is_a_tenth_of_the_training_up_to_500(total, expected):
-    assert resolve_warmup(CosineConfig(), total) == expected
-    assert resolve_warmup(CosineConfig(warmup_steps=7), total) == 7
+    assert Cosine().warmup(total) == Cosine().resolved_for(total).warmup_steps == expected
+    assert Cosine(warmup_steps=7).resolved_for(total) == Cosine(warmup_steps=7)
 
 
-@pytest.mark.parametrize("config", [CosineConfig(warmup_steps=30), MultiStepConfig(warmup_steps=30)], ids=["cos", "ms"])
+@pytest.mark.parametrize("config", [Cosine(warmup_steps=30), MultiStep(warmup_steps=30)], ids=["cos", "ms"])
 def test_a_warmup_longer_than_the_training_is_no_division_by_zero(config):
-    factors = [learning_rate_factor(config, step, 10, 20) for step in range(40)]
+    factors = [config(step, Span(10, 20)) for step in range(40)]
     assert factors[:20] == sorted(factors[:20])
     assert all(0 <= f <= 1 for f in factors)
 
 
 def test_the_optimizer_takes_its_steps_with_these_rates():
     network = nn.Linear(2, 1)
-    optimizer = build_optimizer(network, SGDConfig(lr=0.4))
-    config = MultiStepConfig(milestones=(1,), gamma=0.5, warmup_steps=2, warmup_factor=0.5)
+    optimizer = build_optimizer(network, SGD(lr=0.4))
+    config = MultiStep(milestones=(1,), gamma=0.5, warmup_steps=2, warmup_factor=0.5)
     schedule = build_schedule(optimizer, config, steps_per_epoch=3, total_steps=6)
     used = []
     for _ in range(6):
@@ -96,7 +102,7 @@ def decays(network, optimizer):
     return dict(listed)
 
 
-@pytest.mark.parametrize("config", [SGDConfig, AdamWConfig])
+@pytest.mark.parametrize("config", [SGD, AdamW, Adam])
 def test_norms_and_biases_do_not_decay(config):
     network = Net()
     got = decays(network, build_optimizer(network, config(weight_decay=0.1, decay_norm_and_bias=False)))
@@ -109,14 +115,14 @@ def test_norms_and_biases_do_not_decay(config):
 def test_a_matrix_decays():
     """The weights of a linear layer have two dimensions only."""
     network = nn.Linear(3, 2)
-    got = decays(network, build_optimizer(network, AdamWConfig(weight_decay=0.1)))
+    got = decays(network, build_optimizer(network, AdamW(weight_decay=0.1)))
     assert got == {"weight": 0.1, "bias": 0.0}
 
 
 def test_decay_reaches_the_weights():
     """With a gradient of zero AdamW multiplies weights by 1 - lr * decay and leaves the others alone."""
     network = Net()
-    optimizer = build_optimizer(network, AdamWConfig(lr=0.5, weight_decay=0.1))
+    optimizer = build_optimizer(network, AdamW(lr=0.5, weight_decay=0.1))
     before = deepcopy(network.state_dict())
     for p in network.parameters():
         p.grad = torch.zeros_like(p)
@@ -130,10 +136,11 @@ def test_decay_reaches_the_weights():
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
-        (SGDConfig(lr=0.3, momentum=0.8), {"lr": 0.3, "momentum": 0.8, "nesterov": False}),
-        (AdamWConfig(lr=0.2, betas=(0.7, 0.9)), {"lr": 0.2, "betas": (0.7, 0.9)}),
+        (SGD(lr=0.3, momentum=0.8), {"lr": 0.3, "momentum": 0.8, "nesterov": False}),
+        (AdamW(lr=0.2, betas=(0.7, 0.9)), {"lr": 0.2, "betas": (0.7, 0.9), "decoupled_weight_decay": True}),
+        (Adam(lr=0.2, betas=(0.7, 0.9)), {"lr": 0.2, "betas": (0.7, 0.9), "decoupled_weight_decay": False}),
     ],
-    ids=["sgd", "adamw"],
+    ids=["sgd", "adamw", "adam"],
 )
 def test_settings_reach_the_optimizer(config, expected):
     for group in build_optimizer(Net(), config).param_groups:
@@ -222,9 +229,9 @@ def test_the_average_goes_on_after_a_round_trip():
 # --- resuming
 
 
-@pytest.mark.parametrize("config", [SGDConfig(lr=0.05), AdamWConfig(lr=0.01)], ids=["sgd", "adamw"])
+@pytest.mark.parametrize("config", [SGD(lr=0.05), AdamW(lr=0.01), Adam(lr=0.01)], ids=["sgd", "adamw", "adam"])
 def test_a_resumed_optimizer_goes_on_as_if_never_stopped(config):
-    cosine = CosineConfig(warmup_steps=2)
+    cosine = Cosine(warmup_steps=2)
     x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
     def build():
@@ -255,7 +262,7 @@ def test_a_resumed_optimizer_goes_on_as_if_never_stopped(config):
             optimizer.load_state_dict(saved["optimizer"])
         schedule.last_epoch = 3
         for group in optimizer.param_groups:
-            group["lr"] = config.lr * learning_rate_factor(cosine, 3, 3, 6)
+            group["lr"] = config.lr * cosine(3, Span(3, 6))
         for _ in range(3):
             step(network, optimizer, schedule)
         return network.state_dict()

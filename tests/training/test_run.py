@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from mgdet.errors import ConfigError
-from mgdet.runs.record import Run, log_directory, open_run, save_run, set_old_journal_aside, summarise
+from mgdet.errors import ConfigError, DataError
+from mgdet.runs.launch import training_images
+from mgdet.runs.record import Record, log_directory, open_run, save_run, set_old_journal_aside, summarise
 from mgdet.training.checkpoint import CheckpointStore
 from tests.small import small_experiment
 
@@ -38,7 +39,7 @@ def test_nothing_there(tmp_path):
 def test_the_same_experiment_finds_its_run(tmp_path):
     experiment = small_experiment(tmp_path)
     save(experiment, "an-mlflow-id")
-    assert open_run(experiment) == Run(json.loads(json.dumps(experiment.identity())), "an-mlflow-id")
+    assert open_run(experiment) == Record(json.loads(json.dumps(experiment.identity())), "an-mlflow-id")
     assert open_run(experiment.model_copy(update={"name": "other"})) is None
     assert (run_directory(experiment) / "config.yaml").read_text() == experiment.to_yaml()
 
@@ -165,13 +166,20 @@ def test_what_cannot_be_read_is_not_taken_for_nothing(tmp_path):
         open_run(small_experiment(tmp_path))
 
 
+@pytest.mark.parametrize("key", ["train_split", "val_split"])
+def test_a_split_that_the_data_set_lacks(tmp_path, key):
+    data = small_experiment(tmp_path).data
+    with pytest.raises(DataError, match=r"no split 'other'\. It has: train, val"):
+        training_images(data.model_copy(update={key: "other"}))
+
+
 # --- summarise
 
 
 def checkpoint(experiment, step, epoch, **metrics):
     store = CheckpointStore(experiment.run_uri, keep_best=10)
     named = {k.replace("_", "/"): v for k, v in metrics.items()}
-    return store.path(store.save({"model": {}}, step=step, epoch=epoch, metrics=named))
+    return str(store.path(store.save({"model": {}}, step=step, epoch=epoch, metrics=named)))
 
 
 def test_no_checkpoint_no_summary(tmp_path):
@@ -231,10 +239,10 @@ def test_a_run_whose_last_checkpoint_was_cut_short_is_not_finished(tmp_path):
     first = store.save({"model": {}}, step=3, epoch=1, metrics={"val/AP": 0.1})
     last = store.save({"model": {}}, step=6, epoch=experiment.train.epochs, metrics={"val/AP": 0.2})
     assert summarise(experiment).already_finished
-    with open(store.path(last), "r+b") as file:
+    with open(store.path(last).path, "r+b") as file:
         file.truncate(last.size // 2)
     reached = summarise(experiment)
     assert not reached.already_finished
-    assert reached.checkpoint == store.path(first)
-    Path(store.path(first)).unlink()
+    assert reached.checkpoint == str(store.path(first))
+    store.path(first).delete()
     assert summarise(experiment) is None

@@ -1,4 +1,4 @@
-"""Box losses: one number for each prior against one box for each prior."""
+"""Losses of the localization task: one number for each prior, against one box for each prior."""
 
 import math
 from abc import abstractmethod
@@ -9,16 +9,18 @@ from pydantic import Field
 from torch import Tensor
 
 from mgdet.boxes import giou
-from mgdet.config_base import ByName, Config
+from mgdet.config_base import ByName
 from mgdet.models.coder import Coder
-from mgdet.models.losses.targets import centerness, is_positive, own_iou
-from mgdet.structures import Labels, Predictions, Priors
+from mgdet.models.losses.base import LossInputs, LossTerm, Term
+from mgdet.models.losses.targets import box_targets, centerness, is_positive, own_iou
+from mgdet.structures import Labels, Predictions
 
 BoxWeighting = Literal["assigned", "iou", "centerness", "score"]
 
 
-class _BoxLoss(Config):
-    weight: float = Field(default=1.0, ge=0, description="factor of this term in the total loss")
+class BoxTerm(LossTerm):
+    """The loss of the positives, each times its weight, divided by the sum of these weights."""
+
     weighted_by: BoxWeighting = Field(
         default="assigned",
         description="what multiplies a positive's weight: nothing, the IoU of its box with its object, the centre-ness "
@@ -26,10 +28,10 @@ class _BoxLoss(Config):
     )
 
     @abstractmethod
-    def __call__(self, predictions: Predictions, boxes: Tensor, priors: Priors, coder: Coder) -> Tensor:
+    def __call__(self, predictions: Predictions, boxes: Tensor, coder: Coder) -> Tensor:
         """Loss `[B, A]` of every prior against one box per prior `[B, A, 4]`."""
 
-    def weights(self, labels: Labels, predictions: Predictions, boxes: Tensor, priors: Priors) -> Tensor:
+    def weights(self, labels: Labels, predictions: Predictions, boxes: Tensor) -> Tensor:
         """Weight `[B, A]` of every prior whose target is `boxes` `[B, A, 4]`: 0 if not positive; no gradient.
 
         iou: VarifocalNet (Zhang et al., CVPR 2021) and ATSS-MG; centerness: FCOS's code (Tian et al., ICCV 2019);
@@ -39,25 +41,33 @@ class _BoxLoss(Config):
         if self.weighted_by == "iou":
             weights = weights * own_iou(predictions, boxes)
         elif self.weighted_by == "centerness":
-            weights = weights * centerness(priors, boxes)
+            weights = weights * centerness(predictions.priors, boxes)
         elif self.weighted_by == "score":
             weights = weights * predictions.logits.detach().amax(dim=-1).sigmoid()
         return torch.where(is_positive(labels), weights, 0.0)
 
+    def term(self, inputs: LossInputs) -> Term:
+        """See `LossTerm`."""
+        predictions, labels = inputs.predictions, inputs.assignment.loc
+        boxes, positive = box_targets(labels, inputs.targets, predictions.priors)
+        weights = self.weights(labels, predictions, boxes)
+        loss = self(predictions, boxes, inputs.coder)
+        return Term(torch.where(positive, loss * weights, 0.0).sum(), weights.sum())
 
-class _CodedLoss(_BoxLoss):
+
+class CodedTerm(BoxTerm):
     """Box losses on encoded offsets, summed over the four."""
 
     @abstractmethod
     def of_difference(self, difference: Tensor) -> Tensor:
         """Elementwise penalty of an absolute difference."""
 
-    def __call__(self, predictions: Predictions, boxes: Tensor, priors: Priors, coder: Coder) -> Tensor:
+    def __call__(self, predictions: Predictions, boxes: Tensor, coder: Coder) -> Tensor:
         """Loss `[B, A]` of every prior against one box per prior `[B, A, 4]`, summed over the four offsets."""
-        return self.of_difference((predictions.deltas - coder.encode(boxes, priors)).abs()).sum(dim=-1)
+        return self.of_difference((predictions.deltas - coder.encode(boxes, predictions.priors)).abs()).sum(dim=-1)
 
 
-class L1Loss(_CodedLoss):
+class L1Loss(CodedTerm):
     """Mean absolute difference of the offsets; torchvision's and mmdetection's RetinaNet."""
 
     name: Literal["l1"] = "l1"
@@ -67,7 +77,7 @@ class L1Loss(_CodedLoss):
         return difference
 
 
-class SmoothL1Loss(_CodedLoss):
+class SmoothL1Loss(CodedTerm):
     """Huber-like L1 (Girshick, ICCV 2015, equation 3), quadratic below `beta`."""
 
     name: Literal["smooth_l1"] = "smooth_l1"
@@ -78,7 +88,7 @@ class SmoothL1Loss(_CodedLoss):
         return torch.where(difference < self.beta, 0.5 * difference**2 / self.beta, difference - 0.5 * self.beta)
 
 
-class BalancedL1Loss(_CodedLoss):
+class BalancedL1Loss(CodedTerm):
     """Balanced L1 (Pang et al., CVPR 2019, equations 9 and 10); Mutual Guidance's box loss.
 
     The authors of Mutual Guidance divide by 4 times the positives: `weight: 0.25` gives theirs.
@@ -99,12 +109,12 @@ class BalancedL1Loss(_CodedLoss):
         return torch.where(difference < self.beta, curved, self.gamma * difference + constant)
 
 
-class GIoULoss(_BoxLoss):
+class GIoULoss(BoxTerm):
     """1 - GIoU of the decoded box (Rezatofighi et al., CVPR 2019, Algorithm 1)."""
 
     name: Literal["giou"] = "giou"
 
-    def __call__(self, predictions: Predictions, boxes: Tensor, priors: Priors, coder: Coder) -> Tensor:
+    def __call__(self, predictions: Predictions, boxes: Tensor, coder: Coder) -> Tensor:
         """Loss `[B, A]` of every prior against one box per prior `[B, A, 4]`."""
         return 1 - giou(predictions.boxes, boxes)
 

@@ -1,4 +1,4 @@
-"""Classification losses: elementwise, on logits, against targets in [0, 1]."""
+"""Losses of the classification task: one number for each logit, against targets in [0, 1]."""
 
 from abc import abstractmethod
 from typing import Annotated, Literal
@@ -9,12 +9,15 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torchvision.ops import sigmoid_focal_loss
 
-from mgdet.config_base import ByName, Config
-from mgdet.models.losses.targets import full_precision
+from mgdet.config_base import ByName
+from mgdet.models.losses.base import LossInputs, LossTerm, Term
+from mgdet.models.losses.targets import box_targets, class_targets, full_precision, is_positive, own_iou
+from mgdet.structures import IGNORED
 
 
-class _ClassLoss(Config):
-    weight: float = Field(default=1.0, ge=0, description="factor of this term in the total loss")
+class ClassTerm(LossTerm):
+    """The loss of every prior that is not ignored, divided by the sum of the positives' assigned weights."""
+
     target: Literal["assigned", "iou"] = Field(
         default="iou",
         description="target of a positive at its object's class: its label's weight, or its own box's IoU with it",
@@ -24,8 +27,19 @@ class _ClassLoss(Config):
     def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
         """Elementwise loss of logits `[B, A, C]` against targets in [0, 1] of the same shape; at least float32."""
 
+    def term(self, inputs: LossInputs) -> Term:
+        """See `LossTerm`."""
+        predictions, targets, labels = inputs.predictions, inputs.targets, inputs.assignment.cls
+        assigned = torch.where(is_positive(labels), labels.weight, 0.0).sum()
+        taking_part = labels.gt_index != IGNORED
+        if self.target == "iou":
+            boxes, _ = box_targets(labels, targets, predictions.priors)
+            labels = labels.replace(weight=own_iou(predictions, boxes))
+        loss = self(predictions.logits, class_targets(labels, targets, predictions.logits))
+        return Term(torch.where(taking_part, loss.sum(dim=-1), 0.0).sum(), assigned)
 
-class FocalLoss(_ClassLoss):
+
+class FocalLoss(ClassTerm):
     """Sigmoid focal loss (Lin et al., ICCV 2017, equation 5); Mutual Guidance uses gamma 1, RetinaNet 2."""
 
     name: Literal["focal"] = "focal"
@@ -41,7 +55,7 @@ class FocalLoss(_ClassLoss):
         return sigmoid_focal_loss(full_precision(logits), target, self.alpha, self.gamma)  # type: ignore[no-any-return]  # untyped
 
 
-class QualityFocalLoss(_ClassLoss):
+class QualityFocalLoss(ClassTerm):
     """Quality focal loss (Li et al., Generalized Focal Loss, NeurIPS 2020, the equation that defines QFL).
 
     The gradient goes through the factor |y - p|^beta too, as in the released implementation.
@@ -58,7 +72,7 @@ class QualityFocalLoss(_ClassLoss):
         return distance**self.beta * binary_cross_entropy_with_logits(logits, target, reduction="none")
 
 
-class VarifocalLoss(_ClassLoss):
+class VarifocalLoss(ClassTerm):
     """Varifocal loss (Zhang et al., VarifocalNet, CVPR 2021, the equation that defines it).
 
     Negative is what has target 0; with `target: iou` that includes a positive whose box misses its object. The gradient

@@ -6,13 +6,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mgdet.config_base import Config
+from mgdet.models.losses.base import LossInputs, LossTerm, Term
+from mgdet.models.losses.targets import box_targets, class_of, own_iou
 
 MIN_VARIANCE = 1e-12
 """Below it (a standard deviation of 1e-6) a side counts as constant: rounding alone gives float32 scores that much."""
 
 
-class CorrelationLoss(Config):
+class CorrelationLoss(LossTerm):
     """1 - rho(score, IoU) over the classification positives of a worker's batch; gradients reach the scores only.
 
     concordance: Lin's coefficient (1989); pearson; spearman: Pearson's of the ranks, those of the scores made
@@ -46,6 +47,13 @@ class CorrelationLoss(Config):
         moments = _Moments.of(x, y, mask)
         rho = moments.concordance() if self.kind == "concordance" else moments.pearson()
         return torch.where(moments.defined, 1 - rho, 0.0)
+
+    def term(self, inputs: LossInputs) -> Term:
+        """See `LossTerm`; it has no normaliser, since each worker correlates its own positives."""
+        predictions, targets, labels = inputs.predictions, inputs.targets, inputs.assignment.cls
+        boxes, positive = box_targets(labels, targets, predictions.priors)
+        score = predictions.logits.gather(2, class_of(labels, targets)[..., None]).squeeze(2).sigmoid()
+        return Term(self(score, own_iou(predictions, boxes), positive))
 
 
 class _Moments(NamedTuple):

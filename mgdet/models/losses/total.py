@@ -1,6 +1,7 @@
-"""All losses of a batch, each normalised by its own positives over all workers."""
+"""The sum of all loss terms of a batch, each normalised by its own positives over all workers."""
 
 from collections.abc import Callable
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -9,109 +10,71 @@ from torch import Tensor
 
 from mgdet.config_base import Config
 from mgdet.models.coder import Coder
+from mgdet.models.losses.base import LossInputs, LossTerm, Term
 from mgdet.models.losses.box import BoxLoss, L1Loss
 from mgdet.models.losses.classification import ClassLoss, FocalLoss
 from mgdet.models.losses.correlation import CorrelationLoss
 from mgdet.models.losses.quality import QualityKind, QualityLoss
-from mgdet.models.losses.targets import box_targets, class_of, class_targets, full_precision, is_positive, own_iou
-from mgdet.structures import IGNORED, Assignment, Labels, Predictions, Priors, Targets
+from mgdet.models.losses.targets import full_precision, is_positive
+from mgdet.structures import Assignment, Predictions, Targets
 
 MeanOverWorkers = Callable[[Tensor], Tensor]
 """Mean of a tensor over all workers (the identity for one worker)."""
 
 
-class LossConfig(Config):
-    """The losses; total = cls + box + quality + correlation, each with its own `weight`."""
+class Losses(NamedTuple):
+    """The losses of a batch on one worker: scalar tensors on its device."""
 
-    cls: ClassLoss = FocalLoss()
-    box: BoxLoss = L1Loss()
-    quality: QualityLoss = QualityLoss()
+    total: Tensor  # to be differentiated
+    terms: dict[str, Tensor]  # what it is the sum of, by field of `LossConfig`; without a gradient
+    counts: dict[str, Tensor]  # positives of `cls`, of `loc` and of `both` tasks, summed over the images
+
+
+class LossConfig(Config):
+    """The terms of the loss: every field is one, and the total is their weighted sum. `null` leaves one out."""
+
+    cls: ClassLoss = Field(default=FocalLoss(), description="loss of the classification task")
+    box: BoxLoss = Field(default=L1Loss(), description="loss of the localization task")
+    quality: QualityLoss = Field(default=QualityLoss(), description="loss of the quality branch, where there is one")
     correlation: CorrelationLoss | None = Field(
         default=None, description="adds 1 - correlation of score and IoU over the positives; null: no such term"
     )
 
     def __call__(
         self,
-        priors: Priors,
         predictions: Predictions,
         targets: Targets,
         assignment: Assignment,
         coder: Coder,
         mean_over_workers: MeanOverWorkers,
         quality: QualityKind = "none",
-    ) -> "Losses":
+    ) -> Losses:
         """Scalars of this worker, for a gradient that is *averaged* over workers; `quality` says what the branch is.
 
-        Classification is divided by the sum of its positives' assigned weights, boxes by the sum of their positives'
-        final weights, quality by the number of those positives: sums over all workers per worker, at least 1. So (with
-        that much in the mean) the averaged gradient is that of one worker with the whole batch, except for the
-        correlation, which each worker takes over its own positives. Every prior takes part, masked: a batch without
-        objects runs the same graph and the same collective. Nothing waits for the device.
+        A term is divided by the mean of its normaliser over workers, at least 1: the sum of the positives' weights in
+        classification and localization, the number of positives of the quality branch. So (with that much in the mean)
+        the averaged gradient is that of one worker with the whole batch, except for the correlation, which each worker
+        takes over its own positives. Every prior takes part, masked: a batch without objects runs the same graph and
+        the same collective. Nothing waits for the device.
         """
-        predictions = _in_full_precision(predictions)
-        boxes, positive = box_targets(assignment.loc, targets, priors)
-        weights = self.box.weights(assignment.loc, predictions, boxes, priors)
-        sums = [_assigned(assignment.cls).sum(), weights.sum(), positive.sum().to(weights.dtype)]
-        of_cls, of_box, of_quality = mean_over_workers(torch.stack(sums)).clamp(min=1).unbind()
-
-        cls = self._cls(priors, predictions, targets, assignment.cls) / of_cls
-        box = self.box(predictions, boxes, priors, coder)
-        box = self.box.weight * torch.where(positive, box * weights, 0.0).sum() / of_box
-        total, off = cls + box, torch.zeros_like(box)
-        branch = correlation = off
-        if quality != "none":
-            branch = torch.where(positive, self.quality(quality, predictions, boxes, priors), 0.0)
-            branch = self.quality.weight * branch.sum() / of_quality
-            total = total + branch
-        if self.correlation is not None:
-            correlation = self._correlation(self.correlation, priors, predictions, targets, assignment.cls)
-            total = total + correlation
-        terms = [term.detach() for term in (cls, box, branch, correlation)]
-        return Losses(total, *terms[:2], *_counts(assignment), *terms[2:])
-
-    def _cls(self, priors: Priors, predictions: Predictions, targets: Targets, labels: Labels) -> Tensor:
-        taking_part = labels.gt_index != IGNORED
-        if self.cls.target == "iou":
-            labels = labels._replace(weight=own_iou(predictions, box_targets(labels, targets, priors)[0]))
-        loss = self.cls(predictions.logits, class_targets(labels, targets, predictions.logits))
-        return self.cls.weight * torch.where(taking_part, loss.sum(dim=-1), 0.0).sum()
-
-    @staticmethod
-    def _correlation(
-        loss: CorrelationLoss, priors: Priors, predictions: Predictions, targets: Targets, labels: Labels
-    ) -> Tensor:
-        boxes, positive = box_targets(labels, targets, priors)
-        score = predictions.logits.gather(2, class_of(labels, targets)[..., None]).squeeze(2).sigmoid()
-        return loss.weight * loss(score, own_iou(predictions, boxes), positive)
+        inputs = LossInputs(predictions.map(full_precision), targets, assignment, coder, quality)
+        weights = {name: value.weight for name, value in self if isinstance(value, LossTerm)}
+        found = {name: getattr(self, name).term(inputs) for name in weights}
+        present = {name: term for name, term in found.items() if term is not None}
+        divisors = _divisors(present, mean_over_workers)
+        terms = {name: weights[name] * term.value / divisors[name] for name, term in present.items()}
+        shown = {name: term.detach() for name, term in terms.items()}
+        return Losses(reduce(torch.add, terms.values()), shown, _counts(assignment))
 
 
-class Losses(NamedTuple):
-    """Scalar tensors on the device of the batch."""
-
-    total: Tensor  # to be differentiated
-    cls: Tensor
-    box: Tensor
-    positives_cls: Tensor  # how many this worker has, summed over its images
-    positives_loc: Tensor
-    positives_both: Tensor  # positive for both tasks
-    quality: Tensor  # 0 where there is no such term
-    correlation: Tensor
+def _divisors(terms: dict[str, Term], mean_over_workers: MeanOverWorkers) -> dict[str, Tensor | float]:
+    """What each term is divided by; all normalisers are averaged over workers in one collective."""
+    own = {name: term.normaliser for name, term in terms.items() if term.normaliser is not None}
+    dtype = next(iter(terms.values())).value.dtype
+    means = mean_over_workers(torch.stack([n.to(dtype) for n in own.values()])).clamp(min=1).unbind()
+    return {**dict.fromkeys(terms, 1.0), **dict(zip(own, means, strict=True))}
 
 
-def _assigned(labels: Labels) -> Tensor:
-    return torch.where(is_positive(labels), labels.weight, 0.0)
-
-
-def _counts(assignment: Assignment) -> list[Tensor]:
+def _counts(assignment: Assignment) -> dict[str, Tensor]:
     cls, loc = is_positive(assignment.cls), is_positive(assignment.loc)
-    return [mask.sum().float() for mask in (cls, loc, cls & loc)]
-
-
-def _in_full_precision(predictions: Predictions) -> Predictions:
-    quality = predictions.quality
-    return Predictions(
-        full_precision(predictions.logits),
-        full_precision(predictions.deltas),
-        full_precision(predictions.boxes),
-        None if quality is None else full_precision(quality),
-    )
+    return {name: mask.sum().float() for name, mask in (("cls", cls), ("loc", loc), ("both", cls & loc))}

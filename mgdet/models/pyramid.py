@@ -1,0 +1,60 @@
+"""The feature pyramid (Lin et al., CVPR 2017) over any backbone, from torchvision's parts."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelP6P7
+
+from mgdet.errors import ConfigError
+from mgdet.models.backbones.base import STRIDES
+from mgdet.models.norm import Norm, norm_layer
+
+PROBE = 64
+"""Side in pixels of the black image that finds out a backbone's maps."""
+
+
+class Pyramid(nn.Module):
+    """P3 to P7 over a backbone's maps; parameter names are those of torchvision's `BackboneWithFPN`.
+
+    `body` gives a list of maps at strides 8, 16 and 32 for images `[B, 3, H, W]`. Raises `ConfigError`, which begins
+    with `name`, where it does not.
+    """
+
+    def __init__(
+        self, body: nn.Module, name: str, *, channels: int, p6_from: Literal["p5", "c5"], norm: Norm = "none"
+    ) -> None:
+        super().__init__()
+        self.body = body
+        widths = _channels_of_maps(body, name)
+        self.fpn = FeaturePyramidNetwork(
+            widths,
+            channels,
+            LastLevelP6P7(channels if p6_from == "p5" else widths[-1], channels),
+            norm_layer(norm),
+        )
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Five maps `[B, channels, H/2^l, W/2^l]`, from P3 to P7."""
+        maps: dict[str, Tensor] = self.fpn({str(i): m for i, m in enumerate(self.body(images))})
+        return maps
+
+
+@torch.no_grad()
+def _channels_of_maps(body: nn.Module, name: str) -> list[int]:
+    """What a black image shows: no random number is drawn, no statistic changes."""
+    training = body.training
+    body.eval()
+    try:
+        maps: list[Tensor] = body(torch.zeros(1, 3, PROBE, PROBE))
+    except (AssertionError, RuntimeError, ValueError, IndexError) as error:
+        raise ConfigError(
+            f"{name}: refuses an image of {PROBE} x {PROBE} pixels ({error}); a detector needs a backbone that takes "
+            "images of any size"
+        ) from error
+    body.train(training)
+    found = [tuple(PROBE / side for side in m.shape[2:]) for m in maps]
+    if found != [(s, s) for s in STRIDES]:
+        shown = ", ".join(" x ".join(f"{s:g}" for s in sides) for sides in found)
+        raise ConfigError(f"{name}: gives maps at strides {shown}; the pyramid needs 8, 16, 32")
+    return [m.shape[1] for m in maps]

@@ -1,0 +1,29 @@
+"""Text for people (URIs without passwords: test_security.py)."""
+
+import pytest
+
+from mgdet.text import duration, first_line, first_of
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, ""), (1, "0"), (3, "0, 1, 2"), (4, "0, 1, 2, and 1 more"), (1000, "0, 1, 2, and 997 more")],
+)
+def test_first_of(count, text):
+    assert first_of(range(count), 3) == text
+
+
+def test_first_of_lines():
+    assert first_of(["a", "b", "c"], 2, "\n  ") == "a\n  b\n  and 1 more"
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(3.6, "4 s"), (185, "3 min 05 s"), (7620, "2 h 07 min")])
+def test_duration(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_first_line():
+    assert first_line(ValueError("\n  what\nwhere")) == "what"
+    assert first_line(KeyError()) == "KeyError"
+    assert first_line(OSError("no s3://me:secret@bucket")) == "no s3://bucket"
+    assert len(first_line(OSError(1000 * "x"))) == 300
