@@ -239,7 +239,10 @@ def prepare(
 
 
 def load(
-    source: str | os.PathLike[str], overrides: Overrides = (), device: "torch.device | str | None" = None
+    source: str | os.PathLike[str],
+    overrides: Overrides = (),
+    device: "torch.device | str | None" = None,
+    plugins: Sequence[str] = (),
 ) -> TrainedDetector:
     """A trained detector, ready to predict and to be evaluated.
 
@@ -248,6 +251,7 @@ def load(
             or a URI.
         overrides: keys that mean something for weights that are there already, such as `model.postprocess.nms_iou`.
         device: by default the first GPU, without one the CPU.
+        plugins: modules or entry points that it was trained with; a module may lie in the working directory.
 
     Nothing that a checkpoint holds is executed.
 
@@ -259,7 +263,7 @@ def load(
     import torch
 
     where = None if device is None else torch.device(device)
-    return TrainedDetector(load_detector(os.fspath(source), overrides, where))
+    return TrainedDetector(load_detector(os.fspath(source), overrides, where, plugins))
 
 
 def _plain(config: Configuration) -> str | Mapping[str, Any]:

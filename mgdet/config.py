@@ -18,6 +18,7 @@ from mgdet.config_yaml import Overrides, flatten, on_base, read_tree, set_value,
 from mgdet.data.config import DataConfig
 from mgdet.evaluation.evaluator import EvaluationConfig
 from mgdet.models import LossConfig, ModelConfig, RetinaNetConfig
+from mgdet.plugins import load_plugins, named_plugins, require_plugins, united
 from mgdet.runs.config import ClusterConfig
 from mgdet.storage import Place, child_uri
 from mgdet.text import redacted
@@ -31,6 +32,11 @@ class Experiment(Config):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="of the run: letters, digits, . _ -")
     storage: Place = Field(default="runs", description="where runs are kept: a local path or a pyarrow.fs URI")
     seed: int = Field(default=0, ge=0, description="of weights, order and augmentation")
+    plugins: tuple[str, ...] = Field(
+        default=(),
+        description="modules, or entry points of the group mgdet.plugins, that bring components of their own, such as "
+        "an assigner; those of a base and of the command line are added to them",
+    )
     data: DataConfig
     model: ModelConfig = RetinaNetConfig()
     assigner: AssignerConfig = MutualGuidance()
@@ -61,7 +67,8 @@ class Experiment(Config):
 
     def identity(self) -> dict[str, Any]:
         """The values that decide the weights, by dotted key: where two experiments agree in them they are one run."""
-        tree = {k: v for k, v in self.shown().items() if k not in ("cluster", "tracking", "storage", "evaluation")}
+        besides = ("cluster", "tracking", "storage", "evaluation", "plugins")
+        tree = {k: v for k, v in self.shown().items() if k not in besides}
         tree["data"].pop("loader")
         for key in ("evaluate_every", "checkpoint_every_steps", "keep_best", "log_every"):
             tree["train"].pop(key)
@@ -85,13 +92,25 @@ def load(config: str | Path | Mapping[str, Any], overrides: Overrides = ()) -> E
     else:
         source = str(config)
         tree = read_tree(Experiment, find(config, EXPERIMENTS))
-    for key, value, said in settings_of(overrides):
-        set_value(Experiment, tree, key, value, said)
+    settings = list(settings_of(overrides))
+    for key, value, said in settings:
+        if key == "plugins":  # first: the others are read with what they bring
+            added = named_plugins({key: value}, said)
+            load_plugins(added, (Path(),))
+            tree[key] = united(tree.get(key, ()), added)
+    for key, value, said in settings:
+        if key != "plugins":
+            set_value(Experiment, tree, key, value, said)
     return validate(tree, source)
 
 
 def validate(tree: dict[str, Any], source: str) -> Experiment:
-    """An experiment from a plain tree; `source` stands in error messages."""
+    """An experiment from a plain tree; `source` stands in error messages. Imports no plugin.
+
+    Raises:
+        ConfigError: a key or value that is not allowed, or a plugin that the tree needs and nobody has loaded.
+    """
+    require_plugins(named_plugins(tree, source), source)
     return validate_as(Experiment, tree, source)
 
 

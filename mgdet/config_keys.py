@@ -13,7 +13,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from mgdet.cli.keys import Key
-from mgdet.config_yaml import tags, variants
+from mgdet.config_base import tags
+from mgdet.config_yaml import variants
 
 _WORDS = {int: "integer", float: "number", str: "text", bool: "true or false", type(None): "null", Any: "any value"}
 _BOUNDS: tuple[tuple[type, str, str], ...] = (

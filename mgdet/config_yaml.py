@@ -9,13 +9,16 @@ import difflib
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
+from mgdet.config_base import ByName, tags
 from mgdet.config_files import find_base
 from mgdet.errors import ConfigError
+from mgdet.plugins import load_plugins, named_plugins, united
 from mgdet.text import redacted
 
 M = TypeVar("M", bound=BaseModel)
@@ -37,15 +40,21 @@ def on_base(
 ) -> dict[str, Any]:
     """A tree of type `root` on top of its `base`, if it names one: a file relative to `directory`, or one of mgdet's.
 
-    `source` stands in error messages; `above` are the files that lead here. Raises `ConfigError`.
+    `source` stands in error messages; `above` are the files that lead here. The plugins of all of them are loaded and
+    stand together in the result: what comes after is read with their components. Raises `ConfigError`.
     """
     own = dict(tree)
     base = own.pop("base", None)
+    plugins = named_plugins(own, source)
+    load_plugins(plugins, (directory, Path()))
     if base is None:
         return own
     if not isinstance(base, str):
         raise ConfigError(f"{source}: base = {base!r}: expected the name of a YAML file, relative to this one")
-    return with_settings(root, read_tree(root, find_base(base, directory), above), flatten(own), source)
+    start = read_tree(root, find_base(base, directory), above)
+    if plugins := united(start.get("plugins", ()), plugins):
+        own["plugins"] = plugins
+    return with_settings(root, start, flatten(own), source)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -138,7 +147,7 @@ def walk(location: Sequence[Any], root: type[BaseModel]) -> tuple[list[str], lis
     known = False
     models: list[type[BaseModel]] = [root]
     for part in location:
-        fields = {k: f.annotation for m in models for k, f in m.model_fields.items()}
+        fields = {k: f for m in models for k, f in m.model_fields.items()}
         if path and known and not models:  # below a plain value pydantic goes on with the alternatives of its type
             break
         known = part in fields
@@ -150,14 +159,13 @@ def walk(location: Sequence[Any], root: type[BaseModel]) -> tuple[list[str], lis
     return path, models
 
 
-def tags(model: type[BaseModel]) -> tuple[str, ...]:
-    """The values of `name` by which this member of a union is chosen; none where the name is free, or missing."""
-    field = model.model_fields.get("name")
-    return typing.get_args(field.annotation) if field and typing.get_origin(field.annotation) is Literal else ()
-
-
 def variants(annotation: Any) -> list[type[BaseModel]]:
-    """The pydantic models that an annotation allows."""
+    """The pydantic models that an annotation, or a field, allows; of a field also those that plugins added."""
+    if isinstance(annotation, FieldInfo):
+        return variants(Annotated[annotation.annotation, None, *annotation.metadata])
+    if typing.get_origin(annotation) is Annotated:
+        grown = [m for mark in annotation.__metadata__ if isinstance(mark, ByName) for m in mark.members]
+        return list(grown) or variants(annotation.__origin__)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [m for a in typing.get_args(annotation) for m in variants(a)]
@@ -214,7 +222,7 @@ def _with_default_names(tree: dict[str, Any], model: type[BaseModel]) -> dict[st
         value = out.get(key)
         if not isinstance(value, dict):
             continue
-        default, members = field.default, variants(field.annotation)
+        default, members = field.default, variants(field)
         if "name" not in value and isinstance(default, BaseModel) and tags(type(default)):
             value = {"name": dict(default)["name"], **value}
         chosen = [m for m in members if value.get("name") in tags(m)] or members[:1]

@@ -2,8 +2,6 @@
 
 from typing import Annotated
 
-from pydantic import Field
-
 from mgdet.assign.atss import ATSS
 from mgdet.assign.base import Assigner
 from mgdet.assign.center_sampling import CenterSampling
@@ -12,10 +10,11 @@ from mgdet.assign.mutual_guidance import MutualGuidance
 from mgdet.assign.mutual_labeling import MutualLabeling
 from mgdet.assign.simota import SimOTA
 from mgdet.assign.task_aligned import TaskAligned
+from mgdet.config_base import ByName
 
 AssignerConfig = Annotated[
     MaxIoU | CenterSampling | ATSS | TaskAligned | SimOTA | MutualGuidance | MutualLabeling,
-    Field(discriminator="name"),
+    ByName(),
 ]
 
 __all__ = [

@@ -13,7 +13,7 @@ import argparse
 import logging
 
 from mgdet.cli.complete import add_overrides
-from mgdet.cli.run import Command
+from mgdet.cli.run import Command, add_plugins
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="URI", help="prepared data set (default: that of the training)")
     parser.add_argument("--split", metavar="NAME", help="default: the one that the training evaluated on")
     parser.add_argument("--json", metavar="FILE", help="write all metrics there, as JSON")
+    add_plugins(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -32,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     from mgdet.inference.load import load_detector
     from mgdet.inference.output import JsonFile
 
-    trained = load_detector(args.checkpoint, args.overrides)
+    trained = load_detector(args.checkpoint, args.overrides, plugins=args.plugin)
     target = JsonFile(args.json) if args.json else None
     logger.info("%s", trained)
     done = evaluate_trained(trained, args.data, args.split)

@@ -11,7 +11,7 @@ Exit status 0: written; 2: something you can mend, such as no readable image; 13
 import argparse
 import logging
 
-from mgdet.cli.run import Command
+from mgdet.cli.run import Command, add_plugins
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--draw", action="store_true", help="also write DIR/<name>.png with the boxes")
     parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at a time (default 1)")
     parser.add_argument("--overwrite", action="store_true", help="DIR may hold files; those of the same names go")
+    add_plugins(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -31,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     from mgdet.inference.load import load_detector
     from mgdet.inference.predict import predict
 
-    trained = load_detector(args.checkpoint)
+    trained = load_detector(args.checkpoint, plugins=args.plugin)
     logger.info("%s", trained)
     options = {"score": args.score, "draw": args.draw, "batch_size": args.batch_size, "overwrite": args.overwrite}
     done = predict(trained, args.images, args.out, **options)

@@ -8,18 +8,19 @@ Exit status 0: the capture was read; 2: it could not be.
 
 import argparse
 
-from mgdet.cli.run import Command
+from mgdet.cli.run import Command, add_plugins
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("capture", help="a file that the training wrote when it stopped: runs/<name>/nonfinite/*.pt")
+    add_plugins(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print one line for the weights and one for each image."""
     from mgdet.runs.replay import replay
 
-    for line in replay(args.capture):
+    for line in replay(args.capture, args.plugin):
         print(line)
     return 0
 

@@ -50,6 +50,12 @@ def common_options() -> Parser:
     return Parser(add_help=False)
 
 
+def add_plugins(parser: argparse.ArgumentParser) -> None:
+    """Add `--plugin NAME`, once for each: what a checkpoint that was trained with plugins needs."""
+    text = "a plugin it was trained with: a module or an entry point of mgdet.plugins; once for each"
+    parser.add_argument("--plugin", action="append", default=[], metavar="NAME", help=text)
+
+
 @contextmanager
 def reader_may_leave() -> Iterator[None]:
     """Print in the block what may be longer than its reader wants: `mgdet --keys | head` ends without an error."""

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from mgdet.errors import ClusterError, Interrupted
+from mgdet.plugins import shipped_modules
 from mgdet.runs.config import ClusterConfig
 from mgdet.runs.resources import Node, Resources, this_machine
 from mgdet.runs.stop import on_sigterm
@@ -44,15 +45,17 @@ def session(config: ClusterConfig) -> Iterator[Resources]:
     import ray
 
     quiet = {"logging_level": logging.ERROR, "log_to_driver": True}
+    shipped = {"py_modules": modules} if (modules := shipped_modules()) else {}
     try:
         if address:
             # its processes must know it, or Ray's helpers there look for one as below
             known = {"RAY_ADDRESS": address} if ":" in address and "://" not in address else {}
-            ray.init(address=address, runtime_env={"env_vars": known}, **quiet)
+            ray.init(address=address, runtime_env={"env_vars": known, **shipped}, **quiet)
         else:
             with _own_address(ray.util.get_node_ip_address()):
                 # 200 MB: data does not travel through the object store
-                ray.init(address="local", num_cpus=int(this_machine().cpus), object_store_memory=200 << 20, **quiet)
+                room = {"num_cpus": int(this_machine().cpus), "object_store_memory": 200 << 20}
+                ray.init(address="local", runtime_env=shipped, **room, **quiet)
     except Exception as error:
         raise ClusterError(
             f"no Ray cluster at {address or 'this machine'}: {error}. Check cluster.address or RAY_ADDRESS (such "

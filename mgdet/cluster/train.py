@@ -13,6 +13,7 @@ import torch
 from mgdet.cluster.session import check_shared, environment, scale_up, session
 from mgdet.config import Experiment, validate
 from mgdet.errors import ClusterError, ConfigError, Interrupted, MgdetError, NonFiniteError
+from mgdet.plugins import load_plugins
 from mgdet.runs.config import ClusterConfig
 from mgdet.runs.launch import absolute, launch, prepare, train_in_process, worker_tracker
 from mgdet.runs.record import Summary
@@ -128,7 +129,11 @@ def _worker_main(task: dict[str, Any]) -> dict[str, Any]:
     speaks = ray.train.get_context().get_world_rank() == 0 and not task["trial"]
     logger.setLevel(logging.INFO if speaks else logging.WARNING)
 
-    experiment = validate(task["experiment"], "the driver's experiment")
+    try:
+        load_plugins(task["experiment"]["plugins"])
+        experiment = validate(task["experiment"], "the driver's experiment")
+    except ConfigError as error:  # a plugin that is not installed here; the same on every rank
+        return {"error": str(error)}
     world = World.current(ray.train.torch.get_device())
     tracker: Tracker = worker_tracker(experiment, task["handle"]) if world.is_main else NullTracker()
 

@@ -11,6 +11,7 @@ from mgdet.cluster.session import check_shared, scale_up, session
 from mgdet.cluster.train import run_trial
 from mgdet.config import Experiment, validate
 from mgdet.errors import ClusterError, ConfigError
+from mgdet.plugins import load_plugins
 from mgdet.runs.config import ClusterConfig
 from mgdet.runs.launch import absolute, training_images
 from mgdet.runs.record import Record, differences, log_directory, read_record, summarise, write_record
@@ -236,6 +237,7 @@ def _trial(config: dict[str, Any], tracking: TrackingConfig, parent_run_id: str 
     from ray.tune.integration.ray_train import TuneReportCallback
 
     logging.getLogger("mgdet").setLevel(logging.WARNING)
+    load_plugins(config["experiment"]["plugins"])
     experiment = validate(config["experiment"], "the sweep's experiment").model_copy(update={"tracking": tracking})
     known = summarise(experiment, last=True)
     if known is not None and known.metrics and not known.already_finished:

@@ -10,6 +10,7 @@ import json
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from mgdet.config import Experiment, validate
 from mgdet.config_yaml import Overrides, settings_of, with_settings
 from mgdet.errors import CheckpointError, ConfigError
 from mgdet.models import Detector
+from mgdet.plugins import load_plugins
 from mgdet.storage import Location, locate
 from mgdet.structures import Category
 from mgdet.text import first_line
@@ -60,7 +62,9 @@ class Trained(NamedTuple):
         )
 
 
-def load_detector(checkpoint: str, overrides: Overrides = (), device: torch.device | None = None) -> Trained:
+def load_detector(
+    checkpoint: str, overrides: Overrides = (), device: torch.device | None = None, plugins: Sequence[str] = ()
+) -> Trained:
     """The detector of a checkpoint with the weights that its training evaluated: the moving average where there is one.
 
     Args:
@@ -69,11 +73,15 @@ def load_detector(checkpoint: str, overrides: Overrides = (), device: torch.devi
         overrides: `dotted.key=value`, or a mapping, below `CHANGEABLE`. `train.batch_size` is here the number of
             images that this process takes at a time.
         device: by default the first GPU, without one the CPU.
+        plugins: modules or entry points to import first, for a detector that was trained with them. A module may lie
+            in the working directory. The checkpoint's own list of them is never imported.
 
     Raises:
         CheckpointError: nothing there, damaged, not a checkpoint, or weights that do not fit its configuration.
-        ConfigError: an override that is unknown, not allowed, or cannot change for trained weights.
+        ConfigError: an override that is unknown, not allowed, or cannot change for trained weights; or a plugin that
+            the checkpoint needs and that was not named.
     """
+    load_plugins(plugins, (Path(),))
     path, state = _read(checkpoint)
     asked = {key: value for key, value, _ in settings_of(overrides)}
     experiment = _experiment(path, state, asked)

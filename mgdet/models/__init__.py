@@ -2,15 +2,14 @@
 
 from typing import Annotated
 
-from pydantic import Field
-
+from mgdet.config_base import ByName
 from mgdet.models.detector import Detector, DetectorConfig
 from mgdet.models.fcos import FCOS, FCOSConfig
 from mgdet.models.losses import LossConfig, Losses
 from mgdet.models.retinanet import RetinaNet, RetinaNetConfig
 from mgdet.models.weights import initialise
 
-ModelConfig = Annotated[RetinaNetConfig | FCOSConfig, Field(discriminator="name")]
+ModelConfig = Annotated[RetinaNetConfig | FCOSConfig, ByName()]
 
 __all__ = [
     "FCOS",

@@ -1,26 +1,30 @@
 """The batch of a step that was not finite, run through its weights again, image by image."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from mgdet.config import validate
+from mgdet.plugins import load_plugins
 from mgdet.training.distributed import World
 from mgdet.training.nonfinite import load_capture
 from mgdet.training.step import forward
 
 
-def replay(path: str) -> Iterator[str]:
+def replay(path: str, plugins: Sequence[str] = ()) -> Iterator[str]:
     """Lines of text: which weights were not finite before the step, then each image's losses and first bad layer.
 
     Args:
         path: a capture that the training wrote, `runs/<name>/nonfinite/step-*.pt`.
+        plugins: modules or entry points that the training was done with.
 
     Raises:
         CheckpointError: it cannot be read.
         ConfigError: this version of mgdet does not know its configuration.
     """
+    load_plugins(plugins, (Path(),))
     capture = load_capture(path)
     experiment = validate(capture["config"], "the capture's configuration")
     outputs = capture["model"]["head.classification_head.cls_logits.bias"].numel()

@@ -19,6 +19,7 @@ from mgdet.config_files import SWEEPS, find, find_base
 from mgdet.config_yaml import Overrides, flatten, read_tree, read_yaml, settings_of, validate_as, with_settings
 from mgdet.errors import ConfigError
 from mgdet.evaluation.evaluator import info_of, infos
+from mgdet.plugins import load_plugins, named_plugins, united
 from mgdet.storage import child_uri
 from mgdet.sweep.space import AnyDomain, Params, Space
 
@@ -185,10 +186,13 @@ def load_sweep(config: str | Path | Mapping[str, Any], overrides: Overrides = ()
             tree[part] = _dotted(tree[part], searched=part == "space")
     for key, value, said in settings_of(overrides):
         _apply(tree, key, value, said)
+    added = _load_plugins(tree, source, directory)
     base = tree.get("base")
     if not isinstance(base, str):
         raise ConfigError(f"{source}: base = {base!r}: expected the name of an experiment's YAML file beside this one")
     tree["base"] = read_tree(Experiment, find_base(base, directory))
+    if added:
+        tree.setdefault("set", {})["plugins"] = united(tree["base"].get("plugins", ()), added)
     sweep = validate_as(Sweep, tree, source)
     experiments = [experiment for _, experiment in sweep.corners()]
     _check_epochs(sweep, experiments, source)
@@ -199,6 +203,16 @@ def _direction(metric: str) -> Mode:
     """Which way a metric is better; `max` for one that there is not, which is refused afterwards."""
     info = info_of(metric)
     return info.direction if info else "max"
+
+
+def _load_plugins(tree: dict[str, Any], source: str, directory: Path) -> list[str]:
+    """Load what a sweep names under `plugins`, or sets for its experiments; the names, taken out of `tree`."""
+    settings = tree["set"] if isinstance(tree.get("set"), dict) else {}
+    added = united(named_plugins(tree, source), named_plugins(settings, f"{source}: set"))
+    load_plugins(added, (directory, Path()))
+    tree.pop("plugins", None)
+    settings.pop("plugins", None)
+    return added
 
 
 def _dotted(tree: dict[str, Any], *, searched: bool) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from torchvision.models import get_model, get_model_weights
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from mgdet.config import load, validate
-from mgdet.config_yaml import tags
+from mgdet.config_base import tags
 from mgdet.errors import CheckpointError, ConfigError
 from mgdet.models import FCOSConfig, RetinaNetConfig, initialise
 from mgdet.models.backbones import BackboneConfig, ConvNeXt, MobileNetV3, ResNet, Swin

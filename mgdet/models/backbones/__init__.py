@@ -2,8 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import Field
-
+from mgdet.config_base import ByName
 from mgdet.models.backbones.base import Backbone, BackboneNorm
 from mgdet.models.backbones.convnext import ConvNeXt
 from mgdet.models.backbones.mobilenet import MobileNetV3
@@ -15,7 +14,7 @@ from mgdet.models.backbones.vgg import VGG
 
 BackboneConfig = Annotated[
     ResNet | ResNeXt | WideResNet | VGG | MobileNetV3 | RegNet | ConvNeXt | Swin | Timm,
-    Field(discriminator="name"),
+    ByName(),
 ]
 
 __all__ = [

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mgdet.boxes import giou
+from mgdet.config_base import ByName
 from mgdet.models.coder import Coder
 from mgdet.models.losses.base import LossInputs, LossTerm, Term
 from mgdet.models.losses.targets import box_targets, centerness, is_positive, own_iou
@@ -118,4 +119,4 @@ class GIoULoss(BoxTerm):
         return 1 - giou(predictions.boxes, boxes)
 
 
-BoxLoss = Annotated[L1Loss | SmoothL1Loss | BalancedL1Loss | GIoULoss, Field(discriminator="name")]
+BoxLoss = Annotated[L1Loss | SmoothL1Loss | BalancedL1Loss | GIoULoss, ByName()]

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torchvision.ops import sigmoid_focal_loss
 
+from mgdet.config_base import ByName
 from mgdet.models.losses.base import LossInputs, LossTerm, Term
 from mgdet.models.losses.targets import box_targets, class_targets, full_precision, is_positive, own_iou
 from mgdet.structures import IGNORED
@@ -90,4 +91,4 @@ class VarifocalLoss(ClassTerm):
         return factor * binary_cross_entropy_with_logits(logits, target, reduction="none")
 
 
-ClassLoss = Annotated[FocalLoss | QualityFocalLoss | VarifocalLoss, Field(discriminator="name")]
+ClassLoss = Annotated[FocalLoss | QualityFocalLoss | VarifocalLoss, ByName()]

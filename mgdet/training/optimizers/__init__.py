@@ -2,12 +2,11 @@
 
 from typing import Annotated
 
-from pydantic import Field
-
+from mgdet.config_base import ByName
 from mgdet.training.optimizers.adam import Adam, AdamW
 from mgdet.training.optimizers.base import Optimizer, ParameterGroups
 from mgdet.training.optimizers.sgd import SGD
 
-OptimizerConfig = Annotated[SGD | AdamW | Adam, Field(discriminator="name")]
+OptimizerConfig = Annotated[SGD | AdamW | Adam, ByName()]
 
 __all__ = ["SGD", "Adam", "AdamW", "Optimizer", "OptimizerConfig", "ParameterGroups"]

@@ -2,13 +2,12 @@
 
 from typing import Annotated
 
-from pydantic import Field
-
+from mgdet.config_base import ByName
 from mgdet.training.schedules.base import Schedule, Span
 from mgdet.training.schedules.constant import Constant
 from mgdet.training.schedules.cosine import Cosine
 from mgdet.training.schedules.multistep import MultiStep
 
-ScheduleConfig = Annotated[MultiStep | Cosine | Constant, Field(discriminator="name")]
+ScheduleConfig = Annotated[MultiStep | Cosine | Constant, ByName()]
 
 __all__ = ["Constant", "Cosine", "MultiStep", "Schedule", "ScheduleConfig", "Span"]

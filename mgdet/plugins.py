@@ -1,0 +1,211 @@
+"""Components from outside the package: modules that the user names, whose classes join the configuration's unions.
+
+    plugins: [my_package.my_assigner]        # in the YAML
+    load_plugins(["my_package.my_assigner"]) # in Python
+
+A class joins the union of assigners if it derives from `Assigner` and has a `name` of its own
+(`name: Literal["best_k"] = "best_k"`), and so at every other union that `ByName` marks. Nothing is imported that the
+user did not name: a checkpoint only says what it needs.
+"""
+
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import logging
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from mgdet.config_base import ByName, Config, tags
+from mgdet.errors import ConfigError
+from mgdet.text import first_line
+
+logger = logging.getLogger(__name__)
+
+GROUP = "mgdet.plugins"
+"""The group of entry points in which an installed package may give its plugin a short name."""
+
+_loaded: dict[str, ModuleType] = {}
+"""The modules of this process's plugins, under the names that were asked for and under their own."""
+
+
+def load_plugins(names: Iterable[str], beside: Sequence[Path] = ()) -> None:
+    """Import each plugin that is not loaded yet, and add its classes to the unions that they belong to.
+
+    Args:
+        names: modules, or entry points of the group `mgdet.plugins`.
+        beside: directories in which a module may lie that is not on Python's path.
+
+    Raises:
+        ConfigError: a plugin cannot be found or imported, has no component, or has one whose name is taken.
+    """
+    for name in names:
+        if name in _loaded and not _moved(_loaded[name], beside):
+            continue
+        found, module = _import(name, beside)
+        added = _add(found, name)
+        _loaded[name] = _loaded[module.__name__] = module
+        logger.info("plugin %s (%s) adds %s", name, _file_of(module), ", ".join(added))
+
+
+def require_plugins(names: Iterable[str], source: str) -> None:
+    """See that the plugins that `source` needs are loaded, without importing any. Raises `ConfigError`."""
+    if missing := [name for name in names if name not in _loaded]:
+        listed = ", ".join(missing)
+        raise ConfigError(
+            f"{source} needs the plugin{'s' if len(missing) > 1 else ''} {listed}: pass plugins={missing} (in Python), "
+            f"{' '.join(f'--plugin {name}' for name in missing)} (to evaluate, predict and replay), or name it under "
+            "plugins in the YAML. Nothing is imported that you did not name."
+        )
+
+
+def named_plugins(tree: Mapping[str, Any], source: str) -> list[str]:
+    """The value of the key `plugins` of a configuration. Raises `ConfigError` where it is no list of names."""
+    names = tree.get("plugins") or []
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name for name in names):
+        raise ConfigError(f"{source}: plugins = {names!r}: expected a list of names, such as [my_package.my_assigner]")
+    return list(names)
+
+
+def united(*lists: Iterable[str]) -> list[str]:
+    """The names of all lists, each once, in order."""
+    return list(dict.fromkeys(name for names in lists for name in names))
+
+
+def shipped_modules() -> list[str]:
+    """Paths of the loaded plugins' packages, or single files, that are not installed and so must go to the workers."""
+    paths: dict[str, None] = {}
+    for module in _loaded.values():
+        top = sys.modules[module.__name__.partition(".")[0]]
+        path = Path(next(iter(top.__path__)) if hasattr(top, "__path__") else str(top.__file__)).resolve()
+        if top.__name__ != "mgdet" and not any(path.is_relative_to(place) for place in _installed()):
+            paths[str(path)] = None
+    return list(paths)
+
+
+def _import(name: str, beside: Sequence[Path]) -> tuple[Any, ModuleType]:
+    """What the name stands for, a module or one class, and its module."""
+    points = list(importlib.metadata.entry_points(group=GROUP, name=name))
+    if len({point.value for point in points}) > 1:
+        places = " and ".join(f"{point.value} ({point.dist.name if point.dist else '?'})" for point in points)
+        raise ConfigError(f"plugins: {name} is the name of several entry points, {places}: name the module instead")
+    target = points[0].module if points else name
+    _make_findable(target, beside)
+    try:
+        found = points[0].load() if points else importlib.import_module(target)
+    except (Exception, SystemExit) as error:  # whatever the module does when it is imported
+        raise ConfigError(_not_imported(name, target, beside, error)) from error
+    return found, sys.modules[target]
+
+
+def _not_imported(name: str, target: str, beside: Sequence[Path], error: BaseException) -> str:
+    absent = isinstance(error, ModuleNotFoundError) and f"{target}.".startswith(f"{error.name}.")
+    if not absent:
+        return (
+            f"plugins: {name} was found but cannot be imported: {type(error).__name__}: {first_line(error)}. "
+            f"`python -c 'import {target}'` shows where."
+        )
+    places = [f"an entry point of the group {GROUP}", "a module on Python's path"]
+    places += [f"a module in {directory.resolve()}" for directory in _distinct(beside)]
+    return (
+        f"plugins: {name} was not found ({first_line(error)}). It was looked for as {', '.join(places)}. Correct the "
+        "name, install the package, put the module beside the YAML or into the working directory, or set PYTHONPATH."
+    )
+
+
+def _make_findable(target: str, beside: Sequence[Path]) -> None:
+    """Extend Python's path by the directory of `beside` that has the module, unless it is on the path already."""
+    top = target.partition(".")[0]
+    if not top.isidentifier():
+        return
+    local = next(_candidates(top, beside), None)
+    try:
+        spec = importlib.util.find_spec(top)
+    except ValueError:  # a module without a spec, such as __main__
+        return
+    if spec is None:
+        directories = [d for d in beside if (d / top).is_dir()]  # a package without __init__.py
+        directory = local.parent.parent if local and local.name == "__init__.py" else local.parent if local else None
+        if directory or directories:
+            sys.path.append(str((directory or directories[0]).resolve()))  # at the end: it hides nothing
+            importlib.invalidate_caches()
+    elif local and spec.origin and not local.samefile(spec.origin):
+        raise ConfigError(
+            f"plugins: there are two modules {top}, {spec.origin} and {local.resolve()}: rename one of them"
+        )
+
+
+def _candidates(top: str, beside: Sequence[Path]) -> Iterator[Path]:
+    for directory in beside:
+        for path in (directory / top / "__init__.py", directory / f"{top}.py"):
+            if path.is_file():
+                yield path
+
+
+def _moved(module: ModuleType, beside: Sequence[Path]) -> bool:
+    """Whether another module of this name lies where this one is looked for."""
+    top = sys.modules[module.__name__.partition(".")[0]]
+    local = next(_candidates(top.__name__, beside), None)
+    return bool(local and top.__file__ and not local.samefile(top.__file__))
+
+
+def _add(found: Any, name: str) -> list[str]:
+    """Put the classes of a module, or the one class, into their unions; their names."""
+    values = [found] if inspect.isclass(found) else vars(found).values()
+    classes = dict.fromkeys(v for v in values if inspect.isclass(v) and issubclass(v, Config))
+    joining = [(union, cls) for cls in classes for union in ByName.unions if _belongs(cls, union)]
+    if not joining:
+        bases = sorted({union.base.__name__.lstrip("_") for union in ByName.unions if union.base is not Config})
+        raise ConfigError(
+            f"plugins: {name} has no component. It must hold a class that derives from one of {', '.join(bases)} and "
+            'has a name of its own, such as name: Literal["best_k"] = "best_k".'
+        )
+    for union, cls in joining:
+        _refuse_clash(cls, [m for m in union.members if not _same(m, cls)], name)
+    for union, cls in joining:
+        union.set_members([*(m for m in union.members if not _same(m, cls)), cls])
+    return [f"{union.base.__name__.lstrip('_')} {', '.join(tags(cls))}" for union, cls in joining]
+
+
+def _belongs(cls: type[Config], union: ByName) -> bool:
+    return (
+        union.base is not Config
+        and issubclass(cls, union.base)
+        and bool(tags(cls))
+        and not inspect.isabstract(cls)
+        and cls.__module__.partition(".")[0] != "mgdet"  # what the module imports from here is a member already
+    )
+
+
+def _same(old: type, new: type) -> bool:
+    """The same class, or its earlier version where a module was imported anew."""
+    return (old.__module__, old.__qualname__) == (new.__module__, new.__qualname__)
+
+
+def _refuse_clash(cls: type[Config], others: Iterable[type[Config]], name: str) -> None:
+    for other in others:
+        if taken := sorted(set(tags(cls)) & set(tags(other))):
+            raise ConfigError(
+                f"plugins: {name}: the name {taken[0]} of {_place(cls)} is taken by {_place(other)}: choose another one"
+            )
+
+
+def _place(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__} ({_file_of(sys.modules[cls.__module__])})"
+
+
+def _file_of(module: ModuleType) -> str:
+    return module.__file__ or ", ".join(module.__path__)
+
+
+def _installed() -> set[Path]:
+    places = sysconfig.get_paths()
+    return {Path(places[key]).resolve() for key in ("stdlib", "platstdlib", "purelib", "platlib")}
+
+
+def _distinct(directories: Iterable[Path]) -> list[Path]:
+    return list({directory.resolve(): None for directory in directories})
