@@ -127,7 +127,7 @@ def test_every_worked_example_runs(extended):
         said = run_there(root, *command).stdout
         assert "dry run: everything works" in said
         chosen = {k: v for k, _, v in (a.partition("=") for a in e.arguments[1:]) if k not in ("name", "plugins")}
-        shown = flatten(yaml.safe_load(said[said.index("name: ") : said.index("dry run: everything works")]))
+        shown = flatten(yaml.safe_load(re.search(r"^name: (.*\n)+?(?=[\w.]+ = )", said, re.M)[0]))
         assert chosen == {k: str(shown[k]) for k in chosen}
     refused = run_there(root, *command, example("an assigner").misspelt, status=2)
     assert "unknown key assigner.kk. Did you mean assigner.k?" in refused.stderr
