@@ -121,6 +121,8 @@ def test_every_worked_example_runs(extended):
     """One file and one entry each, in a copy of the package; then the command of the page, and a misspelt key."""
     root, examples = extended
     assert [bool(e.changed) for e in examples] == [True] * len(EXAMPLES) + [False]
+    table = section("architecture.md", "Extend it")
+    assert all(f"`{e.changed}` |" in table for e in examples if e.changed)
     data = ("data.uri=shapes", "data.generate.train=4", "data.generate.val=2", "data.generate.size=64")
     for e in examples:
         command = ("-m", "mgdet", *e.arguments, *data, *TINY, "--dry-run")

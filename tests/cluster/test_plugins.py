@@ -32,6 +32,10 @@ class BestK(Assigner):
         owners = self.find_owners(prior_iou(predictions.priors), predictions.priors, targets)
         labels = hard_labels(owners.owner, (owners.owner >= 0) & (owners.rank < self.k))
         return Assignment(labels, labels)
+
+
+with open("IMPORTED", "a") as file:
+    print(__file__, file=file)
 """
 
 
@@ -44,7 +48,7 @@ def outside(tmp_path, monkeypatch):
     package = tmp_path / "outside_package"
     package.mkdir()
     (package / "__init__.py").touch()
-    (package / "best_k.py").write_text(BEST_K)
+    (package / "best_k.py").write_text(BEST_K.replace("IMPORTED", str(tmp_path / "imported")))
     yield tmp_path
     union.set_members(members)
     sys.path[:] = path
@@ -75,3 +79,8 @@ def test_a_sweep_searches_an_assigner_from_outside(outside, shared):
     trained = [yaml.safe_load(path.read_text()) for path in sorted(outside.glob("runs/s/*/config.yaml"))]
     assert [(e["assigner"]["name"], e["assigner"]["k"]) for e in trained] == [("best_k", 2), ("best_k", 7)]
     assert all(e["plugins"] == ["outside_package.best_k"] for e in trained)
+    imported = (outside / "imported").read_text().splitlines()
+    ours = str(outside / "outside_package/best_k.py")
+    assert imported[0] == ours
+    assert ours not in imported[1:], "a worker did not take the copy that was sent to it"
+    assert len(imported) > 2
