@@ -66,6 +66,8 @@ def require_plugins(names: Iterable[str], source: str) -> None:
 
 def named_plugins(tree: Mapping[str, Any], source: str) -> list[str]:
     """The value of the key `plugins` of a configuration. Raises `ConfigError` where it is no list of names."""
+    if not isinstance(tree, Mapping):  # of a file that is not what it should be
+        raise ConfigError(f"{source}: expected keys with values, found {type(tree).__name__}")
     names = tree.get("plugins") or []
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name for name in names):
         raise ConfigError(f"{source}: plugins = {names!r}: expected a list of names, such as [my_package.my_assigner]")

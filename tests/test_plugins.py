@@ -28,7 +28,7 @@ from mgdet.config_base import Config
 
 
 class BestK(ATSS):
-    name: Literal["best_k"] = "best_k"
+    name: Literal["best_few"] = "best_few"
     k: int = Field(default=9, ge=1)
 """
 
@@ -85,22 +85,27 @@ def beside(tmp_path):
     """A package and an experiment's file that names it, in one directory that is not on the path."""
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside/__init__.py").touch()
-    (tmp_path / "outside/best_k.py").write_text(BEST_K)
-    tree = {"name": "x", "data": {"uri": "d"}, "plugins": ["outside.best_k"], "assigner": {"name": "best_k", "k": 5}}
+    (tmp_path / "outside/best_few.py").write_text(BEST_K)
+    tree = {
+        "name": "x",
+        "data": {"uri": "d"},
+        "plugins": ["outside.best_few"],
+        "assigner": {"name": "best_few", "k": 5},
+    }
     (tmp_path / "e.yaml").write_text(yaml.safe_dump(tree))
     return tmp_path
 
 
 def test_an_assigner_beside_the_file_is_configured_like_one_of_ours(beside):
     e = load(beside / "e.yaml", ["assigner.k=4"])
-    assert (e.assigner.name, e.assigner.k) == ("best_k", 4)
-    assert e.plugins == ("outside.best_k",)
+    assert (e.assigner.name, e.assigner.k) == ("best_few", 4)
+    assert e.plugins == ("outside.best_few",)
     assert validate(yaml.safe_load(e.to_yaml()), "again") == e
     assert e.identity()["assigner.k"] == 4
     assert not any(key.startswith("plugins") for key in e.identity())
     with pytest.raises(ConfigError, match=r"unknown key assigner\.kk\. Did you mean assigner\.k\?"):
         load(beside / "e.yaml", ["assigner.kk=4"])
-    with pytest.raises(ConfigError, match=r"assigner\.name = 'best': allowed are max_iou, .*best_k\."):
+    with pytest.raises(ConfigError, match=r"assigner\.name = 'best': allowed are max_iou, .*best_few\."):
         load(beside / "e.yaml", ["assigner.name=best"])
     with pytest.raises(ConfigError, match=r"assigner\.k = 0: Input should be greater"):
         load(beside / "e.yaml", ["assigner.k=0"])
@@ -108,11 +113,11 @@ def test_an_assigner_beside_the_file_is_configured_like_one_of_ours(beside):
 
 
 def test_a_plugin_on_the_command_line_and_of_a_base_add_up(beside, monkeypatch):
-    (beside / "my_second.py").write_text(BEST_K.replace("best_k", "second"))
+    (beside / "my_second.py").write_text(BEST_K.replace("best_few", "second"))
     (beside / "child.yaml").write_text("base: e.yaml\n")
     monkeypatch.chdir(beside)
     e = load(beside / "child.yaml", ["assigner.name=second", "plugins=[my_second]"])
-    assert e.plugins == ("outside.best_k", "my_second")
+    assert e.plugins == ("outside.best_few", "my_second")
     assert (e.assigner.name, e.assigner.k) == ("second", 5)
 
 
@@ -120,10 +125,10 @@ def test_a_sweep_searches_it_and_checks_the_ends_of_its_intervals(beside):
     tree = {
         "name": "s",
         "base": "plain.yaml",
-        "plugins": ["outside.best_k"],
+        "plugins": ["outside.best_few"],
         "space": {
-            "assigner.name": {"choice": ["best_k", "atss"]},
-            "assigner.k": {"integers": [1, 20], "when": {"assigner.name": "best_k"}},
+            "assigner.name": {"choice": ["best_few", "atss"]},
+            "assigner.k": {"integers": [1, 20], "when": {"assigner.name": "best_few"}},
         },
         "trials": 4,
         "scheduler": {"name": "none"},
@@ -131,10 +136,10 @@ def test_a_sweep_searches_it_and_checks_the_ends_of_its_intervals(beside):
     (beside / "plain.yaml").write_text("{name: x, data: {uri: d}}")
     (beside / "s.yaml").write_text(yaml.safe_dump(tree))
     sweep = load_sweep(beside / "s.yaml")
-    assert {(e.assigner.name, getattr(e.assigner, "k", None)) for _, e in sweep.corners()} >= {("best_k", 20)}
-    assert all(e.plugins == ("outside.best_k",) for _, e in sweep.corners())
+    assert {(e.assigner.name, getattr(e.assigner, "k", None)) for _, e in sweep.corners()} >= {("best_few", 20)}
+    assert all(e.plugins == ("outside.best_few",) for _, e in sweep.corners())
     with pytest.raises(ConfigError, match=r"assigner\.k = 0"):
-        load_sweep(beside / "s.yaml", ["space.assigner.k={integers: [0, 20], when: {assigner.name: best_k}}"])
+        load_sweep(beside / "s.yaml", ["space.assigner.k={integers: [0, 20], when: {assigner.name: best_few}}"])
 
 
 def test_a_metric_is_computed_shown_and_searched(beside):
@@ -177,7 +182,7 @@ def test_a_metric_that_is_imported_anew_takes_the_place_of_its_earlier_version(b
         ("raise SystemExit(3)", "found but cannot be imported: SystemExit"),
         ("x = 1", "has no component. It must hold a class that derives from one of .*Assigner"),
         (
-            BEST_K.replace("best_k", "simota"),
+            BEST_K.replace("best_few", "simota"),
             r"the name simota of my_plugin\.BestK .* is taken by mgdet\.assign\.simota",
         ),
         (
@@ -212,10 +217,10 @@ def test_an_entry_point_is_a_name_for_a_module(beside, monkeypatch):
     info = beside / "outside-1.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: outside\nVersion: 1\n")
-    (info / "entry_points.txt").write_text("[mgdet.plugins]\nnearest = outside.best_k\n")
+    (info / "entry_points.txt").write_text("[mgdet.plugins]\nnearest = outside.best_few\n")
     monkeypatch.syspath_prepend(str(beside))
-    e = validate_with(["nearest"], {"name": "best_k"})
-    assert e.assigner.name == "best_k"
+    e = validate_with(["nearest"], {"name": "best_few"})
+    assert e.assigner.name == "best_few"
 
 
 def validate_with(names, assigner):
@@ -230,22 +235,22 @@ def test_a_checkpoint_says_what_it_needs_and_imports_nothing_unasked(beside, mon
     from mgdet.training.loop import Worker
 
     monkeypatch.chdir(beside)
-    plugins.load_plugins(["outside.best_k"], (Path(),))
-    e = small_experiment(beside, plugins=["outside.best_k"], assigner={"name": "best_k"}, train__epochs=1)
+    plugins.load_plugins(["outside.best_few"], (Path(),))
+    e = small_experiment(beside, plugins=["outside.best_few"], assigner={"name": "best_few"}, train__epochs=1)
     e = prepare(e, cpus=1, gpus=0)[0]
     try:
         Worker(e, World(0, 1, torch.device("cpu")), NullTracker()).run()
     finally:
         torch.use_deterministic_algorithms(False)
 
-    del sys.modules["outside.best_k"], sys.modules["outside"]
+    del sys.modules["outside.best_few"], sys.modules["outside"]
     plugins._loaded.clear()
-    needs = r"needs the plugin outside\.best_k: pass plugins=\['outside\.best_k'\].*--plugin outside\.best_k"
+    needs = r"needs the plugin outside\.best_few: pass plugins=\['outside\.best_few'\].*--plugin outside\.best_few"
     with pytest.raises(ConfigError, match=needs):
         load_detector(e.run_uri)
     assert "outside" not in sys.modules
     job = import_job("evaluate")
-    assert "needs the plugin outside.best_k" in refused(call(job, e.run_uri))
-    answer = call(job, e.run_uri, "--plugin", "outside.best_k")
+    assert "needs the plugin outside.best_few" in refused(call(job, e.run_uri))
+    answer = call(job, e.run_uri, "--plugin", "outside.best_few")
     assert answer.status == 0, answer.err
-    assert load_detector(e.run_uri, plugins=["outside.best_k"]).experiment.assigner.name == "best_k"
+    assert load_detector(e.run_uri, plugins=["outside.best_few"]).experiment.assigner.name == "best_few"

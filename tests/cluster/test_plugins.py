@@ -25,7 +25,7 @@ from mgdet.structures import Assignment
 
 
 class BestK(Assigner):
-    name: Literal["best_k"] = "best_k"
+    name: Literal["best_few"] = "best_few"
     k: int = Field(default=9, ge=1)
 
     def assign(self, predictions, targets):
@@ -48,7 +48,7 @@ def outside(tmp_path, monkeypatch):
     package = tmp_path / "outside_package"
     package.mkdir()
     (package / "__init__.py").touch()
-    (package / "best_k.py").write_text(BEST_K.replace("IMPORTED", str(tmp_path / "imported")))
+    (package / "best_few.py").write_text(BEST_K.replace("IMPORTED", str(tmp_path / "imported")))
     yield tmp_path
     union.set_members(members)
     sys.path[:] = path
@@ -63,9 +63,9 @@ def test_a_sweep_searches_an_assigner_from_outside(outside, shared):
     tree = {
         "name": "s",
         "base": "base.yaml",
-        "plugins": ["outside_package.best_k"],
+        "plugins": ["outside_package.best_few"],
         "set": {
-            "assigner": {"name": "best_k"},
+            "assigner": {"name": "best_few"},
             "cluster.workers": 1,
             "cluster.cpus_per_worker": 1,
             "cluster.address": shared["cluster__address"],
@@ -77,10 +77,10 @@ def test_a_sweep_searches_an_assigner_from_outside(outside, shared):
     outcome = run_sweep(load_sweep(outside / "sweep.yaml"))
     assert [t.state for t in outcome.trials] == ["finished", "finished"], [t.reason for t in outcome.trials]
     trained = [yaml.safe_load(path.read_text()) for path in sorted(outside.glob("runs/s/*/config.yaml"))]
-    assert [(e["assigner"]["name"], e["assigner"]["k"]) for e in trained] == [("best_k", 2), ("best_k", 7)]
-    assert all(e["plugins"] == ["outside_package.best_k"] for e in trained)
+    assert [(e["assigner"]["name"], e["assigner"]["k"]) for e in trained] == [("best_few", 2), ("best_few", 7)]
+    assert all(e["plugins"] == ["outside_package.best_few"] for e in trained)
     imported = (outside / "imported").read_text().splitlines()
-    ours = str(outside / "outside_package/best_k.py")
+    ours = str(outside / "outside_package/best_few.py")
     assert imported[0] == ours
     assert ours not in imported[1:], "a worker did not take the copy that was sent to it"
     assert len(imported) > 2

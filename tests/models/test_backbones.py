@@ -352,7 +352,7 @@ def test_keys_below_a_name(tmp_path):
     ("overrides", "said"),
     [
         (["model.backbone=resnet19"], "model.backbone.name = 'resnet19': allowed are resnet18, resnet34, "),
-        (["model.backbone.name=swin"], "swin_v2_b, timm."),
+        (["model.backbone.name=swin"], "swin_v2_b, timm"),
         (["model.backbone.name=timm"], "model.backbone.model is missing"),
         (["model.backbone.nam=swin_t"], "unknown key model.backbone.nam. Did you mean model.backbone.name?"),
         (["model.backbone=swin_t", "model.norm=gn"], "model.norm = 'gn': gn does not go with the backbone swin_t"),
