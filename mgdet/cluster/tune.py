@@ -81,6 +81,7 @@ def run_sweep(sweep: Sweep, *, retry_failed: bool = False) -> Outcome:
             config_yaml=yaml.safe_dump(definition(sweep), sort_keys=False),
             run_id=parent_id,
             tags={"mgdet.sweep": uri},
+            searched=list(sweep.space),
         )
         record = Record(definition(sweep), parent.run_id if parent else parent_id)
         write_record(locate(uri) / "sweep.json", "definition", record)
