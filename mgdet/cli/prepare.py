@@ -53,11 +53,12 @@ def add_import_arguments(parser: argparse.ArgumentParser, data_format: type[Data
     parser.add_argument("--skip-bad-images", action="store_true", help="leave out missing and undecodable images")
     parser.add_argument("--workers", type=int, help="decoding threads (default: the CPUs of this process)")
     for own in data_format.options():
-        how = (
-            {"action": argparse.BooleanOptionalAction} if isinstance(own.default, bool) else {"type": type(own.default)}
-        )
-        text = f"{own.meaning} (default: {own.default})".replace("%", "%%")
-        parser.add_argument(f"--{own.name.replace('_', '-')}", default=own.default, help=text, **how)
+        flag, text = f"--{own.name.replace('_', '-')}", own.meaning.replace("%", "%%")
+        if own.default is False:
+            parser.add_argument(flag, action="store_true", help=text)
+        else:
+            text += " (default %(default)s)"
+            parser.add_argument(flag, default=own.default, type=type(own.default), help=text)
 
 
 def run(args: argparse.Namespace) -> int:

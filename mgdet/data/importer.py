@@ -133,7 +133,8 @@ def _check_splits(data_format: DataFormat, splits: Sequence[tuple[str, Sequence[
     for split, places in splits:
         if isinstance(places, str | os.PathLike) or len(places) != len(expected):
             raise DataError(
-                f"Split {split!r} of {data_format.name} is {places!r}: give {len(expected)} paths, {', '.join(expected)}."
+                f"Split {split!r} of {data_format.name} is {places!r}: expected {len(expected)} in a list: "
+                f"{', '.join(expected)}."
             )
 
 

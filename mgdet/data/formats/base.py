@@ -81,10 +81,10 @@ class DataFormat(ABC):
 
     def __post_init__(self) -> None:
         for own in self.options():
-            value = getattr(self, own.name)
-            if type(value) is not type(own.default):
+            value, expected = getattr(self, own.name), type(own.default)
+            if type(value) is not expected:
                 raise ConfigError(
-                    f"{self.name}: {own.name} = {value!r}: expected {type(own.default).__name__}, such as {own.default!r}"
+                    f"{self.name}: {own.name} = {value!r}: expected {expected.__name__}, such as {own.default!r}"
                 )
 
     @abstractmethod
@@ -117,5 +117,11 @@ class DataFormat(ABC):
 
 
 def option(default: T, meaning: str) -> T:
-    """Make a field of a `DataFormat` an option, whose values have the type of the default: str, int, float or bool."""
+    """Make a field of a `DataFormat` an option of the command.
+
+    Args:
+        default: its value where it is not given: a str, an int or a float, whose type all values have; or False, which
+            makes it a flag.
+        meaning: its help.
+    """
     return field(default=default, metadata={"meaning": meaning})
