@@ -31,9 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_argument("--overwrite", action="store_true", help="replace a data set that is there")
 
     for data_format in FORMATS:
-        add_import_arguments(
-            verbs.add_parser(data_format.name, parents=[common], help=data_format.summary), data_format
-        )
+        summary = data_format.summary.replace("%", "%%")
+        add_import_arguments(verbs.add_parser(data_format.name, parents=[common], help=summary), data_format)
 
     shapes = verbs.add_parser("shapes", parents=[common], help="draw the generated data set")
     for key in shipped():
