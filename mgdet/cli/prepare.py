@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from mgdet.cli.keys import shipped
 from mgdet.cli.run import Command, common_options
+from mgdet.data.formats import FORMATS, DataFormat
 from mgdet.errors import MgdetError
 
 if TYPE_CHECKING:
@@ -29,12 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_argument("--out", required=True, metavar="URI", help="where to write: a path, or s3://, gs://, file://")
     common.add_argument("--overwrite", action="store_true", help="replace a data set that is there")
 
-    coco = verbs.add_parser("coco", parents=[common], help="import COCO annotation files")
-    three = ("NAME", "ANNOTATIONS", "IMAGES")
-    coco.add_argument("--split", nargs=3, action="append", required=True, metavar=three, help="once for each split")
-    coco.add_argument("--name", help="of the data set (default: the last part of --out)")
-    coco.add_argument("--skip-bad-images", action="store_true", help="leave out missing and undecodable images")
-    coco.add_argument("--workers", type=int, help="decoding threads (default: the CPUs of this process)")
+    for data_format in FORMATS:
+        summary = data_format.summary.replace("%", "%%")
+        add_import_arguments(verbs.add_parser(data_format.name, parents=[common], help=summary), data_format)
 
     shapes = verbs.add_parser("shapes", parents=[common], help="draw the generated data set")
     for key in shipped():
@@ -42,6 +40,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             option = key.key.removeprefix(SHAPES).replace("_", "-")
             text = f"{key.meaning} (default {key.default})".replace("%", "%%")
             shapes.add_argument(f"--{option}", default=argparse.SUPPRESS, help=text)
+
+
+def add_import_arguments(parser: argparse.ArgumentParser, data_format: type[DataFormat]) -> None:
+    """Add what all imports have in common, and the format's own options."""
+    paths = ("NAME", *data_format.places)
+    parser.add_argument(
+        "--split", nargs=len(paths), action="append", required=True, metavar=paths, help="once for each split"
+    )
+    parser.add_argument("--name", help="of the data set (default: the last part of --out)")
+    parser.add_argument("--skip-bad-images", action="store_true", help="leave out missing and undecodable images")
+    parser.add_argument("--workers", type=int, help="decoding threads (default: the CPUs of this process)")
+    for own in data_format.options():
+        flag, text = f"--{own.name.replace('_', '-')}", own.meaning.replace("%", "%%")
+        if own.default is False:
+            parser.add_argument(flag, action="store_true", help=text)
+        else:
+            text += " (default %(default)s)"
+            parser.add_argument(flag, default=own.default, type=type(own.default), help=text)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -68,7 +84,7 @@ def prepare(args: argparse.Namespace) -> "Manifest":
     """The data set that the arguments ask for, written."""
     from pydantic import ValidationError
 
-    from mgdet.data import CocoSplit, ShapesConfig, generate_shapes, import_coco
+    from mgdet.data import ShapesConfig, generate_shapes, import_annotations
 
     progress = ProgressLine()
     if args.verb == "shapes":
@@ -79,9 +95,11 @@ def prepare(args: argparse.Namespace) -> "Manifest":
             first = error.errors()[0]
             raise MgdetError(f"--{first['loc'][0]} is {first['input']!r}: {first['msg']}") from error
         return generate_shapes(args.out, config, overwrite=args.overwrite, progress=progress)
-    return import_coco(
+    data_format = next(each for each in FORMATS if each.name == args.verb)
+    return import_annotations(
         args.out,
-        [CocoSplit(*split) for split in args.split],
+        data_format(**{own.name: getattr(args, own.name) for own in data_format.options()}),
+        [(name, places) for name, *places in args.split],
         name=args.name,
         overwrite=args.overwrite,
         skip_bad_images=args.skip_bad_images,
