@@ -4,8 +4,9 @@
     load_plugins(["my_package.my_assigner"]) # in Python
 
 A class joins the union of assigners if it derives from `Assigner` and has a `name` of its own
-(`name: Literal["best_k"] = "best_k"`), and so at every other union that `ByName` marks. Nothing is imported that the
-user did not name: a checkpoint only says what it needs.
+(`name: Literal["best_k"] = "best_k"`), and so at every other union that `ByName` marks. A class that derives from
+`Metric` joins the list of metrics. Nothing is imported that the user did not name: a checkpoint only says what it
+needs.
 """
 
 import importlib
@@ -18,7 +19,7 @@ import sysconfig
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeGuard
 
 from mgdet.config_base import ByName, Config, tags
 from mgdet.errors import ConfigError
@@ -154,31 +155,52 @@ def _moved(module: ModuleType, beside: Sequence[Path]) -> bool:
 
 
 def _add(found: Any, name: str) -> list[str]:
-    """Put the classes of a module, or the one class, into their unions; their names."""
+    """Put the classes of a module, or the one class, where components of their kind stand; what they are."""
+    from mgdet.evaluation.evaluator import METRICS  # late: the command line must not wait for torch
+    from mgdet.evaluation.metric import Metric
+
     values = [found] if inspect.isclass(found) else vars(found).values()
-    classes = dict.fromkeys(v for v in values if inspect.isclass(v) and issubclass(v, Config))
+    classes = [v for v in dict.fromkeys(filter(inspect.isclass, values)) if _is_outside(v)]
     joining = [(union, cls) for cls in classes for union in ByName.unions if _belongs(cls, union)]
-    if not joining:
+    metrics = [cls for cls in classes if issubclass(cls, Metric) and not inspect.isabstract(cls)]
+    if not joining and not metrics:
         bases = sorted({union.base.__name__.lstrip("_") for union in ByName.unions if union.base is not Config})
         raise ConfigError(
             f"plugins: {name} has no component. It must hold a class that derives from one of {', '.join(bases)} and "
-            'has a name of its own, such as name: Literal["best_k"] = "best_k".'
+            'has a name of its own, such as name: Literal["best_k"] = "best_k", or one that derives from Metric.'
         )
-    for union, cls in joining:
-        _refuse_clash(cls, [m for m in union.members if not _same(m, cls)], name)
+    for metric in metrics:
+        _check_metric(metric, name)
+    for others, cls in [*((union.members, cls) for union, cls in joining), *((METRICS, cls) for cls in metrics)]:
+        _refuse_clash(cls, [other for other in others if not _same(other, cls)], name)
     for union, cls in joining:
         union.set_members([*(m for m in union.members if not _same(m, cls)), cls])
-    return [f"{union.base.__name__.lstrip('_')} {', '.join(tags(cls))}" for union, cls in joining]
+    for metric in metrics:
+        METRICS[:] = [*(m for m in METRICS if not _same(m, metric)), metric]
+    named = [(union.base, cls) for union, cls in joining] + [(Metric, cls) for cls in metrics]
+    return [f"{base.__name__.lstrip('_')} {', '.join(_names(cls))}" for base, cls in named]
 
 
-def _belongs(cls: type[Config], union: ByName) -> bool:
-    return (
-        union.base is not Config
-        and issubclass(cls, union.base)
-        and bool(tags(cls))
-        and not inspect.isabstract(cls)
-        and cls.__module__.partition(".")[0] != "mgdet"  # what the module imports from here is a member already
-    )
+def _is_outside(cls: type) -> bool:
+    """Not one of mgdet's own, which the module may import."""
+    return cls.__module__.partition(".")[0] != "mgdet"
+
+
+def _belongs(cls: type, union: ByName) -> TypeGuard[type[Config]]:
+    return union.base is not Config and issubclass(cls, union.base) and bool(tags(cls)) and not inspect.isabstract(cls)
+
+
+def _check_metric(metric: type, name: str) -> None:
+    if missing := [key for key in ("name", "infos") if not getattr(metric, key, None)]:
+        raise ConfigError(
+            f"plugins: {name}: the metric {_place(metric)} has no {' and no '.join(missing)}: give it a name, and a "
+            "MetricInfo for each number that it computes"
+        )
+
+
+def _names(cls: Any) -> tuple[str, ...]:
+    """What nothing else of its kind may be called: the tags of a configuration; a metric and the numbers it gives."""
+    return tags(cls) if issubclass(cls, Config) else (cls.name, *(info.name for info in cls.infos))
 
 
 def _same(old: type, new: type) -> bool:
@@ -186,9 +208,9 @@ def _same(old: type, new: type) -> bool:
     return (old.__module__, old.__qualname__) == (new.__module__, new.__qualname__)
 
 
-def _refuse_clash(cls: type[Config], others: Iterable[type[Config]], name: str) -> None:
+def _refuse_clash(cls: type, others: Iterable[type], name: str) -> None:
     for other in others:
-        if taken := sorted(set(tags(cls)) & set(tags(other))):
+        if taken := [n for n in _names(cls) if n in _names(other)]:
             raise ConfigError(
                 f"plugins: {name}: the name {taken[0]} of {_place(cls)} is taken by {_place(other)}: choose another one"
             )

@@ -1,17 +1,22 @@
 """What the documentation says to do is done here."""
 
+import ast
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from mgdet.assign import AssignerConfig
 from mgdet.config import load
+from mgdet.config_yaml import flatten
 from mgdet.errors import ConfigError
 from mgdet.models import FCOSConfig, RetinaNetConfig
 
@@ -28,42 +33,125 @@ def section(page: str, title: str) -> str:
     return re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)[1]
 
 
-@pytest.mark.slow
-def test_the_worked_example_of_an_assigner_runs(tmp_path):
-    """One file and one line in the union of a copy of the package, then the command of the page."""
-    new_file, change = re.findall(r"```python\n(.*?)```", section("architecture.md", "Add an assigner"), re.DOTALL)
-    command = re.search(r"```bash\nuv run jobs/train.py (.*?)\n```", section("architecture.md", "Add an assigner"))[1]
-    for name in ("mgdet", "jobs", "configs"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "mgdet/assign/best_k.py").write_text(new_file)
-    init = tmp_path / "mgdet/assign/__init__.py"
-    statement, union = change.strip().split("\n\n")
-    assert union.startswith("AssignerConfig = Annotated[MaxIoU | ... | BestK,")
-    text = init.read_text().replace("\nAssignerConfig", f"\n{statement}\n\nAssignerConfig")
-    init.write_text(text.replace("    MaxIoU | ", "    BestK | MaxIoU | "))
-    assert "BestK | MaxIoU" in init.read_text()
+EXAMPLES = ("an assigner", "a backbone", "an optimizer", "a schedule", "a loss term", "a metric")
+OUTSIDE = "a component from outside the package"
+PARTS = (".ci", ".github", "benchmarks", "configs", "deploy", "docs", "examples", "jobs", "mgdet", "tests")
 
-    def train(*arguments: str) -> subprocess.CompletedProcess[str]:
-        data = ["data.uri=shapes", "data.generate.train=4", "data.generate.val=2", "data.generate.size=64"]
-        return subprocess.run(
-            [sys.executable, "jobs/train.py", *command.split(), *data, *TINY, *arguments],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(tmp_path)},
-            capture_output=True,
-            text=True,
+
+class Example(NamedTuple):
+    """A worked example of docs/architecture.md."""
+
+    path: str  # of its new file
+    code: str
+    change: str  # to a file of mgdet: an import, an empty line, an entry; "" where there is none
+    changed: str  # that file
+    arguments: list[str]  # of `mgdet`
+    misspelt: str  # a setting that is refused; "" where it has no key
+
+
+def example(title: str) -> Example:
+    text = section("architecture.md", f"Add {title}")
+    code, *change = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    path = re.search(r"Save it as\s`(\S+\.py)`", text)[1]
+    changed = re.search(r"Then import it in `(\S+)`", text)
+    misspelt = re.search(r"misspelt `(\S+)` is\srefused", text)
+    command = re.search(r"```bash\nmgdet (.*?)\n```", text)[1]
+    return Example(
+        path,
+        code,
+        "".join(change),
+        changed[1] if changed else "",
+        shlex.split(command),
+        misspelt[1] if misspelt else "",
+    )
+
+
+def changed_text(source: str, change: str) -> str:
+    """A module of mgdet after the change: `...` stands for the members that are there; a field comes last."""
+    statement, entry = change.rstrip().split("\n\n")
+    if entry.startswith(" "):
+        source, count = re.subn(
+            r"(\nclass LossConfig\b.*?)(?=\n\n    def )", rf"\1\n{entry}", source, count=1, flags=re.S
         )
+        assert count == 1
+    else:
+        start, separator, end = re.fullmatch(r"(.*)(?:, | \| )\.\.\.(, | \| )(.*)", entry).groups()
+        node = next(node for node in ast.parse(source).body if ast.unparse(node).startswith(start))
+        members = ast.unparse(node).removeprefix(start).removesuffix(end.removeprefix(statement.split()[-1]))
+        lines = source.splitlines(keepends=True)
+        written = f"{start}{members}{separator}{end}\n"
+        source = "".join([*lines[: node.lineno - 1], written, *lines[node.end_lineno :]])
+    return source.replace("\nfrom mgdet", f"\n{statement}\nfrom mgdet", 1)
 
-    done = train("--dry-run")
-    assert done.returncode == 0, done.stderr
-    assert "dry run: everything works" in done.stdout
-    assert re.search(r"^assigner:\n(  .*\n)*?  name: best_k\n(  .*\n)*?  k: 5\n", done.stdout, re.MULTILINE)
-    refused = train("assigner.kk=5", "--dry-run")
-    assert refused.returncode == 2
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory):
+    """A copy of mgdet in which all examples have been carried out, and they."""
+    root = tmp_path_factory.mktemp("extended")
+    for name in PARTS:
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in filter(Path.is_file, ROOT.iterdir()):
+        shutil.copy(file, root)
+    examples = [example(title) for title in (*EXAMPLES, OUTSIDE)]
+    for e in examples:
+        assert not (root / e.path).exists()
+        (root / e.path).write_text(e.code)
+        if e.changed:
+            path = root / e.changed
+            path.write_text(changed_text(path.read_text(), e.change))
+    run_there(root, "-m", "mgdet.cli.keys")
+    return root, examples
+
+
+def run_there(root: Path, *arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+    """Python in the copy, on the copy."""
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == status, done.stdout[-5000:] + done.stderr[-5000:]
+    return done
+
+
+@pytest.mark.slow
+def test_every_worked_example_runs(extended):
+    """One file and one entry each, in a copy of the package; then the command of the page, and a misspelt key."""
+    root, examples = extended
+    assert [bool(e.changed) for e in examples] == [True] * len(EXAMPLES) + [False]
+    table = section("architecture.md", "Extend it")
+    assert all(f"`{e.changed}` |" in table for e in examples if e.changed)
+    data = ("data.uri=shapes", "data.generate.train=4", "data.generate.val=2", "data.generate.size=64")
+    for e in examples:
+        command = ("-m", "mgdet", *e.arguments, *data, *TINY, "--dry-run")
+        said = run_there(root, *command).stdout
+        assert "dry run: everything works" in said
+        chosen = {k: v for k, _, v in (a.partition("=") for a in e.arguments[1:]) if k not in ("name", "plugins")}
+        shown = flatten(yaml.safe_load(re.search(r"^name: (.*\n)+?(?=[\w.]+ = )", said, re.M)[0]))
+        assert chosen == {k: str(shown[k]) for k in chosen}
+    refused = run_there(root, *command, example("an assigner").misspelt, status=2)
     assert "unknown key assigner.kk. Did you mean assigner.k?" in refused.stderr
+    check = "import sys; from mgdet.config import load; load('quickstart', sys.argv[1:])"
+    for e in examples:
+        if e.misspelt:
+            key = e.misspelt.partition("=")[0]
+            assert key in run_there(root, "-c", check, *e.arguments[2:], e.misspelt, status=1).stderr
+
+
+@pytest.mark.exhaustive
+def test_the_unit_tests_pass_with_all_worked_examples(extended):
+    root, _ = extended
+    done = run_there(root, "-m", "pytest", "tests", "-p", "no:cacheprovider")
+    assert re.search(r"\d+ passed", done.stdout)
 
 
 def test_there_is_a_recipe_for_every_pair_that_is_defined_and_the_table_shows_which():
+    """For each assigner that docs/papers names; one that is added need not come from a paper."""
+    papers = "".join(path.read_text() for path in (ROOT / "docs/papers").glob("*.md"))
     variants = {m.model_fields["name"].default: m for m in AssignerConfig.__origin__.__args__}
+    named = {name for name in variants if f"`{name}`" in papers}
     recipes = {m.groups() for p in (ROOT / "configs").glob("bccd_*.yaml") if (m := PAIR.fullmatch(p.name))}
     table = section("papers/index.md", "Which assigner on which detector")
     rows = re.findall(r"^\| `(\w+)` \|(.*?)\|(.*?)\|", table, re.M)
@@ -71,16 +159,16 @@ def test_there_is_a_recipe_for_every_pair_that_is_defined_and_the_table_shows_wh
         (d, name) for name, *cells in rows for d, c in zip(("retinanet", "fcos"), cells, strict=True) if "yes" in c
     }
     defined = set()
-    for name, variant in variants.items():
+    for name in named:
         for model in (RetinaNetConfig(), RetinaNetConfig(anchors={"scales": 1, "ratios": [1.0]}), FCOSConfig()):
             try:
-                variant().resolved_for(model.layout)
+                variants[name]().resolved_for(model.layout)
             except ConfigError:
                 continue
             defined.add((model.name, name))
     assert recipes == defined
     assert shown == defined
-    assert {name for name, *_ in rows} == set(variants)
+    assert {name for name, *_ in rows} == named
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("bccd_*.yaml")), ids=lambda p: p.stem)

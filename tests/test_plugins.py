@@ -11,7 +11,9 @@ from mgdet import plugins
 from mgdet.config import load, validate
 from mgdet.config_base import ByName
 from mgdet.errors import ConfigError
+from mgdet.evaluation import evaluator
 from mgdet.inference.load import load_detector
+from mgdet.runs.launch import train_in_process
 from mgdet.sweep.config import load_sweep
 from tests.small import small_experiment
 from tests.trained_runs import call, import_job, refused
@@ -30,10 +32,42 @@ class BestK(ATSS):
     k: int = Field(default=9, ge=1)
 """
 
+COUNT = """
+from mgdet.evaluation.metric import Metric, MetricInfo, joined
+
+
+class Count(Metric):
+    name = "count"
+    infos = (MetricInfo("val/count", "min", "images", headline=True),)
+
+    def __init__(self, ground_truth, config):
+        super().__init__(ground_truth, config)
+        self.parts = []
+
+    def update(self, seen):
+        self.parts.append({"count": seen.batch.positions.cpu().numpy() >= 0})
+
+    def state(self):
+        return joined(self.parts)
+
+    def merge(self, states):
+        out = Count(self.ground_truth, self.config)
+        out.parts = list(states)
+        return out
+
+    def compute(self):
+        self.total = float(self.state()["count"].sum())
+        return self
+
+    def metrics(self):
+        return {"val/count": self.total}
+"""
+
 
 @pytest.fixture(autouse=True)
 def as_before(monkeypatch):
-    """Path, modules and unions are afterwards what they were."""
+    """Path, modules, unions and metrics are afterwards what they were."""
+    monkeypatch.setattr(evaluator, "METRICS", list(evaluator.METRICS))
     members = {union: union.members for union in ByName.unions}
     modules, path = set(sys.modules), list(sys.path)
     monkeypatch.setattr(plugins, "_loaded", {})
@@ -103,6 +137,37 @@ def test_a_sweep_searches_it_and_checks_the_ends_of_its_intervals(beside):
         load_sweep(beside / "s.yaml", ["space.assigner.k={integers: [0, 20], when: {assigner.name: best_k}}"])
 
 
+def test_a_metric_is_computed_shown_and_searched(beside):
+    (beside / "my_count.py").write_text(COUNT)
+    tree = yaml.safe_load(small_experiment(beside).to_yaml())
+    (beside / "base.yaml").write_text(yaml.safe_dump(tree))
+    space = {"train.optimizer.lr": {"loguniform": [1e-4, 1e-2]}}
+    sweep = {"name": "s", "base": "base.yaml", "metric": "val/count", "space": space, "trials": 2}
+    (beside / "s.yaml").write_text(yaml.safe_dump(sweep | {"scheduler": {"name": "none"}}))
+    with pytest.raises(ConfigError, match="'val/count' is not a metric of the evaluation; there are val/AP"):
+        load_sweep(beside / "s.yaml")
+    (beside / "base.yaml").write_text(yaml.safe_dump(tree | {"plugins": ["my_count"]}))
+    assert load_sweep(beside / "s.yaml").lead == ("val/count", "min")
+
+    try:
+        summary = train_in_process(load(beside / "base.yaml"))[0]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert summary.metrics["val/count"] == 3
+    assert evaluator.headlines(summary.metrics)[-1] == "val/count"
+
+
+def test_a_metric_that_is_imported_anew_takes_the_place_of_its_earlier_version(beside):
+    before = list(evaluator.METRICS)
+    (beside / "my_count.py").write_text(COUNT)
+    for _ in range(2):
+        plugins.load_plugins(["my_count"], (beside,))
+        assert [m.name for m in evaluator.METRICS] == [*(m.name for m in before), "count"]
+        assert evaluator.METRICS[-1] is sys.modules["my_count"].Count
+        del sys.modules["my_count"]
+        plugins._loaded.clear()
+
+
 @pytest.mark.parametrize(
     ("source", "said"),
     [
@@ -115,14 +180,22 @@ def test_a_sweep_searches_it_and_checks_the_ends_of_its_intervals(beside):
             BEST_K.replace("best_k", "simota"),
             r"the name simota of my_plugin\.BestK .* is taken by mgdet\.assign\.simota",
         ),
+        (
+            COUNT.replace('"count"\n    infos', '"divergence"\n    infos'),
+            r"the name divergence of my_plugin\.Count .* is taken by mgdet\.evaluation\.task_divergence\.Divergence",
+        ),
+        (COUNT.replace("val/count", "val/AP"), r"the name val/AP of my_plugin\.Count .* is taken by .*CocoAP"),
+        (COUNT.replace("    infos = ", "    data = "), r"the metric my_plugin\.Count .* has no infos: give it"),
     ],
 )
 def test_a_plugin_that_cannot_be_used_is_refused_in_words(tmp_path, source, said):
     if source is not None:
         (tmp_path / "my_plugin.py").write_text(source)
     (tmp_path / "e.yaml").write_text("{name: x, data: {uri: d}, plugins: [my_plugin]}")
+    before = list(evaluator.METRICS)
     with pytest.raises(ConfigError, match=said):
         load(tmp_path / "e.yaml")
+    assert before == evaluator.METRICS
 
 
 def test_two_modules_of_one_name_are_refused(beside, tmp_path_factory):
