@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import pytest
 import yaml
+from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
 from mgdet.assign import AssignerConfig
@@ -34,6 +35,7 @@ def section(page: str, title: str) -> str:
 
 
 EXAMPLES = ("an assigner", "a backbone", "an optimizer", "a schedule", "a loss term", "a metric")
+FORMAT = "a data format"
 OUTSIDE = "a component from outside the package"
 PARTS = (".ci", ".github", "benchmarks", "configs", "deploy", "docs", "examples", "jobs", "mgdet", "tests")
 
@@ -92,7 +94,7 @@ def extended(tmp_path_factory):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     for file in filter(Path.is_file, ROOT.iterdir()):
         shutil.copy(file, root)
-    examples = [example(title) for title in (*EXAMPLES, OUTSIDE)]
+    examples = [example(title) for title in (*EXAMPLES, OUTSIDE, FORMAT)]
     for e in examples:
         assert not (root / e.path).exists()
         (root / e.path).write_text(e.code)
@@ -120,17 +122,22 @@ def run_there(root: Path, *arguments: str, status: int = 0) -> subprocess.Comple
 def test_every_worked_example_runs(extended):
     """One file and one entry each, in a copy of the package; then the command of the page, and a misspelt key."""
     root, examples = extended
-    assert [bool(e.changed) for e in examples] == [True] * len(EXAMPLES) + [False]
+    assert [bool(e.changed) for e in examples] == [True] * len(EXAMPLES) + [False, True]
     table = section("architecture.md", "Extend it")
     assert all(f"`{e.changed}` |" in table for e in examples if e.changed)
+    examples = examples[:-1]  # those of a training
     data = ("data.uri=shapes", "data.generate.train=4", "data.generate.val=2", "data.generate.size=64")
     for e in examples:
         command = ("-m", "mgdet", *e.arguments, *data, *TINY, "--dry-run")
         said = run_there(root, *command).stdout
         assert "dry run: everything works" in said
-        chosen = {k: v for k, _, v in (a.partition("=") for a in e.arguments[1:]) if k not in ("name", "plugins")}
+        chosen = {
+            k: yaml.safe_load(v)
+            for k, _, v in (a.partition("=") for a in e.arguments[1:])
+            if k not in ("name", "plugins")
+        }
         shown = flatten(yaml.safe_load(re.search(r"^name: (.*\n)+?(?=[\w.]+ = )", said, re.M)[0]))
-        assert chosen == {k: str(shown[k]) for k in chosen}
+        assert chosen == {k: shown[k] for k in chosen}
     refused = run_there(root, *command, example("an assigner").misspelt, status=2)
     assert "unknown key assigner.kk. Did you mean assigner.k?" in refused.stderr
     check = "import sys; from mgdet.config import load; load('quickstart', sys.argv[1:])"
@@ -138,6 +145,17 @@ def test_every_worked_example_runs(extended):
         if e.misspelt:
             key = e.misspelt.partition("=")[0]
             assert key in run_there(root, "-c", check, *e.arguments[2:], e.misspelt, status=1).stderr
+
+
+@pytest.mark.slow
+def test_the_worked_example_of_a_data_format_runs(extended):
+    root, examples = extended
+    (root / "photos").mkdir()
+    Image.new("RGB", (64, 48)).save(root / "photos/a.png")
+    (root / "boxes.csv").write_text("a.png;4;5;20;30;cat\n")
+    said = run_there(root, "-m", "mgdet", *examples[-1].arguments).stdout
+    assert re.search(r"train +1 +1", said)
+    assert "1 classes: cat" in said
 
 
 @pytest.mark.exhaustive
