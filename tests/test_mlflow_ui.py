@@ -186,7 +186,7 @@ def browser(tmp_path):
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
     profile = f"--user-data-dir={tmp_path}/profile"
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1600,1000", profile):
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1920,1080", profile):
         options.add_argument(argument)
     chrome = webdriver.Chrome(options, webdriver.ChromeService(driver))
     yield chrome
@@ -290,6 +290,7 @@ def click_the_experiment(browser, address):
 
 RUNS = ("quickstart", "quick", "quick-000", "quick-001", "quick-002", "quick-003")
 TABLE = (*RUNS, "val/AP", "val/divergence", "assigner.sigma", "1.25", "3.75")
+FOLDED = ("quickstart", "quick", "val/AP", "val/divergence", "assigner.sigma")  # a shared view unfolds nothing
 
 
 @pytest.mark.exhaustive
@@ -301,9 +302,9 @@ def test_every_way_into_mlflow_shows_the_runs(browser, store, started, tmp_path)
     click_the_experiment(browser, address)
     wait_for_texts(browser, "click", *TABLE)
     fresh_page(browser, links["this run"].replace(LOCAL_ADDRESS, address))
-    wait_for_texts(browser, "run", "quickstart", "val/AP", "val/divergence", "0.5")
+    wait_for_texts(browser, "run", "quickstart", "Finished", "Metrics (5)")
     fresh_page(browser, links["all runs"].replace(LOCAL_ADDRESS, address))
-    wait_for_texts(browser, "runs", *TABLE)
+    wait_for_texts(browser, "runs", *FOLDED)
 
     record_sweep(config, tmp_path, "later", "train.optimizer.lr", [0.015, 0.025])
     click_the_experiment(browser, address)
@@ -317,4 +318,4 @@ def test_links_into_an_mlflow_that_knows_nothing_of_mgdet_show_the_runs(browser,
     assert command != links["see it in MLflow"]
     address = started(command)
     fresh_page(browser, links["all runs"].replace(LOCAL_ADDRESS, address))
-    wait_for_texts(browser, "plain", *TABLE)
+    wait_for_texts(browser, "plain", *FOLDED)

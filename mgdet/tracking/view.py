@@ -32,8 +32,7 @@ LOCAL_ADDRESS = "http://127.0.0.1:5000"
 """Where `mlflow ui` listens unless it is told otherwise."""
 
 _KIND = ("mlflow.experimentKind", "custom_model_development")  # servers older than the two modes go by it
-_METRICS = ("val/AP", "val/divergence", "val/AP50", "val/AP75")
-_PARAMETERS = ("assigner.name", "model.name")
+_FIRST, _LAST = ("metrics.`val/AP`", "metrics.`val/divergence`"), ("params.`assigner.name`",)
 _MAX_SEARCHED, _MAX_UNFOLDED = 16, 8  # a tag of an experiment holds 5000 characters
 
 
@@ -53,24 +52,19 @@ def show_runs(client: Any, experiment_id: str, searched: Sequence[str] = (), swe
 def view_state(known: str | None, searched: Sequence[str], sweep_run_id: str | None) -> str:
     """The state of MLflow's table of runs as JSON, at most 5000 characters; `known` is the one it follows, if any.
 
-    Its columns are AP and divergence, the searched keys (the newest sweep's first, at most 16), and some others. The
-    runs of the newest 8 sweeps are unfolded.
+    Its columns are AP, divergence, the searched keys (at most 16, the newest sweep's before others) and the assigner;
+    MLflow itself sorts metrics and parameters by name, and few columns can be seen without scrolling. The runs of the
+    newest 8 sweeps are unfolded.
     """
     before: dict[str, Any] = {}
     with contextlib.suppress(ValueError):
         before = json.loads(known or "{}")
-    first = [_column("metrics", key) for key in _METRICS[:2]]
-    last = [_column("metrics", key) for key in _METRICS[2:]] + [_column("params", key) for key in _PARAMETERS]
-    columns = [*(_column("params", mlflow_name(key)) for key in searched), *before.get("selectedColumns", [])]
-    middle = [column for column in dict.fromkeys(columns) if column not in (*first, *last)][:_MAX_SEARCHED]
+    columns = [*(f"params.`{mlflow_name(key)}`" for key in searched), *before.get("selectedColumns", [])]
+    middle = [column for column in dict.fromkeys(columns) if column not in (*_FIRST, *_LAST)][:_MAX_SEARCHED]
     unfolded = [run for run in before.get("runsExpanded", {}) if run != sweep_run_id]
     unfolded = [*unfolded, *([sweep_run_id] if sweep_run_id else [])][-_MAX_UNFOLDED:]
-    state = {"selectedColumns": [*first, *middle, *last], "runsExpanded": dict.fromkeys(unfolded, True)}
+    state = {"selectedColumns": [*_FIRST, *middle, *_LAST], "runsExpanded": dict.fromkeys(unfolded, True)}
     return json.dumps(state, ensure_ascii=False)  # escapes would make it longer than the tag may be
-
-
-def _column(kind: str, key: str) -> str:
-    return f"{kind}.`{key}`"
 
 
 def ui_command(uri: str) -> str:
