@@ -8,6 +8,7 @@ Exit status 0: written; 2 and one paragraph: something you can mend; 130: interr
 """
 
 import argparse
+import logging
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -57,6 +58,8 @@ class ProgressLine:
         self.said = 0.0
 
     def __call__(self, what: str, done: int, total: int) -> None:
+        if not logging.getLogger("mgdet").isEnabledFor(logging.INFO):
+            return
         live, finished = sys.stderr.isatty(), done == total
         if live or finished or time.monotonic() - self.said > 10:
             self.said = time.monotonic()

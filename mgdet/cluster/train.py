@@ -64,7 +64,12 @@ def _on_cluster(
     cluster: ClusterConfig = experiment.cluster
     trainer = TorchTrainer(
         _worker_main,
-        train_loop_config={"experiment": experiment.model_dump(mode="json"), "handle": handle, "trial": trial},
+        train_loop_config={
+            "experiment": experiment.model_dump(mode="json"),
+            "handle": handle,
+            "trial": trial,
+            "level": max(logging.getLogger("mgdet").getEffectiveLevel(), logging.WARNING if trial else logging.NOTSET),
+        },
         torch_config=TorchConfig(timeout_s=int(cluster.collective_timeout_s)),
         scaling_config=ScalingConfig(
             num_workers=cluster.workers,  # a pair: elastic
@@ -125,8 +130,8 @@ def _worker_main(task: dict[str, Any]) -> dict[str, Any]:
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger = logging.getLogger("mgdet")
     logger.handlers, logger.propagate = [handler], False
-    speaks = ray.train.get_context().get_world_rank() == 0 and not task["trial"]
-    logger.setLevel(logging.INFO if speaks else logging.WARNING)
+    rank = ray.train.get_context().get_world_rank()
+    logger.setLevel(max(task["level"], logging.WARNING if rank else logging.NOTSET))
 
     experiment = validate(task["experiment"], "the driver's experiment")
     world = World.current(ray.train.torch.get_device())
