@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from mgdet.cli.keys import shipped
 from mgdet.cli.run import Command, common_options
 from mgdet.errors import MgdetError
+from mgdet.training.progress import Progress, show
 
 if TYPE_CHECKING:
     from mgdet.data import Manifest
@@ -52,19 +53,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 class ProgressLine:
-    """One line on a terminal that moves, plain lines every 10 seconds elsewhere."""
+    """A bar on a terminal, plain lines every 10 seconds elsewhere."""
 
     def __init__(self) -> None:
         self.said = 0.0
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        if not logging.getLogger("mgdet").isEnabledFor(logging.INFO):
+        if show(Progress(what, done, total, "images")) or not logging.getLogger("mgdet").isEnabledFor(logging.INFO):
             return
-        live, finished = sys.stderr.isatty(), done == total
-        if live or finished or time.monotonic() - self.said > 10:
+        if done == total or time.monotonic() - self.said > 10:
             self.said = time.monotonic()
-            end = "\r" if live and not finished else "\n"
-            print(f"{what}: {done}/{total} images", end=end, file=sys.stderr, flush=True)
+            print(f"{what}: {done}/{total} images", file=sys.stderr, flush=True)
 
 
 def prepare(args: argparse.Namespace) -> "Manifest":

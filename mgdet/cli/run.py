@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from mgdet.cli.screen import AboveTheBar, progress_bar
 from mgdet.errors import Interrupted, MgdetError
 from mgdet.host import require_linux
 
@@ -68,7 +69,9 @@ def reader_may_leave() -> Iterator[None]:
 
 def set_up_logging(level: int) -> None:
     """Print the records of mgdet from this `level` on, and the warnings of other libraries, on standard output."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
+    lines = AboveTheBar(sys.stdout) if sys.stderr.isatty() else logging.StreamHandler(sys.stdout)
+    lines.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.WARNING, handlers=[lines])
     logging.getLogger("mgdet").setLevel(level)
 
 
@@ -80,7 +83,8 @@ def run_cli(work: Callable[[], int], when_interrupted: str, level: int = logging
     set_up_logging(level)
     try:
         require_linux()
-        return work()
+        with progress_bar():
+            return work()
     except Interrupted as error:
         print(f"interrupted: {error}", file=sys.stderr)
         return 143
