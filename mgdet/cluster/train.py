@@ -3,13 +3,13 @@
 import functools
 import logging
 import os
-import sys
 import uuid
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from mgdet.cluster.relay import speak_through_driver, workers_heard
 from mgdet.cluster.session import check_shared, environment, scale_up, session
 from mgdet.config import Experiment, validate
 from mgdet.errors import ClusterError, ConfigError, Interrupted, MgdetError, NonFiniteError
@@ -40,7 +40,8 @@ def run(experiment: Experiment) -> tuple[Summary, RunHandle | None]:
         resolved, reasons = prepare(asked, resources.cpus, resources.gpus)
         check_fits(resolved.cluster, resources)
         check_shared({"storage": resolved.storage, "data.uri": resolved.data.uri})
-        return launch(asked, resolved, [*reasons, arithmetic(resolved.cluster, resources)], _on_cluster)
+        with workers_heard():
+            return launch(asked, resolved, [*reasons, arithmetic(resolved.cluster, resources)], _on_cluster)
 
 
 def run_trial(asked: Experiment, parent_run_id: str | None, callback: Any) -> Summary:
@@ -60,6 +61,8 @@ def _on_cluster(
     import ray
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
+
+    from mgdet.cluster.restarts import Restarts
 
     cluster: ClusterConfig = experiment.cluster
     trainer = TorchTrainer(
@@ -82,7 +85,7 @@ def _on_cluster(
             name=f"attempt-{uuid.uuid4().hex[:8]}",
             storage_path=child_uri(experiment.run_uri, "ray"),
             failure_config=FailureConfig(max_failures=cluster.max_failures),
-            callbacks=list(callbacks),
+            callbacks=[*callbacks, Restarts(cluster.max_failures, f"{experiment.name}: " if trial else "")],
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
@@ -126,19 +129,15 @@ def _worker_main(task: dict[str, Any]) -> dict[str, Any]:
     import ray.train
     import ray.train.torch
 
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    logger = logging.getLogger("mgdet")
-    logger.handlers, logger.propagate = [handler], False
-    rank = ray.train.get_context().get_world_rank()
-    logger.setLevel(max(task["level"], logging.WARNING if rank else logging.NOTSET))
-
+    rank, trial = ray.train.get_context().get_world_rank(), task["trial"]
+    prefix = (f"{task['experiment']['name']}: " if trial else "") + (f"rank {rank}: " if rank else "")
+    to_driver = speak_through_driver(max(task["level"], logging.WARNING if rank else logging.NOTSET), prefix)
     experiment = validate(task["experiment"], "the driver's experiment")
     world = World.current(ray.train.torch.get_device())
     tracker: Tracker = worker_tracker(experiment, task["handle"]) if world.is_main else NullTracker()
 
     def report(metrics: dict[str, float]) -> None:
-        if not task["trial"] or metrics["epoch"] < experiment.train.epochs:  # see run_trial
+        if not trial or metrics["epoch"] < experiment.train.epochs:  # see run_trial
             ray.train.report(metrics)
 
     stop = StopRequest(experiment.run_uri)
@@ -159,3 +158,4 @@ def _worker_main(task: dict[str, Any]) -> dict[str, Any]:
         return {"error": str(error)}
     finally:
         tracker.close()
+        to_driver.settle()
