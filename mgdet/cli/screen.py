@@ -33,7 +33,15 @@ class Bar:
         columns, lines = shutil.get_terminal_size()  # 80, 24 where the terminal does not know its size
         if self.bar is None:
             form = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
-            self.bar = tqdm(total=progress.total, file=self.stream, ncols=columns - 1, nrows=lines, bar_format=form)
+            self.bar = tqdm(
+                desc=progress.what,
+                initial=progress.done,
+                total=progress.total,
+                file=self.stream,
+                ncols=columns - 1,
+                nrows=lines,
+                bar_format=form,
+            )
         self.bar.ncols = columns - 1
         self.bar.n = progress.done
         self.bar.set_description_str(progress.what, refresh=False)

@@ -6,11 +6,14 @@ Ray's own forwarding puts the name of a process before each line and lets its in
 import logging
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from logging.handlers import QueueHandler
 from typing import Any
+
+from mgdet.training.progress import Progress, show
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +99,9 @@ def _log(records: list[logging.LogRecord], dropped: int) -> None:
     if dropped:
         logger.warning("%d lines of the workers are left out here: there were too many at a time", dropped)
     for record in records:
+        if (progress := getattr(record, "progress", None)) is not None:
+            show(progress)
+            continue
         its_logger = logging.getLogger(record.name)
         if its_logger.isEnabledFor(record.levelno):
             its_logger.handle(record)
@@ -126,7 +132,7 @@ class SendToDriver(QueueHandler):
         import ray
 
         super().__init__(None)  # type: ignore[arg-type]  # only `enqueue` uses it
-        self.prefix, self.mailbox, self.sent = prefix, None, None
+        self.prefix, self.mailbox, self.sent, self.shown = prefix, None, None, 0.0
         with suppress(Exception):  # no driver listens: it is gone, or is not of mgdet
             self.mailbox = ray.get_actor(_mailbox_name(), namespace=_NAMESPACE)
 
@@ -139,6 +145,13 @@ class SendToDriver(QueueHandler):
         with suppress(Exception):
             if self.mailbox is not None:
                 self.sent = self.mailbox.put.remote(record)
+
+    def show(self, progress: Progress) -> None:
+        """Let the driver show the progress of the training; called more often than it sends."""
+        now = time.monotonic()
+        if progress.done >= progress.total or now - self.shown > SECONDS_BETWEEN_QUESTIONS:
+            self.shown = now
+            self.enqueue(logging.makeLogRecord({"progress": progress}))
 
     def settle(self) -> None:
         """Wait, for a short time at most, until what was sent has arrived: before the process ends."""

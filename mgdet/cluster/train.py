@@ -1,5 +1,6 @@
 """A training as a Ray Train job: the driver prepares and reports, every worker runs `mgdet.training.loop.Worker`."""
 
+import contextlib
 import functools
 import logging
 import os
@@ -22,6 +23,7 @@ from mgdet.storage import child_uri
 from mgdet.tracking import NullTracker, RunHandle, Tracker
 from mgdet.training.distributed import World
 from mgdet.training.loop import Worker
+from mgdet.training.progress import has_screen, shown_by
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +73,7 @@ def _on_cluster(
             "experiment": experiment.model_dump(mode="json"),
             "handle": handle,
             "trial": trial,
+            "screen": has_screen(),
             "level": max(logging.getLogger("mgdet").getEffectiveLevel(), logging.WARNING if trial else logging.NOTSET),
         },
         torch_config=TorchConfig(timeout_s=int(cluster.collective_timeout_s)),
@@ -151,7 +154,8 @@ def _worker_main(task: dict[str, Any]) -> dict[str, Any]:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     logger.info("%d workers, rank 0 on %s, process %d", world.size, world.device, os.getpid())
     try:
-        return {"metrics": Worker(experiment, world, tracker, on_evaluation=report, stop_asked=stop_asked).run()}
+        with shown_by(to_driver.show) if task["screen"] and world.is_main else contextlib.nullcontext():
+            return {"metrics": Worker(experiment, world, tracker, on_evaluation=report, stop_asked=stop_asked).run()}
     except Interrupted as error:
         return {"interrupted": str(error)}
     except (NonFiniteError, ConfigError) as error:  # every rank has it, and a restart would only run into it again

@@ -41,6 +41,11 @@ def shown_by(screen: Screen) -> Iterator[None]:
         _screens.remove(screen)
 
 
+def has_screen() -> bool:
+    """Whether progress is shown on a screen in this process."""
+    return bool(_screens)
+
+
 def show(progress: Progress) -> bool:
     """Show the progress on the screen; False if there is none: then a line of the log says it."""
     if _screens:

@@ -8,6 +8,7 @@ from ray.exceptions import RayActorError
 from mgdet.cluster import relay
 from mgdet.cluster.restarts import Restarts, failure
 from mgdet.errors import DataError
+from mgdet.training.progress import Progress, shown_by
 
 
 def record(text, level=logging.INFO):
@@ -26,9 +27,14 @@ def test_a_full_mailbox_drops_the_oldest_and_says_how_many(monkeypatch, caplog):
     assert box.take() == ([], 0)
 
 
-def test_the_driver_keeps_to_its_level(caplog):
+def test_the_driver_keeps_to_its_level_and_shows_progress(caplog):
     caplog.set_level("WARNING", logger="mgdet")
-    relay._log([record("said"), record("warned", logging.WARNING)], 0)
+    seen = []
+    with shown_by(seen.append):
+        progress = Progress("epoch 1/2", 1, 2, "")
+        moved = logging.makeLogRecord({"progress": progress})
+        relay._log([record("said"), moved, record("warned", logging.WARNING)], 0)
+    assert seen == [progress]
     assert [r.getMessage() for r in caplog.records] == ["warned"]
 
 
