@@ -8,6 +8,7 @@ Exit status 0: written; 2 and one paragraph: something you can mend; 130: interr
 """
 
 import argparse
+import logging
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from mgdet.cli.keys import shipped
 from mgdet.cli.run import Command, common_options
 from mgdet.data.formats import FORMATS, DataFormat
 from mgdet.errors import MgdetError
+from mgdet.training.progress import Progress, show
 
 if TYPE_CHECKING:
     from mgdet.data import Manifest
@@ -67,17 +69,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 class ProgressLine:
-    """One line on a terminal that moves, plain lines every 10 seconds elsewhere."""
+    """A bar on a terminal, plain lines every 10 seconds elsewhere."""
 
     def __init__(self) -> None:
         self.said = 0.0
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        live, finished = sys.stderr.isatty(), done == total
-        if live or finished or time.monotonic() - self.said > 10:
+        if show(Progress(what, done, total, "images")) or not logging.getLogger("mgdet").isEnabledFor(logging.INFO):
+            return
+        if done == total or time.monotonic() - self.said > 10:
             self.said = time.monotonic()
-            end = "\r" if live and not finished else "\n"
-            print(f"{what}: {done}/{total} images", end=end, file=sys.stderr, flush=True)
+            print(f"{what}: {done}/{total} images", file=sys.stderr, flush=True)
 
 
 def prepare(args: argparse.Namespace) -> "Manifest":
