@@ -27,6 +27,8 @@ from mgdet.structures import Category
 if TYPE_CHECKING:
     import torch
 
+    from mgdet.data.formats import DataFormat
+
 __all__ = [
     "Evaluation",
     "Prediction",
@@ -202,7 +204,7 @@ def prepare(
     format: str,
     out: str | os.PathLike[str],
     *,
-    splits: Mapping[str, tuple[str | os.PathLike[str], str | os.PathLike[str]]] | None = None,
+    splits: Mapping[str, Sequence[str | os.PathLike[str]]] | None = None,
     overwrite: bool = False,
     **options: Any,
 ) -> PreparedData:
@@ -211,10 +213,11 @@ def prepare(
     Args:
         format: `coco`, annotation files and their images; or `shapes`, generated images.
         out: where to write, a directory or a URI. It appears only when it is complete.
-        splits: of `coco`: for each split its annotation file and the directory of its images.
+        splits: unless it is `shapes`: for each split the paths that the format takes; of `coco`, its annotation file
+            and the directory of its images.
         overwrite: replace a data set that is there.
-        options: of `coco`: `name`, `skip_bad_images`, `workers`; of `shapes`: the keys below `data.generate`, such as
-            `train=600, size=96`.
+        options: of `shapes`: the keys below `data.generate`, such as `train=600, size=96`; of all others `name`,
+            `skip_bad_images` and `workers`, and what `mgdet prepare FORMATNAME --help` lists as its own.
 
     Raises:
         DataError: wrong annotations, images that cannot be read, or an `out` that is taken.
@@ -222,20 +225,33 @@ def prepare(
     """
     require_linux()
     from mgdet.config_yaml import validate_as
-    from mgdet.data import CocoSplit, ShapesConfig, generate_shapes, import_coco
+    from mgdet.data import ShapesConfig, generate_shapes, import_annotations
 
     if format == "shapes":
         manifest = generate_shapes(out, validate_as(ShapesConfig, options, "shapes"), overwrite=overwrite)
-    elif format == "coco":
-        if not splits:
-            raise DataError("coco needs splits={'train': ('train.json', 'images/'), 'val': ('val.json', 'images/')}")
-        if unknown := options.keys() - {"name", "skip_bad_images", "workers"}:
-            raise ConfigError(f"coco has no option {sorted(unknown)[0]!r}: allowed are name, skip_bad_images, workers")
-        manifest = import_coco(out, [CocoSplit(n, *s) for n, s in splits.items()], overwrite=overwrite, **options)
     else:
-        raise DataError(f"format = {format!r}: allowed are coco and shapes")
+        data_format, common = _data_format(format, options)
+        if not splits:
+            paths = ", ".join(data_format.places)
+            raise DataError(f"{format} needs splits={{'train': ({paths}), 'val': ({paths})}}")
+        manifest = import_annotations(out, data_format, list(splits.items()), overwrite=overwrite, **common)
     classes = tuple(c.name for c in manifest.category_tuple())
     return PreparedData(os.fspath(out), classes, {name: split.images for name, split in manifest.splits.items()})
+
+
+def _data_format(name: str, options: Mapping[str, Any]) -> tuple["DataFormat", dict[str, Any]]:
+    """The format of this name with its own options, and the options that all imports have."""
+    from mgdet.data.formats import FORMATS
+
+    found = {each.name: each for each in FORMATS}.get(name)
+    if found is None:
+        raise DataError(f"format = {name!r}: allowed are {', '.join(each.name for each in FORMATS)} and shapes")
+    own = [each.name for each in found.options()]
+    allowed = ["name", "skip_bad_images", "workers", *own]
+    if unknown := options.keys() - set(allowed):
+        raise ConfigError(f"{name} has no option {min(unknown)!r}: allowed are {', '.join(allowed)}")
+    data_format = found(**{key: value for key, value in options.items() if key in own})
+    return data_format, {key: value for key, value in options.items() if key not in own}
 
 
 def load(

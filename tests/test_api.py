@@ -70,7 +70,7 @@ def test_the_public_interface_is_frozen():
         "train": ["config", "overrides"],
         "tune": ["config", "overrides", "retry_failed"],
         "prepare": ["format", "out", "splits", "overwrite", "options"],
-        "load": ["source", "overrides", "device"],
+        "load": ["source", "overrides", "device", "plugins"],
     }
     assert list(inspect.signature(mgdet.TrainedDetector.predict).parameters) == [
         "self",

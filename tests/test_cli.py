@@ -29,6 +29,9 @@ def mgdet(*arguments: str, cwd: Path | None = None, **environment: str) -> subpr
     return subprocess.run([sys.executable, "-m", "mgdet", *arguments], cwd=cwd, env=env, capture_output=True, text=True)
 
 
+FEW_SHAPES = ["--train", "4", "--val", "2", "--size", "48"]
+
+
 def cpu_seconds(*arguments: str) -> float:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = mgdet(*arguments)
@@ -99,6 +102,33 @@ def test_scripts_of_jobs_have_the_options_of_the_command(name):
     options = re.compile(r"\n(?:positional arguments|options):\n.*", re.S)
     assert options.search(script.stdout)[0] == options.search(of_command)[0]
     assert len((ROOT / "jobs" / f"{name}.py").read_text().splitlines()) < 16
+
+
+# --- how much is said
+
+
+@pytest.mark.parametrize("options", [["-q", "shapes"], ["shapes", "--quiet"]], ids=" ".join)
+def test_quiet_says_the_result_only(tmp_path, capsys, options):
+    assert main.main(["prepare", *options, "--out", str(tmp_path / "shapes"), *FEW_SHAPES]) == 0
+    said = capsys.readouterr()
+    assert "drawing" not in said.out + said.err
+    assert "Written to" in said.out
+    assert main.main(["prepare", "shapes", "--out", str(tmp_path / "again"), *FEW_SHAPES]) == 0
+    assert "drawing" in capsys.readouterr().err  # of the run before it is nothing left
+
+
+def test_verbose_says_where_an_error_is(tmp_path):
+    done = mgdet("replay", "--verbose", str(tmp_path / "none.pt"))
+    assert done.returncode == 2
+    assert "Traceback" in done.stdout
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in mgdet("replay", str(tmp_path / "none.pt")).stdout
+
+
+def test_quiet_and_verbose_exclude_each_other():
+    done = mgdet("evaluate", "-q", "-v", "runs/x")
+    assert done.returncode == 2
+    assert "not allowed with argument" in done.stderr
 
 
 # --- configurations by name

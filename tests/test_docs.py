@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import pytest
 import yaml
+from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
 from mgdet.assign import AssignerConfig
@@ -35,6 +36,7 @@ def section(page: str, title: str) -> str:
 
 
 EXAMPLES = ("an assigner", "a backbone", "an optimizer", "a schedule", "a loss term", "a metric")
+FORMAT = "a data format"
 OUTSIDE = "a component from outside the package"
 PARTS = (".ci", ".github", "benchmarks", "configs", "deploy", "docs", "examples", "jobs", "mgdet", "tests")
 
@@ -107,7 +109,7 @@ def extended(tmp_path_factory):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     for file in filter(Path.is_file, ROOT.iterdir()):
         shutil.copy(file, root)
-    examples = [example(title) for title in (*EXAMPLES, OUTSIDE)]
+    examples = [example(title) for title in (*EXAMPLES, OUTSIDE, FORMAT)]
     for e in examples:
         assert not (root / e.path).exists()
         (root / e.path).write_text(e.code)
@@ -135,9 +137,10 @@ def run_there(root: Path, *arguments: str, status: int = 0) -> subprocess.Comple
 def test_every_worked_example_runs(extended):
     """One file and one entry each, in a copy of the package; then the command of the page, and a misspelt key."""
     root, examples = extended
-    assert [bool(e.changed) for e in examples] == [True] * len(EXAMPLES) + [False]
+    assert [bool(e.changed) for e in examples] == [True] * len(EXAMPLES) + [False, True]
     table = section("architecture.md", "Extend it")
     assert all(f"`{e.changed}` |" in table for e in examples if e.changed)
+    examples = examples[:-1]  # those of a training
     data = ("data.uri=shapes", "data.generate.train=4", "data.generate.val=2", "data.generate.size=64")
     for e in examples:
         command = ("-m", "mgdet", *e.arguments, *data, *TINY, "--dry-run")
@@ -152,6 +155,17 @@ def test_every_worked_example_runs(extended):
     answers = run_there(root, "-c", LOAD_EACH, json.dumps(misspelt)).stdout.splitlines()
     for (*_, setting), answer in zip(misspelt, answers, strict=True):
         assert setting.partition("=")[0] in answer
+
+
+@pytest.mark.slow
+def test_the_worked_example_of_a_data_format_runs(extended):
+    root, examples = extended
+    (root / "photos").mkdir()
+    Image.new("RGB", (64, 48)).save(root / "photos/a.png")
+    (root / "boxes.csv").write_text("a.png;4;5;20;30;cat\n")
+    said = run_there(root, "-m", "mgdet", *examples[-1].arguments).stdout
+    assert re.search(r"train +1 +1", said)
+    assert "1 classes: cat" in said
 
 
 @pytest.mark.exhaustive
@@ -214,3 +228,18 @@ def test_every_figure_of_a_fault_comes_from_a_test():
         assert body, f"{file} has no {test}"
         notes = re.findall(r'note(?:_cost)?\(f?"(.+?)"', body[0])
         assert any(re.fullmatch(re.sub(r"\\\{.*?\\\}", ".*", re.escape(n)), fault) for n in notes), (fault, notes)
+
+
+def test_configurations_of_published_rows_load(tmp_path):
+    """Those that docs/papers/published.md spells out, with the overrides of its table."""
+    text, files = (ROOT / "docs/papers/published.md").read_text(), {}
+    for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL):
+        name = re.search(r"^name: (\S+)", block, re.MULTILINE)[1]
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(block)
+        files[path.stem] = path
+        load(path)
+    rows = re.findall(r"\| (retinanet|fcos): `([^`]+)`", text)
+    assert len(rows) >= 8
+    for detector, overrides in rows:
+        load(files[f"coco-{detector}-1x"], overrides.split())

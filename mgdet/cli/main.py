@@ -1,6 +1,7 @@
 """The command `mgdet`, and the scripts of `jobs/`, each of which is one of its sub-commands."""
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -56,7 +57,7 @@ def run_command(command: Command, arguments: Sequence[str], typed: str) -> int:
     parser = Parser(prog=typed, description=command.description, parents=[common_options()])
     command.add_arguments(parser)
     args = parser.parse_args(arguments)
-    return run_cli(lambda: command.run(args), command.when_interrupted)
+    return run_cli(lambda: command.run(args), command.when_interrupted, getattr(args, "level", logging.INFO))
 
 
 def whole_parser() -> argparse.ArgumentParser:

@@ -8,13 +8,16 @@ Exit status 0: written; 2 and one paragraph: something you can mend; 130: interr
 """
 
 import argparse
+import logging
 import sys
 import time
 from typing import TYPE_CHECKING
 
 from mgdet.cli.keys import shipped
 from mgdet.cli.run import Command, common_options
+from mgdet.data.formats import FORMATS, DataFormat
 from mgdet.errors import MgdetError
+from mgdet.training.progress import Progress, show
 
 if TYPE_CHECKING:
     from mgdet.data import Manifest
@@ -29,12 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_argument("--out", required=True, metavar="URI", help="where to write: a path, or s3://, gs://, file://")
     common.add_argument("--overwrite", action="store_true", help="replace a data set that is there")
 
-    coco = verbs.add_parser("coco", parents=[common], help="import COCO annotation files")
-    three = ("NAME", "ANNOTATIONS", "IMAGES")
-    coco.add_argument("--split", nargs=3, action="append", required=True, metavar=three, help="once for each split")
-    coco.add_argument("--name", help="of the data set (default: the last part of --out)")
-    coco.add_argument("--skip-bad-images", action="store_true", help="leave out missing and undecodable images")
-    coco.add_argument("--workers", type=int, help="decoding threads (default: the CPUs of this process)")
+    for data_format in FORMATS:
+        summary = data_format.summary.replace("%", "%%")
+        add_import_arguments(verbs.add_parser(data_format.name, parents=[common], help=summary), data_format)
 
     shapes = verbs.add_parser("shapes", parents=[common], help="draw the generated data set")
     for key in shipped():
@@ -44,6 +44,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             shapes.add_argument(f"--{option}", default=argparse.SUPPRESS, help=text)
 
 
+def add_import_arguments(parser: argparse.ArgumentParser, data_format: type[DataFormat]) -> None:
+    """Add what all imports have in common, and the format's own options."""
+    paths = ("NAME", *data_format.places)
+    parser.add_argument(
+        "--split", nargs=len(paths), action="append", required=True, metavar=paths, help="once for each split"
+    )
+    parser.add_argument("--name", help="of the data set (default: the last part of --out)")
+    parser.add_argument("--skip-bad-images", action="store_true", help="leave out missing and undecodable images")
+    parser.add_argument("--workers", type=int, help="decoding threads (default: the CPUs of this process)")
+    for own in data_format.options():
+        flag, text = f"--{own.name.replace('_', '-')}", own.meaning.replace("%", "%%")
+        if own.default is False:
+            parser.add_argument(flag, action="store_true", help=text)
+        else:
+            text += " (default %(default)s)"
+            parser.add_argument(flag, default=own.default, type=type(own.default), help=text)
+
+
 def run(args: argparse.Namespace) -> int:
     """Write the data set and print a table of its splits."""
     print_table(prepare(args), args.out)
@@ -51,24 +69,24 @@ def run(args: argparse.Namespace) -> int:
 
 
 class ProgressLine:
-    """One line on a terminal that moves, plain lines every 10 seconds elsewhere."""
+    """A bar on a terminal, plain lines every 10 seconds elsewhere."""
 
     def __init__(self) -> None:
         self.said = 0.0
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        live, finished = sys.stderr.isatty(), done == total
-        if live or finished or time.monotonic() - self.said > 10:
+        if show(Progress(what, done, total, "images")) or not logging.getLogger("mgdet").isEnabledFor(logging.INFO):
+            return
+        if done == total or time.monotonic() - self.said > 10:
             self.said = time.monotonic()
-            end = "\r" if live and not finished else "\n"
-            print(f"{what}: {done}/{total} images", end=end, file=sys.stderr, flush=True)
+            print(f"{what}: {done}/{total} images", file=sys.stderr, flush=True)
 
 
 def prepare(args: argparse.Namespace) -> "Manifest":
     """The data set that the arguments ask for, written."""
     from pydantic import ValidationError
 
-    from mgdet.data import CocoSplit, ShapesConfig, generate_shapes, import_coco
+    from mgdet.data import ShapesConfig, generate_shapes, import_annotations
 
     progress = ProgressLine()
     if args.verb == "shapes":
@@ -79,9 +97,11 @@ def prepare(args: argparse.Namespace) -> "Manifest":
             first = error.errors()[0]
             raise MgdetError(f"--{first['loc'][0]} is {first['input']!r}: {first['msg']}") from error
         return generate_shapes(args.out, config, overwrite=args.overwrite, progress=progress)
-    return import_coco(
+    data_format = next(each for each in FORMATS if each.name == args.verb)
+    return import_annotations(
         args.out,
-        [CocoSplit(*split) for split in args.split],
+        data_format(**{own.name: getattr(args, own.name) for own in data_format.options()}),
+        [(name, places) for name, *places in args.split],
         name=args.name,
         overwrite=args.overwrite,
         skip_bad_images=args.skip_bad_images,

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from mgdet.cli.screen import AboveTheBar, progress_bar
 from mgdet.errors import Interrupted, MgdetError
 from mgdet.host import require_linux
 
@@ -47,7 +48,13 @@ class Parser(argparse.ArgumentParser):
 
 def common_options() -> Parser:
     """The options that every sub-command has, as a parent of its parser."""
-    return Parser(add_help=False)
+    parser = Parser(add_help=False)
+    # without defaults, so that `mgdet prepare -q shapes` holds below `shapes` as well
+    common: dict[str, Any] = {"action": "store_const", "dest": "level", "default": argparse.SUPPRESS}
+    one = parser.add_mutually_exclusive_group()
+    one.add_argument("-q", "--quiet", const=logging.WARNING, help="say warnings and the result only", **common)
+    one.add_argument("-v", "--verbose", const=logging.DEBUG, help="also say where an error was raised", **common)
+    return parser
 
 
 def add_plugins(parser: argparse.ArgumentParser) -> None:
@@ -66,20 +73,29 @@ def reader_may_leave() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def run_cli(work: Callable[[], int], when_interrupted: str) -> int:
+def set_up_logging(level: int) -> None:
+    """Print the records of mgdet from this `level` on, and the warnings of other libraries, on standard output."""
+    lines = AboveTheBar(sys.stdout) if sys.stderr.isatty() else logging.StreamHandler(sys.stdout)
+    lines.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.WARNING, handlers=[lines])
+    logging.getLogger("mgdet").setLevel(level)
+
+
+def run_cli(work: Callable[[], int], when_interrupted: str, level: int = logging.INFO) -> int:
     """The exit status of `work()`; 2: an error that the user can mend; 130: Ctrl-C; 143: SIGTERM.
 
-    `when_interrupted` says after Ctrl-C what was kept.
+    `when_interrupted` says after Ctrl-C what was kept; records of mgdet are printed from `level` on.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
-    logging.getLogger("mgdet").setLevel(logging.INFO)
+    set_up_logging(level)
     try:
         require_linux()
-        return work()
+        with progress_bar():
+            return work()
     except Interrupted as error:
         print(f"interrupted: {error}", file=sys.stderr)
         return 143
     except MgdetError as error:
+        logging.getLogger("mgdet").debug("the error below was raised here:", exc_info=True)
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -54,7 +54,8 @@ def run(args: argparse.Namespace) -> int:
     print(f"{'best epoch':<22} {summary.epoch}")
     print(f"{'best checkpoint':<22} {summary.checkpoint}")
     if handle:
-        print(f"{'see it in MLflow':<22} {handle.ui_command}")
+        for what, how in handle.how_to_see():
+            print(f"{what:<22} {how}")
     return 0
 
 

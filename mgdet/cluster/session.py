@@ -44,8 +44,8 @@ def session(config: ClusterConfig) -> Iterator[Resources]:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
 
-    quiet = {"logging_level": logging.ERROR, "log_to_driver": True}
     shipped = {"py_modules": modules} if (modules := shipped_modules()) else {}
+    quiet = {"logging_level": logging.ERROR, "log_to_driver": False}  # what workers say comes by `mgdet.cluster.relay`
     try:
         if address:
             # its processes must know it, or Ray's helpers there look for one as below

@@ -1,15 +1,16 @@
 """A training as a Ray Train job: the driver prepares and reports, every worker runs `mgdet.training.loop.Worker`."""
 
+import contextlib
 import functools
 import logging
 import os
-import sys
 import uuid
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from mgdet.cluster.relay import speak_through_driver, workers_heard
 from mgdet.cluster.session import check_shared, environment, scale_up, session
 from mgdet.config import Experiment, validate
 from mgdet.errors import ClusterError, ConfigError, Interrupted, MgdetError, NonFiniteError
@@ -23,6 +24,7 @@ from mgdet.storage import child_uri
 from mgdet.tracking import NullTracker, RunHandle, Tracker
 from mgdet.training.distributed import World
 from mgdet.training.loop import Worker
+from mgdet.training.progress import has_screen, shown_by
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +43,8 @@ def run(experiment: Experiment) -> tuple[Summary, RunHandle | None]:
         resolved, reasons = prepare(asked, resources.cpus, resources.gpus)
         check_fits(resolved.cluster, resources)
         check_shared({"storage": resolved.storage, "data.uri": resolved.data.uri})
-        return launch(asked, resolved, [*reasons, arithmetic(resolved.cluster, resources)], _on_cluster)
+        with workers_heard():
+            return launch(asked, resolved, [*reasons, arithmetic(resolved.cluster, resources)], _on_cluster)
 
 
 def run_trial(asked: Experiment, parent_run_id: str | None, callback: Any) -> Summary:
@@ -62,10 +65,18 @@ def _on_cluster(
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    from mgdet.cluster.restarts import Restarts
+
     cluster: ClusterConfig = experiment.cluster
     trainer = TorchTrainer(
         _worker_main,
-        train_loop_config={"experiment": experiment.model_dump(mode="json"), "handle": handle, "trial": trial},
+        train_loop_config={
+            "experiment": experiment.model_dump(mode="json"),
+            "handle": handle,
+            "trial": trial,
+            "screen": has_screen(),
+            "level": max(logging.getLogger("mgdet").getEffectiveLevel(), logging.WARNING if trial else logging.NOTSET),
+        },
         torch_config=TorchConfig(timeout_s=int(cluster.collective_timeout_s)),
         scaling_config=ScalingConfig(
             num_workers=cluster.workers,  # a pair: elastic
@@ -78,7 +89,7 @@ def _on_cluster(
             name=f"attempt-{uuid.uuid4().hex[:8]}",
             storage_path=child_uri(experiment.run_uri, "ray"),
             failure_config=FailureConfig(max_failures=cluster.max_failures),
-            callbacks=list(callbacks),
+            callbacks=[*callbacks, Restarts(cluster.max_failures, f"{experiment.name}: " if trial else "")],
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
@@ -122,13 +133,9 @@ def _worker_main(task: dict[str, Any]) -> dict[str, Any]:
     import ray.train
     import ray.train.torch
 
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    logger = logging.getLogger("mgdet")
-    logger.handlers, logger.propagate = [handler], False
-    speaks = ray.train.get_context().get_world_rank() == 0 and not task["trial"]
-    logger.setLevel(logging.INFO if speaks else logging.WARNING)
-
+    rank, trial = ray.train.get_context().get_world_rank(), task["trial"]
+    prefix = (f"{task['experiment']['name']}: " if trial else "") + (f"rank {rank}: " if rank else "")
+    to_driver = speak_through_driver(max(task["level"], logging.WARNING if rank else logging.NOTSET), prefix)
     try:
         load_plugins(task["experiment"]["plugins"])
         experiment = validate(task["experiment"], "the driver's experiment")
@@ -138,7 +145,7 @@ def _worker_main(task: dict[str, Any]) -> dict[str, Any]:
     tracker: Tracker = worker_tracker(experiment, task["handle"]) if world.is_main else NullTracker()
 
     def report(metrics: dict[str, float]) -> None:
-        if not task["trial"] or metrics["epoch"] < experiment.train.epochs:  # see run_trial
+        if not trial or metrics["epoch"] < experiment.train.epochs:  # see run_trial
             ray.train.report(metrics)
 
     stop = StopRequest(experiment.run_uri)
@@ -152,10 +159,12 @@ def _worker_main(task: dict[str, Any]) -> dict[str, Any]:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     logger.info("%d workers, rank 0 on %s, process %d", world.size, world.device, os.getpid())
     try:
-        return {"metrics": Worker(experiment, world, tracker, on_evaluation=report, stop_asked=stop_asked).run()}
+        with shown_by(to_driver.show) if task["screen"] and world.is_main else contextlib.nullcontext():
+            return {"metrics": Worker(experiment, world, tracker, on_evaluation=report, stop_asked=stop_asked).run()}
     except Interrupted as error:
         return {"interrupted": str(error)}
     except (NonFiniteError, ConfigError) as error:  # every rank has it, and a restart would only run into it again
         return {"error": str(error)}
     finally:
         tracker.close()
+        to_driver.settle()

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from mgdet.cluster.relay import speak_through_driver, workers_heard
 from mgdet.cluster.session import check_shared, scale_up, session
 from mgdet.cluster.train import run_trial
 from mgdet.config import Experiment, validate
@@ -66,7 +67,7 @@ def run_sweep(sweep: Sweep, *, retry_failed: bool = False) -> Outcome:
     first = absolute(next(sweep.corners())[1])  # storage, cluster and tracking belong to the sweep, not to a trial
     uri = child_uri(first.storage, sweep.name)
     parent_id = _open(sweep, uri)
-    with session(first.cluster) as found:
+    with session(first.cluster) as found, workers_heard():
         resources = scale_up(first.cluster, found, copies=1 if sweep.concurrent == "auto" else sweep.concurrent)
         cluster = one_trial(first.cluster, resources)
         concurrent = how_many(sweep, cluster, resources)
@@ -81,6 +82,7 @@ def run_sweep(sweep: Sweep, *, retry_failed: bool = False) -> Outcome:
             config_yaml=yaml.safe_dump(definition(sweep), sort_keys=False),
             run_id=parent_id,
             tags={"mgdet.sweep": uri},
+            searched=list(sweep.space),
         )
         record = Record(definition(sweep), parent.run_id if parent else parent_id)
         write_record(locate(uri) / "sweep.json", "definition", record)
@@ -236,7 +238,7 @@ def _trial(config: dict[str, Any], tracking: TrackingConfig, parent_run_id: str 
     from ray import tune
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    logging.getLogger("mgdet").setLevel(logging.WARNING)
+    speak_through_driver(logging.WARNING, f"{config['experiment']['name']}: ")
     load_plugins(config["experiment"]["plugins"])
     experiment = validate(config["experiment"], "the sweep's experiment").model_copy(update={"tracking": tracking})
     known = summarise(experiment, last=True)

@@ -4,15 +4,15 @@ import contextlib
 import getpass
 import logging
 import re
-import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from mgdet.text import first_line
 from mgdet.tracking.store import TrackingConfig, connect, mlflow_name, resolve_uri, shown_uri, sqlite_path
+from mgdet.tracking.view import is_server, run_url, runs_url, show_runs, ui_command
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +31,12 @@ class RunHandle:
     experiment_id: str
     ui_command: str  # the command that opens the UI on this store, or the run's address if the store is a server
 
+    def how_to_see(self) -> list[tuple[str, str]]:
+        """Labels, each with a command or an address, that tell the user how to see the run in MLflow."""
+        command = [] if is_server(self.uri) else [("see it in MLflow", self.ui_command)]
+        run = ("this run", run_url(self.uri, self.experiment_id, self.run_id))
+        return [*command, run, ("all runs", runs_url(self.uri, self.experiment_id))]
+
 
 def start_run(
     config: TrackingConfig,
@@ -41,12 +47,14 @@ def start_run(
     run_id: str | None = None,
     parent_run_id: str | None = None,
     tags: Mapping[str, str] | None = None,
+    searched: Sequence[str] | None = None,
 ) -> RunHandle | None:
     """Make the run, or reopen `run_id` if the store still has it; None if tracking is off or the store is away.
 
     Called once, in the driver: one run per training whatever the workers and restarts. `params` is flattened with
     dots. None is no error: the training goes on and its metrics are in `metrics.jsonl` only. A child that the parent
-    already has under this name is reopened: a process may be killed before it could note the id.
+    already has under this name is reopened: a process may be killed before it could note the id. `searched` is given
+    for a sweep: the keys that it searches, whose values MLflow's table of runs then shows.
     """
     if not config.enabled:
         return None
@@ -69,6 +77,8 @@ def start_run(
             first_line(error),
         )
         return None
+    if parent_run_id is None:
+        show_runs(client, experiment_id, searched or (), None if searched is None else run.info.run_id)
     for what, step in (
         ("parameters", lambda: _log_params(client, run, params)),
         ("config.yaml", lambda: client.log_text(run.info.run_id, config_yaml, "config.yaml")),
@@ -81,7 +91,7 @@ def start_run(
         uri=uri,
         run_id=run.info.run_id,
         experiment_id=run.info.experiment_id,
-        ui_command=_ui_command(uri, run.info.experiment_id, run.info.run_id),
+        ui_command=run_url(uri, run.info.experiment_id, run.info.run_id) if is_server(uri) else ui_command(uri),
     )
 
 
@@ -187,9 +197,3 @@ def _flattened(params: Mapping[str, object], prefix: str = "") -> Iterator[tuple
         else:
             text = str(value)
             yield mlflow_name(f"{prefix}{key}"), text if len(text) <= _MAX_VALUE else text[: _MAX_VALUE - 3] + "..."
-
-
-def _ui_command(uri: str, experiment_id: str, run_id: str) -> str:
-    if uri.startswith(("http://", "https://")):
-        return f"{shown_uri(uri).rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
-    return f"mlflow ui --backend-store-uri {shlex.quote(shown_uri(uri))}"

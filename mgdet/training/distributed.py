@@ -69,8 +69,3 @@ class World:
         if self.size > 1:
             for buffer in network.buffers():
                 dist.broadcast(buffer, src=0)
-
-    def barrier(self) -> None:
-        """Wait until every worker has called this."""
-        if self.size > 1:
-            dist.barrier(group=self.host_group)

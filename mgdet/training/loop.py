@@ -28,7 +28,7 @@ from mgdet.training.evaluate import evaluate
 from mgdet.training.nonfinite import capture, non_finite_error
 from mgdet.training.optim import EMA, build_optimizer, build_schedule
 from mgdet.training.pictures import log_pictures
-from mgdet.training.progress import Throughput, progress_line
+from mgdet.training.progress import Throughput, progress_line, show, training_progress
 from mgdet.training.step import StepSums, accumulate_gradients
 
 logger = logging.getLogger(__name__)
@@ -298,12 +298,10 @@ class Worker:
             return
         self.tracker.log({**metrics, "epoch": self._epochs_done}, step=self.position.step)
         total = self.steps_per_epoch * self.experiment.train.epochs
-        if self.position.step < total and not self._line_due():
-            return
         remaining = (total - self.position.step) / clock.steps_per_second()
-        logger.info(
-            "%s", progress_line(epoch, self.experiment.train.epochs, self.position.step, total, metrics, remaining)
-        )
+        now = (epoch, self.experiment.train.epochs, self.position.step, total, metrics, remaining)
+        if not show(training_progress(*now)) and (self.position.step >= total or self._line_due()):
+            logger.info("%s", progress_line(*now))
 
     def _line_due(self) -> bool:
         """Whether it is time for another line, as metric points may come several times a second."""

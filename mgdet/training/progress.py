@@ -1,14 +1,56 @@
-"""Lines of text on the progress of a training, and of other long work."""
+"""The progress of a training, and of other long work: shown on a screen if there is one, else in lines of the log."""
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 from mgdet.text import duration
 
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 5.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a piece of work is."""
+
+    what: str
+    """What is being done, such as `epoch 2/12`."""
+    done: int
+    total: int
+    detail: str
+    """What stands after the numbers: how it goes, how fast, the time left."""
+
+
+Screen = Callable[[Progress], None]
+"""Shows the progress; called often, so it decides itself when it draws."""
+
+_screens: list[Screen] = []
+
+
+@contextmanager
+def shown_by(screen: Screen) -> Iterator[None]:
+    """Show all progress within the block on this screen, instead of lines in the log."""
+    _screens.append(screen)
+    try:
+        yield
+    finally:
+        _screens.remove(screen)
+
+
+def has_screen() -> bool:
+    """Whether progress is shown on a screen in this process."""
+    return bool(_screens)
+
+
+def show(progress: Progress) -> bool:
+    """Show the progress on the screen; False if there is none: then a line of the log says it."""
+    if _screens:
+        _screens[-1](progress)
+    return bool(_screens)
 
 
 class Throughput:
@@ -48,12 +90,22 @@ class ProgressLog:
     def add(self, images: int) -> None:
         """Count this many more `images` as done, and log a line if one is due."""
         self.done += images
+        rate = self.done / self.seconds
+        left = duration((self.total - self.done) / rate) if rate else "?"
+        if show(Progress(self.what, self.done, self.total, f"{rate:.1f} img/s, {left} left")):
+            return
         if time.monotonic() < self._next_line:
             return
         self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
-        rate = self.done / self.seconds
-        left = duration((self.total - self.done) / rate) if rate else "?"
         logger.info("%s %d of %d images, %.1f images/s, %s left", self.what, self.done, self.total, rate, left)
+
+
+def training_progress(
+    epoch: int, epochs: int, step: int, total: int, metrics: Mapping[str, float], remaining: float
+) -> Progress:
+    """What `progress_line` says, as short as a bar needs it."""
+    pace = f"loss {metrics['train/loss']:.4f}, {metrics['train/images_per_s']:.1f} img/s, {duration(remaining)} left"
+    return Progress(f"epoch {epoch + 1}/{epochs}", step, total, pace)
 
 
 def progress_line(

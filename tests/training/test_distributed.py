@@ -89,10 +89,11 @@ def observe_steps(seen, prefix, world, experiment, detector):
     def run(name, batches):
         detector.zero_grad(set_to_none=True)
         before = counting.calls
-        sums = accumulate_gradients(network, detector, batches, experiment, world, 0.0, StepSums.zero(CPU))
+        sums = StepSums()
+        accumulate_gradients(network, detector, batches, experiment, world, 0.0, sums)
         seen[name] = gradients(detector)
         seen[f"{name}, exchanges"] = counting.calls - before
-        seen[f"{name}, metrics"] = sums.metrics(world, experiment)
+        seen[f"{name}, metrics"] = sums.metrics(world)
 
     first, second = FIRST[world.rank], SECOND[world.rank]
     run(f"{prefix}warm", [second])  # DDP lays out its buckets anew after the first step
@@ -125,7 +126,7 @@ def worker(rank, directory):
 
     observe_steps(seen, "", world, *build(directory))
     observe_steps(seen, "fcos ", world, *build(directory, **FCOS))
-    world.barrier()
+    dist.barrier()
     torch.save(seen, f"{directory}/rank-{rank}.pt")
     dist.destroy_process_group()
 
@@ -150,8 +151,9 @@ def alone(tmp_path_factory):
 
     def run(batches, **changes):
         experiment, detector = build(tmp_path_factory.mktemp("one"), **changes)
-        sums = accumulate_gradients(detector, detector, batches, experiment, ALONE, 0.0, StepSums.zero(CPU))
-        return gradients(detector), sums.metrics(ALONE, experiment)
+        sums = StepSums()
+        accumulate_gradients(detector, detector, batches, experiment, ALONE, 0.0, sums)
+        return gradients(detector), sums.metrics(ALONE)
 
     return run
 
@@ -198,7 +200,6 @@ def test_a_single_worker_needs_no_process_group():
     assert world.gather("x") == ["x"]
     assert world.broadcast("x") == "x"
     world.sync_buffers(norm)
-    world.barrier()
 
 
 # --- steps

@@ -1,16 +1,15 @@
 """The training losses: one for each task, a quality branch's, and one that ties the tasks together."""
 
-from mgdet.models.losses.box import BalancedL1Loss, BoxLoss, BoxWeighting, GIoULoss, L1Loss, SmoothL1Loss
+from mgdet.models.losses.box import BalancedL1Loss, BoxLoss, GIoULoss, L1Loss, SmoothL1Loss
 from mgdet.models.losses.classification import ClassLoss, FocalLoss, QualityFocalLoss, VarifocalLoss
 from mgdet.models.losses.correlation import CorrelationLoss
 from mgdet.models.losses.quality import QualityKind, QualityLoss
-from mgdet.models.losses.targets import box_targets, centerness, class_targets, own_iou
-from mgdet.models.losses.total import LossConfig, Losses, MeanOverWorkers
+from mgdet.models.losses.targets import box_targets, centerness, own_iou
+from mgdet.models.losses.total import LossConfig, Losses
 
 __all__ = [
     "BalancedL1Loss",
     "BoxLoss",
-    "BoxWeighting",
     "ClassLoss",
     "CorrelationLoss",
     "FocalLoss",
@@ -18,7 +17,6 @@ __all__ = [
     "L1Loss",
     "LossConfig",
     "Losses",
-    "MeanOverWorkers",
     "QualityFocalLoss",
     "QualityKind",
     "QualityLoss",
@@ -26,6 +24,5 @@ __all__ = [
     "VarifocalLoss",
     "box_targets",
     "centerness",
-    "class_targets",
     "own_iou",
 ]

@@ -1,75 +1,77 @@
-"""Read and check an annotation file in COCO's JSON format."""
+"""Annotation files in COCO's JSON format."""
 
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn
 
+from mgdet.data.formats.base import AnnotatedImage, AnnotatedObject, AnnotatedSplit, Box, DataFormat
 from mgdet.errors import DataError
 from mgdet.text import first_of
 
-
-class CocoImage(NamedTuple):
-    """One entry of the file's list `images`."""
-
-    id: int
-    file_name: str
-    size: tuple[int, int] | None  # (height, width) as annotated, if both are
+if TYPE_CHECKING:
+    from mgdet.data.schema import Manifest
 
 
-class CocoObject(NamedTuple):
-    """One entry of the file's list `annotations`: a labelled box."""
+class CocoSplit(NamedTuple):
+    """The source of one split."""
 
-    id: int | None
-    category_id: int
-    bbox: tuple[float, float, float, float]  # x, y, width, height in pixels
-    iscrowd: int | None  # None: absent
-    area: float | None  # None: absent
+    name: str  # of the split, such as "train"
+    annotations: str | os.PathLike[str]  # a file in COCO's JSON format
+    images: str | os.PathLike[str]  # the directory to which its `file_name`s are relative
 
 
-class CocoFile(NamedTuple):
-    """The checked content of an annotation file."""
+def import_coco(uri: str | os.PathLike[str], splits: Sequence[CocoSplit], **options: Any) -> "Manifest":
+    """Convert COCO annotation files and their images: `mgdet.data.import_annotations` with the format `Coco`."""
+    from mgdet.data.importer import import_annotations
 
-    images: list[CocoImage]
-    categories: dict[int, str]  # name by id
-    objects: dict[int, list[CocoObject]]  # by image id
+    return import_annotations(uri, Coco(), [(name, places) for name, *places in splits], **options)
 
 
-def read_coco_json(path: str | os.PathLike[str]) -> CocoFile:
-    """Read an annotation file.
+class Coco(DataFormat):
+    """COCO's `instances` files: one JSON file a split, with lists of images, annotations and categories."""
 
-    Raises:
-        DataError: not there, not JSON (with line and column), keys missing or of the wrong type, no images or no
-            categories, ids used twice, or annotations of unknown images or categories.
-    """
-    content = _load(Path(path))
-    where = str(path)
+    name: ClassVar[str] = "coco"
+    summary: ClassVar[str] = "import COCO annotation files"
+    says_crowd_and_area: ClassVar[bool] = True
+
+    def read(self, places: Sequence[Path]) -> AnnotatedSplit:
+        """See `DataFormat`.
+
+        Raises:
+            DataError: not there, not JSON (with line and column), keys missing or of the wrong type, no images or no
+                categories, ids used twice, or annotations of unknown images or categories.
+        """
+        path, directory = places
+        where = str(path)
+        content = _content(path)
+        categories = _categories(content["categories"], where)
+        images = _images(content["images"], where)
+        for i, entry in enumerate(content["annotations"]):
+            _add_object(entry, f"{where}: annotations[{i}]", images, categories)
+        return AnnotatedSplit(path, directory, list(images.values()), categories)
+
+    def corners(self, box: Box, size: tuple[int, int]) -> Box:
+        """See `DataFormat`; the box is COCO's x, y, width, height in pixels."""
+        x, y, w, h = box
+        return x, y, x + w, y + h
+
+
+def _content(path: Path) -> dict[str, list[Any]]:
+    """The file's object, whose three lists are there."""
+    content = _load(path)
     if not isinstance(content, dict):
-        raise DataError(f"{where}: expected an object with images, annotations and categories, got {_kind(content)}.")
+        raise DataError(f"{path}: expected an object with images, annotations and categories, got {_kind(content)}.")
     for key in ("images", "annotations", "categories"):
         if not isinstance(content.get(key), list):
             found = _kind(content[key]) if key in content else "nothing"
-            raise DataError(f"{where}: {key!r} must be a list, got {found}. Is this an 'instances' file of COCO?")
+            raise DataError(f"{path}: {key!r} must be a list, got {found}. Is this an 'instances' file of COCO?")
     for key in ("images", "categories"):
         if not content[key]:
-            raise DataError(f"{where}: {key!r} is empty, there is nothing to learn. Give at least one.")
-    categories = _categories(content["categories"], where)
-    images = _images(content["images"], where)
-    known = {image.id for image in images}
-    objects: dict[int, list[CocoObject]] = {}
-    for i, entry in enumerate(content["annotations"]):
-        at = f"{where}: annotations[{i}]"
-        image_id, thing = _object(entry, at)
-        if image_id not in known:
-            raise DataError(f"{at} (id {thing.id}) has image_id {image_id}, which 'images' lacks. Correct either.")
-        if thing.category_id not in categories:
-            raise DataError(
-                f"{at} (id {thing.id}) has category_id {thing.category_id}; allowed are the ids in 'categories': "
-                f"{first_of(sorted(categories))}. Correct either."
-            )
-        objects.setdefault(image_id, []).append(thing)
-    return CocoFile(images, categories, objects)
+            raise DataError(f"{path}: {key!r} is empty, there is nothing to learn. Give at least one.")
+    return content
 
 
 def _load(path: Path) -> Any:
@@ -103,26 +105,25 @@ def _categories(entries: list[Any], where: str) -> dict[int, str]:
     return categories
 
 
-def _images(entries: list[Any], where: str) -> list[CocoImage]:
-    images: list[CocoImage] = []
-    seen: set[int] = set()
+def _images(entries: list[Any], where: str) -> dict[int, AnnotatedImage]:
+    """The images by id, still without objects."""
+    images: dict[int, AnnotatedImage] = {}
     for i, entry in enumerate(entries):
         at = f"{where}: images[{i}]"
         number, name = _integer(entry, "id", at), _text(entry, "file_name", at)
-        if number in seen:
+        if number in images:
             raise DataError(f"{at} ({name}): image id {number} is used twice. Ids are unique within a file.")
-        seen.add(number)
         size = None
         if entry.get("height") is not None and entry.get("width") is not None:
             size = (_integer(entry, "height", at), _integer(entry, "width", at))
-        images.append(CocoImage(number, name, size))
+        images[number] = AnnotatedImage(number, name, size, [])
     return images
 
 
-def _object(entry: Any, at: str) -> tuple[int, CocoObject]:
-    image_id = _integer(entry, "image_id", at)
-    category_id = _integer(entry, "category_id", at)
-    number = entry.get("id")
+def _add_object(entry: Any, at: str, images: dict[int, AnnotatedImage], categories: dict[int, str]) -> None:
+    """Check an annotation and add it to its image."""
+    image_id, category_id = _integer(entry, "image_id", at), _integer(entry, "category_id", at)
+    number = entry["id"] if isinstance(entry.get("id"), int) else None
     bbox = _get(entry, "bbox", at)
     if not (isinstance(bbox, list) and len(bbox) == 4 and all(_is_number(v) for v in bbox)):
         _wrong(at, "bbox", "four numbers [x, y, width, height]", bbox)
@@ -131,13 +132,22 @@ def _object(entry: Any, at: str) -> tuple[int, CocoObject]:
         _wrong(at, "area", "a finite number", area)
     if iscrowd is not None and iscrowd not in (0, 1):
         _wrong(at, "iscrowd", "0 or 1", iscrowd)
+    if image_id not in images:
+        raise DataError(f"{at} (id {number}) has image_id {image_id}, which 'images' lacks. Correct either.")
+    if category_id not in categories:
+        raise DataError(
+            f"{at} (id {number}) has category_id {category_id}; allowed are the ids in 'categories': "
+            f"{first_of(sorted(categories))}. Correct either."
+        )
     x, y, w, h = (float(v) for v in bbox)
-    return image_id, CocoObject(
-        id=number if isinstance(number, int) else None,
-        category_id=category_id,
-        bbox=(x, y, w, h),
-        iscrowd=None if iscrowd is None else int(iscrowd),
-        area=None if area is None else float(area),
+    images[image_id].objects.append(
+        AnnotatedObject(
+            categories[category_id],
+            (x, y, w, h),
+            id=number,
+            iscrowd=None if iscrowd is None else bool(iscrowd),
+            area=None if area is None else float(area),
+        )
     )
 
 

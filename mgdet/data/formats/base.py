@@ -1,0 +1,127 @@
+"""What a data format is: how it reads annotations, and which arguments of `mgdet prepare` it has.
+
+The modules of this package are imported before the arguments of `mgdet` are parsed. Whatever takes long to import
+(NumPy, XML and image libraries) is imported in the functions that need it.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+from mgdet.errors import ConfigError
+
+T = TypeVar("T")
+
+Box = tuple[float, float, float, float]
+
+
+class AnnotatedObject(NamedTuple):
+    """A labelled box."""
+
+    category: str
+    """The name of its class."""
+    box: Box
+    """The four numbers of the annotation, in the convention of the format: see `DataFormat.corners`."""
+    id: int | None = None
+    """The annotation's own id, by which reports name it."""
+    iscrowd: bool | None = None
+    """Whether the box holds many objects that are not annotated one by one. None: the annotation does not say, no."""
+    area: float | None = None
+    """In square pixels, where it is not that of the box, such as of a mask. None: width times height of the box."""
+
+
+class AnnotatedImage(NamedTuple):
+    """An image and its objects."""
+
+    id: int
+    """Unique within the split, 64 bits; a format without ids numbers its images."""
+    file_name: str
+    """Path of the file, relative to the image directory of the split."""
+    size: tuple[int, int] | None
+    """(height, width) in pixels as annotated, None where the annotations do not say. The file's own size counts."""
+    objects: list[AnnotatedObject]
+
+
+class AnnotatedSplit(NamedTuple):
+    """What the annotations of one split say."""
+
+    annotations: Path
+    """The file or directory that they were read from, by which errors and the manifest name them."""
+    directory: Path
+    """The image directory."""
+    images: Sequence[AnnotatedImage]
+    """In the order in which they are written."""
+    categories: Mapping[int, str] | None
+    """Names of the classes by id; all splits must agree. None where the format has no list of classes: they are then
+    those of the objects of all splits, in alphabetical order with the ids 1, 2, and so on."""
+
+
+class Option(NamedTuple):
+    """An option that only one format has: `--delimiter` on the command line, `delimiter=` in Python."""
+
+    name: str
+    default: Any
+    meaning: str
+
+
+@dataclass(frozen=True)
+class DataFormat(ABC):
+    """A format of annotations, a sub-command of `mgdet prepare`. Options of its own are fields made by `option`."""
+
+    name: ClassVar[str]
+    """The name of the sub-command."""
+    summary: ClassVar[str]
+    """One line for `mgdet prepare --help`."""
+    places: ClassVar[tuple[str, ...]] = ("ANNOTATIONS", "IMAGES")
+    """What stands after `--split NAME`: one word of help for each path that `read` takes."""
+    says_crowd_and_area: ClassVar[bool] = False
+    """Whether annotations of this format should say `iscrowd` and `area`: only then are missing ones reported."""
+
+    def __post_init__(self) -> None:
+        for own in self.options():
+            value, expected = getattr(self, own.name), type(own.default)
+            if type(value) is not expected:
+                raise ConfigError(
+                    f"{self.name}: {own.name} = {value!r}: expected {expected.__name__}, such as {own.default!r}"
+                )
+
+    @abstractmethod
+    def read(self, places: Sequence[Path]) -> AnnotatedSplit:
+        """Read and check the annotations of one split.
+
+        Boxes are checked against their images later, in the same way for all formats; the image files are not touched.
+
+        Args:
+            places: a path for each of `self.places`.
+
+        Raises:
+            DataError: the annotations cannot be read or are malformed: says where, what is allowed and what to do.
+        """
+
+    def corners(self, box: Box, size: tuple[int, int]) -> Box:
+        """The corners (x1, y1, x2, y2) in pixels of an annotated box, which holds just these unless this is overridden.
+
+        Args:
+            box: of an `AnnotatedObject`.
+            size: (height, width) of the image file, for formats whose boxes are relative to it.
+        """
+        return box
+
+    @classmethod
+    def options(cls) -> Iterator[Option]:
+        """The options that only this format has."""
+        for each in fields(cls):
+            yield Option(each.name, each.default, each.metadata["meaning"])
+
+
+def option(default: T, meaning: str) -> T:
+    """Make a field of a `DataFormat` an option of the command.
+
+    Args:
+        default: its value where it is not given: a str, an int or a float, whose type all values have; or False, which
+            makes it a flag.
+        meaning: its help.
+    """
+    return field(default=default, metadata={"meaning": meaning})

@@ -1,0 +1,60 @@
+"""What the driver says of its workers, without a Ray cluster: see `test_submit.py` for the whole way."""
+
+import logging
+
+import pytest
+from ray.exceptions import RayActorError
+
+from mgdet.cluster import relay
+from mgdet.cluster.restarts import Restarts, failure
+from mgdet.errors import DataError
+from mgdet.training.progress import Progress, shown_by
+
+
+def record(text, level=logging.INFO):
+    return logging.makeLogRecord({"name": "mgdet.x", "msg": text, "levelno": level})
+
+
+def test_a_full_mailbox_drops_the_oldest_and_says_how_many(monkeypatch, caplog):
+    monkeypatch.setattr(relay, "_MOST_KEPT", 2)
+    caplog.set_level("INFO", logger="mgdet")
+    box = relay.Mailbox()
+    for text in "abc":
+        box.put(record(text))
+    relay._log(*box.take())
+    assert [r.getMessage() for r in caplog.records][1:] == ["b", "c"]
+    assert "1 lines of the workers are left out" in caplog.text
+    assert box.take() == ([], 0)
+
+
+def test_the_driver_keeps_to_its_level_and_shows_progress(caplog):
+    caplog.set_level("WARNING", logger="mgdet")
+    seen = []
+    with shown_by(seen.append):
+        progress = Progress("epoch 1/2", 1, 2, "")
+        moved = logging.makeLogRecord({"progress": progress})
+        relay._log([record("said"), moved, record("warned", logging.WARNING)], 0)
+    assert seen == [progress]
+    assert [r.getMessage() for r in caplog.records] == ["warned"]
+
+
+@pytest.mark.parametrize(
+    ("errors", "said"),
+    [
+        ({1: DataError("a.jpg: cannot be read")}, "worker 1 failed: a.jpg: cannot be read"),
+        ({0: RuntimeError("peer closed"), 1: RayActorError()}, "worker 1 (and 1 more) failed: The actor "),
+        ({0: ValueError("x")}, "worker 0 failed: ValueError: x"),
+    ],
+    ids=["mendable", "killed", "bug"],
+)
+def test_a_failure_names_its_cause(errors, said):
+    assert failure(errors).startswith(said)
+
+
+def test_restarts_are_counted():
+    restarts = Restarts(1, "")
+    restarts.failures = 1
+    assert restarts.goes_on
+    restarts.failures = 2
+    assert not restarts.goes_on
+    assert Restarts(-1, "").goes_on
