@@ -117,6 +117,7 @@ def test_quiet_says_the_result_only(tmp_path, capsys, options):
     assert "drawing" in capsys.readouterr().err  # of the run before it is nothing left
 
 
+@pytest.mark.slow
 def test_verbose_says_where_an_error_is(tmp_path):
     done = mgdet("replay", "--verbose", str(tmp_path / "none.pt"))
     assert done.returncode == 2

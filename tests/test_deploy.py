@@ -448,7 +448,7 @@ def test_a_misspelt_field_is_found_wherever_it_stands():
     """Each field of the file is misspelt in turn. Left out are free names: labels, quantities, start parameters."""
     free = {"limits", "requests", "rayStartParams", "matchLabels", "labels", "selector"}
     tried = 0
-    for index, document in enumerate(manifests()):
+    for document in manifests():
         paths = []
 
         def walk(value, path, paths=paths):
@@ -460,7 +460,7 @@ def test_a_misspelt_field_is_found_wherever_it_stands():
 
         walk({"metadata": document["metadata"], "spec": document["spec"]}, ())
         for path, key in paths:
-            broken = copy.deepcopy(manifests()[index])
+            broken = copy.deepcopy(document)
             owner = broken
             for step in path:
                 owner = owner[step]

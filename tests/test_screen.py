@@ -38,6 +38,7 @@ def prepare(directory, *options):
     return ["prepare", "shapes", "--out", str(directory), "--train", "120", "--val", "2", "--size", "48", *options]
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_a_bar(tmp_path):
     written = on_a_terminal(*prepare(tmp_path / "shapes"))
     assert re.search(r"\rdrawing train +\d+%\|.*\| (50|100)/120", written)
@@ -45,6 +46,7 @@ def test_a_terminal_gets_a_bar(tmp_path):
     assert "Written to" in written
 
 
+@pytest.mark.slow
 def test_quiet_draws_no_bar(tmp_path):
     assert "drawing" not in on_a_terminal(*prepare(tmp_path / "shapes", "--quiet"))
 

@@ -6,7 +6,10 @@ import torch
 from mgdet.models.retinanet import RetinaNetConfig
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "resnet34", "resnet50", "resnet101"])
+@pytest.mark.parametrize(
+    "backbone",
+    ["resnet18", *(pytest.param(n, marks=pytest.mark.exhaustive) for n in ("resnet34", "resnet50", "resnet101"))],
+)
 def test_every_backbone_and_norm_builds(backbone):
     for norm in ("bn", "gn", "frozen_bn"):
         network = RetinaNetConfig(backbone=backbone, norm=norm, fpn_norm="gn", head_norm="gn", channels=64).build(3)

@@ -59,7 +59,8 @@ def straight(tmp_path_factory):
     return train(stateful(tmp_path_factory.mktemp("straight")))
 
 
-STOPS = [pytest.param(stop, marks=() if stop in (3, 5) else pytest.mark.exhaustive) for stop in (2, 3, 4, 5)]
+TIERS = {2: pytest.mark.exhaustive, 3: (), 4: pytest.mark.exhaustive, 5: pytest.mark.slow}
+STOPS = [pytest.param(stop, marks=tier) for stop, tier in TIERS.items()]
 
 
 @pytest.mark.parametrize("stop", STOPS, ids=lambda s: f"stopped before step {s}")
