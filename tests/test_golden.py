@@ -130,7 +130,8 @@ def losses(options: dict, points: bool) -> dict:
     found.total.backward()
     leaves = (leaf.logits, leaf.deltas, leaf.boxes, leaf.quality)
     gradient = sum(float(t.grad.double().square().sum()) for t in leaves if t.grad is not None)
-    return {"total": float(found.total.detach()), "terms": {k: float(v) for k, v in found.terms.items()}, "gradient": gradient}
+    terms = {name: float(value) for name, value in found.terms.items()}
+    return {"total": float(found.total.detach()), "terms": terms, "gradient": gradient}
 
 
 def trained(detector: str, directory: Path) -> dict:
