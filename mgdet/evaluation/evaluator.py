@@ -100,8 +100,8 @@ class Evaluator:
 
     def state(self) -> Arrays:
         """Everything seen so far as flat arrays, small enough to be gathered."""
-        own = {"positions": np.concatenate([np.zeros(0, dtype=np.int64), *self._positions])}
-        return own | {f"{m.name}/{key}": array for m in self._metrics for key, array in m.state().items()}
+        own = {f"{m.name}/{key}": array for m in self._metrics for key, array in m.state().items()}
+        return {"positions": self._seen_positions(), **own}
 
     def merge(self, states: Sequence[Arrays]) -> "Evaluator":
         """A new evaluator that has seen what the states of all ranks (this one's included) have."""
@@ -116,8 +116,11 @@ class Evaluator:
         Raises:
             DataError: some image was not seen exactly once.
         """
-        self._check_coverage(self.state()["positions"])
+        self._check_coverage(self._seen_positions())
         return EvaluationResult({metric.name: metric.compute() for metric in self._metrics})
+
+    def _seen_positions(self) -> NDArray[np.int64]:
+        return np.concatenate([np.zeros(0, dtype=np.int64), *self._positions])
 
     def _check_coverage(self, positions: NDArray[np.int64]) -> None:
         ids = self.ground_truth.image_ids
