@@ -58,11 +58,11 @@ class LossConfig(Config):
         the same collective. Nothing waits for the device.
         """
         inputs = LossInputs(predictions.map(full_precision), targets, assignment, coder, quality)
-        weights = {name: value.weight for name, value in self if isinstance(value, LossTerm)}
-        found = {name: getattr(self, name).term(inputs) for name in weights}
+        configured = {name: value for name, value in self if isinstance(value, LossTerm)}
+        found = {name: loss.term(inputs) for name, loss in configured.items()}
         present = {name: term for name, term in found.items() if term is not None}
         divisors = _divisors(present, mean_over_workers)
-        terms = {name: weights[name] * term.value / divisors[name] for name, term in present.items()}
+        terms = {name: configured[name].weight * term.value / divisors[name] for name, term in present.items()}
         shown = {name: term.detach() for name, term in terms.items()}
         return Losses(reduce(torch.add, terms.values()), shown, _counts(assignment))
 
