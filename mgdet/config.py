@@ -22,7 +22,7 @@ from mgdet.plugins import load_plugins, named_plugins, require_plugins, united
 from mgdet.runs.config import ClusterConfig
 from mgdet.storage import Place, child_uri
 from mgdet.text import redacted
-from mgdet.tracking import TrackingConfig
+from mgdet.tracking import Mlflow, TrackingConfig
 from mgdet.training.config import TrainConfig
 
 
@@ -44,7 +44,7 @@ class Experiment(Config):
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     cluster: ClusterConfig = ClusterConfig()
-    tracking: TrackingConfig = TrackingConfig()
+    tracking: TrackingConfig = Mlflow()
 
     @model_validator(mode="after")
     def _assigner_suits_the_detector(self) -> Self:

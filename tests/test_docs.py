@@ -35,7 +35,7 @@ def section(page: str, title: str) -> str:
     return re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)[1]
 
 
-EXAMPLES = ("an assigner", "a backbone", "an optimizer", "a schedule", "a loss term", "a metric")
+EXAMPLES = ("an assigner", "a backbone", "an optimizer", "a schedule", "a loss term", "a metric", "a tracker")
 FORMAT = "a data format"
 OUTSIDE = "a component from outside the package"
 PARTS = (".ci", ".github", "benchmarks", "configs", "deploy", "docs", "examples", "jobs", "mgdet", "tests")

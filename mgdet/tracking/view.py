@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mgdet.text import first_line
-from mgdet.tracking.store import mlflow_name, shown_uri
+from mgdet.tracking.client import mlflow_name, shown_uri
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +65,13 @@ def view_state(known: str | None, searched: Sequence[str], sweep_run_id: str | N
     unfolded = [*unfolded, *([sweep_run_id] if sweep_run_id else [])][-_MAX_UNFOLDED:]
     state = {"selectedColumns": [*_FIRST, *middle, *_LAST], "runsExpanded": dict.fromkeys(unfolded, True)}
     return json.dumps(state, ensure_ascii=False)  # escapes would make it longer than the tag may be
+
+
+def how_to_see(uri: str, experiment_id: str, run_id: str) -> tuple[tuple[str, str], ...]:
+    """Labels, each with a command or an address, that tell the user how to see a run in MLflow."""
+    command = () if is_server(uri) else (("see it in MLflow", ui_command(uri)),)
+    this, every = run_url(uri, experiment_id, run_id), runs_url(uri, experiment_id)
+    return (*command, ("this run", this), ("all runs", every))
 
 
 def ui_command(uri: str) -> str:
