@@ -6,18 +6,18 @@ experiment = load("configs/quickstart.yaml", ["train.epochs=24", "assigner.sigma
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import yaml
 from pydantic import Field, model_validator
 
 from mgdet.assign import AssignerConfig, MutualGuidance
-from mgdet.config_base import Config
+from mgdet.config_base import ByField, Config
 from mgdet.config_files import EXPERIMENTS, find
 from mgdet.config_yaml import Overrides, flatten, on_base, read_tree, set_value, settings_of, validate_as
 from mgdet.data.config import DataConfig
 from mgdet.evaluation.evaluator import EvaluationConfig
-from mgdet.models import LossConfig, ModelConfig, RetinaNetConfig
+from mgdet.models import LossConfig, LossTerm, ModelConfig, RetinaNetConfig
 from mgdet.plugins import load_plugins, named_plugins, require_plugins, united
 from mgdet.runs.config import ClusterConfig
 from mgdet.storage import Place, child_uri
@@ -40,7 +40,7 @@ class Experiment(Config):
     data: DataConfig
     model: ModelConfig = RetinaNetConfig()
     assigner: AssignerConfig = MutualGuidance()
-    loss: LossConfig = LossConfig()
+    loss: Annotated[LossConfig, ByField(LossTerm)] = LossConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     cluster: ClusterConfig = ClusterConfig()
