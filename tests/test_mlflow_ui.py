@@ -23,15 +23,20 @@ import pytest
 
 from mgdet.tracking import Mlflow, NewRun
 from mgdet.tracking import view as views
-from mgdet.tracking.view import LOCAL_ADDRESS, VIEW_TAG, how_to_see, ui_command, view_state
+from mgdet.tracking.view import LOCAL_ADDRESS, VIEW_TAG, how_to_see, ui_command
 from tests.tracking_servers import free_port, wait_for
 
 ROOT = Path(__file__).parents[1]
 STORE = "sqlite:////data/mlflow.db"
 SEARCHED = ("assigner.sigma", "train.optimizer.lr")
+HEADLINES = ("val/AP", "val/divergence")
 
 
 # --- the view
+
+
+def view_state(known, searched, sweep_run_id):
+    return views.view_state(known, HEADLINES, searched, sweep_run_id)
 
 
 def columns(state):
@@ -72,13 +77,13 @@ def test_runs_give_their_experiment_the_view_and_keep_the_kind_that_the_user_cho
     from mlflow import MlflowClient
 
     config = Mlflow(uri=f"sqlite:///{tmp_path}/mlflow.db")
-    first = config.start(NewRun("first"))
+    first = config.start(NewRun("first", headlines=HEADLINES))
     client = MlflowClient(config.uri)
     tags = client.get_experiment(first.group).tags
     assert tags["mlflow.experimentKind"] == "custom_model_development"
     assert tags[VIEW_TAG] == view_state(None, (), None)
     client.set_experiment_tag(first.group, "mlflow.experimentKind", "genai_development")
-    sweep = config.start(NewRun("sweep", searched=SEARCHED))
+    sweep = config.start(NewRun("sweep", headlines=HEADLINES, searched=SEARCHED))
     config.start(NewRun("sweep-000", parent_run_id=sweep.run_id))
     tags = client.get_experiment(first.group).tags
     assert tags["mlflow.experimentKind"] == "genai_development"
@@ -194,7 +199,7 @@ def browser(tmp_path):
 
 
 def record(config, directory, name, ap, parent=None, **params):
-    handle = config.start(NewRun(name, params=params, config_yaml="a: 1\n", parent_run_id=parent))
+    handle = config.start(NewRun(name, headlines=HEADLINES, params=params, config_yaml="a: 1\n", parent_run_id=parent))
     tracker = config(handle, directory / name)
     for step in (4, 8):
         metrics = {"val/AP": ap * step / 8, "val/divergence": 1 - ap, "val/AP50": ap, "val/AP75": ap}
@@ -205,7 +210,9 @@ def record(config, directory, name, ap, parent=None, **params):
 
 
 def record_sweep(config, directory, name, key, values):
-    sweep = config.start(NewRun(name, params={"trials": len(values)}, config_yaml="a: 1\n", searched=(key,)))
+    sweep = config.start(
+        NewRun(name, headlines=HEADLINES, params={"trials": len(values)}, config_yaml="a: 1\n", searched=(key,))
+    )
     for number, value in enumerate(values):
         record(config, directory, f"{name}-{number:03d}", 0.3, sweep.run_id, **{key: value})
     config.end(sweep, "FINISHED")

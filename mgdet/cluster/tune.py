@@ -12,6 +12,7 @@ from mgdet.cluster.session import check_shared, scale_up, session
 from mgdet.cluster.train import run_trial
 from mgdet.config import Experiment, validate
 from mgdet.errors import ClusterError, ConfigError
+from mgdet.evaluation.evaluator import AP, DIVERGENCE
 from mgdet.plugins import load_plugins
 from mgdet.runs.config import ClusterConfig
 from mgdet.runs.launch import absolute, training_images
@@ -83,6 +84,7 @@ def run_sweep(sweep: Sweep, *, retry_failed: bool = False) -> Outcome:
                 config_yaml=yaml.safe_dump(definition(sweep), sort_keys=False),
                 run_id=run_ids.get(tracking.name),
                 tags={"mgdet.sweep": uri},
+                headlines=(AP.name, DIVERGENCE.name),
                 searched=tuple(sweep.space),
             )
         )

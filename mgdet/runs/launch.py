@@ -15,6 +15,7 @@ from mgdet.data.config import DataConfig
 from mgdet.data.schema import read_manifest
 from mgdet.data.shapes import ensure_shapes
 from mgdet.errors import ClusterError, Interrupted
+from mgdet.evaluation.evaluator import AP, DIVERGENCE
 from mgdet.models.weights import NAMED_WEIGHTS
 from mgdet.runs.record import Summary, log_directory, open_run, save_run, set_old_journal_aside, summarise
 from mgdet.runs.resolve import resolve
@@ -98,6 +99,7 @@ def launch(
             run_id=run_ids.get(tracking.name),
             parent_run_id=parent_run_id,
             tags={"mgdet.run": experiment.run_uri},
+            headlines=(AP.name, DIVERGENCE.name),
         )
     )
     save_run(asked, experiment, {**run_ids, tracking.name: handle.run_id} if handle else run_ids)

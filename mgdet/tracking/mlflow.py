@@ -66,7 +66,9 @@ class Mlflow(StoreTracking):
                 found = _created(client, experiment_id, run.name, run.parent_run_id, run.tags)
         opened = str(found.info.run_id)
         if run.parent_run_id is None:
-            show_runs(client, experiment_id, run.searched or (), None if run.searched is None else opened)
+            show_runs(
+                client, experiment_id, run.headlines, run.searched or (), None if run.searched is None else opened
+            )
         for what, step in (
             ("parameters", lambda: _log_params(client, found, run.params)),
             ("config.yaml", lambda: client.log_text(opened, run.config_yaml, "config.yaml")),

@@ -23,6 +23,8 @@ class NewRun:
     parent_run_id: str | None = None
     """For a trial: the sweep's run."""
     tags: Mapping[str, str] = field(default_factory=dict)
+    headlines: tuple[str, ...] = ()
+    """The metrics that a table of runs should show first."""
     searched: tuple[str, ...] | None = None
     """For a sweep: the keys that it searches."""
 
