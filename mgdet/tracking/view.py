@@ -54,9 +54,9 @@ def show_runs(
 def view_state(known: str | None, headlines: Sequence[str], searched: Sequence[str], sweep_run_id: str | None) -> str:
     """The state of MLflow's table of runs as JSON, at most 5000 characters; `known` is the one it follows, if any.
 
-    Its columns are the headline metrics, the searched keys (at most 16, the newest sweep's before others) and the assigner;
-    MLflow itself sorts metrics and parameters by name, and few columns can be seen without scrolling. The runs of the
-    newest 8 sweeps are unfolded.
+    Its columns are the headline metrics, the searched keys (at most 16, the newest sweep's before others) and the
+    assigner; MLflow itself sorts metrics and parameters by name, and few columns can be seen without scrolling. The
+    runs of the newest 8 sweeps are unfolded.
     """
     before: dict[str, Any] = {}
     with contextlib.suppress(ValueError):
