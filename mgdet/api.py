@@ -30,19 +30,6 @@ if TYPE_CHECKING:
 
     from mgdet.data.formats import DataFormat
 
-__all__ = [
-    "Evaluation",
-    "Prediction",
-    "PreparedData",
-    "TrainedDetector",
-    "TrainingResult",
-    "TuningResult",
-    "load",
-    "prepare",
-    "train",
-    "tune",
-]
-
 Configuration = str | os.PathLike[str] | Mapping[str, Any]
 
 
