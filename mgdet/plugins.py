@@ -36,6 +36,8 @@ GROUP = "mgdet.plugins"
 
 _loaded: dict[str, ModuleType] = {}
 """The modules of this process's plugins, under the names that were asked for and under their own."""
+_brought: dict[tuple[str, str], list[str]] = {}
+"""The names of the plugins' modules that brought a class, by the class's module and name."""
 
 
 def load_plugins(names: Iterable[str], beside: Sequence[Path] = ()) -> None:
@@ -52,7 +54,7 @@ def load_plugins(names: Iterable[str], beside: Sequence[Path] = ()) -> None:
         if name in _loaded and not _moved(_loaded[name], beside):
             continue
         found, module = _import(name, beside)
-        added = _add(found, name)
+        added = _add(found, name, module)
         _loaded[name] = _loaded[module.__name__] = module
         logger.info("plugin %s (%s) adds %s", name, _file_of(module), ", ".join(added))
 
@@ -66,6 +68,14 @@ def require_plugins(names: Iterable[str], source: str) -> None:
             f"{' '.join(f'--plugin {name}' for name in missing)} (to evaluate, predict and replay), or name it under "
             "plugins in the YAML. Nothing is imported that you did not name."
         )
+
+
+def unnamed_plugin(component: type, named: Iterable[str]) -> str | None:
+    """The plugin that brought a class, where it is not among the named ones; None for a class of mgdet's own."""
+    modules = _brought.get(_identity(component), [])
+    if any(_loaded[name].__name__ in modules for name in named if name in _loaded):
+        return None
+    return next(iter(modules), None)
 
 
 def named_plugins(tree: Mapping[str, Any], source: str) -> list[str]:
@@ -226,7 +236,7 @@ def _kinds() -> list[_Kind]:
     ]
 
 
-def _add(found: Any, name: str) -> list[str]:
+def _add(found: Any, name: str, module: ModuleType) -> list[str]:
     """Put the classes of a module, or the one class, where components of their kind stand; what they are."""
     kinds = _kinds()
     values = [found] if inspect.isclass(found) else vars(found).values()
@@ -244,6 +254,7 @@ def _add(found: Any, name: str) -> list[str]:
         _refuse_clash(kind, cls, [*kind.members(), *(other for k, other in joining if k is kind)], name)
     for kind, cls in joining:
         kind.set_members([*(m for m in kind.members() if not _same(m, cls)), cls])
+        _brought.setdefault(_identity(cls), []).append(module.__name__)
     return [f"{kind.called} {', '.join(kind.names(cls))}" for kind, cls in joining]
 
 
@@ -280,7 +291,11 @@ def _refuse_clash(kind: _Kind, cls: type, members: Sequence[type], name: str) ->
 
 def _same(old: type, new: type) -> bool:
     """The same class, or its earlier version where a module was imported anew."""
-    return (old.__module__, old.__qualname__) == (new.__module__, new.__qualname__)
+    return _identity(old) == _identity(new)
+
+
+def _identity(cls: type) -> tuple[str, str]:
+    return cls.__module__, cls.__qualname__
 
 
 def _place(cls: type) -> str:

@@ -106,6 +106,10 @@ class Lines(DataFormat):
 """
 
 
+OPTIMIZER = "mgdet.training.optimizers import SGD"
+FAST = {"train": {"optimizer": {"name": "best_few"}}}
+
+
 @pytest.fixture(autouse=True)
 def as_before(monkeypatch):
     """Path, modules, unions, loss terms, metrics and formats are afterwards what they were."""
@@ -115,6 +119,7 @@ def as_before(monkeypatch):
     members = {union: union.members for union in ByName.unions}
     modules, path = set(sys.modules), list(sys.path)
     monkeypatch.setattr(plugins, "_loaded", {})
+    monkeypatch.setattr(plugins, "_brought", {})
     yield
     for union, before in members.items():
         union.set_members(before)
@@ -260,6 +265,27 @@ class Squared(CodedTerm):
     e = load(tree, ["loss.box.name=squared"])
     assert e.loss.box.name == "squared"
     assert "squared" not in type(e.loss).model_fields
+
+
+@pytest.mark.parametrize(
+    ("source", "uses"),
+    [
+        (BEST_K, {"assigner": {"name": "best_few"}}),
+        (SMOOTH, {"loss": {"smooth": {}}}),
+        (BEST_K.replace("BestK(ATSS)", "Fast(SGD)").replace("mgdet.assign.atss import ATSS", OPTIMIZER), FAST),
+    ],
+    ids=["assigner", "loss term", "optimizer"],
+)
+def test_a_component_whose_plugin_is_loaded_but_not_named_is_refused(beside, source, uses):
+    """Else a worker, or who loads the checkpoint, would not know where it comes from."""
+    (beside / "my_plugin.py").write_text(source)
+    plugins.load_plugins(["my_plugin"], (beside,))
+    tree = {"name": "x", "data": {"uri": "d"}, **uses}
+    with pytest.raises(
+        ConfigError, match=r"(assigner|loss\.smooth|train\.optimizer) comes from the plugin my_plugin: add"
+    ):
+        load(tree)
+    load(tree | {"plugins": ["my_plugin"]})
 
 
 def test_a_data_format_is_a_sub_command_and_a_format_in_python(beside, monkeypatch):
