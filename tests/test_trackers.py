@@ -20,11 +20,13 @@ from tests.test_plugins import as_before  # noqa: F401  # a fixture for all test
 
 @pytest.fixture
 def store(tmp_path):
-    """The tracker of the worked example, with a file of its own."""
-    (tmp_path / "my_sqlite.py").write_text(example("a tracker").code)
+    """The tracker of the worked example under another name (mgdet may have it), with a file of its own."""
+    code = example("a tracker").code
+    assert '["sqlite"] = "sqlite"' in code
+    (tmp_path / "my_sqlite.py").write_text(code.replace('["sqlite"] = "sqlite"', '["tables"] = "tables"'))
     load_plugins(["my_sqlite"], (tmp_path,))
     quick = {"send_every_s": 0.05, "retry_after_s": [0.1], "path": str(tmp_path / "a.db")}
-    tree = {"name": "x", "data": {"uri": "d"}, "plugins": ["my_sqlite"], "tracking": {"name": "sqlite", **quick}}
+    tree = {"name": "x", "data": {"uri": "d"}, "plugins": ["my_sqlite"], "tracking": {"name": "tables", **quick}}
     tracking = load(tree).tracking
     assert isinstance(tracking, StoreTracking)
     return tracking
@@ -102,7 +104,7 @@ def test_a_training_may_change_its_tracker_and_each_gets_the_whole_history(store
         assert open_run(quiet).run_ids == {}
         _, handle = train_in_process(tracked)
         train_in_process(quiet)
-        assert open_run(quiet).run_ids == {"sqlite": handle.run_id}
+        assert open_run(quiet).run_ids == {"tables": handle.run_id}
         assert train_in_process(tracked)[1].run_id == handle.run_id
     finally:
         torch.use_deterministic_algorithms(False)
@@ -114,8 +116,8 @@ def test_a_training_may_change_its_tracker_and_each_gets_the_whole_history(store
 def test_a_misspelt_key_and_an_unknown_tracker_are_refused(store):
     tree = {"name": "x", "data": {"uri": "d"}, "plugins": ["my_sqlite"]}
     with pytest.raises(ConfigError, match=r"unknown key tracking\.pth\. Did you mean tracking\.path\?"):
-        load(tree, ["tracking.name=sqlite", "tracking.pth=a.db"])
-    with pytest.raises(ConfigError, match=r"tracking\.name = 'wandb': allowed are mlflow, none, sqlite"):
+        load(tree, ["tracking.name=tables", "tracking.pth=a.db"])
+    with pytest.raises(ConfigError, match=r"tracking\.name = 'wandb': allowed are mlflow, none, .*tables"):
         load(tree, ["tracking.name=wandb"])
     assert load(tree, ["tracking.enabled=false"]).tracking.start(NewRun("r")) is None
     assert isinstance(load(tree, ["tracking.name=none"]).tracking, NoTracking)
