@@ -306,7 +306,7 @@ def test_a_data_format_is_a_sub_command_and_a_format_in_python(beside, monkeypat
     formats.FORMATS[:] = [each for each in formats.FORMATS if each.name != "lines"]
     del sys.modules["my_lines"]
     splits = {"train": ("l.txt", "photos")}
-    with pytest.raises(DataError, match="format = 'lines': allowed are coco.* and shapes"):
+    with pytest.raises(DataError, match=r"format = 'lines': allowed are coco.* and shapes"):
         mgdet.prepare("lines", "e", splits=splits, separator="=")
     prepared = mgdet.prepare("lines", "e", splits=splits, separator="=", plugins=["my_lines"])
     assert prepared.classes == ("cat", "dog")
