@@ -1,7 +1,8 @@
-"""A run on disk: which experiment it is, which MLflow run it writes to, how far it has come."""
+"""A run on disk: which experiment it is, what trackers call it, how far it has come."""
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ class Record:
 
     identity: dict[str, Any]
     """The keys that decide the result, and their values."""
-    mlflow_run_id: str | None
+    run_ids: Mapping[str, str]
+    """What each tracker that it was in, by `tracking.name`, calls its run."""
 
 
 def read_record(file: Location, key: str) -> Record | None:
@@ -32,7 +34,7 @@ def read_record(file: Location, key: str) -> Record | None:
     """
     try:
         content = json.loads(file.read_bytes())
-        return Record(dict(content[key]), content.get("mlflow_run_id"))
+        return Record(dict(content[key]), _run_ids(content))
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -41,9 +43,15 @@ def read_record(file: Location, key: str) -> Record | None:
         raise ConfigError(f"{file} is damaged ({error}); move its directory away or choose another name=") from error
 
 
+def _run_ids(content: dict[str, Any]) -> dict[str, str]:
+    """Also of a record that was written while MLflow was the only tracker."""
+    before = content.get("mlflow_run_id")
+    return dict(content.get("run_ids", {"mlflow": before} if before else {}))
+
+
 def write_record(file: Location, key: str, record: Record) -> None:
     """Write what `read_record` reads, and make the directory of `file`. Raises `ConfigError` where it cannot."""
-    content = {key: record.identity, "mlflow_run_id": record.mlflow_run_id}
+    content = {key: record.identity, "run_ids": dict(record.run_ids)}
     try:
         file.parent.mkdir()
         file.replace(json.dumps(content, indent=1).encode())
@@ -88,7 +96,7 @@ def _unusable(directory: Location, error: OSError) -> ConfigError:
     )
 
 
-def save_run(asked: Experiment, resolved: Experiment, mlflow_run_id: str | None) -> None:
+def save_run(asked: Experiment, resolved: Experiment, run_ids: Mapping[str, str]) -> None:
     """Write `run.json` and `config.yaml`.
 
     The identity of the run is that of the experiment as `asked`, because the `resolved` one depends on the machine.
@@ -99,7 +107,7 @@ def save_run(asked: Experiment, resolved: Experiment, mlflow_run_id: str | None)
         (directory / "config.yaml").replace(resolved.to_yaml().encode())
     except OSError as error:
         raise _unusable(directory, error) from error
-    write_record(directory / "run.json", "learned", Record(asked.identity(), mlflow_run_id))
+    write_record(directory / "run.json", "learned", Record(asked.identity(), run_ids))
 
 
 def log_directory(experiment: Experiment) -> Path:
