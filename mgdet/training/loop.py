@@ -4,7 +4,7 @@ import json
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from mgdet.config import Experiment
 from mgdet.config_base import resolved
 from mgdet.data.dataset import ShardedDataset
 from mgdet.data.loader import build_eval_loader, build_train_loader
-from mgdet.data.order import Segment, micro_batch, optimizer_steps
+from mgdet.data.order import Segment, eval_shard, micro_batch, optimizer_steps
 from mgdet.errors import CheckpointError, Interrupted
 from mgdet.evaluation.evaluator import headlines
 from mgdet.models import initialise
@@ -27,10 +27,11 @@ from mgdet.training.distributed import World
 from mgdet.training.evaluate import evaluate
 from mgdet.training.generators import generator_state, set_generator_state
 from mgdet.training.nonfinite import capture, non_finite_error
-from mgdet.training.optim import EMA, build_optimizer, build_schedule
+from mgdet.training.optim import EMA, build_optimizer
 from mgdet.training.pictures import log_pictures
 from mgdet.training.precision import emulation, gradient_scaler
-from mgdet.training.progress import Throughput, progress_line, show, training_progress
+from mgdet.training.progress import ProgressLog, Throughput, progress_line, show, training_progress
+from mgdet.training.schedules import Span
 from mgdet.training.step import StepSums, accumulate_gradients
 
 logger = logging.getLogger(__name__)
@@ -87,15 +88,14 @@ class Worker:
         self._build_data()
         self._build_network()
         self.optimizer = build_optimizer(self.detector, train.optimizer)
-        self.schedule = build_schedule(
-            self.optimizer, train.schedule, self.steps_per_epoch, self.steps_per_epoch * train.epochs
-        )
+        self.span = Span(self.steps_per_epoch, self.steps_per_epoch * train.epochs)
         self.scaler = gradient_scaler(world.device, train.precision)
         self.ema = EMA(self.detector, train.ema) if train.ema.enabled else None
         self.store = CheckpointStore(experiment.run_uri, train.keep_best)
         self.position = Position().on(world.size, self.loader.batches.batch_size)
         self._next_line = 0.0
         self._resume()
+        self._set_rate()
         self.network: nn.Module = self.detector
         if world.size > 1:
             self.network = DistributedDataParallel(
@@ -214,9 +214,7 @@ class Worker:
                 f"the checkpoint in {self.experiment.run_uri} is of another model: {error}"
             ) from error
         self.position = Position(**state["position"]).on(self.world.size, self.loader.batches.batch_size)
-        self.schedule.last_epoch = self.position.step
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._rate(self.position.step)
+        self._set_rate()
         if self.world.rank < len(state["generators"]):  # ranks that did not exist before keep their seed
             set_generator_state(state["generators"][self.world.rank], self.world.device)
 
@@ -233,8 +231,14 @@ class Worker:
     # --- the loop
 
     def _rate(self, step: int) -> float:
-        """The learning rate of optimizer step `step`, from 0."""
-        return float(self.schedule.base_lrs[0] * self.schedule.lr_lambdas[0](step))  # the same for all parameters
+        """The learning rate of optimizer step `step`, from 0, for all parameters."""
+        train = self.experiment.train
+        return train.optimizer.lr * train.schedule(step, self.span)
+
+    def _set_rate(self) -> None:
+        """Give the optimizer the rate of the next step."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._rate(self.position.step)
 
     @property
     def _epochs_done(self) -> float:
@@ -297,8 +301,8 @@ class Worker:
             self._stop_non_finite(group, float(norm), sums)
         self.scaler.update()  # halves the scale after a gradient that was not finite: its step is left out
         self.optimizer.zero_grad(set_to_none=True)
-        self.schedule.step()
         self.position.step += 1
+        self._set_rate()
 
     def _stop_non_finite(self, group: list[Batch], norm: float, sums: StepSums) -> None:
         path = capture(
@@ -326,6 +330,15 @@ class Worker:
         if not show(training_progress(*now)) and (self.position.step >= total or self._line_due()):
             logger.info("%s", progress_line(*now))
 
+    def _paced(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The same batches; rank 0 shows how many images of its share are evaluated."""
+        share = len(eval_shard(len(self.ground_truth.image_ids), self.world.size, self.world.rank))
+        pace = ProgressLog(f"epoch {self.position.epoch}: evaluated", share)
+        for batch in batches:
+            yield batch
+            if self.world.is_main:
+                pace.add(len(batch.images))
+
     def _line_due(self) -> bool:
         """Whether it is time for another line, as metric points may come several times a second."""
         now = time.monotonic()
@@ -341,7 +354,7 @@ class Worker:
         start = time.perf_counter()
         metrics, evaluated = evaluate(
             network,
-            self.val_loader,
+            self._paced(self.val_loader),
             self.ground_truth,
             self.experiment.evaluation,
             self.world,

@@ -87,7 +87,7 @@ class Schedule(Config):
         for step, rate in enumerate(rates):
             if not (math.isfinite(rate) and rate >= 0):
                 raise ConfigError(f"train.schedule ({self.name}) gives step {step} a learning rate of {rate} * lr")
-        if rates and max(rates) < 1 - 1e-9:
+        if rates and max(rates) < 0.995:
             found.append(
                 f"train.schedule: the learning rate reaches {_percent(max(rates))} of train.optimizer.lr at most"
             )
