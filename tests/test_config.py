@@ -111,6 +111,16 @@ def test_what_needs_a_gpu_is_refused_without_one(changes, said):
         resolve(validate({**MINIMAL, **changes}, "t"), num_images=100, cpus=4, gpus=0)
 
 
+def test_weights_that_are_not_there_are_refused_before_anything_starts(tmp_path):
+    """As a sweep would find it in every trial."""
+    weights = tmp_path / "step-00000750.pt"
+    experiment = validate({**MINIMAL, "model": {"weights": str(weights)}}, "t")
+    with pytest.raises(ConfigError, match="step-00000750.pt: no such file, and not one of none, imagenet"):
+        resolve(experiment, num_images=1000, cpus=4, gpus=0)
+    weights.touch()
+    resolve(experiment, num_images=1000, cpus=4, gpus=0)
+
+
 def test_batch_that_does_not_split():
     with pytest.raises(ConfigError, match="nearest: 15"):
         micro_batch(16, workers=5, accumulate=1)
