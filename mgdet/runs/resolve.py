@@ -1,7 +1,6 @@
 """Replace every `auto` of an experiment by the value it stands for here, and say why."""
 
 import math
-from pathlib import Path
 
 import torch
 
@@ -9,7 +8,7 @@ from mgdet.config import Experiment
 from mgdet.data.loader import resolve_loader_workers
 from mgdet.data.order import optimizer_steps
 from mgdet.errors import ConfigError
-from mgdet.models.weights import NAMED_WEIGHTS
+from mgdet.models.weights import require_file
 from mgdet.runs.batch_norm import check_batch_norm
 from mgdet.training.precision import Precision, hardware
 from mgdet.training.schedules import Span
@@ -28,7 +27,8 @@ def resolve(
         begun_in: the precision of the existing run that is continued, which `auto` keeps.
 
     Raises:
-        ConfigError: batch, workers and data do not go together, or a file of weights is not there.
+        ConfigError: batch, workers and data do not go together.
+        CheckpointError: the file of `model.weights` is not there.
     """
     reasons: list[str] = []
 
@@ -54,9 +54,7 @@ def resolve(
         cpus_each = float(max(1, min(16, int(cpus / most))))
         found("cluster.cpus_per_worker", cpus_each, f"{cpus:g} CPUs for {most} workers, at most 16 each")
 
-    weights = experiment.model.weights
-    if weights not in NAMED_WEIGHTS and not Path(weights).is_file():
-        raise ConfigError(f"model.weights = {weights}: no such file, and not one of {', '.join(NAMED_WEIGHTS)}")
+    require_file(experiment.model.weights)
     train = experiment.train
     if train.sync_bn and not gpu:
         raise ConfigError("train.sync_bn = true works on GPUs only; set it to false, or use model.norm=gn")
