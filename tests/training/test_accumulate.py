@@ -43,7 +43,9 @@ def gradient(tmp_path, groups, **changes):
     experiment, network = build(tmp_path, **changes)
     sums = StepSums()
     accumulate_gradients(network, network, groups, experiment, ALONE, 2.0, sums)
-    return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]), sums.metrics(ALONE)
+    return torch.cat([p.grad.flatten().double() for p in network.parameters() if p.grad is not None]), sums.metrics(
+        ALONE
+    )
 
 
 def same(found, expected):

@@ -66,7 +66,7 @@ def test_what_can_be_learned_from_is_not_refused(tmp_path, options):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"model": {"norm": "gn", "fpn_norm": "bn"}, "side": 64}, "layer backbone.fpn.*Set model.fpn_norm=gn"),
+        ({"model": {"norm": "gn", "fpn_norm": "bn"}, "side": 32}, "layer backbone.fpn.*Set model.fpn_norm=gn"),
         ({"model": {"norm": "gn", "head_norm": "bn"}, "side": 128}, "layer head.*128 x 128.*Set model.head_norm=gn"),
         ({"model": {"backbone": "mobilenet_v3_small"}}, "layer backbone.body.*Set model.norm=gn"),
         ({"resize": {"name": "longest_edge", "height": 30, "width": 64}}, "32 x 32"),
