@@ -17,8 +17,16 @@ from mgdet.data.shapes import ensure_shapes
 from mgdet.errors import ClusterError, Interrupted
 from mgdet.evaluation.evaluator import AP, DIVERGENCE
 from mgdet.models.weights import NAMED_WEIGHTS
-from mgdet.runs.record import Summary, log_directory, open_run, save_run, set_old_journal_aside, summarise
-from mgdet.runs.resolve import resolve
+from mgdet.runs.record import (
+    Summary,
+    log_directory,
+    open_run,
+    precision_of_run,
+    save_run,
+    set_old_journal_aside,
+    summarise,
+)
+from mgdet.runs.resolve import out_of_reach, resolve
 from mgdet.runs.resources import this_machine
 from mgdet.runs.stop import on_sigterm
 from mgdet.tracking import NewRun, RunHandle, Status, Tracker
@@ -45,9 +53,17 @@ def absolute(experiment: Experiment) -> Experiment:
 
 
 def prepare(experiment: Experiment, cpus: float, gpus: float) -> tuple[Experiment, list[str]]:
-    """Make or check the data set and resolve every `auto`: the experiment, and the reasons, as `resolve` gives them."""
+    """Make or check the data set and resolve every `auto`: the experiment, and the reasons, as `resolve` gives them.
+
+    What the training would ask for in vain is logged as a warning.
+    """
     experiment = absolute(experiment)
-    return resolve(experiment, num_images=training_images(experiment.data), cpus=cpus, gpus=gpus)
+    begun_in = precision_of_run(experiment) if experiment.train.precision == "auto" else None
+    images = training_images(experiment.data)
+    resolved, reasons = resolve(experiment, num_images=images, cpus=cpus, gpus=gpus, begun_in=begun_in)
+    for caution in out_of_reach(experiment, resolved, images):
+        logger.warning("%s", caution)
+    return resolved, reasons
 
 
 def training_images(data: DataConfig) -> int:

@@ -12,8 +12,11 @@ from mgdet.errors import ConfigError
 from mgdet.storage import Location, local_path, locate
 from mgdet.text import first_of
 from mgdet.training.checkpoint import CheckpointStore, best_of
+from mgdet.training.precision import Precision
 
 logger = logging.getLogger(__name__)
+
+PRECISION = "train.precision"
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,10 @@ def open_run(experiment: Experiment) -> Record | None:
     record = read_record(locate(experiment.run_uri) / "run.json", "learned")
     if record is None:
         return None
-    different = differences(record.identity, json.loads(json.dumps(experiment.identity())))
+    wanted = json.loads(json.dumps(experiment.identity()))
+    if wanted[PRECISION] == "auto":  # which is what it became when the run began
+        wanted[PRECISION] = record.identity.get(PRECISION)
+    different = differences(record.identity, wanted)
     if different and not CheckpointStore(experiment.run_uri).committed():
         logger.info("the run %s never reached a checkpoint; its configuration is replaced", experiment.run_uri)
         return None
@@ -86,6 +92,17 @@ def open_run(experiment: Experiment) -> Record | None:
             "configuration of the existing run."
         )
     return record
+
+
+def precision_of_run(experiment: Experiment) -> Precision | None:
+    """The precision in which the run of this storage and name has trained up to a checkpoint; None if there is none.
+
+    Raises `ConfigError` where its record is damaged or cannot be read.
+    """
+    record = read_record(locate(experiment.run_uri) / "run.json", "learned")
+    if record is None or not CheckpointStore(experiment.run_uri).committed():
+        return None
+    return record.identity.get(PRECISION)
 
 
 def _unusable(directory: Location, error: OSError) -> ConfigError:
@@ -100,6 +117,7 @@ def save_run(asked: Experiment, resolved: Experiment, run_ids: Mapping[str, str]
     """Write `run.json` and `config.yaml`.
 
     The identity of the run is that of the experiment as `asked`, because the `resolved` one depends on the machine.
+    Only the precision is the resolved one: on other hardware, `auto` must not go on in another.
     """
     directory = locate(asked.run_uri)
     try:
@@ -107,7 +125,8 @@ def save_run(asked: Experiment, resolved: Experiment, run_ids: Mapping[str, str]
         (directory / "config.yaml").replace(resolved.to_yaml().encode())
     except OSError as error:
         raise _unusable(directory, error) from error
-    write_record(directory / "run.json", "learned", Record(asked.identity(), run_ids))
+    identity = {**asked.identity(), PRECISION: resolved.train.precision}
+    write_record(directory / "run.json", "learned", Record(identity, run_ids))
 
 
 def log_directory(experiment: Experiment) -> Path:
