@@ -11,6 +11,8 @@ from mgdet.cluster.relay import speak_through_driver, workers_heard
 from mgdet.cluster.session import check_shared, scale_up, session
 from mgdet.cluster.train import run_trial
 from mgdet.config import Experiment, validate
+from mgdet.data.fingerprint import data_differences, fingerprint
+from mgdet.data.schema import read_manifest
 from mgdet.errors import ClusterError, ConfigError
 from mgdet.plugins import load_plugins
 from mgdet.runs.config import ClusterConfig
@@ -66,15 +68,18 @@ def run_sweep(sweep: Sweep, *, retry_failed: bool = False) -> Outcome:
     """
     first = absolute(next(sweep.corners())[1])  # storage, cluster and tracking belong to the sweep, not to a trial
     uri = child_uri(first.storage, sweep.name)
-    parent_id = _open(sweep, uri)
+    existing = _open(sweep, uri)
+    parent_id = existing.mlflow_run_id if existing else None
     with session(first.cluster) as found, workers_heard():
         resources = scale_up(first.cluster, found, copies=1 if sweep.concurrent == "auto" else sweep.concurrent)
         cluster = one_trial(first.cluster, resources)
         concurrent = how_many(sweep, cluster, resources)
         logger.info("%s", trial_arithmetic(sweep, cluster, concurrent, resources))
-        _check_corners(sweep, cluster)
+        data = _check_corners(sweep, cluster)
+        _refuse_other_data(uri, existing.data if existing else {}, data)
         check_shared({"storage": first.storage, "data.uri": first.data.uri})
         store = TrialStore(uri, sweep.name)
+        store.require(sweep)
         parent = start_run(
             first.tracking,
             name=sweep.name,
@@ -84,7 +89,7 @@ def run_sweep(sweep: Sweep, *, retry_failed: bool = False) -> Outcome:
             tags={"mgdet.sweep": uri},
             searched=list(sweep.space),
         )
-        record = Record(definition(sweep), parent.run_id if parent else parent_id)
+        record = Record(definition(sweep), parent.run_id if parent else parent_id, data)
         write_record(locate(uri) / "sweep.json", "definition", record)
         start = _Start(sweep, first, uri, store, cluster, concurrent, parent)
         status: Status = "FAILED"
@@ -146,8 +151,8 @@ def trial_arithmetic(sweep: Sweep, cluster: ClusterConfig, concurrent: int, reso
     )
 
 
-def _open(sweep: Sweep, uri: str) -> str | None:
-    """The id of the existing sweep's MLflow run, or None. Raises `ConfigError` where something else is there."""
+def _open(sweep: Sweep, uri: str) -> Record | None:
+    """The record of the existing sweep, or None. Raises `ConfigError` where something else is there."""
     directory = locate(uri)
     record = read_record(directory / "sweep.json", "definition")
     if record is None:
@@ -161,21 +166,42 @@ def _open(sweep: Sweep, uri: str) -> str | None:
             "definition of the existing one; trials, concurrent and max_failures may change."
         )
     logger.info("the sweep %s is continued", uri)
-    return record.mlflow_run_id
+    return record
 
 
-def _check_corners(sweep: Sweep, cluster: ClusterConfig) -> None:
-    """Make or check the data of every trial, and that batches can be split among its workers."""
+def _refuse_other_data(uri: str, there: dict[str, Any], here: dict[str, Any]) -> None:
+    """Raise `ConfigError` where a data set of the sweep is not the one that it began with; both by location."""
+    lines = [
+        f"{place}: {line}" for place in here if place in there for line in data_differences(there[place], here[place])
+    ]
+    if lines:
+        raise ConfigError(
+            f"the sweep {uri} was begun with other data:\n  "
+            + "\n  ".join(lines)
+            + "\nIts trials could not be compared. "
+            "Give the sweep another name=, or set data.uri to the data set that it began with."
+        )
+
+
+def _check_corners(sweep: Sweep, cluster: ClusterConfig) -> dict[str, Any]:
+    """Make or check the data of every trial, and that batches can be split among its workers.
+
+    Returns the fingerprint of each data set, by its location.
+    """
     sizes: dict[str, int] = {}
+    data: dict[str, Any] = {}
     for settings, experiment in sweep.corners():
         e = absolute(experiment.model_copy(update={"cluster": cluster}))
         key = e.data.model_dump_json(exclude={"transform", "loader"})
         if key not in sizes:
             sizes[key] = training_images(e.data)
+            found = fingerprint(read_manifest(e.data.uri), [e.data.train_split, e.data.val_split])
+            data.setdefault(e.data.uri, found)["splits"].update(found["splits"])
         try:
             resolve(e, num_images=sizes[key], cpus=float(cluster.cpus_per_worker), gpus=float(bool(cluster.gpu)))
         except ConfigError as error:
             raise ConfigError(f"{error}\n  searched: {settings}") from error
+    return data
 
 
 def _fit(start: _Start, retry_failed: bool) -> None:

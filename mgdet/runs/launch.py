@@ -12,6 +12,7 @@ import torch
 
 from mgdet.config import Experiment
 from mgdet.data.config import DataConfig
+from mgdet.data.fingerprint import fingerprint
 from mgdet.data.schema import read_manifest
 from mgdet.data.shapes import ensure_shapes
 from mgdet.errors import ClusterError, Interrupted
@@ -79,7 +80,8 @@ def launch(
 
     A run that is finished is not trained again. `reasons` are logged: one line for each `auto` that was resolved.
     """
-    existing = open_run(asked)
+    data = fingerprint(read_manifest(asked.data.uri), [asked.data.train_split, asked.data.val_split])
+    existing = open_run(asked, data)
     logger.info("%s", experiment.to_yaml())
     for reason in reasons:
         logger.info("%s", reason)
@@ -98,7 +100,7 @@ def launch(
         parent_run_id=parent_run_id,
         tags={"mgdet.run": experiment.run_uri},
     )
-    save_run(asked, experiment, handle.run_id if handle else existing.mlflow_run_id if existing else None)
+    save_run(asked, experiment, handle.run_id if handle else existing.mlflow_run_id if existing else None, data)
     if finished:
         execute = _send_what_is_left
     status: Status = "FAILED"

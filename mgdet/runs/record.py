@@ -1,18 +1,23 @@
 """A run on disk: which experiment it is, which MLflow run it writes to, how far it has come."""
 
-import json
 import logging
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mgdet.config import Experiment
+from mgdet.data.fingerprint import Fingerprint, data_differences
 from mgdet.errors import ConfigError
+from mgdet.records import RecordError, plain, seal, unseal
 from mgdet.storage import Location, local_path, locate
 from mgdet.text import first_of
 from mgdet.training.checkpoint import CheckpointStore, best_of
+from mgdet.training.origin import data_of, learned_of, refuse_other_data
 
 logger = logging.getLogger(__name__)
+
+_RUN_ID = re.compile(r"[A-Za-z0-9][\w-]{0,255}", re.ASCII)  # what MLflow allows
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,8 @@ class Record:
     identity: dict[str, Any]
     """The keys that decide the result, and their values."""
     mlflow_run_id: str | None
+    data: dict[str, Any] = field(default_factory=dict)
+    """Of a run the fingerprint of its data set, of a sweep those of all its data sets; empty in older records."""
 
 
 def read_record(file: Location, key: str) -> Record | None:
@@ -31,22 +38,32 @@ def read_record(file: Location, key: str) -> Record | None:
         ConfigError: it is damaged, or the storage cannot be read.
     """
     try:
-        content = json.loads(file.read_bytes())
-        return Record(dict(content[key]), content.get("mlflow_run_id"))
+        return _checked(unseal(file.read_bytes()), key)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise _unusable(file.parent, error) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except RecordError as error:
         raise ConfigError(f"{file} is damaged ({error}); move its directory away or choose another name=") from error
+
+
+def _checked(content: dict[str, Any], key: str) -> Record:
+    """The record that `write_record` would have written so. Raises `RecordError` where it would not have."""
+    unknown = content.keys() - {key, "mlflow_run_id", "data"}
+    identity, run_id, data = content.get(key), content.get("mlflow_run_id"), content.get("data", {})
+    if unknown or not isinstance(identity, dict) or not isinstance(data, dict):
+        raise RecordError(f"expected {key}, mlflow_run_id and data, found {', '.join(content)[:200] or 'nothing'}")
+    if run_id is not None and not (isinstance(run_id, str) and _RUN_ID.fullmatch(run_id)):
+        raise RecordError(f"mlflow_run_id = {str(run_id)[:80]!r} is no id of MLflow")
+    return Record(identity, run_id, data)
 
 
 def write_record(file: Location, key: str, record: Record) -> None:
     """Write what `read_record` reads, and make the directory of `file`. Raises `ConfigError` where it cannot."""
-    content = {key: record.identity, "mlflow_run_id": record.mlflow_run_id}
+    content = {key: record.identity, "mlflow_run_id": record.mlflow_run_id, "data": record.data}
     try:
         file.parent.mkdir()
-        file.replace(json.dumps(content, indent=1).encode())
+        file.replace(seal(content))
     except OSError as error:
         raise _unusable(file.parent, error) from error
 
@@ -58,26 +75,66 @@ def differences(there: dict[str, Any], wanted: dict[str, Any]) -> str:
     return "  " + first_of(lines, 12, "\n  ") if lines else ""
 
 
-def open_run(experiment: Experiment) -> Record | None:
-    """The record of the existing run of this storage and name, or None.
+def open_run(experiment: Experiment, data: Fingerprint | None = None) -> Record | None:
+    """The record of the existing run of this storage and name, or None; `data` is the data set's, where it is known.
+
+    A run whose record is lost is known by its newest checkpoint.
 
     Raises:
-        ConfigError: it exists with another experiment; the message lists the keys that differ.
+        ConfigError: it exists with another experiment, or other data; the message lists what differs.
     """
+    store = CheckpointStore(experiment.run_uri)
     record = read_record(locate(experiment.run_uri) / "run.json", "learned")
+    wanted = plain(experiment.identity())
+    if record is None:
+        record = _from_checkpoint(store, wanted)
     if record is None:
         return None
-    different = differences(record.identity, json.loads(json.dumps(experiment.identity())))
-    if different and not CheckpointStore(experiment.run_uri).committed():
+    different = differences(record.identity, wanted)
+    other_data = bool(data and data_differences(record.data, data))
+    if (different or other_data) and not store.committed():
         logger.info("the run %s never reached a checkpoint; its configuration is replaced", experiment.run_uri)
         return None
     if different:
         raise ConfigError(
             f"the run {experiment.run_uri} exists with another configuration:\n{different}\n"
             f"The same storage and name continue a run. Give this one another name (name={experiment.name}-2), or the "
-            "configuration of the existing run."
+            f"configuration of the existing run.{_train_on(experiment, record.identity, wanted)}"
         )
+    if data is not None:
+        refuse_other_data(experiment, record.data, data)
     return record
+
+
+def _from_checkpoint(store: CheckpointStore, wanted: dict[str, Any]) -> Record | None:
+    """The record that a run without one has by its newest checkpoint; None where there is no checkpoint either.
+
+    Raises `ConfigError` where the checkpoint does not say what it learned from.
+    """
+    found = store.latest() if store.committed() else None
+    if found is None:
+        return None
+    path, learned = store.path(found[0]), learned_of(found[1])
+    if learned is None:
+        raise ConfigError(
+            f"{store.directory.parent} has checkpoints but no run.json, and {path} holds no configuration to compare "
+            "with. Move the directory away or choose another name="
+        )
+    logger.warning("%s has no run.json; what the run is, %s says", store.directory.parent, path)
+    # The checkpoint's configuration is the resolved one: what is `auto` here may be any number there
+    known = {k: wanted[k] if wanted.get(k) == "auto" else v for k, v in plain(learned).items()}
+    return Record(known, None, data_of(found[1]))
+
+
+def _train_on(experiment: Experiment, there: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """How to train longer or otherwise from what a run has learned, where it is the same network."""
+    changed = {k for k in there.keys() | wanted.keys() if there.get(k) != wanted.get(k)}
+    if any(k.split(".")[0] == "model" for k in changed) or not CheckpointStore(experiment.run_uri).complete():
+        return ""
+    return (
+        "\nTo train on from what it has learned, give the new one its best checkpoint, by the directory of the run: "
+        f"name={experiment.name}-2 model.weights={experiment.run_uri}"
+    )
 
 
 def _unusable(directory: Location, error: OSError) -> ConfigError:
@@ -88,8 +145,10 @@ def _unusable(directory: Location, error: OSError) -> ConfigError:
     )
 
 
-def save_run(asked: Experiment, resolved: Experiment, mlflow_run_id: str | None) -> None:
-    """Write `run.json` and `config.yaml`.
+def save_run(
+    asked: Experiment, resolved: Experiment, mlflow_run_id: str | None, data: Fingerprint | None = None
+) -> None:
+    """Write `run.json`, with the fingerprint of the `data`, and `config.yaml`.
 
     The identity of the run is that of the experiment as `asked`, because the `resolved` one depends on the machine.
     """
@@ -99,7 +158,7 @@ def save_run(asked: Experiment, resolved: Experiment, mlflow_run_id: str | None)
         (directory / "config.yaml").replace(resolved.to_yaml().encode())
     except OSError as error:
         raise _unusable(directory, error) from error
-    write_record(directory / "run.json", "learned", Record(asked.identity(), mlflow_run_id))
+    write_record(directory / "run.json", "learned", Record(asked.identity(), mlflow_run_id, data or {}))
 
 
 def log_directory(experiment: Experiment) -> Path:

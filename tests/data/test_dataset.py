@@ -1,5 +1,6 @@
 """Writing and reading: all or nothing, exact, and clear about what is wrong."""
 
+import json
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from mgdet.data import ShapesConfig, ShardedDataset, dataset, generate_shapes, r
 from mgdet.data.schema import SCHEMA, Record
 from mgdet.data.writer import write_dataset
 from mgdet.errors import DataError
+from mgdet.records import seal, unseal
 from mgdet.structures import Category
 
 CLASSES = [Category(3, "a"), Category(8, "b")]
@@ -122,17 +124,42 @@ def test_wrong_places(small: str, tmp_path: Path) -> None:
     [
         ('"format": 1', '"format": 99', "format version 99"),
         ('"name": "small"', '"nam": "small"', "is not a manifest"),
-        ('"rows": 150', '"rows": 149', "150 rows, its manifest says 149"),
+        ('"rows": 150', '"rows": 149', r"splits.train.shards.0: 149 rows in \[64, 64, 22\]"),
+        ('"images": 150', '"images": 149', "149 images, but its shards have 150 rows"),
         ('"images": 150', "", "is not a manifest"),
         ('"id": 8', '"id": "x"', r"at categories\.1\.id"),
     ],
 )
 def test_damaged_manifest(small: str, old: str, new: str, says: str) -> None:
     manifest = Path(small) / "dataset.json"
-    text = manifest.read_text()
+    text = without_checksum(manifest.read_bytes())
     assert old in text
     manifest.write_text(text.replace(old, new))
     with pytest.raises(DataError, match=says):
+        ShardedDataset(small, "train")
+
+
+def test_a_manifest_that_was_changed(small: str) -> None:
+    manifest = Path(small) / "dataset.json"
+    manifest.write_text(manifest.read_text().replace('"name": "small"', '"name": "other"'))
+    with pytest.raises(DataError, match=r"its checksum does not fit .*Prepare the data set again"):
+        read_manifest(small)
+
+
+@pytest.mark.parametrize("file", ["../other/part-00000.parquet", "/etc/passwd", "val/part-00000.parquet", "train/x"])
+def test_a_manifest_opens_no_file_outside(small: str, file: str) -> None:
+    manifest = Path(small) / "dataset.json"
+    content = unseal(manifest.read_bytes())
+    content["splits"]["train"]["shards"][0]["file"] = file
+    manifest.write_bytes(seal(content))
+    with pytest.raises(DataError, match="is no file of this split"):
+        ShardedDataset(small, "train")
+
+
+def test_a_shard_of_another_data_set(small: str, tmp_path: Path) -> None:
+    write_dataset(tmp_path / "y", {"train": records(149)}, name="y", categories=CLASSES)
+    (tmp_path / "y" / "train" / "part-00000.parquet").rename(Path(small) / "train" / "part-00000.parquet")
+    with pytest.raises(DataError, match="149 rows, its manifest says 150"):
         ShardedDataset(small, "train")
 
 
@@ -148,6 +175,11 @@ def test_damaged_shards(small: str) -> None:
     shard.unlink()
     with pytest.raises(DataError, match=r"Cannot read .*part-00000"):
         ShardedDataset(small, "train")
+
+
+def without_checksum(record: bytes) -> str:
+    """A record as earlier versions wrote it, without a checksum: they are still read."""
+    return json.dumps(unseal(record), indent=1)
 
 
 def broken() -> Iterator[Record]:
