@@ -17,7 +17,7 @@ from mgdet.errors import ClusterError, ConfigError
 from mgdet.plugins import load_plugins
 from mgdet.runs.config import ClusterConfig
 from mgdet.runs.launch import absolute, training_images
-from mgdet.runs.record import Record, differences, log_directory, read_record, summarise, write_record
+from mgdet.runs.record import Record, differences, log_directory, own, read_record, summarise, write_record
 from mgdet.runs.resolve import resolve
 from mgdet.runs.resources import Resources, describe
 from mgdet.storage import child_uri, locate
@@ -68,6 +68,13 @@ def run_sweep(sweep: Sweep, *, retry_failed: bool = False) -> Outcome:
     """
     first = absolute(next(sweep.corners())[1])  # storage, cluster and tracking belong to the sweep, not to a trial
     uri = child_uri(first.storage, sweep.name)
+    _open(sweep, uri)
+    with own(locate(uri), f"the sweep {uri}"):
+        return _run(sweep, first, uri, retry_failed)
+
+
+def _run(sweep: Sweep, first: Experiment, uri: str, retry_failed: bool) -> Outcome:
+    """Run or continue the sweep, of which this process is the owner."""
     existing = _open(sweep, uri)
     parent_id = existing.mlflow_run_id if existing else None
     with session(first.cluster) as found, workers_heard():

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import chain, islice
 from typing import Any
 
@@ -25,8 +26,9 @@ from mgdet.data.schema import (
     split_name_allowed,
 )
 from mgdet.errors import DataError
+from mgdet.lease import OWNER, owned
 from mgdet.records import seal
-from mgdet.storage import Location, new_directory
+from mgdet.storage import Location, locate, new_directory
 from mgdet.structures import Category
 
 
@@ -39,6 +41,7 @@ def write_dataset(
     changes: Callable[[], Changes] = Changes,
     source: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    wait_s: float = 0,
 ) -> Manifest:
     """Write `splits` to `uri` and return the manifest; nothing stays behind after an error.
 
@@ -52,14 +55,16 @@ def write_dataset(
         changes: called after the last record, what differs from the source.
         source: how the data were made, anything that JSON can hold.
         overwrite: replace an existing data set at `uri`.
+        wait_s: wait so long for another process that writes there.
 
     Raises:
+        OwnedError: another process writes there.
         DataError: the destination is taken, a split is empty, or a split's name cannot be a directory.
     """
     for split in splits:
         if not split_name_allowed(split):
             raise DataError(f"Split name {split!r} is not allowed: use letters, digits, '-' and '_', such as 'train'.")
-    with new_directory(uri, overwrite=overwrite, is_ours=manifest_exists) as root:
+    with _own(uri, wait_s), new_directory(uri, overwrite=overwrite, is_ours=manifest_exists) as root:
         infos = {split: _write_split(root, split, records) for split, records in splits.items()}
         manifest = Manifest(
             name=name,
@@ -71,6 +76,19 @@ def write_dataset(
         # Last, because on an object store this file is what makes the data set exist.
         (root / MANIFEST).write(seal(manifest.model_dump(mode="json")))
     return manifest
+
+
+@contextmanager
+def _own(uri: str | os.PathLike[str], wait_s: float) -> Iterator[None]:
+    """Own the destination within the block, by a file beside it: what is there may be replaced as a whole."""
+    target = locate(uri)
+    with ExitStack() as stack:
+        if "/" in target.path.strip("/"):  # nothing lies beside a whole bucket
+            try:
+                stack.enter_context(owned(target.with_name(f".{target.name}.{OWNER}"), f"the data set {uri}", wait_s))
+            except OSError as error:
+                raise DataError(f"Cannot write {uri}: {error}. Check the rights and the store.") from error
+        yield
 
 
 def _write_split(root: Location, split: str, records: Iterable[Record]) -> SplitInfo:

@@ -1,7 +1,10 @@
 """A run on disk: which experiment it is, which MLflow run it writes to, how far it has come."""
 
+import hashlib
 import logging
 import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,7 @@ from typing import Any
 from mgdet.config import Experiment
 from mgdet.data.fingerprint import Fingerprint, data_differences
 from mgdet.errors import ConfigError
+from mgdet.lease import OWNER, owned
 from mgdet.records import RecordError, plain, seal, unseal
 from mgdet.storage import Location, local_path, locate
 from mgdet.text import first_of
@@ -161,9 +165,32 @@ def save_run(
     write_record(directory / "run.json", "learned", Record(asked.identity(), mlflow_run_id, data or {}))
 
 
+@contextmanager
+def own(directory: Location, what: str, wait_s: float = 0) -> Iterator[None]:
+    """Own the directory of a run or sweep within the block; `what` is it called in messages.
+
+    Raises:
+        OwnedError: another process writes it, also after waiting for `wait_s` seconds.
+        ConfigError: the storage cannot be used.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(owned(directory / OWNER, what, wait_s))
+        except OSError as error:
+            raise _unusable(directory, error) from error
+        yield
+
+
 def log_directory(experiment: Experiment) -> Path:
-    """Where this machine keeps the run's `metrics.jsonl`: in the run, or for remote storage in the user's cache."""
-    return local_path(experiment.run_uri) or Path.home() / ".cache" / "mgdet" / experiment.name
+    """Where this machine keeps the run's `metrics.jsonl`: in the run, or for remote storage in the user's cache.
+
+    There its name is followed by a digest of its location: runs of one name in two buckets are two runs.
+    """
+    local = local_path(experiment.run_uri)
+    if local is not None:
+        return local
+    digest = hashlib.sha256(experiment.run_uri.encode()).hexdigest()[:12]
+    return Path.home() / ".cache" / "mgdet" / f"{experiment.name}-{digest}"
 
 
 def set_old_journal_aside(experiment: Experiment) -> None:

@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import threading
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -17,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 _BLOCK = 1 << 18  # bytes of the journal in memory at a time
 _INCOMING = ".incoming-"
+_MOST_STEPS = 1 << 53
+_MOST_SECONDS = 1e11  # since 1970: far in the future, and MLflow takes it
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ def fresh(points: Iterable[Point], marks: Mapping[str, int]) -> Iterator[Point]:
 class Journal:
     """metrics.jsonl: one object per call, {"step", "time", "metrics"}, and "replay": true where a restart repeats.
 
+    Each line ends with a checksum of the others, "crc": a line that was damaged is not sent as something else.
+
     It is the write-ahead log: a record is with the operating system before `append` returns, so a killed process
     loses nothing (a power cut may: there is no fsync, which would cost milliseconds a step). A value that is not
     finite stands as "NaN", "Infinity" or "-Infinity", strings that `float` reads, since JSON has no such numbers.
@@ -66,7 +71,7 @@ class Journal:
         record: dict[str, object] = {"step": step, "time": time, "metrics": values}
         if self._before and all(step <= self._before.get(mlflow_name(k), step - 1) for k in metrics):
             record["replay"] = True
-        line = json.dumps(record, separators=(",", ":")).encode() + b"\n"
+        line = json.dumps({**record, "crc": _crc(record)}, separators=(",", ":")).encode() + b"\n"
         with self._lock:
             try:
                 self._write(line)
@@ -121,16 +126,36 @@ class Journal:
                 self._fd = None
 
 
+def _crc(record: Mapping[str, object]) -> str:
+    """The checksum of a line's content, which finds every change of a few bits."""
+    return f"{zlib.crc32(json.dumps(record, separators=(',', ':')).encode()):08x}"
+
+
 def _parsed(line: bytes) -> list[Point]:
-    """The points of a line; none if it is not whole. Infinite values become NaN: 1.8e308, which is what MLflow makes
-    of them, would flatten every chart."""
+    """The points of a line; none if it is not whole, or not one that `append` writes. Infinite values become NaN:
+    1.8e308, which is what MLflow makes of them, would flatten every chart."""
     try:
         record = json.loads(line)
-        step, ms = int(record["step"]), int(record["time"] * 1000)
-        values = {mlflow_name(k): float(v) for k, v in record["metrics"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
+        crc = record.pop("crc", None)  # lines of earlier versions have none
+        step, time = record["step"], record["time"]
+        values = {mlflow_name(k): _value(v) for k, v in record["metrics"].items()}
+        known = record.keys() <= {"step", "time", "metrics", "replay"} and (crc is None or crc == _crc(record))
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return []
-    return [Point(k, v if math.isfinite(v) else math.nan, ms, step) for k, v in values.items()]
+    if not known or type(step) is not int or not 0 <= step < _MOST_STEPS:
+        return []
+    if not isinstance(time, int | float) or not 0 <= time < _MOST_SECONDS:
+        return []
+    return [Point(k, v if math.isfinite(v) else math.nan, int(time * 1000), step) for k, v in values.items()]
+
+
+def _value(value: object) -> float:
+    """A value as `append` writes it: a number, or the name of one that is not finite."""
+    if type(value) in (int, float):
+        return float(value)  # type: ignore[arg-type]  # it is one of the two
+    if value in ("NaN", "Infinity", "-Infinity"):
+        return float(str(value))
+    raise ValueError(f"{value!r}: not a value of a metric")
 
 
 class Outbox:
@@ -162,7 +187,8 @@ class Outbox:
         """The files that still have to be sent, the oldest first."""
         ages: dict[Path, int] = {}
         for path in self.root.rglob("*"):
-            if path.is_file() and not path.name.startswith(_INCOMING):
+            # `put` makes no links: one would send a file from outside
+            if path.is_file() and not path.is_symlink() and not path.name.startswith(_INCOMING):
                 with contextlib.suppress(FileNotFoundError):  # sent meanwhile
                     ages[path] = path.stat().st_mtime_ns
         return sorted(ages, key=lambda path: (ages[path], path))

@@ -3,12 +3,15 @@
 import contextlib
 import getpass
 import logging
+import os
 import re
+import socket
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 from mgdet.text import first_line
 from mgdet.tracking.store import TrackingConfig, connect, mlflow_name, resolve_uri, shown_uri, sqlite_path
@@ -19,6 +22,7 @@ logger = logging.getLogger(__name__)
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 _MAX_VALUE = 6000  # characters of a parameter's value
+_LOCK_S = 60.0  # a database is made in seconds, also on a slow disk
 _BATCH = 100  # parameters in one request
 
 
@@ -113,12 +117,34 @@ def _alone(uri: str) -> Iterator[None]:
         yield
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(f"{path}.lock", "w") as lock:
-        with contextlib.suppress(ImportError, OSError):  # no fcntl on Windows, no locks on some network file systems
-            import fcntl
-
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    with open(f"{path}.lock", "a+") as lock:
+        _wait_for(lock)
         yield
+
+
+def _wait_for(lock: TextIO) -> None:
+    """Lock the file and write into it who did. Raises `TimeoutError`, with the owner, after `_LOCK_S` seconds."""
+    import fcntl
+
+    until, told = time.monotonic() + _LOCK_S, False
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            lock.seek(0)
+            owner = lock.read(200).strip() or "another process"
+            if time.monotonic() > until:
+                raise TimeoutError(f"{lock.name} is held by {owner} for more than {_LOCK_S:g} s") from None
+            if not told:
+                logger.warning("%s is held by %s; waiting at most %g s", lock.name, owner, _LOCK_S)
+                told = True
+            time.sleep(0.2)
+        except OSError:  # some network file systems have no locks
+            return
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    lock.flush()
 
 
 def _experiment_id(client: Any, name: str, uri: str) -> str:

@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 SCORE = "val/AP"
 LATEST_KEPT = 2  # one more than needed: should the newest be damaged, a whole one is left
 ATTEMPTS = 3
+LAST_ATTEMPTS = 8
+"""Attempts to write the last checkpoint of a training, a minute and a half: after it there is no next one."""
+LONGEST_WAIT_S = 30.0
 FORMAT = 1
 """The version of a checkpoint's content, under its key `format`."""
 T = TypeVar("T")
@@ -35,6 +38,10 @@ T = TypeVar("T")
 
 class FormatError(CheckpointError):
     """A checkpoint that another version of mgdet wrote: it is whole, and must not be passed over as if it were not."""
+
+
+class UnsavedError(CheckpointError):
+    """The last checkpoint of a training could not be written: what it learned since the one before is lost."""
 
 
 class CheckpointInfo(BaseModel):
@@ -69,10 +76,12 @@ class CheckpointStore:
         self.directory = locate(uri) / "checkpoints"
         self._named: set[str] = set()  # records of which it was said that they are passed over
 
-    def save(self, state: dict[str, Any], *, step: int, epoch: int, metrics: dict[str, float]) -> CheckpointInfo:
+    def save(
+        self, state: dict[str, Any], *, step: int, epoch: int, metrics: dict[str, float], attempts: int = ATTEMPTS
+    ) -> CheckpointInfo:
         """Write and commit a checkpoint, then drop those that are no longer wanted.
 
-        Raises `CheckpointError` after `ATTEMPTS` failures; nothing that was saved before is touched in that case.
+        Raises `CheckpointError` after so many failed `attempts`; nothing that was saved before is touched then.
         """
         buffer = io.BytesIO()
         torch.save(state, buffer)
@@ -86,10 +95,11 @@ class CheckpointStore:
             metrics={k: float(v) for k, v in metrics.items()},
         )
         try:
-            _retry(lambda: self._commit(info, data))
+            _retry(lambda: self._commit(info, data), attempts)
         except OSError as error:
             raise CheckpointError(
-                f"checkpoint of step {step} ({len(data) / 2**20:.0f} MiB) not written to {self.directory}: {error}"
+                f"checkpoint of step {step} ({len(data) / 2**20:.0f} MiB) not written to {self.directory} in "
+                f"{attempts} attempts: {error}"
             ) from error
         self._prune()
         return info
@@ -144,6 +154,16 @@ class CheckpointStore:
         if unreadable is not None:
             raise CheckpointError(f"{unreadable}. Nothing was trained; try again when the storage can be read.")
         return None
+
+    def how_far(self) -> str:
+        """A sentence on the newest complete checkpoint, for the message that a later one is missing."""
+        try:
+            kept = self.complete()
+        except CheckpointError as error:
+            return f"Whether an earlier one is kept is not known: {error}."
+        return (
+            f"The newest that is kept is of step {kept[-1].step}, epoch {kept[-1].epoch}." if kept else "None is kept."
+        )
 
     def load(self, info: CheckpointInfo) -> dict[str, Any]:
         """The content of a checkpoint, as `save` got it. Raises `CheckpointError` if it is damaged or unreadable."""
@@ -267,15 +287,15 @@ def record_of(file: Location) -> Location:
     return file.with_name(file.name.removesuffix(".pt") + ".json")
 
 
-def _retry(action: Callable[[], T]) -> T:
-    for attempt in range(1, ATTEMPTS + 1):
+def _retry(action: Callable[[], T], attempts: int = ATTEMPTS) -> T:
+    for attempt in range(1, attempts + 1):
         try:
             return action()
         except FileNotFoundError:
             raise
         except OSError as error:
-            if attempt == ATTEMPTS:
+            if attempt == attempts:
                 raise
-            logger.warning("storage failed (%s), attempt %d of %d", error, attempt, ATTEMPTS)
-            time.sleep(2.0 ** (attempt - 1))
+            logger.warning("storage failed (%s), attempt %d of %d", error, attempt, attempts)
+            time.sleep(min(2.0 ** (attempt - 1), LONGEST_WAIT_S))
     raise AssertionError("unreachable")

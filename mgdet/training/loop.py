@@ -26,7 +26,7 @@ from mgdet.models.weights import NAMED_WEIGHTS
 from mgdet.records import Count, first_problem
 from mgdet.structures import Batch
 from mgdet.tracking import Tracker
-from mgdet.training.checkpoint import FORMAT, CheckpointStore, weights_file
+from mgdet.training.checkpoint import ATTEMPTS, FORMAT, LAST_ATTEMPTS, CheckpointStore, UnsavedError, weights_file
 from mgdet.training.distributed import World
 from mgdet.training.evaluate import evaluate
 from mgdet.training.nonfinite import capture, non_finite_error
@@ -127,7 +127,7 @@ class Worker:
             evaluated = last or (epoch + 1) % self.experiment.train.evaluate_every == 0
             if evaluated:
                 self._evaluate(last)
-            self._save(self.position.metrics if evaluated else {})
+            self._save(self.position.metrics if evaluated else {}, last)
             if evaluated:
                 self.on_evaluation({"epoch": epoch + 1, "step": self.position.step, **self.position.metrics})
         return self.position.metrics
@@ -238,15 +238,34 @@ class Worker:
         if self.world.rank < len(state["generators"]):  # ranks that did not exist before keep their seed
             _set_generator_state(state["generators"][self.world.rank], self.world.device)
 
-    def _save(self, metrics: dict[str, float]) -> None:
-        """Write a checkpoint; `metrics` are those of these very weights, by which the best one is kept."""
-        state = self.state_dict()
+    def _save(self, metrics: dict[str, float], last: bool = False) -> bool:
+        """Write a checkpoint; `metrics` are those of these very weights, by which the best one is kept.
+
+        Returns whether it is written, which only rank 0 knows. For the `last` one of the training it is tried longer,
+        and where it cannot be written every rank raises `UnsavedError`.
+        """
+        state, failed = self.state_dict(), ""
         if state is not None:
-            p = self.position
+            p, attempts = self.position, LAST_ATTEMPTS if last else ATTEMPTS
             try:
-                self.store.save(state, step=p.step, epoch=p.epoch, metrics=metrics)
-            except CheckpointError as error:  # no reason to stop training: the next save may succeed
-                logger.error("%s; training goes on, the newest checkpoint stays the one before", error)
+                self.store.save(state, step=p.step, epoch=p.epoch, metrics=metrics, attempts=attempts)
+            except CheckpointError as error:
+                failed = str(error)
+        if last:
+            self._require_saved(failed)
+        elif failed:  # no reason to stop training: the next save may succeed
+            logger.error("%s; training goes on, the newest checkpoint stays the one before", failed)
+        return not failed
+
+    def _require_saved(self, failed: str) -> None:
+        """Raise `UnsavedError` on every rank if rank 0 has `failed` to write the last checkpoint."""
+        if failed:
+            failed = (
+                f"The training came to its end, but its last checkpoint is missing: {failed}. {self.store.how_far()} "
+                "Mend the storage and run the same command: it trains from there to the end again."
+            )
+        if failed := self.world.broadcast(failed):
+            raise UnsavedError(failed)
 
     # --- the loop
 
@@ -283,9 +302,10 @@ class Worker:
 
     def _stop_if_asked(self) -> None:
         if self.stop_asked():
-            self._save({})
+            kept = "with" if self._save({}) else "WITHOUT"  # only rank 0 knows; its message is the one that is shown
+            step = self.position.step
             raise Interrupted(
-                f"stopped on request after step {self.position.step}, with a checkpoint of it; the same command goes on"
+                f"stopped on request after step {step}, {kept} a checkpoint of it; the same command goes on"
             )
 
     def _step(self, group: list[Batch], sums: StepSums) -> None:

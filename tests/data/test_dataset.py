@@ -1,6 +1,7 @@
 """Writing and reading: all or nothing, exact, and clear about what is wrong."""
 
 import json
+import os
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from mgdet import storage
 from mgdet.data import ShapesConfig, ShardedDataset, dataset, generate_shapes, read_manifest
 from mgdet.data.schema import SCHEMA, Record
 from mgdet.data.writer import write_dataset
-from mgdet.errors import DataError
+from mgdet.errors import DataError, OwnedError
 from mgdet.records import seal, unseal
 from mgdet.structures import Category
 
@@ -208,10 +209,26 @@ def test_overwrite_spares_what_is_not_a_data_set(tmp_path: Path) -> None:
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
-def test_a_place_taken_meanwhile_is_spared(tmp_path: Path) -> None:
+def test_a_place_that_another_one_writes(tmp_path: Path) -> None:
+    """The second start is refused and named, the first one is not disturbed, and nothing is left of either."""
+
     def slow() -> Iterator[Record]:
         yield from records(2)
-        write_dataset(tmp_path / "x", {"t": records(5)}, name="first", categories=CLASSES)
+        with pytest.raises(OwnedError, match=rf"the data set .*x is being written by process {os.getpid()} on"):
+            write_dataset(tmp_path / "x", {"t": records(5)}, name="second", categories=CLASSES)
+
+    write_dataset(tmp_path / "x", {"t": slow()}, name="first", categories=CLASSES)
+    assert read_manifest(str(tmp_path / "x")).name == "first"
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_place_taken_meanwhile_is_spared(tmp_path: Path) -> None:
+    """By somebody who does not ask who is the owner."""
+    write_dataset(tmp_path / "y", {"t": records(5)}, name="first", categories=CLASSES)
+
+    def slow() -> Iterator[Record]:
+        yield from records(2)
+        (tmp_path / "y").rename(tmp_path / "x")
 
     with pytest.raises(DataError, match="Cannot write"):
         write_dataset(tmp_path / "x", {"t": slow()}, name="second", categories=CLASSES)

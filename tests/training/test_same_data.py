@@ -19,6 +19,7 @@ from mgdet.runs.launch import prepare, train_in_process
 from mgdet.runs.record import open_run, save_run
 from mgdet.structures import Category
 from mgdet.tracking import NullTracker
+from mgdet.training import loop
 from mgdet.training.checkpoint import CheckpointStore
 from mgdet.training.distributed import World
 from mgdet.training.loop import Position, Worker
@@ -26,6 +27,13 @@ from tests.data.test_dataset import CLASSES, records
 from tests.small import small_experiment
 
 CPU = World(0, 1, torch.device("cpu"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_pictures():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "log_pictures", lambda *args: None)
+        yield
 
 
 def of(path, *splits):
