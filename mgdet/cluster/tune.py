@@ -15,6 +15,7 @@ from mgdet.data.fingerprint import data_differences, fingerprint
 from mgdet.data.schema import read_manifest
 from mgdet.errors import ClusterError, ConfigError
 from mgdet.plugins import load_plugins
+from mgdet.provenance import as_tags, made_by
 from mgdet.runs.config import ClusterConfig
 from mgdet.runs.launch import absolute, training_images
 from mgdet.runs.record import Record, differences, log_directory, own, read_record, summarise, write_record
@@ -93,10 +94,10 @@ def _run(sweep: Sweep, first: Experiment, uri: str, retry_failed: bool) -> Outco
             params={"sweep": {k: v for k, v in definition(sweep).items() if k != "base"} | {"trials": sweep.total}},
             config_yaml=yaml.safe_dump(definition(sweep), sort_keys=False),
             run_id=parent_id,
-            tags={"mgdet.sweep": uri},
+            tags={"mgdet.sweep": uri, **as_tags(made_by())},
             searched=list(sweep.space),
         )
-        record = Record(definition(sweep), parent.run_id if parent else parent_id, data)
+        record = Record(definition(sweep), parent.run_id if parent else parent_id, data, made_by())
         write_record(locate(uri) / "sweep.json", "definition", record)
         start = _Start(sweep, first, uri, store, cluster, concurrent, parent)
         status: Status = "FAILED"

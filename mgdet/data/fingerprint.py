@@ -103,7 +103,7 @@ def short(data: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def summary(data: Mapping[str, Any]) -> str:
+def describe_data(data: Mapping[str, Any]) -> str:
     """A fingerprint as a line of text."""
     names = [f"{name}" for _, name in data["classes"]]
     splits = ", ".join(f"{name} {s['images']} images, {s['boxes']} boxes" for name, s in data["splits"].items())

@@ -12,11 +12,12 @@ import torch
 
 from mgdet.config import Experiment
 from mgdet.data.config import DataConfig
-from mgdet.data.fingerprint import fingerprint
+from mgdet.data.fingerprint import describe_data, fingerprint
 from mgdet.data.schema import read_manifest
 from mgdet.data.shapes import ensure_shapes
 from mgdet.errors import ClusterError, Interrupted
 from mgdet.models.weights import NAMED_WEIGHTS
+from mgdet.provenance import as_tags, made_by
 from mgdet.runs.record import Summary, log_directory, open_run, own, save_run, set_old_journal_aside, summarise
 from mgdet.runs.resolve import resolve
 from mgdet.runs.resources import this_machine
@@ -109,7 +110,7 @@ def _launch(
         config_yaml=experiment.to_yaml(),
         run_id=existing.mlflow_run_id if existing else None,
         parent_run_id=parent_run_id,
-        tags={"mgdet.run": experiment.run_uri},
+        tags={"mgdet.run": experiment.run_uri, "mgdet.data": describe_data(data), **as_tags(made_by())},
     )
     save_run(asked, experiment, handle.run_id if handle else existing.mlflow_run_id if existing else None, data)
     if finished:

@@ -13,6 +13,7 @@ from mgdet.config import Experiment
 from mgdet.data.fingerprint import Fingerprint, data_differences
 from mgdet.errors import ConfigError
 from mgdet.lease import OWNER, owned
+from mgdet.provenance import made_by
 from mgdet.records import RecordError, plain, seal, unseal
 from mgdet.storage import Location, local_path, locate
 from mgdet.text import first_of
@@ -33,6 +34,8 @@ class Record:
     mlflow_run_id: str | None
     data: dict[str, Any] = field(default_factory=dict)
     """Of a run the fingerprint of its data set, of a sweep those of all its data sets; empty in older records."""
+    made_by: dict[str, Any] = field(default_factory=dict)
+    """The program, libraries, command and machine of the last start, see `mgdet.provenance`; empty in older records."""
 
 
 def read_record(file: Location, key: str) -> Record | None:
@@ -53,18 +56,22 @@ def read_record(file: Location, key: str) -> Record | None:
 
 def _checked(content: dict[str, Any], key: str) -> Record:
     """The record that `write_record` would have written so. Raises `RecordError` where it would not have."""
-    unknown = content.keys() - {key, "mlflow_run_id", "data"}
-    identity, run_id, data = content.get(key), content.get("mlflow_run_id"), content.get("data", {})
-    if unknown or not isinstance(identity, dict) or not isinstance(data, dict):
-        raise RecordError(f"expected {key}, mlflow_run_id and data, found {', '.join(content)[:200] or 'nothing'}")
+    unknown = content.keys() - {key, "mlflow_run_id", "data", "made_by"}
+    identity, run_id = content.get(key), content.get("mlflow_run_id")
+    data, made = content.get("data", {}), content.get("made_by", {})
+    if unknown or not all(isinstance(part, dict) for part in (identity, data, made)):
+        raise RecordError(
+            f"expected {key}, mlflow_run_id, data and made_by, found {', '.join(content)[:200] or 'nothing'}"
+        )
     if run_id is not None and not (isinstance(run_id, str) and _RUN_ID.fullmatch(run_id)):
         raise RecordError(f"mlflow_run_id = {str(run_id)[:80]!r} is no id of MLflow")
-    return Record(identity, run_id, data)
+    return Record(dict(content[key]), run_id, data, made)
 
 
 def write_record(file: Location, key: str, record: Record) -> None:
     """Write what `read_record` reads, and make the directory of `file`. Raises `ConfigError` where it cannot."""
-    content = {key: record.identity, "mlflow_run_id": record.mlflow_run_id, "data": record.data}
+    content = {key: record.identity, "mlflow_run_id": record.mlflow_run_id}
+    content |= {"data": record.data, "made_by": record.made_by}
     try:
         file.parent.mkdir()
         file.replace(seal(content))
@@ -162,7 +169,7 @@ def save_run(
         (directory / "config.yaml").replace(resolved.to_yaml().encode())
     except OSError as error:
         raise _unusable(directory, error) from error
-    write_record(directory / "run.json", "learned", Record(asked.identity(), mlflow_run_id, data or {}))
+    write_record(directory / "run.json", "learned", Record(asked.identity(), mlflow_run_id, data or {}, made_by()))
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mgdet.config import validate
-from mgdet.data.fingerprint import summary
+from mgdet.data.fingerprint import describe_data
 from mgdet.plugins import load_plugins
 from mgdet.training.distributed import World
 from mgdet.training.nonfinite import load_capture
@@ -36,7 +36,7 @@ def replay(path: str, plugins: Sequence[str] = ()) -> Iterator[str]:
     yield f"step {capture['step']}: weights not finite before the step: {', '.join(bad) or 'none'}"
     data = data_of(capture)
     if "splits" in data:
-        yield f"trained on the data set {summary(data)}"
+        yield f"trained on the data set {describe_data(data)}"
     world = World(0, 1, torch.device("cpu"))
     for batch in capture["batches"]:
         for i, image_id in enumerate(batch.image_ids.tolist()):

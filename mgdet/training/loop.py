@@ -23,6 +23,7 @@ from mgdet.errors import CheckpointError, Interrupted
 from mgdet.evaluation.evaluator import headlines
 from mgdet.models import initialise
 from mgdet.models.weights import NAMED_WEIGHTS
+from mgdet.provenance import made_by
 from mgdet.records import Count, first_problem
 from mgdet.structures import Batch
 from mgdet.tracking import Tracker
@@ -214,6 +215,7 @@ class Worker:
             "config": self.experiment.to_yaml(),
             "categories": json.dumps([[c.id, c.name] for c in self.categories]),
             "data": json.dumps(self.data),
+            "made_by": json.dumps(made_by()),
             "format": FORMAT,
         }
 

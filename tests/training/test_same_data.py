@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mgdet.data.fingerprint import data_differences, fingerprint, short, summary
+from mgdet.data.fingerprint import data_differences, describe_data, fingerprint, short
 from mgdet.data.schema import read_manifest
 from mgdet.data.shapes import ShapesConfig, generate_shapes
 from mgdet.data.writer import write_dataset
@@ -122,7 +122,7 @@ def test_what_only_one_side_knows_is_not_compared(data):
 
 
 def test_a_line_of_text(data):
-    text = summary(data("a"))
+    text = describe_data(data("a"))
     assert text.startswith(short(data("a")))
     assert text.endswith("2 classes (a, b); train 8 images, 7 boxes, val 4 images, 3 boxes")
 
