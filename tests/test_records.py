@@ -15,6 +15,8 @@ from mgdet.runs.record import Record, open_run, read_record, save_run, summarise
 from mgdet.storage import locate
 from mgdet.sweep.config import load_sweep
 from mgdet.sweep.trials import TrialStore
+from mgdet.tracking import journal as journal_module
+from mgdet.tracking.journal import Journal, Outbox
 from mgdet.training.checkpoint import CheckpointStore, read_info
 from tests.small import small_experiment
 from tests.sweep.test_config import write
@@ -302,3 +304,53 @@ def test_a_trial_with_an_undefined_metric_is_read_back(tmp_path, trials):
     assert again.metrics["val/AP50"] == 0.5
     reread(tmp_path, sweep)
     assert unseal(path.read_bytes())["evaluations"][0]["metrics"]["val/AP"] is None
+
+
+# --- the journal
+
+
+def line_of(tmp_path) -> bytes:
+    journal = Journal(tmp_path / "metrics.jsonl")
+    journal.append({"train/loss": 0.75, "val/AP": math.nan}, step=12, time=1.5e9)
+    journal.close()
+    return (tmp_path / "metrics.jsonl").read_bytes()
+
+
+def test_no_flipped_bit_sends_another_value(tmp_path):
+    line = line_of(tmp_path)
+    points = {repr(p) for p in journal_module._parsed(line)}
+    assert len(points) == 2
+    for damaged in flips(line.rstrip()):
+        assert {repr(p) for p in journal_module._parsed(damaged)} in (points, set())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": -1},
+        {"step": 1.5},
+        {"step": True},
+        {"step": 10**30},
+        {"time": math.inf},
+        {"time": -1},
+        {"time": "now"},
+        {"metrics": {"a": "high"}},
+        {"metrics": {"a": True}},
+        {"metrics": {"a": 10**400}},
+        {"metrics": [1]},
+        {"more": 1},
+    ],
+    ids=str,
+)
+def test_a_line_that_could_not_have_been_written_is_left_out(change):
+    good = {"step": 3, "time": 1.5e9, "metrics": {"a": 1.0}}
+    assert journal_module._parsed(json.dumps(good).encode()), "lines of earlier versions have no checksum"
+    assert journal_module._parsed(json.dumps({**good, **change}).encode()) == []
+
+
+def test_a_link_among_the_unsent_artifacts_sends_nothing_from_outside(tmp_path):
+    (tmp_path / "secret").write_text("PLANTED")
+    outbox = Outbox(tmp_path / "unsent")
+    outbox.put("text", "a.txt")
+    (tmp_path / "unsent" / "link.txt").symlink_to(tmp_path / "secret")
+    assert [p.name for p in outbox.waiting()] == ["a.txt"]
