@@ -9,6 +9,7 @@ from mgdet.errors import ClusterError, Interrupted
 from mgdet.runs import launch
 from mgdet.runs.launch import train_in_process
 from mgdet.storage import Location
+from mgdet.tracking import NullTracker, RunHandle
 from mgdet.training import checkpoint, loop
 from mgdet.training.checkpoint import ATTEMPTS, LAST_ATTEMPTS, CheckpointStore, UnsavedError
 from mgdet.training.loop import Worker
@@ -40,11 +41,16 @@ def failing(monkeypatch):
     return start
 
 
-def test_it_ends_as_failed_and_says_what_is_missing(tmp_path, failing):
+def test_it_ends_as_failed_and_says_what_is_missing(tmp_path, failing, monkeypatch):
+    ended = []
+    monkeypatch.setattr(launch, "start_run", lambda *args, **kwargs: RunHandle("sqlite:///x", "0af3", "1", ""))
+    monkeypatch.setattr(launch, "worker_tracker", lambda *args: NullTracker())
+    monkeypatch.setattr(launch, "end_run", lambda handle, status, config: ended.append(status))
     e = small_experiment(tmp_path)
-    calls = failing(6, 99)
+    calls = failing(6, LAST_ATTEMPTS)
     with pytest.raises(UnsavedError) as error:
         train_in_process(e)
+    assert ended == ["FAILED"]
     assert calls == LAST_ATTEMPTS * [6]
     said = str(error.value)
     assert "its last checkpoint is missing: checkpoint of step 6" in said
@@ -52,44 +58,24 @@ def test_it_ends_as_failed_and_says_what_is_missing(tmp_path, failing):
     assert "The newest that is kept is of step 3, epoch 1." in said
     assert "run the same command" in said
 
-
-def test_its_run_in_mlflow_is_failed(tmp_path, failing):
-    from mlflow import MlflowClient
-
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    e = small_experiment(tmp_path, tracking={"uri": uri})
-    failing(6, 99)
-    with pytest.raises(UnsavedError):
-        train_in_process(e)
-    client = MlflowClient(uri)
-    (run,) = client.search_runs([client.get_experiment_by_name("mgdet").experiment_id])
-    assert run.info.status == "FAILED"
+    assert train_in_process(e)[0].epoch == 2, "the same command goes on from what is kept"
+    assert [c.step for c in CheckpointStore(e.run_uri).complete()] == [3, 6]
+    assert ended == ["FAILED", "FINISHED"]
 
 
 def test_the_command_ends_with_2(tmp_path, failing, capsys):
     path = tmp_path / "c.yaml"
-    path.write_text(small_experiment(tmp_path).to_yaml())
+    path.write_text(small_experiment(tmp_path, train__epochs=1).to_yaml())
     failing(1, 99)
     assert main(["train", str(path)]) == 2
     assert "None is kept." in capsys.readouterr().err
 
 
 def test_a_storage_that_comes_back_late_costs_nothing(tmp_path, failing):
-    calls = failing(6, LAST_ATTEMPTS - 1)
-    e = small_experiment(tmp_path)
-    summary, _ = train_in_process(e)
-    assert summary.epoch == 2
+    calls = failing(3, LAST_ATTEMPTS - 1)
+    summary, _ = train_in_process(small_experiment(tmp_path, train__epochs=1))
+    assert summary.epoch == 1
     assert len(calls) > ATTEMPTS
-    assert train_in_process(e)[0].already_finished
-
-
-def test_the_same_command_goes_on_from_what_is_kept(tmp_path, failing):
-    failing(6, LAST_ATTEMPTS)
-    e = small_experiment(tmp_path)
-    with pytest.raises(UnsavedError):
-        train_in_process(e)
-    assert train_in_process(e)[0].epoch == 2
-    assert [c.step for c in CheckpointStore(e.run_uri).complete()] == [3, 6]
 
 
 def test_a_store_that_takes_a_file_and_does_not_have_it(tmp_path, monkeypatch):

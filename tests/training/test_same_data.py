@@ -9,22 +9,28 @@ from pathlib import Path
 import pytest
 import torch
 
+from mgdet.cluster import tune
 from mgdet.data.fingerprint import data_differences, describe_data, fingerprint, short
 from mgdet.data.schema import read_manifest
 from mgdet.data.shapes import ShapesConfig, generate_shapes
 from mgdet.data.writer import write_dataset
 from mgdet.errors import ConfigError
 from mgdet.records import seal, unseal
+from mgdet.runs.config import ClusterConfig
 from mgdet.runs.launch import prepare, train_in_process
 from mgdet.runs.record import open_run, save_run
 from mgdet.structures import Category
+from mgdet.sweep.config import load_sweep
 from mgdet.tracking import NullTracker
 from mgdet.training import loop
 from mgdet.training.checkpoint import CheckpointStore
 from mgdet.training.distributed import World
 from mgdet.training.loop import Position, Worker
+from mgdet.training.nonfinite import capture, load_capture
+from mgdet.training.origin import data_of
 from tests.data.test_dataset import CLASSES, records
 from tests.small import small_experiment
+from tests.sweep.test_config import write
 
 CPU = World(0, 1, torch.device("cpu"))
 
@@ -311,3 +317,26 @@ def test_a_position_that_could_not_have_been_written(changes):
     assert Position.read({**good, "done": [[2, 1, 3]]}).step == 3
     with pytest.raises(ValueError, match=next(iter(changes))):
         Position.read({**good, **changes})
+
+
+# --- sweeps and captures
+
+
+def test_a_sweep_goes_on_with_the_data_that_it_was_begun_with(tmp_path):
+    sweep = load_sweep(write(tmp_path, space={"data.train_split": {"choice": ["train", "val"]}}))
+    cluster = ClusterConfig(workers=1, gpu=False, cpus_per_worker=1)
+    before = tune._check_corners(sweep, cluster)
+    ((place, found),) = before.items()
+    assert place == str(tmp_path / "shapes")
+    assert found["splits"].keys() == {"train", "val"}
+    tune._refuse_other_data("runs/s", before, tune._check_corners(sweep, cluster))
+    tune._refuse_other_data("runs/s", {}, before)
+    swap_classes(next(sweep.corners())[1])
+    with pytest.raises(ConfigError, match=r"the sweep runs/s was begun with other data:\n .*shapes: class 'disk'"):
+        tune._refuse_other_data("runs/s", before, tune._check_corners(sweep, cluster))
+
+
+def test_a_capture_knows_its_data(tmp_path, data):
+    network = small_experiment(tmp_path).model.build(2)
+    path = capture(str(tmp_path), rank=0, step=1, epoch=0.0, batches=[], network=network, config={}, data=data("a"))
+    assert data_of(load_capture(path)) == data("a")
