@@ -1,6 +1,7 @@
 """One owner: a second start is refused and told who it is, and a dead owner does not stand in the way."""
 
 import contextlib
+import json
 import multiprocessing
 import os
 import signal
@@ -21,6 +22,7 @@ from mgdet.runs import launch
 from mgdet.runs.launch import train_in_process
 from mgdet.storage import Location, locate
 from mgdet.training import loop
+from tests.forked import Job, run_job
 from tests.small import small_experiment
 
 WHAT = "the run r"
@@ -263,3 +265,54 @@ def test_the_lock_names_its_owner(tmp_path):
 
     with _alone(f"sqlite:///{tmp_path}/x/mlflow.db"):
         assert (tmp_path / "x" / "mlflow.db.lock").read_text().startswith(f"process {os.getpid()} on ")
+
+
+# --- processes
+
+
+def written_config(tmp_path, name, **changes):
+    path = tmp_path / name
+    path.write_text(small_experiment(tmp_path, **changes).to_yaml())
+    return path
+
+
+@pytest.mark.slow
+def test_two_drivers_that_are_started_together(tmp_path):
+    """Also the data are drawn once. One trains; the other one, with another learning rate, never touches the run."""
+    rates = [1e-3, 5e-2]
+    configs = [
+        written_config(tmp_path, f"{i}.yaml", train__optimizer={"name": "sgd", "lr": lr, "momentum": 0})
+        for i, lr in enumerate(rates)
+    ]
+    jobs = [Job("train", [path], path.with_suffix(".log")) for path in configs]
+    statuses = [job.wait(600) for job in jobs]
+    logs = [path.with_suffix(".log").read_text() for path in configs]
+    assert sorted(statuses) == [0, 2], logs
+    loser = logs[statuses.index(2)]
+    assert "is being written by process" in loser or "exists with another configuration" in loser
+    run = tmp_path / "runs" / "small"
+    winner = rates[statuses.index(0)]
+    assert unseal((run / "run.json").read_bytes())["learned"]["train.optimizer.lr"] == winner
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines if "train/lr" in line["metrics"]]
+    assert steps == sorted(set(steps)), "one journal of one training"
+    assert len(list((run / "checkpoints").glob("*.json"))) == 2
+    assert not (run / OWNER).exists()
+
+
+@pytest.mark.slow
+def test_a_resubmitted_job_takes_over_from_one_that_was_killed(tmp_path):
+    path = written_config(tmp_path, "c.yaml", train__epochs=3)
+    checkpoints = tmp_path / "runs" / "small" / "checkpoints"
+    job = Job("train", [path], tmp_path / "killed.log")
+    until = time.monotonic() + 600
+    while not list(checkpoints.glob("*.json")) and job.poll() is None and time.monotonic() < until:
+        time.sleep(0.01)
+    job.kill()
+    job.wait(60)
+    assert (tmp_path / "runs" / "small" / OWNER).exists(), (tmp_path / "killed.log").read_text()
+    done = run_job("train", [path], tmp_path / "again.log", timeout=600)
+    assert done.returncode == 0, done.output
+    assert f"process {job.pid} on" in done.output
+    assert "which is gone; taking over" in done.output
+    assert "resuming at epoch" in done.output
