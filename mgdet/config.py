@@ -75,12 +75,17 @@ class Experiment(Config):
 
     def identity(self) -> dict[str, Any]:
         """The values that decide the weights, by dotted key: where two experiments agree in them they are one run."""
-        besides = ("cluster", "tracking", "storage", "evaluation", "plugins")
-        tree = {k: v for k, v in self.shown().items() if k not in besides}
-        tree["data"].pop("loader")
-        for key in ("evaluate_every", "checkpoint_every_steps", "keep_best", "log_every"):
-            tree["train"].pop(key)
-        return flatten(tree)
+        return identity_of(self.shown())
+
+
+def identity_of(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """`Experiment.identity` of a plain tree, such as one that was written down earlier, which need not be valid now."""
+    besides = ("cluster", "tracking", "storage", "evaluation", "plugins")
+    how_often = ("evaluate_every", "checkpoint_every_steps", "keep_best", "log_every")
+    rest = {k: v for k, v in tree.items() if k not in besides}
+    rest["data"] = {k: v for k, v in tree["data"].items() if k != "loader"}
+    rest["train"] = {k: v for k, v in tree["train"].items() if k not in how_often}
+    return flatten(rest)
 
 
 def load(config: str | Path | Mapping[str, Any], overrides: Overrides = ()) -> Experiment:

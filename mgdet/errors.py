@@ -29,6 +29,10 @@ class ClusterError(MgdetError):
     """A cluster that cannot be reached, or cannot run what was asked for."""
 
 
+class OwnedError(MgdetError):
+    """A run, sweep or data set that another process is writing."""
+
+
 class Interrupted(MgdetError):
     """Work that stopped because it was asked to; of a training, a checkpoint of the last step was written."""
 

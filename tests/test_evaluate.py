@@ -16,6 +16,7 @@ from mgdet.data import ShardedDataset
 from mgdet.errors import CheckpointError
 from mgdet.inference import evaluate as evaluation
 from mgdet.inference.load import _sharing, load_detector
+from mgdet.records import seal, unseal
 from mgdet.training.checkpoint import CheckpointStore, read_checkpoint
 from mgdet.training.loop import Worker
 from mgdet.training.progress import ProgressLog
@@ -53,8 +54,8 @@ def copy_checkpoints(run, directory, metrics):
     (directory / "checkpoints").mkdir(parents=True)
     for path, values in zip(run.checkpoints, metrics, strict=True):
         os.link(path, directory / "checkpoints" / path.name)
-        info = {**json.loads(path.with_suffix(".json").read_text()), "metrics": values}
-        (directory / "checkpoints" / path.name).with_suffix(".json").write_text(json.dumps(info))
+        info = {**unseal(path.with_suffix(".json").read_bytes()), "metrics": values}
+        (directory / "checkpoints" / path.name).with_suffix(".json").write_bytes(seal(info))
     return directory
 
 
@@ -192,9 +193,9 @@ def test_overrides_that_are_refused(run, override, said):
 def test_other_classes_are_refused_by_name_and_order(run, tmp_path):
     def change(name, edit):
         shutil.copytree(run.experiment.data.uri, tmp_path / name)
-        manifest = json.loads((tmp_path / name / "dataset.json").read_text())
+        manifest = unseal((tmp_path / name / "dataset.json").read_bytes())
         edit(manifest["categories"])
-        (tmp_path / name / "dataset.json").write_text(json.dumps(manifest))
+        (tmp_path / name / "dataset.json").write_bytes(seal(manifest))
         return refused(call(job, run.directory, "--data", tmp_path / name))
 
     ours = "was trained on 6: 1 disk, 2 square, 3 triangle, 4 star, 5 ring, 6 cross."

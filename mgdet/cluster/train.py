@@ -22,6 +22,7 @@ from mgdet.runs.resources import arithmetic, check_fits
 from mgdet.runs.stop import StopRequest, on_sigterm
 from mgdet.storage import child_uri
 from mgdet.tracking import NullTracker, RunHandle, Tracker
+from mgdet.training.checkpoint import UnsavedError
 from mgdet.training.distributed import World
 from mgdet.training.loop import Worker
 from mgdet.training.progress import has_screen, shown_by
@@ -55,7 +56,8 @@ def run_trial(asked: Experiment, parent_run_id: str | None, callback: Any) -> Su
     """
     resolved, _ = prepare(asked, float(asked.cluster.cpus_per_worker), float(bool(asked.cluster.gpu)))
     execute = functools.partial(_on_cluster, callbacks=(callback,), trial=True)
-    return launch(asked, resolved, [], execute, parent_run_id)[0]
+    # Tune may start a trial again while its process before is still ending
+    return launch(asked, resolved, [], execute, parent_run_id, wait_s=60)[0]
 
 
 def _on_cluster(
@@ -128,7 +130,7 @@ def _worker_main(task: dict[str, Any]) -> dict[str, Any]:
         return {"metrics": _train(task, to_driver)}
     except Interrupted as error:
         return {"interrupted": str(error)}
-    except (NonFiniteError, ConfigError) as error:  # every rank has it, and a restart would only run into it again
+    except (NonFiniteError, ConfigError, UnsavedError) as error:  # every rank has it, and a restart would meet it again
         return {"error": str(error)}
     finally:
         to_driver.settle()

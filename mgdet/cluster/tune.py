@@ -11,12 +11,15 @@ from mgdet.cluster.relay import speak_through_driver, workers_heard
 from mgdet.cluster.session import check_shared, scale_up, session
 from mgdet.cluster.train import run_trial
 from mgdet.config import Experiment, validate
+from mgdet.data.fingerprint import data_differences, fingerprint
+from mgdet.data.schema import read_manifest
 from mgdet.errors import ClusterError, ConfigError
 from mgdet.evaluation.evaluator import AP, DIVERGENCE
 from mgdet.plugins import load_plugins
+from mgdet.provenance import as_tags, made_by
 from mgdet.runs.config import ClusterConfig
 from mgdet.runs.launch import absolute, training_images
-from mgdet.runs.record import Record, differences, log_directory, read_record, summarise, write_record
+from mgdet.runs.record import Record, differences, log_directory, own, read_record, summarise, write_record
 from mgdet.runs.resolve import resolve
 from mgdet.runs.resources import Resources, describe
 from mgdet.storage import child_uri, locate
@@ -67,6 +70,13 @@ def run_sweep(sweep: Sweep, *, retry_failed: bool = False) -> Outcome:
     """
     first = absolute(next(sweep.corners())[1])  # storage, cluster and tracking belong to the sweep, not to a trial
     uri = child_uri(first.storage, sweep.name)
+    _open(sweep, uri)
+    with own(locate(uri), f"the sweep {uri}"):
+        return _run(sweep, first, uri, retry_failed)
+
+
+def _run(sweep: Sweep, first: Experiment, uri: str, retry_failed: bool) -> Outcome:
+    """Run or continue the sweep, of which this process is the owner."""
     known = _open(sweep, uri)
     tracking, run_ids = first.tracking, known.run_ids if known else {}
     with session(first.cluster) as found, workers_heard():
@@ -74,21 +84,24 @@ def run_sweep(sweep: Sweep, *, retry_failed: bool = False) -> Outcome:
         cluster = one_trial(first.cluster, resources)
         concurrent = how_many(sweep, cluster, resources)
         logger.info("%s", trial_arithmetic(sweep, cluster, concurrent, resources))
-        _check_corners(sweep, cluster)
+        data = _check_corners(sweep, cluster)
+        _refuse_other_data(uri, known.data if known else {}, data)
         check_shared({"storage": first.storage, "data.uri": first.data.uri})
         store = TrialStore(uri, sweep.name)
+        store.require(sweep)
         parent = tracking.start(
             NewRun(
                 name=sweep.name,
                 params={"sweep": {k: v for k, v in definition(sweep).items() if k != "base"} | {"trials": sweep.total}},
                 config_yaml=yaml.safe_dump(definition(sweep), sort_keys=False),
                 run_id=run_ids.get(tracking.name),
-                tags={"mgdet.sweep": uri},
+                tags={"mgdet.sweep": uri, **as_tags(made_by())},
                 headlines=(AP.name, DIVERGENCE.name),
                 searched=tuple(sweep.space),
             )
         )
-        record = Record(definition(sweep), {**run_ids, tracking.name: parent.run_id} if parent else run_ids)
+        run_ids = {**run_ids, tracking.name: parent.run_id} if parent else run_ids
+        record = Record(definition(sweep), run_ids, data, made_by())
         write_record(locate(uri) / "sweep.json", "definition", record)
         start = _Start(sweep, first, uri, store, cluster, concurrent, parent)
         status: Status = "FAILED"
@@ -169,18 +182,39 @@ def _open(sweep: Sweep, uri: str) -> Record | None:
     return record
 
 
-def _check_corners(sweep: Sweep, cluster: ClusterConfig) -> None:
-    """Make or check the data of every trial, and that batches can be split among its workers."""
+def _refuse_other_data(uri: str, there: dict[str, Any], here: dict[str, Any]) -> None:
+    """Raise `ConfigError` where a data set of the sweep is not the one that it began with; both by location."""
+    lines = [
+        f"{place}: {line}" for place in here if place in there for line in data_differences(there[place], here[place])
+    ]
+    if lines:
+        raise ConfigError(
+            f"the sweep {uri} was begun with other data:\n  "
+            + "\n  ".join(lines)
+            + "\nIts trials could not be compared. "
+            "Give the sweep another name=, or set data.uri to the data set that it began with."
+        )
+
+
+def _check_corners(sweep: Sweep, cluster: ClusterConfig) -> dict[str, Any]:
+    """Make or check the data of every trial, and that batches can be split among its workers.
+
+    Returns the fingerprint of each data set, by its location.
+    """
     sizes: dict[str, int] = {}
+    data: dict[str, Any] = {}
     for settings, experiment in sweep.corners():
         e = absolute(experiment.model_copy(update={"cluster": cluster}))
         key = e.data.model_dump_json(exclude={"transform", "loader"})
         if key not in sizes:
             sizes[key] = training_images(e.data)
+            found = fingerprint(read_manifest(e.data.uri), [e.data.train_split, e.data.val_split])
+            data.setdefault(e.data.uri, found)["splits"].update(found["splits"])
         try:
             resolve(e, num_images=sizes[key], cpus=float(cluster.cpus_per_worker), gpus=float(bool(cluster.gpu)))
         except ConfigError as error:
             raise ConfigError(f"{error}\n  searched: {settings}") from error
+    return data
 
 
 def _fit(start: _Start, retry_failed: bool) -> None:

@@ -19,16 +19,17 @@ order of the source; row groups hold about 64 images, so that one read brings ab
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError
+from pydantic import Field, model_validator
 
 from mgdet.config_base import Config
 from mgdet.errors import DataError
 from mgdet.host import command
+from mgdet.records import RecordError, read_as
 from mgdet.storage import Location, child_uri, locate
 from mgdet.structures import Category
 
@@ -75,6 +76,7 @@ class ShardInfo(Config):
     file: str
     rows: int
     row_groups: tuple[int, ...]  # rows of each row group
+    checksums: tuple[str, ...] = ()  # of the rows in each row group; none in data sets of earlier versions
 
 
 class SplitInfo(Config):
@@ -118,6 +120,16 @@ class Changes(Config):
     dropped_images: tuple[str, ...] = ()  # the first 1000
 
 
+def split_name_allowed(name: str) -> bool:
+    """Whether a split may be called so: letters, digits, `-` and `_`, since it is the name of a directory."""
+    return name.replace("_", "").replace("-", "").isalnum()
+
+
+def shard_file(split: str, number: int) -> str:
+    """The path of a split's shard, relative to the data set's root."""
+    return f"{split}/part-{number:05d}.parquet"
+
+
 class Manifest(Config):
     """`dataset.json`. It holds no time and no path of a machine, so that equal data give equal bytes."""
 
@@ -127,6 +139,20 @@ class Manifest(Config):
     splits: dict[str, SplitInfo]
     changes: Changes = Changes()
     source: dict[str, Any] = Field(default_factory=dict)  # how it was made; a generator's full configuration
+
+    @model_validator(mode="after")
+    def _as_written(self) -> Self:
+        """A manifest is data from outside: only files of the data set itself, and numbers that agree."""
+        for name, split in self.splits.items():
+            for number, shard in enumerate(split.shards):
+                if not split_name_allowed(name) or shard.file != shard_file(name, number):
+                    raise ValueError(f"splits.{name}.shards.{number}.file: {shard.file!r} is no file of this split")
+                if not shard.row_groups or min(shard.row_groups) < 1 or sum(shard.row_groups) != shard.rows:
+                    raise ValueError(f"splits.{name}.shards.{number}: {shard.rows} rows in {list(shard.row_groups)}")
+            rows = sum(shard.rows for shard in split.shards)
+            if split.images != rows or not rows:
+                raise ValueError(f"splits.{name}: {split.images} images, but its shards have {rows} rows")
+        return self
 
     def category_tuple(self) -> tuple[Category, ...]:
         """The classes, in order of their contiguous labels 0, 1, ..."""
@@ -164,13 +190,9 @@ def read_manifest(uri: str) -> Manifest:
     except OSError as error:
         raise DataError(f"Cannot read {place}: {error}. Check the location and the credentials.") from error
     try:
-        manifest = Manifest.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file itself"
-        raise DataError(
-            f"{place} is not a manifest of mgdet: at {where}: {first['msg']}. Prepare the data set again."
-        ) from error
+        manifest = read_as(Manifest, text)
+    except RecordError as error:
+        raise DataError(f"{place} is not a manifest of mgdet: {error}. Prepare the data set again.") from error
     if manifest.format != FORMAT_VERSION:
         raise DataError(
             f"{uri} has format version {manifest.format}, this version of mgdet reads {FORMAT_VERSION}. "

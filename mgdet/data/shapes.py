@@ -20,6 +20,8 @@ from mgdet.errors import DataError
 from mgdet.storage import locate
 from mgdet.structures import Category
 
+OTHERS_DRAW_S = 600.0
+"""So long a training waits for another process that draws the same data set."""
 GENERATOR_VERSION = 2
 """To be raised with every change of the drawn pixels, so that old data are not taken for new."""
 
@@ -51,10 +53,14 @@ def generate_shapes(
     *,
     overwrite: bool = False,
     progress: Progress | None = None,
+    wait_s: float = 0,
 ) -> Manifest:
     """Draw the data set and write it to `uri`; an image depends on seed, split and index only.
 
+    For another process that writes there it waits `wait_s` seconds.
+
     Raises:
+        OwnedError: another process writes there.
         DataError: `uri` exists already (and `overwrite` is not set) or cannot be written.
     """
     config = config or ShapesConfig()
@@ -67,6 +73,7 @@ def generate_shapes(
         categories=[Category(i + 1, name) for i, name in enumerate(CLASS_NAMES)],
         source=_source(config),
         overwrite=overwrite,
+        wait_s=wait_s,
     )
 
 
@@ -82,7 +89,7 @@ def ensure_shapes(
     root = locate(uri)
     if not manifest_exists(root):
         try:
-            return generate_shapes(uri, config, progress=progress)
+            return generate_shapes(uri, config, progress=progress, wait_s=OTHERS_DRAW_S)
         except DataError:
             if not manifest_exists(root):  # else another process was faster
                 raise

@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import chain, islice
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mgdet.data.fingerprint import rows_checksum
 from mgdet.data.schema import (
     MANIFEST,
     ROW_GROUP_SIZE,
@@ -20,9 +22,13 @@ from mgdet.data.schema import (
     ShardInfo,
     SplitInfo,
     manifest_exists,
+    shard_file,
+    split_name_allowed,
 )
 from mgdet.errors import DataError
-from mgdet.storage import Location, new_directory
+from mgdet.lease import OWNER, owned
+from mgdet.records import seal
+from mgdet.storage import Location, locate, new_directory
 from mgdet.structures import Category
 
 
@@ -35,6 +41,7 @@ def write_dataset(
     changes: Callable[[], Changes] = Changes,
     source: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    wait_s: float = 0,
 ) -> Manifest:
     """Write `splits` to `uri` and return the manifest; nothing stays behind after an error.
 
@@ -48,14 +55,16 @@ def write_dataset(
         changes: called after the last record, what differs from the source.
         source: how the data were made, anything that JSON can hold.
         overwrite: replace an existing data set at `uri`.
+        wait_s: wait so long for another process that writes there.
 
     Raises:
+        OwnedError: another process writes there.
         DataError: the destination is taken, a split is empty, or a split's name cannot be a directory.
     """
     for split in splits:
-        if not split.replace("_", "").replace("-", "").isalnum():
+        if not split_name_allowed(split):
             raise DataError(f"Split name {split!r} is not allowed: use letters, digits, '-' and '_', such as 'train'.")
-    with new_directory(uri, overwrite=overwrite, is_ours=manifest_exists) as root:
+    with _own(uri, wait_s), new_directory(uri, overwrite=overwrite, is_ours=manifest_exists) as root:
         infos = {split: _write_split(root, split, records) for split, records in splits.items()}
         manifest = Manifest(
             name=name,
@@ -65,8 +74,21 @@ def write_dataset(
             source=dict(source or {}),
         )
         # Last, because on an object store this file is what makes the data set exist.
-        (root / MANIFEST).write(manifest.model_dump_json(indent=1).encode())
+        (root / MANIFEST).write(seal(manifest.model_dump(mode="json")))
     return manifest
+
+
+@contextmanager
+def _own(uri: str | os.PathLike[str], wait_s: float) -> Iterator[None]:
+    """Own the destination within the block, by a file beside it: what is there may be replaced as a whole."""
+    target = locate(uri)
+    with ExitStack() as stack:
+        if "/" in target.path.strip("/"):  # nothing lies beside a whole bucket
+            try:
+                stack.enter_context(owned(target.with_name(f".{target.name}.{OWNER}"), f"the data set {uri}", wait_s))
+            except OSError as error:
+                raise DataError(f"Cannot write {uri}: {error}. Check the rights and the store.") from error
+        yield
 
 
 def _write_split(root: Location, split: str, records: Iterable[Record]) -> SplitInfo:
@@ -75,17 +97,21 @@ def _write_split(root: Location, split: str, records: Iterable[Record]) -> Split
     counts = {"images": 0, "boxes": 0, "crowd": 0, "negatives": 0}
     source = iter(records)
     while (first := next(source, None)) is not None:
-        file = f"{split}/part-{len(shards):05d}.parquet"
+        file = shard_file(split, len(shards))
         rows = chain([first], islice(source, ROWS_PER_SHARD - 1))
-        row_groups = _write_shard(root / file, rows, counts)
-        shards.append(ShardInfo(file=file, rows=sum(row_groups), row_groups=row_groups))
+        row_groups, checksums = _write_shard(root / file, rows, counts)
+        shards.append(ShardInfo(file=file, rows=sum(row_groups), row_groups=row_groups, checksums=checksums))
     if not shards:
         raise DataError(f"Split {split!r} has no images. Give a split with at least one image or leave it out.")
     return SplitInfo(**counts, shards=tuple(shards))
 
 
-def _write_shard(file: Location, rows: Iterator[Record], counts: dict[str, int]) -> tuple[int, ...]:
+def _write_shard(
+    file: Location, rows: Iterator[Record], counts: dict[str, int]
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Write one file; returns the rows of each row group and their checksums."""
     groups: list[int] = []
+    checksums: list[str] = []
     # Encoded images do not compress; statistics of a binary column would repeat whole images in the footer.
     options = {"compression": "none", "use_dictionary": False, "write_statistics": ["image_id"]}
     with file.open_output() as stream, pq.ParquetWriter(stream, SCHEMA, **options) as writer:
@@ -94,7 +120,8 @@ def _write_shard(file: Location, rows: Iterator[Record], counts: dict[str, int])
                 _count(record, counts)
             writer.write_table(_table(group), row_group_size=ROW_GROUP_SIZE)
             groups.append(len(group))
-    return tuple(groups)
+            checksums.append(rows_checksum(group))
+    return tuple(groups), tuple(checksums)
 
 
 def _count(record: Record, counts: dict[str, int]) -> None:

@@ -21,10 +21,18 @@ from mgdet.config_yaml import Overrides, settings_of, with_settings
 from mgdet.errors import CheckpointError, ConfigError
 from mgdet.models import Detector
 from mgdet.plugins import load_plugins
+from mgdet.records import RecordError, read_as
 from mgdet.storage import Location, locate
 from mgdet.structures import Category
 from mgdet.text import first_line
-from mgdet.training.checkpoint import CheckpointInfo, CheckpointStore, read_checkpoint, record_of, verify
+from mgdet.training.checkpoint import (
+    CheckpointInfo,
+    CheckpointStore,
+    FormatError,
+    read_checkpoint,
+    record_of,
+    verify,
+)
 from mgdet.training.precision import emulation, resolve_precision
 
 logger = logging.getLogger(__name__)
@@ -125,6 +133,8 @@ def _read(checkpoint: str) -> tuple[str, dict[str, Any]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's about other pickle formats: what matters is said below
             return str(file), read_checkpoint(io.BytesIO(data), str(file))
+    except FormatError:
+        raise
     except CheckpointError as error:
         raise CheckpointError(
             f"{error} ({len(data)} bytes): cut off, or no checkpoint of mgdet. {EXPECTED}."
@@ -148,9 +158,13 @@ def _read_best(directory: str) -> tuple[str, dict[str, Any]]:
 
 def _verify(file: Location, data: bytes) -> None:
     """Compare the file with its record, the `.json` beside it, if that was copied too. Raises `CheckpointError`."""
+    record = record_of(file)
     try:
-        info = CheckpointInfo.model_validate_json(record_of(file).read_bytes())
-    except (OSError, ValueError):
+        info = read_as(CheckpointInfo, record.read_bytes())
+    except OSError:
+        return
+    except RecordError as error:
+        logger.warning("%s is passed over, so that nothing tells whether %s is whole: %s", record, file.name, error)
         return
     try:
         verify(file, data, info)

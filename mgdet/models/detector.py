@@ -50,7 +50,7 @@ class DetectorConfig(Config):
     weights: str = Field(
         default="none",
         description="none; imagenet (of the backbone, the newest) or imagenet_v1; coco_v1 or coco_v2 (torchvision's "
-        "detectors); or a checkpoint's path",
+        "detectors); or the path of a checkpoint or of a run, whose best one it is",
     )
     norm: BackboneNorm = Field(
         default="own",

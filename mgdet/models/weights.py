@@ -1,5 +1,7 @@
 """Initial weights: torchvision's ImageNet and COCO weights, or a checkpoint of ours."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from mgdet.models.backbones import ResNet
 from mgdet.models.detector import CocoWeights, Detector, DetectorConfig
 from mgdet.models.download import fetch
 from mgdet.safe_load import load_tensors
+from mgdet.text import first_of
 
 BODY = "backbone.body."
 """Where a detector keeps its backbone."""
@@ -23,8 +26,15 @@ NAMED_WEIGHTS = ("none", *IMAGENET, "coco_v1", "coco_v2")
 """Values of `model.weights` that are no path; not every detector has both of COCO's."""
 
 
-def initialise(network: Detector, config: DetectorConfig) -> list[str]:
+def initialise(network: Detector, config: DetectorConfig, classes: Sequence[str] = ()) -> list[str]:
     """Load what `config.weights` asks for into `network`; returns what was done, a sentence each.
+
+    Args:
+        network: the detector, with its random weights.
+        config: its configuration.
+        classes: the names of its classes in order of the label. From a checkpoint whose classes have other names, or
+            another order, the class head is not taken: its rows would count for other classes. Without names, which
+            only a checkpoint of ours has, the numbers of classes decide.
 
     Raises `CheckpointError` where the weights cannot be downloaded, read, or do not fit, `ConfigError` where the
     architecture is not the one that they were made for.
@@ -39,7 +49,8 @@ def initialise(network: Detector, config: DetectorConfig) -> list[str]:
         return _load(network, fetch(enum), f"COCO weights {enum}")
     require_file(config.weights)
     path = Path(config.weights)
-    return _load(network, _weights_of(load_tensors(path, str(path)), path), f"checkpoint {path}")
+    state = load_tensors(path, str(path))
+    return _load(network, _weights_of(state, path), f"checkpoint {path}", other=_other_classes(state, classes))
 
 
 def require_file(weights: str) -> None:
@@ -56,6 +67,20 @@ def _weights_of(state: dict[str, Any], path: Path) -> dict[str, Tensor]:
     if not isinstance(found, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items()):
         raise CheckpointError(f"{path}: holds no weights: expected a checkpoint of mgdet or a state dict of tensors")
     return found
+
+
+def _other_classes(state: dict[str, Any], classes: Sequence[str]) -> str:
+    """How the classes of a checkpoint differ from `classes`, those of the network; empty where they do not."""
+    try:
+        theirs = [str(name) for _, name in json.loads(state["categories"])]
+    except (KeyError, TypeError, ValueError):  # a state dict of tensors, which says nothing about its classes
+        return ""
+    if not classes or theirs == list(classes):
+        return ""
+    if sorted(theirs) == sorted(classes):
+        label = next(i for i, (a, b) in enumerate(zip(theirs, classes, strict=True)) if a != b)
+        return f"classes in another order: label {label} is {theirs[label]!r} there and {classes[label]!r} here"
+    return f"{len(theirs)} classes there ({first_of(theirs, 6)}), {len(classes)} here ({first_of(classes, 6)})"
 
 
 def _coco(config: DetectorConfig) -> CocoWeights:
@@ -88,16 +113,21 @@ def _without_branch(
     return own, state
 
 
-def _load(network: Detector, state: dict[str, Tensor], source: str, backbone_only: bool = False) -> list[str]:
+def _load(
+    network: Detector, state: dict[str, Tensor], source: str, backbone_only: bool = False, other: str = ""
+) -> list[str]:
+    """Load a state dict; `other` says how the classes that it is for differ from the network's, if they do."""
     notes = [f"weights: {source}"]
     own = network.state_dict()
     state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked") or k in own}
     head = "head.classification_head.cls_logits."
-    other_classes = head + "bias" in state and state[head + "bias"].shape != own[head + "bias"].shape
-    if other_classes:
+    other_number = head + "bias" in state and state[head + "bias"].shape != own[head + "bias"].shape
+    if other_number and not other:
         theirs = state[head + "bias"].numel() // network.config.layout.per_location
+        other = f"{theirs} classes there, {network.num_classes} here"
+    if other:
         state = {k: v for k, v in state.items() if not k.startswith(head)}
-        notes.append(f"weights: class head re-initialised ({theirs} classes there, {network.num_classes} here)")
+        notes.append(f"weights: class head re-initialised ({other})")
         own = {k: v for k, v in own.items() if not k.startswith(head)}
     own, state = _without_branch(network, own, state, notes)
     mismatched = [k for k, v in state.items() if k in own and own[k].shape != v.shape]
@@ -120,6 +150,6 @@ def _load(network: Detector, state: dict[str, Tensor], source: str, backbone_onl
             + ". Make model.* in the configuration the one that the weights were trained with."
         )
     network.load_state_dict(state, strict=False)
-    if other_classes:
+    if other:
         network.reset_class_head()
     return notes

@@ -12,15 +12,18 @@ import torch
 
 from mgdet.config import Experiment
 from mgdet.data.config import DataConfig
+from mgdet.data.fingerprint import describe_data, fingerprint
 from mgdet.data.schema import read_manifest
 from mgdet.data.shapes import ensure_shapes
 from mgdet.errors import ClusterError, Interrupted
 from mgdet.evaluation.evaluator import AP, DIVERGENCE
 from mgdet.models.weights import NAMED_WEIGHTS
+from mgdet.provenance import as_tags, made_by
 from mgdet.runs.record import (
     Summary,
     log_directory,
     open_run,
+    own,
     precision_of_run,
     save_run,
     set_old_journal_aside,
@@ -29,7 +32,9 @@ from mgdet.runs.record import (
 from mgdet.runs.resolve import out_of_reach, resolve
 from mgdet.runs.resources import this_machine
 from mgdet.runs.stop import on_sigterm
+from mgdet.storage import locate
 from mgdet.tracking import NewRun, RunHandle, Status, Tracker
+from mgdet.training.checkpoint import CheckpointStore
 from mgdet.training.distributed import World
 from mgdet.training.loop import Worker
 
@@ -91,12 +96,22 @@ def launch(
     reasons: list[str],
     execute: Execute,
     parent_run_id: str | None = None,
+    wait_s: float = 0,
 ) -> tuple[Summary, RunHandle | None]:
     """Open the run that was `asked` for, train its resolved `experiment` by `execute`, and end it.
 
     A run that is finished is not trained again. `reasons` are logged: one line for each `auto` that was resolved.
+    While another process writes the run it is refused, after `wait_s` seconds.
     """
-    existing = open_run(asked)
+    with own(locate(asked.run_uri), f"the run {asked.run_uri}", wait_s):
+        return _launch(asked, experiment, reasons, execute, parent_run_id)
+
+
+def _launch(
+    asked: Experiment, experiment: Experiment, reasons: list[str], execute: Execute, parent_run_id: str | None
+) -> tuple[Summary, RunHandle | None]:
+    data = fingerprint(read_manifest(asked.data.uri), [asked.data.train_split, asked.data.val_split])
+    existing = open_run(asked, data)
     logger.info("%s", experiment.to_yaml())
     for reason in reasons:
         logger.info("%s", reason)
@@ -114,16 +129,17 @@ def launch(
             config_yaml=experiment.to_yaml(),
             run_id=run_ids.get(tracking.name),
             parent_run_id=parent_run_id,
-            tags={"mgdet.run": experiment.run_uri},
+            tags={"mgdet.run": experiment.run_uri, "mgdet.data": describe_data(data), **as_tags(made_by())},
             headlines=(AP.name, DIVERGENCE.name),
         )
     )
-    save_run(asked, experiment, {**run_ids, tracking.name: handle.run_id} if handle else run_ids)
+    save_run(asked, experiment, {**run_ids, tracking.name: handle.run_id} if handle else run_ids, data)
     if finished:
         execute = _send_what_is_left
     status: Status = "FAILED"
     try:
         execute(experiment, handle)
+        summary = _reached_the_end(experiment)
         status = "FINISHED"
     except (KeyboardInterrupt, Interrupted):
         status = "KILLED"
@@ -131,10 +147,22 @@ def launch(
     finally:
         if handle:
             tracking.end(handle, status)
-    summary = summarise(experiment)
-    if summary is None:
-        raise ClusterError(f"training ended, but no checkpoint could be written to {experiment.run_uri}; see the log")
     return summary, handle
+
+
+def _reached_the_end(experiment: Experiment) -> Summary:
+    """The summary of a run whose training has ended, as the storage tells it. Raises `ClusterError` if it is not there.
+
+    A store may take a file and not have it.
+    """
+    summary = summarise(experiment)
+    if summary is None or not summary.already_finished:
+        raise ClusterError(
+            f"training ended, but {experiment.run_uri} holds no whole checkpoint of its last epoch. "
+            f"{CheckpointStore(experiment.run_uri).how_far()} Check the storage and run the same command: it trains "
+            "from there to the end again."
+        )
+    return summary
 
 
 def in_process(experiment: Experiment, handle: RunHandle | None) -> None:

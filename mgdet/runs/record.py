@@ -1,22 +1,30 @@
 """A run on disk: which experiment it is, what trackers call it, how far it has come."""
 
-import json
+import hashlib
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mgdet.config import Experiment
+from mgdet.data.fingerprint import Fingerprint, data_differences
 from mgdet.errors import ConfigError
+from mgdet.lease import OWNER, owned
+from mgdet.provenance import made_by
+from mgdet.records import RecordError, plain, seal, unseal
 from mgdet.storage import Location, local_path, locate
 from mgdet.text import first_of
 from mgdet.training.checkpoint import CheckpointStore, best_of
+from mgdet.training.origin import data_of, learned_of, refuse_other_data
 from mgdet.training.precision import Precision
 
 logger = logging.getLogger(__name__)
 
 PRECISION = "train.precision"
+_RUN_ID = re.compile(r"[A-Za-z0-9][\w.:-]{0,255}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,10 @@ class Record:
     """The keys that decide the result, and their values."""
     run_ids: Mapping[str, str]
     """What each tracker that it was in, by `tracking.name`, calls its run."""
+    data: dict[str, Any] = field(default_factory=dict)
+    """Of a run the fingerprint of its data set, of a sweep those of all its data sets; empty in older records."""
+    made_by: dict[str, Any] = field(default_factory=dict)
+    """The program, libraries, command and machine of the last start, see `mgdet.provenance`; empty in older records."""
 
 
 def read_record(file: Location, key: str) -> Record | None:
@@ -36,28 +48,36 @@ def read_record(file: Location, key: str) -> Record | None:
         ConfigError: it is damaged, or the storage cannot be read.
     """
     try:
-        content = json.loads(file.read_bytes())
-        return Record(dict(content[key]), _run_ids(content))
+        return _checked(unseal(file.read_bytes()), key)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise _unusable(file.parent, error) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except RecordError as error:
         raise ConfigError(f"{file} is damaged ({error}); move its directory away or choose another name=") from error
 
 
-def _run_ids(content: dict[str, Any]) -> dict[str, str]:
-    """Also of a record that was written while MLflow was the only tracker."""
-    before = content.get("mlflow_run_id")
-    return dict(content.get("run_ids", {"mlflow": before} if before else {}))
+def _checked(content: dict[str, Any], key: str) -> Record:
+    """The record that `write_record` would have written so. Raises `RecordError` where it would not have."""
+    unknown = content.keys() - {key, "run_ids", "mlflow_run_id", "data", "made_by"}
+    identity, data, made = content.get(key), content.get("data", {}), content.get("made_by", {})
+    run_ids = content.get("run_ids", {})
+    if unknown or not all(isinstance(part, dict) for part in (identity, data, made, run_ids)):
+        raise RecordError(f"expected {key}, run_ids, data and made_by, found {', '.join(content)[:200] or 'nothing'}")
+    if (before := content.get("mlflow_run_id")) is not None:  # written while MLflow was the only tracker
+        run_ids = {"mlflow": before, **run_ids}
+    for tracker, run_id in run_ids.items():
+        if not (isinstance(run_id, str) and _RUN_ID.fullmatch(run_id)):
+            raise RecordError(f"{str(run_id)[:80]!r} is no id of a run in the tracker {tracker}")
+    return Record(dict(content[key]), run_ids, data, made)
 
 
 def write_record(file: Location, key: str, record: Record) -> None:
     """Write what `read_record` reads, and make the directory of `file`. Raises `ConfigError` where it cannot."""
-    content = {key: record.identity, "run_ids": dict(record.run_ids)}
+    content = {key: record.identity, "run_ids": dict(record.run_ids), "data": record.data, "made_by": record.made_by}
     try:
         file.parent.mkdir()
-        file.replace(json.dumps(content, indent=1).encode())
+        file.replace(seal(content))
     except OSError as error:
         raise _unusable(file.parent, error) from error
 
@@ -69,28 +89,36 @@ def differences(there: dict[str, Any], wanted: dict[str, Any]) -> str:
     return "  " + first_of(lines, 12, "\n  ") if lines else ""
 
 
-def open_run(experiment: Experiment) -> Record | None:
-    """The record of the existing run of this storage and name, or None.
+def open_run(experiment: Experiment, data: Fingerprint | None = None) -> Record | None:
+    """The record of the existing run of this storage and name, or None; `data` is the data set's, where it is known.
+
+    A run whose record is lost is known by its newest checkpoint.
 
     Raises:
-        ConfigError: it exists with another experiment; the message lists the keys that differ.
+        ConfigError: it exists with another experiment, or other data; the message lists what differs.
     """
+    store = CheckpointStore(experiment.run_uri)
     record = read_record(locate(experiment.run_uri) / "run.json", "learned")
+    wanted = plain(experiment.identity())
+    if record is None:
+        record = _from_checkpoint(store, wanted)
     if record is None:
         return None
-    wanted = json.loads(json.dumps(experiment.identity()))
     if wanted[PRECISION] == "auto":  # which is what it became when the run began
         wanted[PRECISION] = record.identity.get(PRECISION)
     different = differences(record.identity, wanted)
-    if different and not CheckpointStore(experiment.run_uri).committed():
+    other_data = bool(data and data_differences(record.data, data))
+    if (different or other_data) and not store.committed():
         logger.info("the run %s never reached a checkpoint; its configuration is replaced", experiment.run_uri)
         return None
     if different:
         raise ConfigError(
             f"the run {experiment.run_uri} exists with another configuration:\n{different}\n"
             f"The same storage and name continue a run. Give this one another name (name={experiment.name}-2), or the "
-            "configuration of the existing run."
+            f"configuration of the existing run.{_train_on(experiment, record.identity, wanted)}"
         )
+    if data is not None:
+        refuse_other_data(experiment, record.data, data)
     return record
 
 
@@ -105,6 +133,37 @@ def precision_of_run(experiment: Experiment) -> Precision | None:
     return record.identity.get(PRECISION)
 
 
+def _from_checkpoint(store: CheckpointStore, wanted: dict[str, Any]) -> Record | None:
+    """The record that a run without one has by its newest checkpoint; None where there is no checkpoint either.
+
+    Raises `ConfigError` where the checkpoint does not say what it learned from.
+    """
+    found = store.latest() if store.committed() else None
+    if found is None:
+        return None
+    path, learned = store.path(found[0]), learned_of(found[1])
+    if learned is None:
+        raise ConfigError(
+            f"{store.directory.parent} has checkpoints but no run.json, and {path} holds no configuration to compare "
+            "with. Move the directory away or choose another name="
+        )
+    logger.warning("%s has no run.json; what the run is, %s says", store.directory.parent, path)
+    # The checkpoint's configuration is the resolved one: what is `auto` here may be any number there
+    known = {k: wanted[k] if wanted.get(k) == "auto" else v for k, v in plain(learned).items()}
+    return Record(known, {}, data_of(found[1]))
+
+
+def _train_on(experiment: Experiment, there: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """How to train longer or otherwise from what a run has learned, where it is the same network."""
+    changed = {k for k in there.keys() | wanted.keys() if there.get(k) != wanted.get(k)}
+    if any(k.split(".")[0] == "model" for k in changed) or not CheckpointStore(experiment.run_uri).complete():
+        return ""
+    return (
+        "\nTo train on from what it has learned, give the new one its best checkpoint, by the directory of the run: "
+        f"name={experiment.name}-2 model.weights={experiment.run_uri}"
+    )
+
+
 def _unusable(directory: Location, error: OSError) -> ConfigError:
     """The error that names the storage in which `directory`, that of a run or sweep, lies."""
     return ConfigError(
@@ -113,8 +172,10 @@ def _unusable(directory: Location, error: OSError) -> ConfigError:
     )
 
 
-def save_run(asked: Experiment, resolved: Experiment, run_ids: Mapping[str, str]) -> None:
-    """Write `run.json` and `config.yaml`.
+def save_run(
+    asked: Experiment, resolved: Experiment, run_ids: Mapping[str, str], data: Fingerprint | None = None
+) -> None:
+    """Write `run.json`, with the fingerprint of the `data`, and `config.yaml`.
 
     The identity of the run is that of the experiment as `asked`, because the `resolved` one depends on the machine.
     Only the precision is the resolved one: on other hardware, `auto` must not go on in another.
@@ -126,12 +187,35 @@ def save_run(asked: Experiment, resolved: Experiment, run_ids: Mapping[str, str]
     except OSError as error:
         raise _unusable(directory, error) from error
     identity = {**asked.identity(), PRECISION: resolved.train.precision}
-    write_record(directory / "run.json", "learned", Record(identity, run_ids))
+    write_record(directory / "run.json", "learned", Record(identity, run_ids, data or {}, made_by()))
+
+
+@contextmanager
+def own(directory: Location, what: str, wait_s: float = 0) -> Iterator[None]:
+    """Own the directory of a run or sweep within the block; `what` is it called in messages.
+
+    Raises:
+        OwnedError: another process writes it, also after waiting for `wait_s` seconds.
+        ConfigError: the storage cannot be used.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(owned(directory / OWNER, what, wait_s))
+        except OSError as error:
+            raise _unusable(directory, error) from error
+        yield
 
 
 def log_directory(experiment: Experiment) -> Path:
-    """Where this machine keeps the run's `metrics.jsonl`: in the run, or for remote storage in the user's cache."""
-    return local_path(experiment.run_uri) or Path.home() / ".cache" / "mgdet" / experiment.name
+    """Where this machine keeps the run's `metrics.jsonl`: in the run, or for remote storage in the user's cache.
+
+    There its name is followed by a digest of its location: runs of one name in two buckets are two runs.
+    """
+    local = local_path(experiment.run_uri)
+    if local is not None:
+        return local
+    digest = hashlib.sha256(experiment.run_uri.encode()).hexdigest()[:12]
+    return Path.home() / ".cache" / "mgdet" / f"{experiment.name}-{digest}"
 
 
 def set_old_journal_aside(experiment: Experiment) -> None:

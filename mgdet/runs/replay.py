@@ -7,9 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from mgdet.config import validate
+from mgdet.data.fingerprint import describe_data
 from mgdet.plugins import load_plugins
 from mgdet.training.distributed import World
 from mgdet.training.nonfinite import load_capture
+from mgdet.training.origin import data_of
 from mgdet.training.step import forward
 
 
@@ -32,6 +34,9 @@ def replay(path: str, plugins: Sequence[str] = ()) -> Iterator[str]:
     network.load_state_dict(capture["model"])
     bad = [n for n, p in network.state_dict().items() if p.is_floating_point() and not torch.isfinite(p).all()]
     yield f"step {capture['step']}: weights not finite before the step: {', '.join(bad) or 'none'}"
+    data = data_of(capture)
+    if "splits" in data:
+        yield f"trained on the data set {describe_data(data)}"
     world = World(0, 1, torch.device("cpu"))
     for batch in capture["batches"]:
         for i, image_id in enumerate(batch.image_ids.tolist()):

@@ -197,6 +197,20 @@ class Space:
         """The values of the configuration's keys that stand behind the searcher's plain ones."""
         return {key: self.domains[key].decode(value) for key, value in params.items()}
 
+    def require(self, params: Params) -> Params:
+        """The same plain values, if they could have been suggested. Raises `ValueError` where they could not."""
+        values: dict[str, Any] = {}
+        for key, domain in self.domains.items():
+            if domain.active(values) != (key in params):
+                raise ValueError(f"{key}: expected {'a' if domain.active(values) else 'no'} value beside {values}")
+            if key in params:
+                if not _contains(domain.distribution(), params[key]):
+                    raise ValueError(f"{key} = {params[key]!r:.80}: not a value of {domain.model_dump()}")
+                values[key] = domain.decode(params[key])
+        if unknown := params.keys() - self.domains.keys():
+            raise ValueError(f"{min(unknown)!r:.80} is not searched")
+        return params
+
     def grid(self) -> list[Params]:
         """Every combination of all grids' values, as plain ones; a single empty one without a grid."""
         grids = {k: d for k, d in self.domains.items() if isinstance(d, Grid)}
@@ -251,6 +265,20 @@ def _suggest(trial: Trial, key: str, distribution: BaseDistribution) -> Scalar:
         case CategoricalDistribution():
             return trial.suggest_categorical(key, distribution.choices)
     raise TypeError(f"{key}: {distribution}")
+
+
+def _contains(distribution: BaseDistribution, value: Scalar) -> bool:
+    match distribution:
+        case FloatDistribution() | IntDistribution():
+            kinds = int if isinstance(distribution, IntDistribution) else int | float
+            return (
+                isinstance(value, kinds)
+                and not isinstance(value, bool)
+                and distribution.low <= value <= distribution.high
+            )
+        case CategoricalDistribution():
+            return any(type(value) is type(choice) and value == choice for choice in distribution.choices)
+    raise TypeError(f"{distribution}")
 
 
 def _why_not_ordered(waiting: Mapping[str, Domain], domains: Mapping[str, Domain]) -> str:

@@ -3,19 +3,21 @@
 These files are all that a sweep is continued from. Ray's own state of a sweep is neither read nor needed.
 """
 
+import itertools
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from optuna import Study
 from optuna.trial import TrialState, create_trial
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from mgdet.errors import ConfigError
+from mgdet.records import Count, Metrics, RecordError, plain, read_as, seal
 from mgdet.storage import Location, locate
 from mgdet.sweep.config import Sweep
-from mgdet.sweep.space import Params
+from mgdet.sweep.space import Params, Space
 
 State = Literal["waiting", "running", "finished", "stopped", "failed"]
 DONE: tuple[State, ...] = ("finished", "stopped", "failed")
@@ -24,10 +26,10 @@ DONE: tuple[State, ...] = ("finished", "stopped", "failed")
 class EpochMetrics(BaseModel):
     """The metrics of one evaluation of a trial."""
 
-    epoch: int
+    epoch: Count
     """Epochs completed."""
-    metrics: dict[str, float]
-    """Those below `val/`, by their tracking names."""
+    metrics: Metrics
+    """Those below `val/`, by their tracking names; what is undefined is NaN, and null on disk."""
     time: float
     """Seconds since 1970."""
 
@@ -37,19 +39,26 @@ class Trial(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    number: int
+    number: Count
     name: str
     params: Params
     """The searched values in the plain form that the searcher knows."""
     settings: dict[str, Any]
     """The searched values as they stand in the configuration."""
-    epochs: int
+    epochs: Count
     """Epochs of the whole training."""
     state: State = "waiting"
     reason: str = ""
     """Why it was stopped, or the error with which it failed."""
     evaluations: list[EpochMetrics] = []
     """In order of the epoch."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        epochs = [0, *(e.epoch for e in self.evaluations)]
+        if any(a >= b for a, b in itertools.pairwise(epochs)) or epochs[-1] > self.epochs:
+            raise ValueError(f"evaluations of the epochs {epochs[1:]}, expected growing ones from 1 to {self.epochs}")
+        return self
 
     @property
     def done(self) -> bool:
@@ -98,7 +107,20 @@ class TrialStore:
         """Write the trial's `trial.json`. Raises `OSError`."""
         file = self._file(trial.number)
         file.parent.mkdir()
-        file.replace(trial.model_dump_json(indent=1).encode())
+        file.replace(seal(trial.model_dump(mode="json")))
+
+    def require(self, sweep: Sweep) -> None:
+        """Check that every trial could be one of this sweep. Raises `ConfigError`, with the file and what is wrong."""
+        space = Space(sweep.space)
+        for trial in self.trials:
+            try:
+                if plain(space.settings(space.require(trial.params))) != plain(trial.settings):
+                    raise ValueError(f"the settings {trial.settings} are not those of the values {trial.params}"[:600])
+                epochs = sweep.trial(trial.name, trial.settings).train.epochs
+                if trial.epochs != epochs:
+                    raise ValueError(f"epochs = {trial.epochs}, expected {epochs}")
+            except ValueError as error:
+                raise _damaged(self._file(trial.number), error) from error
 
     def _name(self, number: int) -> str:
         return f"{self.name}-{number:03d}"
@@ -113,9 +135,16 @@ class TrialStore:
         except FileNotFoundError:
             return None
         try:
-            return Trial.model_validate_json(data)
-        except ValueError as error:
-            raise ConfigError(f"{file} is damaged ({error}); move the sweep away or choose another name=") from error
+            trial = read_as(Trial, data)
+            if (trial.number, trial.name) != (number, self._name(number)):
+                raise RecordError(f"it is the record of trial {trial.number}, {trial.name!r:.80}")
+        except RecordError as error:
+            raise _damaged(file, error) from error
+        return trial
+
+
+def _damaged(file: Location, error: ValueError) -> ConfigError:
+    return ConfigError(f"{file} is damaged ({error}); move the sweep away or choose another name=")
 
 
 def values(sweep: Sweep, trial: Trial) -> list[float] | None:

@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import threading
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
@@ -16,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 _BLOCK = 1 << 18  # bytes of the journal in memory at a time
 _INCOMING = ".incoming-"
+_MOST_STEPS = 1 << 53
+_MOST_SECONDS = 1e11  # since 1970: far in the future, and MLflow takes it
 
 
 def fresh(points: Iterable[Point], marks: Mapping[str, int]) -> Iterator[Point]:
@@ -32,6 +35,8 @@ def fresh(points: Iterable[Point], marks: Mapping[str, int]) -> Iterator[Point]:
 
 class Journal:
     """metrics.jsonl: one object per call, {"step", "time", "metrics"}, and "replay": true where a restart repeats.
+
+    Each line ends with a checksum of the others, "crc": a line that was damaged is not sent as something else.
 
     It is the write-ahead log: a record is with the operating system before `append` returns, so a killed process
     loses nothing (a power cut may: there is no fsync, which would cost milliseconds a step). A value that is not
@@ -60,7 +65,7 @@ class Journal:
         record: dict[str, object] = {"step": step, "time": time, "metrics": values}
         if self._before and all(step <= self._before.get(self._metric_name(k), step - 1) for k in metrics):
             record["replay"] = True
-        line = json.dumps(record, separators=(",", ":")).encode() + b"\n"
+        line = json.dumps({**record, "crc": _crc(record)}, separators=(",", ":")).encode() + b"\n"
         with self._lock:
             try:
                 self._write(line)
@@ -96,7 +101,7 @@ class Journal:
             return [], offset
         if lines and not lines[-1].endswith(b"\n"):
             del lines[-1]
-        return [point for line in lines for point in self._parsed(line)], offset + sum(map(len, lines))
+        return [point for line in lines for point in _parsed(line, self._metric_name)], offset + sum(map(len, lines))
 
     def points(self, offset: int = 0) -> Iterator[Point]:
         """All points in the complete lines from byte `offset` on."""
@@ -107,22 +112,43 @@ class Journal:
             yield from points
             offset = end
 
-    def _parsed(self, line: bytes) -> list[Point]:
-        """The points of a line; none if it is not whole."""
-        try:
-            record = json.loads(line)
-            step, ms = int(record["step"]), int(record["time"] * 1000)
-            values = {self._metric_name(k): float(v) for k, v in record["metrics"].items()}
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return []
-        return [Point(k, v, ms, step) for k, v in values.items()]
-
     def close(self) -> None:
         """Close the file; a later `append` opens it again."""
         with self._lock:
             if self._fd is not None:
                 os.close(self._fd)
                 self._fd = None
+
+
+def _crc(record: Mapping[str, object]) -> str:
+    """The checksum of a line's content, which finds every change of a few bits."""
+    return f"{zlib.crc32(json.dumps(record, separators=(',', ':')).encode()):08x}"
+
+
+def _parsed(line: bytes, metric_name: Callable[[str], str]) -> list[Point]:
+    """The points of a line; none if it is not whole, or not one that `append` writes."""
+    try:
+        record = json.loads(line)
+        crc = record.pop("crc", None)  # lines of earlier versions have none
+        step, time = record["step"], record["time"]
+        values = {metric_name(k): _value(v) for k, v in record["metrics"].items()}
+        known = record.keys() <= {"step", "time", "metrics", "replay"} and (crc is None or crc == _crc(record))
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        return []
+    if not known or type(step) is not int or not 0 <= step < _MOST_STEPS:
+        return []
+    if not isinstance(time, int | float) or not 0 <= time < _MOST_SECONDS:
+        return []
+    return [Point(k, v, int(time * 1000), step) for k, v in values.items()]
+
+
+def _value(value: object) -> float:
+    """A value as `append` writes it: a number, or the name of one that is not finite."""
+    if type(value) in (int, float):
+        return float(value)  # type: ignore[arg-type]  # it is one of the two
+    if value in ("NaN", "Infinity", "-Infinity"):
+        return float(str(value))
+    raise ValueError(f"{value!r}: not a value of a metric")
 
 
 class Outbox:
@@ -154,7 +180,8 @@ class Outbox:
         """The files that still have to be sent, the oldest first."""
         ages: dict[Path, int] = {}
         for path in self.root.rglob("*"):
-            if path.is_file() and not path.name.startswith(_INCOMING):
+            # `put` makes no links: one would send a file from outside
+            if path.is_file() and not path.is_symlink() and not path.name.startswith(_INCOMING):
                 with contextlib.suppress(FileNotFoundError):  # sent meanwhile
                     ages[path] = path.stat().st_mtime_ns
         return sorted(ages, key=lambda path: (ages[path], path))

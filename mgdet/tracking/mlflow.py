@@ -4,11 +4,14 @@ import contextlib
 import getpass
 import logging
 import math
+import os
 import re
+import socket
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TextIO
 
 from pydantic import Field
 
@@ -23,6 +26,7 @@ logger = logging.getLogger(__name__)
 _MAX_VALUE = 6000  # characters of a parameter's value
 _MAX_TAG = 5000  # of a tag's
 _BATCH = 100  # parameters in one request
+_LOCK_S = 60.0  # a database is made in seconds, also on a slow disk
 
 
 class Mlflow(StoreTracking):
@@ -151,12 +155,34 @@ def _alone(uri: str) -> Iterator[None]:
         yield
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(f"{path}.lock", "w") as lock:
-        with contextlib.suppress(ImportError, OSError):  # no fcntl on Windows, no locks on some network file systems
-            import fcntl
-
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    with open(f"{path}.lock", "a+") as lock:
+        _wait_for(lock)
         yield
+
+
+def _wait_for(lock: TextIO) -> None:
+    """Lock the file and write into it who did. Raises `TimeoutError`, with the owner, after `_LOCK_S` seconds."""
+    import fcntl
+
+    until, told = time.monotonic() + _LOCK_S, False
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            lock.seek(0)
+            owner = lock.read(200).strip() or "another process"
+            if time.monotonic() > until:
+                raise TimeoutError(f"{lock.name} is held by {owner} for more than {_LOCK_S:g} s") from None
+            if not told:
+                logger.warning("%s is held by %s; waiting at most %g s", lock.name, owner, _LOCK_S)
+                told = True
+            time.sleep(0.2)
+        except OSError:  # some network file systems have no locks
+            return
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    lock.flush()
 
 
 def _experiment_id(client: Any, name: str, uri: str) -> str:

@@ -2,22 +2,25 @@
 
 A checkpoint is `checkpoints/step-00001234.pt` and, written last, `step-00001234.json`: its size, SHA-256, step and
 metrics. A `.pt` that has no `.json`, or does not match it, was cut off or damaged, and is never loaded.
-Files are read with `weights_only=True`: a checkpoint from elsewhere cannot run code.
+Files are read with `weights_only=True`: a checkpoint from elsewhere cannot run code. What a `.json` says is checked
+against what `save` would have written under its name, before any file is opened or deleted by it.
 """
 
 import hashlib
 import io
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mgdet.errors import CheckpointError
 from mgdet.evaluation.evaluator import AP
+from mgdet.records import Count, Metrics, RecordError, read_as, seal
 from mgdet.safe_load import load_tensors
 from mgdet.storage import Location, locate
 
@@ -25,23 +28,44 @@ logger = logging.getLogger(__name__)
 
 LATEST_KEPT = 2  # one more than needed: should the newest be damaged, a whole one is left
 ATTEMPTS = 3
+LAST_ATTEMPTS = 8
+"""Attempts to write the last checkpoint of a training, a minute and a half: after it there is no next one."""
+LONGEST_WAIT_S = 30.0
+FORMAT = 1
+"""The version of a checkpoint's content, under its key `format`."""
 T = TypeVar("T")
+
+
+class FormatError(CheckpointError):
+    """A checkpoint that another version of mgdet wrote: it is whole, and must not be passed over as if it were not."""
+
+
+class UnsavedError(CheckpointError):
+    """The last checkpoint of a training could not be written: what it learned since the one before is lost."""
 
 
 class CheckpointInfo(BaseModel):
     """The record of a checkpoint, its `.json`: what is known of it without loading it."""
 
+    model_config = ConfigDict(extra="forbid", strict=True)
+
     file: str
     """Name of the `.pt` in the same directory."""
-    step: int
+    step: Count
     """Optimizer steps completed."""
-    epoch: int
+    epoch: Count
     """Epochs completed."""
-    size: int
+    size: Count
     """Bytes of the `.pt`."""
-    sha256: str
-    metrics: dict[str, float]
-    """The evaluation of these very weights; empty where there was none."""
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    metrics: Metrics
+    """The evaluation of these very weights; empty where there was none. What is undefined is NaN, and null on disk."""
+
+    @model_validator(mode="after")
+    def _named_by_its_step(self) -> Self:
+        if self.file != file_name(self.step):
+            raise ValueError(f"file {self.file!r} of step {self.step}: expected {file_name(self.step)!r}")
+        return self
 
 
 class CheckpointStore:
@@ -50,42 +74,51 @@ class CheckpointStore:
     def __init__(self, uri: str, keep_best: int = 1) -> None:
         self.keep_best = keep_best
         self.directory = locate(uri) / "checkpoints"
+        self._named: set[str] = set()  # records of which it was said that they are passed over
 
-    def save(self, state: dict[str, Any], *, step: int, epoch: int, metrics: dict[str, float]) -> CheckpointInfo:
+    def save(
+        self, state: dict[str, Any], *, step: int, epoch: int, metrics: dict[str, float], attempts: int = ATTEMPTS
+    ) -> CheckpointInfo:
         """Write and commit a checkpoint, then drop those that are no longer wanted.
 
-        Raises `CheckpointError` after `ATTEMPTS` failures; nothing that was saved before is touched in that case.
+        Raises `CheckpointError` after so many failed `attempts`; nothing that was saved before is touched then.
         """
         buffer = io.BytesIO()
         torch.save(state, buffer)
         data = buffer.getvalue()
         info = CheckpointInfo(
-            file=f"step-{step:08d}.pt",
+            file=file_name(step),
             step=step,
             epoch=epoch,
             size=len(data),
             sha256=hashlib.sha256(data).hexdigest(),
-            metrics=metrics,
+            metrics={k: float(v) for k, v in metrics.items()},
         )
         try:
-            _retry(lambda: self._commit(info, data))
+            _retry(lambda: self._commit(info, data), attempts)
         except OSError as error:
             raise CheckpointError(
-                f"checkpoint of step {step} ({len(data) / 2**20:.0f} MiB) not written to {self.directory}: {error}"
+                f"checkpoint of step {step} ({len(data) / 2**20:.0f} MiB) not written to {self.directory} in "
+                f"{attempts} attempts: {error}"
             ) from error
         self._prune()
         return info
 
     def committed(self) -> list[CheckpointInfo]:
-        """The committed checkpoints, oldest first. Raises `CheckpointError` where the storage cannot be read."""
+        """The committed checkpoints, oldest first; a record that does not fit its file's name is named and passed over.
+
+        Raises `CheckpointError` where the storage cannot be read.
+        """
         found = []
         with self._reading():
             names = _retry(self.directory.children)
             for record in (self.directory / name for name in names if name.endswith(".json")):
                 try:
-                    found.append(CheckpointInfo.model_validate_json(_retry(record.read_bytes)))
-                except (ValueError, FileNotFoundError) as error:  # damaged, or deleted meanwhile
-                    logger.warning("%s is not readable and is passed over: %s", record, error)
+                    found.append(read_info(record, _retry(record.read_bytes)))
+                except (RecordError, FileNotFoundError) as error:  # damaged, or deleted meanwhile
+                    if record.name not in self._named:
+                        self._named.add(record.name)
+                        logger.warning("%s is passed over: %s", record, error)
         return sorted(found, key=lambda i: i.step)
 
     def complete(self) -> list[CheckpointInfo]:
@@ -105,12 +138,15 @@ class CheckpointStore:
     def latest(self) -> tuple[CheckpointInfo, dict[str, Any]] | None:
         """The newest undamaged checkpoint with its content, or None; damaged ones are logged and passed over.
 
-        Raises `CheckpointError` if none can be read because of the storage: training must not start anew then.
+        Raises `CheckpointError` if none can be read because of the storage, or one is of another version of mgdet:
+        training must not start anew then.
         """
         unreadable: CheckpointError | None = None
         for info in reversed(self.committed()):
             try:
                 return info, self.load(info)
+            except FormatError:
+                raise
             except CheckpointError as error:
                 logger.warning("%s; trying the one before it", error)
                 if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
@@ -118,6 +154,16 @@ class CheckpointStore:
         if unreadable is not None:
             raise CheckpointError(f"{unreadable}. Nothing was trained; try again when the storage can be read.")
         return None
+
+    def how_far(self) -> str:
+        """A sentence on the newest complete checkpoint, for the message that a later one is missing."""
+        try:
+            kept = self.complete()
+        except CheckpointError as error:
+            return f"Whether an earlier one is kept is not known: {error}."
+        return (
+            f"The newest that is kept is of step {kept[-1].step}, epoch {kept[-1].epoch}." if kept else "None is kept."
+        )
 
     def load(self, info: CheckpointInfo) -> dict[str, Any]:
         """The content of a checkpoint, as `save` got it. Raises `CheckpointError` if it is damaged or unreadable."""
@@ -127,7 +173,13 @@ class CheckpointStore:
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read: {error}") from error
         verify(path, data, info)
-        return read_checkpoint(io.BytesIO(data), str(path))
+        state = read_checkpoint(io.BytesIO(data), str(path))
+        position = state.get("position", {})
+        for key, said in (("step", info.step), ("epoch", info.epoch)):
+            found = position.get(key, said)
+            if not isinstance(found, int) or found != said:
+                raise CheckpointError(f"{path}: it is of {key} {str(found)[:40]}, and its record says {said}")
+        return state
 
     def path(self, info: CheckpointInfo) -> Location:
         """The checkpoint's file."""
@@ -144,7 +196,7 @@ class CheckpointStore:
     def _commit(self, info: CheckpointInfo, data: bytes) -> None:
         self.directory.mkdir()
         self.path(info).replace(data)
-        record_of(self.path(info)).replace(info.model_dump_json(indent=1).encode())
+        record_of(self.path(info)).replace(seal(info.model_dump()))
 
     def _prune(self) -> None:
         try:
@@ -171,7 +223,40 @@ def best_of(infos: Iterable[CheckpointInfo]) -> CheckpointInfo | None:
 def _by_score(infos: Iterable[CheckpointInfo]) -> list[CheckpointInfo]:
     """The checkpoints that were evaluated, from the worst AP to the best, then by step: the best is the last."""
     sign = 1 if AP.direction == "max" else -1
-    return sorted((i for i in infos if AP.name in i.metrics), key=lambda i: (sign * i.metrics[AP.name], i.step))
+    scored = (i for i in infos if math.isfinite(i.metrics.get(AP.name, math.nan)))
+    return sorted(scored, key=lambda i: (sign * i.metrics[AP.name], i.step))
+
+
+def file_name(step: int) -> str:
+    """The name of the file of a checkpoint."""
+    return f"step-{step:08d}.pt"
+
+
+def read_info(record: Location, data: bytes) -> CheckpointInfo:
+    """The content `data` of a checkpoint's `.json`. Raises `RecordError` where it could not have been written there."""
+    info = read_as(CheckpointInfo, data)
+    if record.name != record_of(record.with_name(info.file)).name:
+        raise RecordError(f"it is the record of {info.file}, not of a file of its own name")
+    return info
+
+
+def weights_file(place: str) -> str:
+    """The file that a value of `model.weights` stands for: of a run's directory its best checkpoint, else itself.
+
+    Raises `CheckpointError` where a directory holds no whole checkpoint.
+    """
+    if not locate(place).is_directory():
+        return place
+    store = CheckpointStore(place)
+    best = best_of(store.complete()) or next(reversed(store.complete()), None)
+    if best is None:
+        raise CheckpointError(
+            f"model.weights = {place}: a directory without a whole checkpoint. Give a run's directory, whose best "
+            "checkpoint is taken, or a file checkpoints/step-*.pt"
+        )
+    path = store.path(best)
+    verify(path, _retry(path.read_bytes), best)
+    return str(path)
 
 
 def verify(file: Location, data: bytes, info: CheckpointInfo) -> None:
@@ -181,10 +266,20 @@ def verify(file: Location, data: bytes, info: CheckpointInfo) -> None:
 
 
 def read_checkpoint(file: Any, name: str) -> dict[str, Any]:
-    """A checkpoint's content from a path or file object, on the CPU, without running code that it may hold."""
+    """A checkpoint's content from a path or file object, on the CPU, without running code that it may hold.
+
+    Raises `CheckpointError` where it is something else, and `FormatError` where another version of mgdet wrote it.
+    """
     state = load_tensors(file, name)
     if "model" not in state:
         raise CheckpointError(f"{name}: not a checkpoint of mgdet (no 'model' in it)")
+    version = state.get("format", FORMAT)
+    if not isinstance(version, int) or version != FORMAT:
+        raise FormatError(
+            f"{name}: format {str(version)[:40]}, this version of mgdet reads {FORMAT}. Use the version that wrote it."
+        )
+    if not isinstance(state.get("position", {}), dict):
+        raise CheckpointError(f"{name}: its position is a {type(state['position']).__name__}, expected a dict")
     return state
 
 
@@ -193,15 +288,15 @@ def record_of(file: Location) -> Location:
     return file.with_name(file.name.removesuffix(".pt") + ".json")
 
 
-def _retry(action: Callable[[], T]) -> T:
-    for attempt in range(1, ATTEMPTS + 1):
+def _retry(action: Callable[[], T], attempts: int = ATTEMPTS) -> T:
+    for attempt in range(1, attempts + 1):
         try:
             return action()
         except FileNotFoundError:
             raise
         except OSError as error:
-            if attempt == ATTEMPTS:
+            if attempt == attempts:
                 raise
-            logger.warning("storage failed (%s), attempt %d of %d", error, attempt, ATTEMPTS)
-            time.sleep(2.0 ** (attempt - 1))
+            logger.warning("storage failed (%s), attempt %d of %d", error, attempt, attempts)
+            time.sleep(min(2.0 ** (attempt - 1), LONGEST_WAIT_S))
     raise AssertionError("unreachable")

@@ -5,29 +5,35 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mgdet.config import Experiment
 from mgdet.config_base import resolved
 from mgdet.data.dataset import ShardedDataset
+from mgdet.data.fingerprint import fingerprint
 from mgdet.data.loader import build_eval_loader, build_train_loader
 from mgdet.data.order import Segment, eval_shard, micro_batch, optimizer_steps
 from mgdet.errors import CheckpointError, Interrupted
 from mgdet.evaluation.evaluator import headlines
 from mgdet.models import initialise
+from mgdet.models.weights import NAMED_WEIGHTS
+from mgdet.provenance import made_by
+from mgdet.records import Count, first_problem
 from mgdet.structures import Batch
 from mgdet.tracking import Tracker
-from mgdet.training.checkpoint import CheckpointStore
+from mgdet.training.checkpoint import ATTEMPTS, FORMAT, LAST_ATTEMPTS, CheckpointStore, UnsavedError, weights_file
 from mgdet.training.distributed import World
 from mgdet.training.evaluate import evaluate
 from mgdet.training.generators import generator_state, set_generator_state
 from mgdet.training.nonfinite import capture, non_finite_error
 from mgdet.training.optim import EMA, build_optimizer
+from mgdet.training.origin import data_of, refuse_other_data
 from mgdet.training.pictures import log_pictures
 from mgdet.training.precision import emulation, gradient_scaler
 from mgdet.training.progress import ProgressLog, Throughput, progress_line, show, training_progress
@@ -51,13 +57,26 @@ StopAsked = Callable[[], bool]
 class Position:
     """How far a training has come; part of every checkpoint."""
 
-    epoch: int = 0  # epochs completed
-    micro_step: int = 0  # micro-batches completed in the current epoch by the current number of ranks
-    step: int = 0  # optimizer steps completed
+    epoch: Count = 0  # epochs completed
+    micro_step: Count = 0  # micro-batches completed in the current epoch by the current number of ranks
+    step: Count = 0  # optimizer steps completed
     metrics: dict[str, float] = field(default_factory=dict)  # of the last evaluation
-    world: int = 0  # number of ranks that `micro_step` refers to; 0: not known
-    batch_size: int = 0  # images in a micro-batch of each of these ranks
-    done: list[list[int]] = field(default_factory=list)  # `Segment`s of this epoch with other ranks
+    world: Count = 0  # number of ranks that `micro_step` refers to; 0: not known
+    batch_size: Count = 0  # images in a micro-batch of each of these ranks
+    done: list[list[Count]] = field(default_factory=list)  # `Segment`s of this epoch with other ranks
+
+    @classmethod
+    def read(cls, state: dict[str, Any]) -> "Position":
+        """The position in a checkpoint. Raises `ValueError` where it is none that could have been written there."""
+        if unknown := state.keys() - {f.name for f in fields(cls)}:
+            raise ValueError(f"position: unknown {min(unknown)!r}")
+        try:
+            position: Position = TypeAdapter(cls).validate_python(state)
+        except ValidationError as error:
+            raise ValueError(f"position: {first_problem(error)}") from error
+        if any(len(segment) != len(Segment._fields) for segment in position.done):
+            raise ValueError(f"done: {position.done}: expected lists of {', '.join(Segment._fields)}")
+        return position
 
     def on(self, world: int, batch_size: int) -> "Position":
         """The same position for these ranks; if they are not the ranks so far, what those did is appended to `done`."""
@@ -115,7 +134,7 @@ class Worker:
             evaluated = last or (epoch + 1) % self.experiment.train.evaluate_every == 0
             if evaluated:
                 self._evaluate(last)
-            self._save(self.position.metrics if evaluated else {})
+            self._save(self.position.metrics if evaluated else {}, last)
             if evaluated:
                 self.on_evaluation({"epoch": epoch + 1, "step": self.position.step, **self.position.metrics})
         return self.position.metrics
@@ -127,6 +146,7 @@ class Worker:
         self.train_data = ShardedDataset(e.data.uri, e.data.train_split)
         val_data = ShardedDataset(e.data.uri, e.data.val_split)
         self.categories = val_data.categories
+        self.data = fingerprint(self.train_data.manifest, [e.data.train_split, e.data.val_split])
         self.ground_truth = val_data.ground_truth()
         batch_size = micro_batch(e.train.batch_size, world.size, e.train.accumulate)
         cpus = resolved(e.cluster.cpus_per_worker)
@@ -159,7 +179,10 @@ class Worker:
     def _build_network(self) -> None:
         e = self.experiment
         self.detector = e.model.build(len(self.categories))
-        for note in initialise(self.detector, e.model):
+        model = e.model
+        if model.weights not in NAMED_WEIGHTS:
+            model = model.model_copy(update={"weights": weights_file(model.weights)})
+        for note in initialise(self.detector, model, [c.name for c in self.categories]):
             if self.world.is_main:
                 logger.info("%s", note)
         if e.train.sync_bn:
@@ -175,6 +198,7 @@ class Worker:
         if info is None:
             return
         state = found[1] if found else self.store.load(info)
+        refuse_other_data(self.experiment, data_of(state), self.data)
         self.load_state_dict(state)
         if self.world.is_main:
             logger.info("resuming at epoch %d, step %d from %s", self.position.epoch, info.step, self.store.path(info))
@@ -197,7 +221,9 @@ class Worker:
             "generators": generators,
             "config": self.experiment.to_yaml(),
             "categories": json.dumps([[c.id, c.name] for c in self.categories]),
-            "format": 1,
+            "data": json.dumps(self.data),
+            "made_by": json.dumps(made_by()),
+            "format": FORMAT,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -209,24 +235,44 @@ class Worker:
             self.optimizer.load_state_dict(state["optimizer"])
             if self.scaler.is_enabled():
                 self.scaler.load_state_dict(state["scaler"])
+            position = Position.read(state["position"])
         except (RuntimeError, ValueError, TypeError, KeyError) as error:
             raise CheckpointError(
                 f"the checkpoint in {self.experiment.run_uri} is of another model: {error}"
             ) from error
-        self.position = Position(**state["position"]).on(self.world.size, self.loader.batches.batch_size)
+        self.position = position.on(self.world.size, self.loader.batches.batch_size)
         self._set_rate()
         if self.world.rank < len(state["generators"]):  # ranks that did not exist before keep their seed
             set_generator_state(state["generators"][self.world.rank], self.world.device)
 
-    def _save(self, metrics: dict[str, float]) -> None:
-        """Write a checkpoint; `metrics` are those of these very weights, by which the best one is kept."""
-        state = self.state_dict()
+    def _save(self, metrics: dict[str, float], last: bool = False) -> bool:
+        """Write a checkpoint; `metrics` are those of these very weights, by which the best one is kept.
+
+        Returns whether it is written, which only rank 0 knows. For the `last` one of the training it is tried longer,
+        and where it cannot be written every rank raises `UnsavedError`.
+        """
+        state, failed = self.state_dict(), ""
         if state is not None:
-            p = self.position
+            p, attempts = self.position, LAST_ATTEMPTS if last else ATTEMPTS
             try:
-                self.store.save(state, step=p.step, epoch=p.epoch, metrics=metrics)
-            except CheckpointError as error:  # no reason to stop training: the next save may succeed
-                logger.error("%s; training goes on, the newest checkpoint stays the one before", error)
+                self.store.save(state, step=p.step, epoch=p.epoch, metrics=metrics, attempts=attempts)
+            except CheckpointError as error:
+                failed = str(error)
+        if last:
+            self._require_saved(failed)
+        elif failed:  # no reason to stop training: the next save may succeed
+            logger.error("%s; training goes on, the newest checkpoint stays the one before", failed)
+        return not failed
+
+    def _require_saved(self, failed: str) -> None:
+        """Raise `UnsavedError` on every rank if rank 0 has `failed` to write the last checkpoint."""
+        if failed:
+            failed = (
+                f"The training came to its end, but its last checkpoint is missing: {failed}. {self.store.how_far()} "
+                "Mend the storage and run the same command: it trains from there to the end again."
+            )
+        if failed := self.world.broadcast(failed):
+            raise UnsavedError(failed)
 
     # --- the loop
 
@@ -273,9 +319,10 @@ class Worker:
 
     def _stop_if_asked(self) -> None:
         if self.stop_asked():
-            self._save({})
+            kept = "with" if self._save({}) else "WITHOUT"  # only rank 0 knows; its message is the one that is shown
+            step = self.position.step
             raise Interrupted(
-                f"stopped on request after step {self.position.step}, with a checkpoint of it; the same command goes on"
+                f"stopped on request after step {step}, {kept} a checkpoint of it; the same command goes on"
             )
 
     def _step(self, group: list[Batch], sums: StepSums) -> None:
@@ -313,6 +360,7 @@ class Worker:
             batches=group,
             network=self.detector,
             config=self.experiment.shown(),
+            data=self.data,
         )
         values = {"gradient norm": norm, **sums.losses()}
         raise non_finite_error(self.position.step, path, values)

@@ -1,6 +1,7 @@
 """The capture of a step whose loss or gradient is not finite: everything that is needed to find out why."""
 
 import io
+import json
 import logging
 from typing import Any
 
@@ -25,6 +26,7 @@ def capture(
     batches: list[Batch],
     network: nn.Module,
     config: dict[str, Any],
+    data: dict[str, Any],
 ) -> str:
     """Write this rank's micro-batches and the weights before the step to the run; returns the path of the file.
 
@@ -36,6 +38,7 @@ def capture(
         batches: the micro-batches of the step.
         network: the network, whose weights are those before the step.
         config: the experiment as plain values.
+        data: the fingerprint of the data set.
     """
     directory = locate(run_uri) / "nonfinite"
     directory.mkdir()
@@ -46,6 +49,7 @@ def capture(
             "model": {k: v.cpu() for k, v in network.state_dict().items()},
             "batches": [_flatten(b.to("cpu")) for b in batches],
             "config": config,
+            "data": json.dumps(data),
             "step": step,
             "epoch": epoch,
         },
@@ -67,7 +71,7 @@ def non_finite_error(step: int, path: str, values: dict[str, float]) -> NonFinit
 
 
 def load_capture(path: str) -> dict[str, Any]:
-    """The content of a file that `capture` wrote: `model`, `batches`, `config`, `step`, `epoch`.
+    """The content of a file that `capture` wrote: `model`, `batches`, `config`, `data`, `step`, `epoch`.
 
     Raises:
         CheckpointError: it cannot be read, or is something else.

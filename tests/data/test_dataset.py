@@ -1,5 +1,7 @@
 """Writing and reading: all or nothing, exact, and clear about what is wrong."""
 
+import json
+import os
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +15,8 @@ from mgdet import storage
 from mgdet.data import ShapesConfig, ShardedDataset, dataset, generate_shapes, read_manifest
 from mgdet.data.schema import SCHEMA, Record
 from mgdet.data.writer import write_dataset
-from mgdet.errors import DataError
+from mgdet.errors import DataError, OwnedError
+from mgdet.records import seal, unseal
 from mgdet.structures import Category
 
 CLASSES = [Category(3, "a"), Category(8, "b")]
@@ -122,17 +125,42 @@ def test_wrong_places(small: str, tmp_path: Path) -> None:
     [
         ('"format": 1', '"format": 99', "format version 99"),
         ('"name": "small"', '"nam": "small"', "is not a manifest"),
-        ('"rows": 150', '"rows": 149', "150 rows, its manifest says 149"),
+        ('"rows": 150', '"rows": 149', r"splits.train.shards.0: 149 rows in \[64, 64, 22\]"),
+        ('"images": 150', '"images": 149', "149 images, but its shards have 150 rows"),
         ('"images": 150', "", "is not a manifest"),
         ('"id": 8', '"id": "x"', r"at categories\.1\.id"),
     ],
 )
 def test_damaged_manifest(small: str, old: str, new: str, says: str) -> None:
     manifest = Path(small) / "dataset.json"
-    text = manifest.read_text()
+    text = without_checksum(manifest.read_bytes())
     assert old in text
     manifest.write_text(text.replace(old, new))
     with pytest.raises(DataError, match=says):
+        ShardedDataset(small, "train")
+
+
+def test_a_manifest_that_was_changed(small: str) -> None:
+    manifest = Path(small) / "dataset.json"
+    manifest.write_text(manifest.read_text().replace('"name": "small"', '"name": "other"'))
+    with pytest.raises(DataError, match=r"its checksum does not fit .*Prepare the data set again"):
+        read_manifest(small)
+
+
+@pytest.mark.parametrize("file", ["../other/part-00000.parquet", "/etc/passwd", "val/part-00000.parquet", "train/x"])
+def test_a_manifest_opens_no_file_outside(small: str, file: str) -> None:
+    manifest = Path(small) / "dataset.json"
+    content = unseal(manifest.read_bytes())
+    content["splits"]["train"]["shards"][0]["file"] = file
+    manifest.write_bytes(seal(content))
+    with pytest.raises(DataError, match="is no file of this split"):
+        ShardedDataset(small, "train")
+
+
+def test_a_shard_of_another_data_set(small: str, tmp_path: Path) -> None:
+    write_dataset(tmp_path / "y", {"train": records(149)}, name="y", categories=CLASSES)
+    (tmp_path / "y" / "train" / "part-00000.parquet").rename(Path(small) / "train" / "part-00000.parquet")
+    with pytest.raises(DataError, match="149 rows, its manifest says 150"):
         ShardedDataset(small, "train")
 
 
@@ -148,6 +176,11 @@ def test_damaged_shards(small: str) -> None:
     shard.unlink()
     with pytest.raises(DataError, match=r"Cannot read .*part-00000"):
         ShardedDataset(small, "train")
+
+
+def without_checksum(record: bytes) -> str:
+    """A record as earlier versions wrote it, without a checksum: they are still read."""
+    return json.dumps(unseal(record), indent=1)
 
 
 def broken() -> Iterator[Record]:
@@ -176,10 +209,26 @@ def test_overwrite_spares_what_is_not_a_data_set(tmp_path: Path) -> None:
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
-def test_a_place_taken_meanwhile_is_spared(tmp_path: Path) -> None:
+def test_a_place_that_another_one_writes(tmp_path: Path) -> None:
+    """The second start is refused and named, the first one is not disturbed, and nothing is left of either."""
+
     def slow() -> Iterator[Record]:
         yield from records(2)
-        write_dataset(tmp_path / "x", {"t": records(5)}, name="first", categories=CLASSES)
+        with pytest.raises(OwnedError, match=rf"the data set .*x is being written by process {os.getpid()} on"):
+            write_dataset(tmp_path / "x", {"t": records(5)}, name="second", categories=CLASSES)
+
+    write_dataset(tmp_path / "x", {"t": slow()}, name="first", categories=CLASSES)
+    assert read_manifest(str(tmp_path / "x")).name == "first"
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_place_taken_meanwhile_is_spared(tmp_path: Path) -> None:
+    """By somebody who does not ask who is the owner."""
+    write_dataset(tmp_path / "y", {"t": records(5)}, name="first", categories=CLASSES)
+
+    def slow() -> Iterator[Record]:
+        yield from records(2)
+        (tmp_path / "y").rename(tmp_path / "x")
 
     with pytest.raises(DataError, match="Cannot write"):
         write_dataset(tmp_path / "x", {"t": slow()}, name="second", categories=CLASSES)

@@ -116,7 +116,7 @@ def begun(tmp_path, asked, resolved):
     """The record of a run that has a checkpoint."""
     experiment = small_experiment(tmp_path, train__precision=asked)
     train = experiment.train.model_copy(update={"precision": resolved})
-    save_run(experiment, experiment.model_copy(update={"train": train}), None)
+    save_run(experiment, experiment.model_copy(update={"train": train}), {})
     checkpoints = tmp_path / "runs" / "small" / "checkpoints"
     checkpoints.mkdir()
     info = {"file": "step-00000003.pt", "step": 3, "epoch": 1, "size": 1, "sha256": "", "metrics": {}}
@@ -150,7 +150,7 @@ def test_a_run_that_never_reached_a_checkpoint_is_chosen_for_anew(tmp_path, on):
     save_run(
         experiment,
         experiment.model_copy(update={"train": experiment.train.model_copy(update={"precision": "bf16"})}),
-        None,
+        {},
     )
     on(PLAIN)
     assert prepare(experiment, cpus=1, gpus=0)[0].train.precision == "fp32"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import mgdet
 from mgdet.errors import ConfigError, DataError
 from mgdet.runs.launch import training_images
 from mgdet.runs.record import Record, log_directory, open_run, save_run, set_old_journal_aside, summarise
@@ -41,8 +42,7 @@ def test_a_record_that_names_one_run_of_mlflow_is_read(tmp_path):
     experiment = small_experiment(tmp_path)
     save(experiment, "id")
     path = Path(experiment.run_uri) / "run.json"
-    content = json.loads(path.read_text())
-    del content["run_ids"]
+    content = {"learned": json.loads(path.read_text())["learned"]}
     path.write_text(json.dumps(content | {"mlflow_run_id": "old"}))
     assert open_run(experiment).run_ids == {"mlflow": "old"}
     path.write_text(json.dumps(content | {"mlflow_run_id": None}))
@@ -52,7 +52,10 @@ def test_a_record_that_names_one_run_of_mlflow_is_read(tmp_path):
 def test_the_same_experiment_finds_its_run(tmp_path):
     experiment = small_experiment(tmp_path)
     save(experiment, "an-mlflow-id")
-    assert open_run(experiment) == Record(json.loads(json.dumps(experiment.identity())), {"mlflow": "an-mlflow-id"})
+    found = open_run(experiment)
+    identity = json.loads(json.dumps(experiment.identity()))
+    assert found == Record(identity, {"mlflow": "an-mlflow-id"}, {}, found.made_by)
+    assert found.made_by["mgdet"] == mgdet.__version__
     assert open_run(experiment.model_copy(update={"name": "other"})) is None
     assert (run_directory(experiment) / "config.yaml").read_text() == experiment.to_yaml()
 
@@ -243,7 +246,25 @@ def test_log_directory(tmp_path, monkeypatch):
     assert log_directory(as_uri) == tmp_path / "runs" / "small"
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     remote = experiment.model_copy(update={"storage": "s3://bucket/runs"})
-    assert log_directory(remote) == tmp_path / "home" / ".cache" / "mgdet" / "small"
+    cache = tmp_path / "home" / ".cache" / "mgdet"
+    assert log_directory(remote).parent == cache
+    assert log_directory(remote).name.startswith("small-")
+
+
+def test_runs_of_one_name_at_two_places_have_two_logs(tmp_path, monkeypatch):
+    """Else the metrics of one are sent as those of the other."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    e = small_experiment(tmp_path)
+    places = [
+        "s3://one/runs",
+        "s3://two/runs",
+        "s3://one/runs/more",
+        "s3://one/runs?endpoint_override=h:1",
+        "gs://one/runs",
+    ]
+    logs = {log_directory(e.model_copy(update={"storage": place})) for place in places}
+    assert len(logs) == len(places)
+    assert log_directory(e.model_copy(update={"storage": places[0]})) in logs
 
 
 def test_a_run_whose_last_checkpoint_was_cut_short_is_not_finished(tmp_path):

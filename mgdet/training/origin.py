@@ -1,0 +1,41 @@
+"""Where a checkpoint comes from, as it says itself: the data set and the configuration that it was trained with."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from mgdet.config import Experiment, identity_of
+from mgdet.data.fingerprint import Fingerprint, data_differences
+from mgdet.errors import ConfigError
+
+
+def data_of(state: Mapping[str, Any]) -> Fingerprint:
+    """The fingerprint of the data set in a checkpoint's content; of one of an earlier version only the classes."""
+    try:
+        found = json.loads(state["data"]) if "data" in state else {"classes": json.loads(state["categories"])}
+    except (KeyError, TypeError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def learned_of(state: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The values that decided the weights, by dotted key, in which `auto` is resolved; None where it does not say."""
+    try:
+        tree = yaml.safe_load(state["config"])
+        return identity_of(tree) if isinstance(tree, dict) else None
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError, yaml.YAMLError):
+        return None
+
+
+def refuse_other_data(experiment: Experiment, there: Mapping[str, Any] | None, here: Mapping[str, Any]) -> None:
+    """Raise `ConfigError`, with the differences, where the data set `here` is not that of the run `there`."""
+    lines = data_differences(there, here) if there else []
+    if lines:
+        raise ConfigError(
+            f"the run {experiment.run_uri} was trained on other data than {experiment.data.uri} holds now:\n  "
+            + "\n  ".join(lines)
+            + "\nA run goes on with the data that it began with. Give this one another name "
+            f"(name={experiment.name}-2), or set data.uri to the data set of the existing run, prepared as it was."
+        )
