@@ -74,7 +74,7 @@ def test_a_sweep_has_assigner_loss_term_and_tracker_from_outside(outside, shared
         "set": {
             "assigner": {"name": "best_few"},
             "loss.entropy.weight": 0.05,
-            "tracking": {"name": "sqlite", "path": str(outside / "tracked.db")},
+            "tracking": {"name": "sqlite", "enabled": True, "path": str(outside / "tracked.db")},
             "cluster.workers": 1,
             "cluster.cpus_per_worker": 1,
             "cluster.address": shared["cluster__address"],
