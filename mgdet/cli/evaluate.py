@@ -48,12 +48,13 @@ def print_table(metrics: dict[str, float], images: str) -> None:
     """Print the headline metrics and the AP of each class, and on what images they stand."""
     from mgdet.evaluation.evaluator import headlines
     from mgdet.inference.evaluate import PER_CLASS
+    from mgdet.text import metric_text
 
     print(f"\n{'-' * 60}")
     per_class = [key for key in metrics if key.startswith(PER_CLASS)]
     width = max(22, *(len(key) for key in per_class)) if per_class else 22
     for key in (*headlines(metrics), *per_class):
-        print(f"{key:<{width}} {metrics[key]:.4f}")
+        print(f"{key:<{width}} {metric_text(metrics[key])}")
     print(f"{'images':<{width}} {images}")
 
 

@@ -1,8 +1,9 @@
 """How good a detector is: COCO average precision, the divergence of its two tasks, and pictures of both."""
 
 from mgdet.evaluation.coco import DetectionArrays, coco_ap
-from mgdet.evaluation.divergence import DivergenceAccumulator, DivergenceConfig, match_candidates, spearman_by_group
+from mgdet.evaluation.divergence import DivergenceAccumulator, DivergenceConfig, match_candidates
 from mgdet.evaluation.evaluator import EvaluationConfig, Evaluator
+from mgdet.evaluation.spearman import spearman_by_group
 
 __all__ = [
     "DetectionArrays",
