@@ -139,6 +139,21 @@ def test_overrides_change_how_it_is_judged(runs, tmp_path):
     assert larger != plain
 
 
+def test_the_protocol_is_an_override_and_stands_in_the_result(runs, tmp_path):
+    run, found = runs["retinanet"], {}
+    for protocol in ("coco", "voc07", "voc12"):
+        answer = call(job, run.directory, f"evaluation.protocol={protocol}", "--json", tmp_path / f"{protocol}.json")
+        assert answer.status == 0, answer.err
+        assert re.search(rf"^AP by the rule of +{protocol}$", answer.out, re.MULTILINE)
+        found[protocol] = json.loads((tmp_path / f"{protocol}.json").read_text())
+        assert found[protocol]["protocol"] == protocol
+    assert "val/AR100" in found["coco"]["metrics"].keys() - found["voc07"]["metrics"].keys()
+    assert found["voc07"]["metrics"].keys() == found["voc12"]["metrics"].keys()
+    same = [name for name in found["coco"]["metrics"] if name.startswith(("val/divergence", "val/spearman"))]
+    assert all(found["coco"]["metrics"][name] == found["voc07"]["metrics"][name] for name in same)
+    assert call(job, run.directory, "evaluation.protocol=voc").status == 2
+
+
 def test_other_data_and_split(run, tmp_path):
     shutil.copytree(run.experiment.data.uri, tmp_path / "copy")
     answer = call(job, run.directory, "--data", tmp_path / "copy", "--split", "train")

@@ -52,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"\n{'-' * 60}")
     for key in headlines(summary.metrics):
         print(f"{key:<22} {metric_text(summary.metrics[key])}")
+    print(f"{'AP by the rule of':<22} {experiment.evaluation.protocol}")
     print(f"{'best epoch':<22} {summary.epoch}")
     print(f"{'best checkpoint':<22} {summary.checkpoint}")
     if handle:
