@@ -135,9 +135,10 @@ def _suppressed_only(scene: Scene, agree: bool) -> Scene:
     kept = scene.detections()
     free = (iou >= 0.5).scatter(1, torch.where(kept.valid, kept.priors, kept.priors[:, :1]), False)
     score, label = scene.scores.max(-1)
-    place = (2 * index + score).argsort(1).argsort(1)  # by object, then by score
-    count = torch.zeros(len(index), int(index.max()) + 1).scatter_add(1, index, torch.ones(index.shape))
-    below = (place - (count.cumsum(1) - count).gather(1, index)) / count.gather(1, index)
+    place = (2 * index + torch.where(free, score, 1.5)).argsort(1).argsort(1)  # by object, free boxes first, by score
+    rows = torch.zeros(len(index), int(index.max()) + 1)
+    total, moving = (rows.scatter_add(1, index, t.float()) for t in (torch.ones_like(score), free))
+    below = (place - (total.cumsum(1) - total).gather(1, index)) / moving.gather(1, index).clamp(min=1)
     objects = scene.targets.boxes.gather(1, index[..., None].expand(-1, -1, 4))
     moved = torch.lerp(scene.boxes, objects, 0.9 * (below if agree else 1 - below)[..., None])
     by = (label[..., None] == kept.labels[:, None]) & kept.valid[:, None] & (kept.scores[:, None] >= score[..., None])
