@@ -30,6 +30,7 @@ class Evaluation(NamedTuple):
     data: str  # root of the data set
     split: str
     images: int  # number of images in the split
+    protocol: str  # `evaluation.protocol`, by whose rules AP was computed
 
 
 def evaluate_trained(trained: Trained, data: str | None = None, split: str | None = None) -> Evaluation:
@@ -58,7 +59,7 @@ def evaluate_trained(trained: Trained, data: str | None = None, split: str | Non
         World(0, 1, trained.device),
         trained.experiment.train.precision,
     )
-    return Evaluation(metrics, uri, name, dataset.num_images)
+    return Evaluation(metrics, uri, name, dataset.num_images, trained.experiment.evaluation.protocol)
 
 
 def require_categories(trained: Trained, found: Sequence[Category], data: str) -> None:
