@@ -12,6 +12,7 @@ from typing import Any
 from mgdet.cli.screen import AboveTheBar, progress_bar
 from mgdet.errors import Interrupted, MgdetError
 from mgdet.host import require_linux
+from mgdet.text import printable
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,18 @@ def reader_may_leave() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+class _Plain(logging.Formatter):
+    """Escapes control characters, which the names of files and classes may hold."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record in lines of text."""
+        return printable(super().format(record), lines=True)
+
+
 def set_up_logging(level: int) -> None:
     """Print the records of mgdet from this `level` on, and the warnings of other libraries, on standard output."""
     lines = AboveTheBar(sys.stdout) if sys.stderr.isatty() else logging.StreamHandler(sys.stdout)
-    lines.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    lines.setFormatter(_Plain("%(asctime)s %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=logging.WARNING, handlers=[lines])
     logging.getLogger("mgdet").setLevel(level)
 

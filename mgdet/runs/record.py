@@ -8,6 +8,7 @@ from typing import Any
 
 from mgdet.config import Experiment
 from mgdet.errors import ConfigError
+from mgdet.files import cache_directory
 from mgdet.storage import Location, local_path, locate
 from mgdet.text import first_of
 from mgdet.training.checkpoint import CheckpointStore, best_of
@@ -104,7 +105,7 @@ def save_run(asked: Experiment, resolved: Experiment, mlflow_run_id: str | None)
 
 def log_directory(experiment: Experiment) -> Path:
     """Where this machine keeps the run's `metrics.jsonl`: in the run, or for remote storage in the user's cache."""
-    return local_path(experiment.run_uri) or Path.home() / ".cache" / "mgdet" / experiment.name
+    return local_path(experiment.run_uri) or cache_directory() / experiment.name
 
 
 def set_old_journal_aside(experiment: Experiment) -> None:

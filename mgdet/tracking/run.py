@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from mgdet.files import may_be_written
 from mgdet.text import first_line
 from mgdet.tracking.store import TrackingConfig, connect, mlflow_name, resolve_uri, shown_uri, sqlite_path
 from mgdet.tracking.view import is_server, run_url, runs_url, show_runs, ui_command
@@ -113,6 +114,8 @@ def _alone(uri: str) -> Iterator[None]:
         yield
         return
     path.parent.mkdir(parents=True, exist_ok=True)
+    for file in (path, f"{path}.lock"):
+        may_be_written(file)
     with open(f"{path}.lock", "w") as lock:
         with contextlib.suppress(ImportError, OSError):  # no fcntl on Windows, no locks on some network file systems
             import fcntl
