@@ -11,6 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import TypeAlias
 
+from mgdet.errors import MgdetError
+
 AnyPath: TypeAlias = str | os.PathLike[str]
 
 _KINDS = (
@@ -66,12 +68,26 @@ def absolute(path: AnyPath) -> Path:
         raise OSError(errno.EINVAL, f"the path leads nowhere: {error}{remedy}") from None
 
 
+def ensure_home() -> None:
+    """Set HOME for a user whose home directory nobody knows, as in containers that run under a mere number.
+
+    Libraries ask for it when they are imported, and fail, or make a directory that is called `~`. Raises `MgdetError`
+    where no directory can be found.
+    """
+    if not os.path.isabs(os.path.expanduser("~")):
+        try:
+            os.environ["HOME"] = str(_private(_own_temporary()))
+        except OSError as error:
+            raise MgdetError(f"this user has no home directory, and no other place: {error}. Set HOME.") from error
+
+
 def cache_directory() -> Path:
     """Where mgdet may keep files between runs: `$XDG_CACHE_HOME/mgdet`, else `~/.cache/mgdet`.
 
     A user without a home directory that can be written to has a private directory among the temporary files instead.
-    Raises `OSError` where there is no such place either.
+    Raises `OSError` or `MgdetError` where there is no such place either.
     """
+    ensure_home()
     place = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     if os.path.isabs(place):
         ours = Path(place, "mgdet")
@@ -82,7 +98,11 @@ def cache_directory() -> Path:
         else:
             if os.access(ours, os.W_OK | os.X_OK):
                 return ours
-    return _private(Path(tempfile.gettempdir(), f"mgdet-{os.getuid()}"))
+    return _private(_own_temporary())
+
+
+def _own_temporary() -> Path:
+    return Path(tempfile.gettempdir(), f"mgdet-{os.getuid()}")
 
 
 def _private(directory: Path) -> Path:
@@ -90,7 +110,7 @@ def _private(directory: Path) -> Path:
     directory.mkdir(mode=0o700, exist_ok=True)
     found = directory.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-        raise OSError(errno.EPERM, "it belongs to another user; set XDG_CACHE_HOME to a directory of yours", directory)
+        raise OSError(errno.EPERM, "it belongs to another user", directory)
     return directory
 
 

@@ -37,7 +37,7 @@ def no_waiting():
         raise AssertionError("still waiting")
 
     before = signal.signal(signal.SIGALRM, give_up)
-    signal.alarm(60)
+    signal.alarm(600)
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
@@ -216,7 +216,7 @@ S3 = "s3://bucket/runs?region=eu-central-1"
 def test_without_a_home_directory_the_journal_of_a_remote_run_has_a_place(homeless, tmp_path):
     place = log_directory(small_experiment(tmp_path, storage=S3))
     assert place.is_relative_to(tmp_path)
-    assert place.parent.stat().st_mode & 0o077 == 0, "nobody else reads it, or puts a link there"
+    assert (tmp_path / f"mgdet-{os.getuid()}").stat().st_mode & 0o077 == 0, "nobody else reads it, or puts a link there"
 
 
 def test_a_home_directory_that_cannot_be_written_to(tmp_path, monkeypatch):
@@ -232,7 +232,7 @@ def test_a_home_directory_that_cannot_be_written_to(tmp_path, monkeypatch):
 def test_a_directory_of_somebody_else_is_not_taken(homeless, tmp_path, monkeypatch):
     (tmp_path / "theirs").mkdir()
     (tmp_path / f"mgdet-{os.getuid()}").symlink_to("theirs")
-    with pytest.raises(OSError, match="belongs to another user"):
+    with pytest.raises(MgdetError, match=r"no home directory.*belongs to another user.*Set HOME"):
         files.cache_directory()
 
 
@@ -263,12 +263,15 @@ def test_a_user_without_name_and_home_trains(tmp_path, home):
     env = {k: v for k, v in os.environ.items() if k not in ("HOME", "USER", "LOGNAME", "XDG_CACHE_HOME")}
     done = subprocess.run(
         [sys.executable, "-c", UNKNOWN_USER],
-        cwd=tmp_path, capture_output=True, text=True, timeout=300,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
         env=env | ({"HOME": home} if home else {}),
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
-    assert "MLflow" in done.stdout and "cannot be used" not in done.stdout
+    assert "see it in MLflow" in done.stdout
     assert not (tmp_path / "~").exists(), "no directory of that name"
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from mgdet.cli.screen import AboveTheBar, progress_bar
 from mgdet.errors import Interrupted, MgdetError
+from mgdet.files import ensure_home
 from mgdet.host import require_linux
 from mgdet.text import printable
 
@@ -98,6 +99,7 @@ def run_cli(work: Callable[[], int], when_interrupted: str, level: int = logging
     set_up_logging(level)
     try:
         require_linux()
+        ensure_home()
         with progress_bar():
             return work()
     except Interrupted as error:

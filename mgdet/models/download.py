@@ -1,13 +1,12 @@
 """Published weights, from torchvision's servers or its cache on this machine."""
 
-import os
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mgdet.errors import CheckpointError
-from mgdet.files import cache_directory
+from mgdet.files import ensure_home
 
 
 def fetch(enum: Any) -> dict[str, Tensor]:
@@ -15,8 +14,7 @@ def fetch(enum: Any) -> dict[str, Tensor]:
 
     Raises `CheckpointError` where it can be neither downloaded nor found in the cache.
     """
-    if not os.path.isabs(torch.hub.get_dir()):  # without a home directory it would be one that is called "~"
-        torch.hub.set_dir(str(cache_directory() / "torch" / "hub"))
+    ensure_home()
     try:
         return dict(enum.get_state_dict(progress=False, check_hash=True))
     except Exception as error:  # URLError, HTTPError, OSError, RuntimeError (hash): all mean the same to the user

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from mgdet.config_base import Config
+from mgdet.files import ensure_home
 from mgdet.text import redacted
 
 _SQLITE = "sqlite:///"
@@ -91,6 +92,7 @@ def connect(uri: str, config: TrackingConfig, *, create: bool = False) -> Any:
     retries = logging.getLogger("urllib3.connectionpool")
     if retries.level == logging.NOTSET:  # it warns at each retry of each request; our own warning says it once
         retries.setLevel(logging.ERROR)
+    ensure_home()
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=uri)
