@@ -53,6 +53,7 @@ class EvaluationConfig(DivergenceConfig):
     max_dets: int = Field(
         default=100,
         ge=1,
+        le=10_000,
         description="adds the recall at this many detections an image and class beside COCO's 1, 10 and 100",
     )
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from mgdet.config import Experiment, validate
 from mgdet.config_base import Config
@@ -24,6 +24,7 @@ from mgdet.storage import child_uri
 from mgdet.sweep.space import AnyDomain, Params, Space
 
 Mode = Literal["max", "min"]
+MOST_TRIALS = 100_000
 
 
 class ASHA(Config):
@@ -31,8 +32,8 @@ class ASHA(Config):
     goes on only if it is among the best 1 / `reduction_factor` of those that have been there."""
 
     name: Literal["asha"] = "asha"
-    grace_epochs: PositiveInt = Field(default=2, description="no trial is stopped before")
-    reduction_factor: float = Field(default=3, gt=1, description="one in so many goes on")
+    grace_epochs: int = Field(default=2, gt=0, le=1_000_000, description="no trial is stopped before")
+    reduction_factor: float = Field(default=3, gt=1, le=1_000_000, description="one in so many goes on")
 
 
 class Median(Config):
@@ -40,8 +41,8 @@ class Median(Config):
     2017)."""
 
     name: Literal["median"] = "median"
-    grace_epochs: PositiveInt = Field(default=2, description="no trial is stopped before")
-    min_trials: PositiveInt = Field(default=3, description="trials to compare with")
+    grace_epochs: int = Field(default=2, gt=0, le=1_000_000, description="no trial is stopped before")
+    min_trials: int = Field(default=3, gt=0, le=MOST_TRIALS, description="trials to compare with")
 
 
 class NoScheduler(Config):
@@ -54,31 +55,41 @@ class TPE(Config):
     """Optuna's tree-structured Parzen estimator (Bergstra et al., NeurIPS 2011); it takes several metrics as well."""
 
     name: Literal["tpe"] = "tpe"
-    seed: int = Field(default=0, ge=0, description="of the searcher's random numbers")
-    startup_trials: PositiveInt = Field(default=10, description="random ones, before the estimator begins")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="of the searcher's random numbers")
+    startup_trials: int = Field(
+        default=10, gt=0, le=MOST_TRIALS, description="random ones, before the estimator begins"
+    )
 
 
 class RandomSearch(Config):
     """Every trial independent of the others."""
 
     name: Literal["random"] = "random"
-    seed: int = Field(default=0, ge=0, description="of the searcher's random numbers")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="of the searcher's random numbers")
 
 
 class Sweep(Config):
     """What a sweep file holds. The same storage and name mean the same sweep, which is then continued."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="of the sweep: letters, digits, . _ -")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=150, description="of the sweep: letters, digits, . _ -"
+    )
     base: dict[str, Any] = Field(description="the experiment that is varied; in the file: its path relative to it")
     set: dict[str, Any] = Field(default={}, description="dotted keys that are the same in every trial")
     space: dict[str, AnyDomain] = Field(min_length=1, description="dotted keys that are searched")
     metric: dict[str, Mode] = Field(default={"val/AP": "max"}, description="one or several; the first one leads")
-    trials: PositiveInt | Literal["auto"] = Field(default="auto", description="auto: every point of the grids once")
+    trials: Annotated[int, Field(gt=0, le=MOST_TRIALS)] | Literal["auto"] = Field(
+        default="auto", description="auto: every point of the grids once"
+    )
     scheduler: Annotated[ASHA | Median | NoScheduler, Field(discriminator="name")] = ASHA()
     searcher: Annotated[TPE | RandomSearch, Field(discriminator="name")] = TPE()
-    concurrent: PositiveInt | Literal["auto"] = Field(default="auto", description="auto: as many as fit the cluster")
-    max_failures: int = Field(default=1, ge=0, description="retries of a trial, beside cluster.max_failures of workers")
-    report_every_s: float = Field(default=30, gt=0, description="seconds between tables in the log")
+    concurrent: Annotated[int, Field(gt=0, le=10_000)] | Literal["auto"] = Field(
+        default="auto", description="auto: as many as fit the cluster"
+    )
+    max_failures: int = Field(
+        default=1, ge=0, le=1000, description="retries of a trial, beside cluster.max_failures of workers"
+    )
+    report_every_s: float = Field(default=30, gt=0, le=86_400, description="seconds between tables in the log")
 
     @field_validator("metric", mode="before")
     @classmethod

@@ -4,7 +4,7 @@ import logging
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -32,7 +32,7 @@ class TrackingConfig(Config):
         default=2, ge=0, le=7, description="retries of one request; MLflow's own 7 block for 4 minutes"
     )
     send_every_s: float = Field(default=1.0, gt=0, le=60, description="metrics are collected this long, then sent")
-    retry_after_s: tuple[float, ...] = Field(
+    retry_after_s: tuple[Annotated[float, Field(ge=0, le=3600)], ...] = Field(
         default=(5.0, 15.0, 60.0), min_length=1, description="waits after failures to send; the last one repeats"
     )
     flush_timeout_s: float = Field(default=30.0, ge=0, le=600, description="bound on sending the rest at the end")

@@ -1,6 +1,6 @@
 """Steps down at milestones."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -11,7 +11,9 @@ class MultiStep(Schedule):
     """Multiply by `gamma` at each milestone; milestones are epochs."""
 
     name: Literal["multistep"] = "multistep"
-    milestones: tuple[float, ...] = Field(default=(8, 11), description="epochs after which lr is multiplied by gamma")
+    milestones: tuple[Annotated[float, Field(ge=0, le=1e6)], ...] = Field(
+        default=(8, 11), description="epochs after which lr is multiplied by gamma"
+    )
     gamma: float = Field(default=0.1, gt=0, le=1, description="factor of lr at each milestone")
 
     def factor(self, step: int, warmup: int, span: Span) -> float:
