@@ -13,7 +13,7 @@ from mgdet.cli.screen import AboveTheBar, progress_bar
 from mgdet.errors import Interrupted, MgdetError
 from mgdet.files import ensure_home
 from mgdet.host import require_linux
-from mgdet.text import printable
+from mgdet.text import first_line, printable
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,21 @@ def set_up_logging(level: int) -> None:
     logging.getLogger("mgdet").setLevel(level)
 
 
+MEMORY_REMEDY = (
+    "Lower train.batch_size (or raise train.accumulate), data.transform.resize, data.loader.workers or "
+    "data.loader.prefetch, or take a machine with more memory."
+)
+
+
+def _is_want_of_memory(error: Exception) -> bool:
+    """Python's, NumPy's and Arrow's error, or torch's of a GPU (recognised without importing torch) or of the CPU."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
+    )
+
+
 def run_cli(work: Callable[[], int], when_interrupted: str, level: int = logging.INFO) -> int:
     """The exit status of `work()`; 2: an error that the user can mend; 130: Ctrl-C; 143: SIGTERM.
 
@@ -108,6 +123,11 @@ def run_cli(work: Callable[[], int], when_interrupted: str, level: int = logging
     except MgdetError as error:
         logging.getLogger("mgdet").debug("the error below was raised here:", exc_info=True)
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        if not _is_want_of_memory(error):
+            raise
+        print(f"error: not enough memory: {first_line(error)}. {MEMORY_REMEDY}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"interrupted; {when_interrupted}", file=sys.stderr)

@@ -16,6 +16,7 @@ from mgdet.data.schema import read_manifest
 from mgdet.data.shapes import ensure_shapes
 from mgdet.errors import ClusterError, ConfigError, Interrupted
 from mgdet.models.weights import NAMED_WEIGHTS
+from mgdet.runs.memory import check_batch_fits
 from mgdet.runs.record import Summary, log_directory, open_run, save_run, set_old_journal_aside, summarise
 from mgdet.runs.resolve import resolve
 from mgdet.runs.resources import this_machine
@@ -49,7 +50,9 @@ def absolute(experiment: Experiment) -> Experiment:
 def prepare(experiment: Experiment, cpus: float, gpus: float) -> tuple[Experiment, list[str]]:
     """Make or check the data set and resolve every `auto`: the experiment, and the reasons, as `resolve` gives them."""
     experiment = absolute(experiment)
-    return resolve(experiment, num_images=training_images(experiment.data), cpus=cpus, gpus=gpus)
+    resolved, reasons = resolve(experiment, num_images=training_images(experiment.data), cpus=cpus, gpus=gpus)
+    check_batch_fits(resolved)
+    return resolved, reasons
 
 
 def training_images(data: DataConfig) -> int:

@@ -5,7 +5,6 @@
 Everything that a trial could be is validated against the experiment's own types when the file is read.
 """
 
-import copy
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from pydantic import Field, field_validator, model_validator
 from mgdet.config import Experiment, validate
 from mgdet.config_base import Config
 from mgdet.config_files import SWEEPS, find, find_base
-from mgdet.config_yaml import Overrides, flatten, read_tree, read_yaml, settings_of, validate_as, with_settings
+from mgdet.config_yaml import Overrides, flatten, plain, read_tree, read_yaml, settings_of, validate_as, with_settings
 from mgdet.errors import ConfigError
 from mgdet.evaluation.evaluator import info_of, infos
 from mgdet.plugins import load_plugins, named_plugins, united
@@ -188,7 +187,7 @@ def load_sweep(config: str | Path | Mapping[str, Any], overrides: Overrides = ()
         ConfigError: naming the key, the value and the range that led to it.
     """
     if isinstance(config, Mapping):
-        source, directory, tree = "the sweep", Path(), copy.deepcopy(dict(config))
+        source, directory, tree = "the sweep", Path(), plain(config, "the sweep")
     else:
         path = find(config, SWEEPS)
         source, directory, tree = str(config), path.parent, read_yaml(path)
@@ -203,7 +202,7 @@ def load_sweep(config: str | Path | Mapping[str, Any], overrides: Overrides = ()
         raise ConfigError(f"{source}: base = {base!r}: expected the name of an experiment's YAML file beside this one")
     tree["base"] = read_tree(Experiment, find_base(base, directory))
     if added:
-        tree.setdefault("set", {})["plugins"] = united(tree["base"].get("plugins", ()), added)
+        _below(tree, "set", source)["plugins"] = united(tree["base"].get("plugins", ()), added)
     sweep = validate_as(Sweep, tree, source)
     experiments = [experiment for _, experiment in sweep.corners()]
     _check_epochs(sweep, experiments, source)
@@ -242,22 +241,25 @@ def _dotted(tree: dict[str, Any], *, searched: bool) -> dict[str, Any]:
 
 def _apply(tree: dict[str, Any], key: str, value: Any, said: str) -> None:
     head, _, rest = key.partition(".")
-    if head in ("set", "space") and rest:
-        tree.setdefault(head, {})[rest] = value
-    elif head in Sweep.model_fields and head not in ("set", "space"):
-        node = tree
-        if rest:
-            node = tree.setdefault(head, {})
-            if not isinstance(node, dict):
-                raise ConfigError(f"{said}: {head} is a value, it has no keys below it")
-        node[rest or head] = value
+    if head in Sweep.model_fields and (rest or head not in ("set", "space")):
+        (_below(tree, head, said) if rest else tree)[rest or head] = value
     elif head in Experiment.model_fields:
-        tree.setdefault("set", {})[key] = value
+        _below(tree, "set", said)[key] = value
     else:
         allowed = [*Sweep.model_fields, *Experiment.model_fields]
         near = difflib.get_close_matches(head, allowed, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise ConfigError(f"{said}: unknown key {head}.{hint} Allowed: {', '.join(dict.fromkeys(allowed))}.")
+
+
+def _below(tree: dict[str, Any], key: str, said: str) -> dict[str, Any]:
+    """The mapping under a key of a sweep, made if it is missing. Raises `ConfigError` where something else is there."""
+    if tree.get(key) is None:
+        tree[key] = {}
+    if not isinstance(tree[key], dict):
+        raise ConfigError(f"{said}: {key} is a value, it has no keys below it")
+    found: dict[str, Any] = tree[key]
+    return found
 
 
 def _check_epochs(sweep: Sweep, experiments: Sequence[Experiment], source: str) -> None:
