@@ -101,6 +101,14 @@ def cache_directory() -> Path:
     return _private(_own_temporary())
 
 
+def private_directory() -> Path:
+    """A directory among the temporary files that no other user can look into, the same each time where it can be."""
+    try:
+        return _private(_own_temporary())
+    except OSError:  # somebody else has taken the name
+        return Path(tempfile.mkdtemp(prefix="mgdet-"))
+
+
 def _own_temporary() -> Path:
     return Path(tempfile.gettempdir(), f"mgdet-{os.getuid()}")
 
@@ -111,6 +119,7 @@ def _private(directory: Path) -> Path:
     found = directory.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
         raise OSError(errno.EPERM, "it belongs to another user", directory)
+    directory.chmod(0o700)
     return directory
 
 

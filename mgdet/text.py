@@ -1,5 +1,7 @@
 """Text for people: no password and no control character, durations, long lists cut short, first lines of errors."""
 
+import csv
+import io
 import re
 from collections.abc import Sequence
 
@@ -23,6 +25,28 @@ def printable(text: str, lines: bool = False) -> str:
     Names from outside (classes, files, keys) may hold anything, also what a terminal obeys instead of showing it.
     """
     return _CONTROLS.sub(lambda found: found[0] if lines and found[0] in "\n\t" else ascii(found[0])[1:-1], text)
+
+
+def csv_text(rows: Sequence[Sequence[object]]) -> str:
+    """The rows as CSV; a text that a spreadsheet would take for a formula, such as `=1+1`, begins with an apostrophe."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows([[_csv_cell(cell) for cell in row] for row in rows])
+    return out.getvalue()
+
+
+def _csv_cell(cell: object) -> object:
+    if not isinstance(cell, str):
+        return cell
+    text = printable(cell)
+    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) and not _is_number(text) else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def redacted(text: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from mgdet.cli.screen import AboveTheBar, progress_bar
 from mgdet.errors import Interrupted, MgdetError
 from mgdet.files import ensure_home
-from mgdet.host import require_linux
+from mgdet.host import require_linux, safe_path
 from mgdet.text import first_line, printable
 
 
@@ -115,7 +115,7 @@ def run_cli(work: Callable[[], int], when_interrupted: str, level: int = logging
     try:
         require_linux()
         ensure_home()
-        with progress_bar():
+        with safe_path(), progress_bar():
             return work()
     except Interrupted as error:
         print(f"interrupted: {error}", file=sys.stderr)
