@@ -28,7 +28,7 @@ def printable(text: str, lines: bool = False) -> str:
 
 
 def csv_text(rows: Sequence[Sequence[object]]) -> str:
-    """The rows as CSV; a text that a spreadsheet would take for a formula, such as `=1+1`, begins with an apostrophe."""
+    """The rows as CSV; what a spreadsheet would take for a formula, such as `=1+1`, begins with an apostrophe."""
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows([[_csv_cell(cell) for cell in row] for row in rows])
     return out.getvalue()

@@ -130,7 +130,10 @@ def script(tmp_path, text, *arguments, directory):
     (tmp_path / "bin" / "script.py").write_text(text)
     return subprocess.run(
         [sys.executable, str(tmp_path / "bin" / "script.py"), *arguments],
-        cwd=directory, capture_output=True, text=True, timeout=600,
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        timeout=600,
         env={k: v for k, v in os.environ.items() if k != "PYTHONSAFEPATH"},
     )
 
