@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
 
+import pyarrow as pa
 from pyarrow import fs
 from pydantic import AfterValidator
 
@@ -163,7 +164,7 @@ def locate(uri: str | os.PathLike[str]) -> Location:
 def _open(uri: str) -> tuple[fs.FileSystem, str]:
     try:
         return fs.FileSystem.from_uri(uri)  # type: ignore[no-any-return]  # pyarrow has no types
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(
             f"Cannot open {uri!r}: {error}. Allowed: a local path, or a URI with a scheme that pyarrow.fs knows "
             "(file, s3, gs, abfs, hdfs). Check the scheme, the bucket and the credentials."

@@ -161,6 +161,13 @@ def test_pipes_beside_a_run(tmp_path):
         JsonFile(str(tmp_path / "mlflow.db.lock"))
 
 
+@pytest.mark.parametrize("workers", ["0", "-1", "1000000000"])
+def test_numbers_of_threads_that_cannot_be_started(tmp_path, capsys, workers):
+    arguments = ["--split", "train", "a.json", ".", "--out", str(tmp_path / "out"), "--workers", workers]
+    assert main(["prepare", "coco", *arguments]) == 2
+    assert f"cannot be {workers} decoding threads; allowed are 1 to" in capsys.readouterr().err
+
+
 # --- paths that lead nowhere
 
 
@@ -192,6 +199,7 @@ def test_a_path_that_leads_nowhere(tmp_path, place):
             absolute(small_experiment(tmp_path, storage=place))
         with pytest.raises(MgdetError, match="leads nowhere"):
             locate(place)
+        assert start_run(TrackingConfig(uri=f"sqlite:///{place}\0.db"), name="x", params={}, config_yaml="") is None
 
 
 # --- users without a home directory

@@ -23,6 +23,8 @@ from mgdet.text import first_of
 
 logger = logging.getLogger(__name__)
 
+MOST_WORKERS = 256
+
 LISTED = 1000
 """How many dropped boxes, and how many dropped images, the manifest names at most; it counts all of them."""
 BORDER_TOLERANCE = 1e-3
@@ -97,6 +99,8 @@ def import_annotations(
             images are missing or undecodable.
     """
     _check_splits(data_format, splits)
+    if workers is not None and not 1 <= workers <= MOST_WORKERS:
+        raise DataError(f"There cannot be {workers} decoding threads; allowed are 1 to {MOST_WORKERS}.")
     if not overwrite and is_taken(uri):  # before minutes of decoding; the writer looks again
         raise DataError(f"{uri} exists already and nothing was written. Choose another place or pass --overwrite.")
     contents = [data_format.read([Path(place) for place in places]) for _, places in splits]

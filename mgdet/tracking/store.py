@@ -50,7 +50,7 @@ def sqlite_path(uri: str) -> Path | None:
     """The database file of a SQLite URI, absolute; None for every other store."""
     if not uri.startswith(_SQLITE) or uri == f"{_SQLITE}:memory:":
         return None
-    return Path(uri.removeprefix(_SQLITE)).expanduser().absolute()
+    return Path(os.path.expanduser(uri.removeprefix(_SQLITE))).absolute()  # which leaves an unknown ~name as it is
 
 
 def shown_uri(uri: str) -> str:
