@@ -22,7 +22,7 @@ class Assigner(Config):
     chunk_elements: int = Field(
         default=2**25,
         ge=1,
-        le=2**30,
+        le=2**53,
         description="bound on the elements of one intermediate matrix; never changes the result",
     )
 

@@ -37,7 +37,7 @@ class MutualGuidance(MutualAssigner):
 
     name: Literal["mutual_guidance"] = "mutual_guidance"
     sigma: float = Field(
-        default=2.0, ge=1, le=1e6, description="the larger, the less the score amplifies an anchor's IoU"
+        default=2.0, ge=1, le=1e30, description="the larger, the less the score amplifies an anchor's IoU"
     )
     amplify: Literal["power", "exponential"] = Field(
         default="power", description="form of IoU_amplified: the paper's power, or the authors' later exponential"

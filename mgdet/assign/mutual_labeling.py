@@ -42,7 +42,9 @@ class MutualLabeling(MutualAssigner, CentreRegion):
     criterion: Literal["score", "amplified", "regularised"] = Field(
         default="regularised", description="by what the other task ranks the candidates of an object"
     )
-    sigma: float = Field(default=2.0, ge=1, le=1e6, description="of `amplified`: the larger, the less the score counts")
+    sigma: float = Field(
+        default=2.0, ge=1, le=1e30, description="of `amplified`: the larger, the less the score counts"
+    )
     alpha: float = Field(default=1 / 3, ge=0, le=1, description="of `regularised`: power of the task's own quality")
     theta: float = Field(
         default=4.0, ge=0.001, le=1000, description="of `regularised`: power that brings an IoU to a score's scale"

@@ -74,7 +74,7 @@ class DivergenceConfig(Config):
     chunk_elements: int = Field(
         default=1 << 24,
         ge=1,
-        le=2**30,
+        le=2**53,
         description="most IoU values held at once on the device; never changes the result",
     )
 

@@ -77,9 +77,9 @@ def _class_curves(axes: Axes, result: CocoResult, defined: Any) -> None:
         title=title, fontsize=8, title_fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False
     )
     # only now, because a name that begins with _ would be left out, and one with $ taken for a formula
-    for shown, label in zip(legend.get_texts(), labels, strict=True):
-        shown.set_parse_math(False)
-        shown.set_text(label)
+    for text, label in zip(legend.get_texts(), labels, strict=True):
+        text.set_parse_math(False)
+        text.set_text(label)
 
 
 def score_iou_figure(divergence: DivergenceResult) -> Figure:
