@@ -18,7 +18,7 @@ class ATSS(Assigner):
     """
 
     name: Literal["atss"] = "atss"
-    top_k: int = Field(default=9, ge=1, description="candidate locations of each object on each level")
+    top_k: int = Field(default=9, ge=1, le=10_000, description="candidate locations of each object on each level")
 
     def assign(self, predictions: Predictions, targets: Targets) -> Assignment:
         """Both tasks get the same labels."""

@@ -20,7 +20,10 @@ class Assigner(Config):
     """
 
     chunk_elements: int = Field(
-        default=2**25, ge=1, description="bound on the elements of one intermediate matrix; never changes the result"
+        default=2**25,
+        ge=1,
+        le=2**53,
+        description="bound on the elements of one intermediate matrix; never changes the result",
     )
 
     def __call__(self, predictions: Predictions, targets: Targets) -> Assignment:

@@ -1,9 +1,9 @@
 """What Mutual Guidance and mutual labeling share: each task's samples are ranked by how well the other task does."""
 
 from abc import abstractmethod
-from typing import Literal, NamedTuple, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 from mgdet.assign.base import owned_labels, ranked_labels
 from mgdet.assign.criteria import adaptive
@@ -34,10 +34,12 @@ class MutualAssigner(IoUThresholds):
     direction: Direction = Field(
         default="both", description="which task is guided by the other; `none`: the same count without predictions"
     )
-    top_k: PositiveInt | Literal["auto"] = Field(
+    top_k: Annotated[int, Field(gt=0, le=10_000)] | Literal["auto"] = Field(
         default="auto", description="qualities summed by count=dynamic_k; auto: 15, or 5 with one prior per location"
     )
-    candidates: int = Field(default=9, ge=1, description="locations on each level that count=mean_std looks at")
+    candidates: int = Field(
+        default=9, ge=1, le=10_000, description="locations on each level that count=mean_std looks at"
+    )
 
     @abstractmethod
     def criteria(self, predictions: Predictions) -> Criteria:

@@ -42,13 +42,17 @@ class MutualLabeling(MutualAssigner, CentreRegion):
     criterion: Literal["score", "amplified", "regularised"] = Field(
         default="regularised", description="by what the other task ranks the candidates of an object"
     )
-    sigma: float = Field(default=2.0, ge=1, description="of `amplified`: the larger, the less the score counts")
+    sigma: float = Field(
+        default=2.0, ge=1, le=1e30, description="of `amplified`: the larger, the less the score counts"
+    )
     alpha: float = Field(default=1 / 3, ge=0, le=1, description="of `regularised`: power of the task's own quality")
-    theta: float = Field(default=4.0, gt=0, description="of `regularised`: power that brings an IoU to a score's scale")
+    theta: float = Field(
+        default=4.0, ge=0.001, le=1000, description="of `regularised`: power that brings an IoU to a score's scale"
+    )
     region: Literal["box", "centre"] = Field(
         default="box", description="of points: anywhere in the object, or within `radius` strides of its centre"
     )
-    warmup_epochs: float = Field(default=0.0, ge=0, description="epochs with the baseline's labels before")
+    warmup_epochs: float = Field(default=0.0, ge=0, le=1e9, description="epochs with the baseline's labels before")
 
     def baseline(self, layout: PriorLayout) -> MaxIoU | CenterSampling:
         """The detector's own assigner."""

@@ -23,10 +23,10 @@ class SimOTA(Assigner):
     """
 
     name: Literal["simota"] = "simota"
-    radius: float = Field(default=2.5, gt=0, description="strides from the object's centre, in x and y")
-    top_k: int = Field(default=10, ge=1, description="IoUs summed to find the number of positives")
-    cls_weight: float = Field(default=1.0, ge=0, description="factor of the classification in the cost")
-    iou_weight: float = Field(default=3.0, ge=0, description="factor of -log(IoU) in the cost")
+    radius: float = Field(default=2.5, gt=0, le=1e6, description="strides from the object's centre, in x and y")
+    top_k: int = Field(default=10, ge=1, le=10_000, description="IoUs summed to find the number of positives")
+    cls_weight: float = Field(default=1.0, ge=0, le=1e6, description="factor of the classification in the cost")
+    iou_weight: float = Field(default=3.0, ge=0, le=1e6, description="factor of -log(IoU) in the cost")
 
     def assign(self, predictions: Predictions, targets: Targets) -> Assignment:
         """Both tasks get the same labels."""

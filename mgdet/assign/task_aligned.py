@@ -25,10 +25,10 @@ class TaskAligned(Assigner):
     """
 
     name: Literal["task_aligned"] = "task_aligned"
-    alpha: float = Field(default=1.0, ge=0, description="power of the class score")
-    beta: float = Field(default=6.0, gt=0, description="power of the IoU")
-    top_k: int = Field(default=13, ge=1, description="positives of each object")
-    warmup_epochs: float = Field(default=4.0, ge=0, description="epochs with the labels of atss before")
+    alpha: float = Field(default=1.0, ge=0, le=1000, description="power of the class score")
+    beta: float = Field(default=6.0, gt=0, le=1000, description="power of the IoU")
+    top_k: int = Field(default=13, ge=1, le=10_000, description="positives of each object")
+    warmup_epochs: float = Field(default=4.0, ge=0, le=1e9, description="epochs with the labels of atss before")
 
     def at(self, epoch: float, layout: PriorLayout) -> Assigner:
         """ATSS while `epoch < warmup_epochs`."""

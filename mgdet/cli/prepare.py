@@ -20,6 +20,7 @@ from mgdet.cli.keys import shipped
 from mgdet.cli.run import Command, common_options
 from mgdet.data.formats import FORMATS, DataFormat
 from mgdet.errors import MgdetError
+from mgdet.text import printable
 from mgdet.training.progress import Progress, show
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def print_table(manifest: "Manifest", uri: str) -> None:
         counts = f"{split.images:>10}{split.boxes:>10}{split.crowd:>8}{split.negatives:>15}{len(split.shards):>8}"
         print(f"{name:<12}{counts}")
     changes = manifest.changes.model_dump(exclude={"dropped_boxes", "dropped_images"})
-    print(f"\n{len(manifest.categories)} classes: {', '.join(c.name for c in manifest.categories)}")
+    print(f"\n{len(manifest.categories)} classes: {', '.join(printable(c.name) for c in manifest.categories)}")
     print("Changed: " + (", ".join(f"{k} {v}" for k, v in changes.items() if v) or "nothing"))
     print(f"Written to {uri}")
 

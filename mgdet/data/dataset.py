@@ -82,9 +82,8 @@ class ShardedDataset:
         for shard in info.shards:
             place, file = child_uri(self.uri, shard.file), root / shard.file
             try:
-                table = pq.read_table(
-                    file.path, filesystem=file.filesystem, columns=_ANNOTATION_COLUMNS, partitioning=None
-                )
+                with file.open_input() as opened:
+                    table = pq.read_table(opened, columns=_ANNOTATION_COLUMNS, partitioning=None)
             except (OSError, pa.ArrowException) as error:
                 raise DataError(f"Cannot read {place}: {error}. Prepare the data set again.") from error
             if table.num_rows != shard.rows:

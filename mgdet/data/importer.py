@@ -16,11 +16,14 @@ from mgdet.data.formats.base import AnnotatedImage, AnnotatedObject, AnnotatedSp
 from mgdet.data.schema import Changes, DroppedBox, Manifest, Progress, Record
 from mgdet.data.writer import write_dataset
 from mgdet.errors import DataError
-from mgdet.storage import locate
+from mgdet.files import read_regular
+from mgdet.storage import is_taken, locate
 from mgdet.structures import Category
 from mgdet.text import first_of
 
 logger = logging.getLogger(__name__)
+
+MOST_WORKERS = 256
 
 LISTED = 1000
 """How many dropped boxes, and how many dropped images, the manifest names at most; it counts all of them."""
@@ -96,7 +99,9 @@ def import_annotations(
             images are missing or undecodable.
     """
     _check_splits(data_format, splits)
-    if not overwrite and not locate(uri).is_empty():  # before minutes of decoding; the writer looks again
+    if workers is not None and not 1 <= workers <= MOST_WORKERS:
+        raise DataError(f"There cannot be {workers} decoding threads; allowed are 1 to {MOST_WORKERS}.")
+    if not overwrite and is_taken(uri):  # before minutes of decoding; the writer looks again
         raise DataError(f"{uri} exists already and nothing was written. Choose another place or pass --overwrite.")
     contents = [data_format.read([Path(place) for place in places]) for _, places in splits]
     categories = _common_categories(contents)
@@ -189,7 +194,7 @@ def _verify(split: str, content: AnnotatedSplit, workers: int | None, progress: 
 
 def _decoded_size(path: Path) -> Size | None:
     try:
-        image = decode_image(path.read_bytes(), str(path))
+        image = decode_image(read_regular(path), str(path))
     except (DataError, OSError, ValueError) as error:
         logger.debug("%s", error)
         return None
@@ -251,7 +256,7 @@ def _record(
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except OSError as error:
         raise DataError(f"{path} was readable a moment ago and is not now: {error}. Start again.") from error
 

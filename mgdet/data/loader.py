@@ -8,10 +8,10 @@ import threading
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -29,18 +29,19 @@ logger = logging.getLogger(__name__)
 class LoaderConfig(Config):
     """How batches are made; nothing here changes what is in them."""
 
-    workers: NonNegativeInt | Literal["auto"] = Field(
+    workers: Annotated[int, Field(ge=0, le=256)] | Literal["auto"] = Field(
         default="auto",
         description="loader processes of each training worker; 0: the training process itself decodes; auto: one less "
         "than its CPUs, at most 8, and none for up to two CPUs",
     )
-    prefetch: PositiveInt = Field(default=2, description="batches that each loader process prepares ahead")
+    prefetch: int = Field(default=2, gt=0, le=1000, description="batches that each loader process prepares ahead")
     start_method: Literal["forkserver", "spawn"] = Field(
         default="forkserver", description="how loader processes start; fork is not allowed, it breaks threads and CUDA"
     )
     divisor: int = Field(
         default=32,
         ge=1,
+        le=1024,
         description="heights and widths of a batch are padded to a multiple of this, the network's largest stride",
     )
 

@@ -8,6 +8,8 @@ import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from mgdet.text import printable
+
 COLORS = ("#ffb000", "#36c5f0", "#ff5c8a", "#7ee081", "#c79bff", "#ff8f45", "#f4f45a", "#4fe3c1")
 """By class."""
 SMALLEST, LARGEST = 640, 1920
@@ -51,6 +53,7 @@ def _write(
     size: tuple[int, int],
 ) -> None:
     """Above the box's upper left corner, within the picture."""
+    text = printable(text)
     left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
     width, height = right - left + 6, bottom - top + 4
     x = max(0, min(corner[0], size[0] - width))

@@ -14,6 +14,7 @@ from mgdet.data.decode import decode_image
 from mgdet.data.loader import Collate, Sample
 from mgdet.data.transforms import EvalTransform
 from mgdet.errors import DataError
+from mgdet.files import absolute, may_be_written, read_regular
 from mgdet.inference.load import Trained
 from mgdet.inference.output import JsonFile
 from mgdet.inference.prediction import Prediction, predictions
@@ -148,7 +149,7 @@ def _groups(paths: Sequence[Path], size: int, unreadable: list[str]) -> Iterator
     group: list[Photo] = []
     for index, path in enumerate(paths):
         try:
-            group.append(Photo(index - len(unreadable), path, decode_image(path.read_bytes(), str(path))))
+            group.append(Photo(index - len(unreadable), path, decode_image(read_regular(path), str(path))))
         except (OSError, DataError) as error:
             logger.warning("left out: %s", error)
             unreadable.append(path.as_posix())
@@ -171,8 +172,8 @@ def _check_options(trained: Trained, score: float, batch_size: int) -> None:
 def _directory(out: str, overwrite: bool) -> Path:
     if "://" in out or not out.strip():
         raise DataError(f"The output directory is {out!r}; it must be a local directory.")
-    path = Path(out).expanduser()
     try:
+        path = absolute(out)
         taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
     except OSError as error:
         raise DataError(f"{out} cannot be used: {error}. Choose another place.") from error
@@ -236,6 +237,7 @@ class _Writer:
         assert self.pictures is not None, "names were made where pictures are wanted"
         path = self.directory / self.pictures[photo.path]
         try:
+            may_be_written(path)
             draw_boxes(photo.pixels, found.boxes.tolist(), found.labels.tolist(), texts).save(path)
         except OSError as error:
             raise DataError(f"{path} cannot be written: {error}. Check the space and the rights.") from error

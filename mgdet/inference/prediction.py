@@ -3,7 +3,6 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from mgdet.data.decode import decode_image, from_pillow
 from mgdet.errors import DataError, MgdetError
+from mgdet.files import read_regular
 from mgdet.structures import Category, Detections
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def pixels_of(image: ImageLike) -> Tensor:
             raise DataError(f"the Pillow image cannot be read: {error}") from error
     if isinstance(image, str | os.PathLike):
         try:
-            return decode_image(Path(image).read_bytes(), str(image))
+            return decode_image(read_regular(image), str(image))
         except OSError as error:
             raise DataError(f"{image}: cannot be read ({error}). Give the path of an image file.") from error
     raise DataError(f"an image is a {type(image).__name__}: {_ALLOWED}")

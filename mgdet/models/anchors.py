@@ -1,6 +1,7 @@
 """Priors over a feature pyramid."""
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -13,11 +14,13 @@ from mgdet.structures import PriorLayout, Priors
 class AnchorConfig(Config):
     """RetinaNet's anchors (Lin et al., ICCV 2017, section 4): `scales` sizes in an octave times the aspect ratios."""
 
-    sizes: tuple[float, ...] = Field(
+    sizes: tuple[Annotated[float, Field(ge=1, le=16_384)], ...] = Field(
         default=(32, 64, 128, 256, 512), min_length=5, max_length=5, description="smallest side on P3..P7, pixels"
     )
     scales: int = Field(default=3, ge=1, le=8, description="sizes per octave")
-    ratios: tuple[float, ...] = Field(default=(0.5, 1.0, 2.0), min_length=1, description="height / width")
+    ratios: tuple[Annotated[float, Field(ge=0.01, le=100)], ...] = Field(
+        default=(0.5, 1.0, 2.0), min_length=1, max_length=16, description="height / width"
+    )
 
     @property
     def per_location(self) -> int:

@@ -59,7 +59,7 @@ class DetectorConfig(Config):
     )
     fpn_norm: Norm = Field(default="none", description="norm of the pyramid's convolutions")
     head_norm: Norm = Field(default="none", description="norm of the head's convolutions")
-    channels: int = Field(default=256, ge=8, multiple_of=8, description="width of pyramid and head")
+    channels: int = Field(default=256, ge=8, le=2048, multiple_of=8, description="width of pyramid and head")
     p6_from: str = "p5"
     trainable_layers: int = Field(
         default=5, ge=0, le=5, description="backbone stages that train, counted from the last; 5: all"

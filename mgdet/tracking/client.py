@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from mgdet.files import ensure_home
 from mgdet.text import redacted
 
 _SQLITE = "sqlite:///"
@@ -24,7 +25,7 @@ def sqlite_path(uri: str) -> Path | None:
     """The database file of a SQLite URI, absolute; None for every other store."""
     if not uri.startswith(_SQLITE) or uri == f"{_SQLITE}:memory:":
         return None
-    return Path(uri.removeprefix(_SQLITE)).expanduser().absolute()
+    return Path(os.path.expanduser(uri.removeprefix(_SQLITE))).absolute()  # which leaves an unknown ~name as it is
 
 
 def shown_uri(uri: str) -> str:
@@ -75,6 +76,7 @@ def connect(uri: str, timeout_s: int, repeats: int, *, create: bool = False) -> 
     retries = logging.getLogger("urllib3.connectionpool")
     if retries.level == logging.NOTSET:  # it warns at each retry of each request; our own warning says it once
         retries.setLevel(logging.ERROR)
+    ensure_home()
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=uri)

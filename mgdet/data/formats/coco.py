@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn
 
 from mgdet.data.formats.base import AnnotatedImage, AnnotatedObject, AnnotatedSplit, Box, DataFormat
 from mgdet.errors import DataError
+from mgdet.files import read_regular
 from mgdet.text import first_of
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def _content(path: Path) -> dict[str, list[Any]]:
 
 def _load(path: Path) -> Any:
     try:
-        text = path.read_bytes()
+        text = read_regular(path)
     except FileNotFoundError:
         raise DataError(f"Annotation file {path} does not exist. Correct the path.") from None
     except OSError as error:

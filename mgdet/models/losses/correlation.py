@@ -28,12 +28,15 @@ class CorrelationLoss(LossTerm):
     kind: Literal["concordance", "pearson", "spearman"] = Field(
         default="concordance", description="which correlation of score and IoU"
     )
-    weight: float = Field(default=0.2, ge=0, description="factor of 1 - correlation in the total loss")
+    weight: float = Field(default=0.2, ge=0, le=1e6, description="factor of 1 - correlation in the total loss")
     max_samples: int = Field(
-        default=1024, ge=3, description="spearman: positives that are compared with each other, at most"
+        default=1024, ge=3, le=2**20, description="spearman: positives that are compared with each other, at most"
     )
     temperature: float = Field(
-        default=0.25, gt=0, description="spearman: softness of the ranks, in standard deviations of the scores"
+        default=0.25,
+        ge=1e-6,
+        le=1e6,
+        description="spearman: softness of the ranks, in standard deviations of the scores",
     )
 
     def __call__(self, scores: Tensor, overlaps: Tensor, positive: Tensor) -> Tensor:
