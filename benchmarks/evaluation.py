@@ -9,14 +9,14 @@ import time
 import numpy as np
 
 from mgdet.evaluation import DetectionArrays, coco_ap
-from mgdet.evaluation.coco import Backend, CocoResult
+from mgdet.evaluation.average_precision import APResult, Backend
 from mgdet.ground_truth import GroundTruth
 from mgdet.structures import Category
 
 CLASSES = 80
 
 
-def timed(truth: GroundTruth, found: DetectionArrays, backend: Backend) -> tuple[CocoResult, float]:
+def timed(truth: GroundTruth, found: DetectionArrays, backend: Backend) -> tuple[APResult, float]:
     """The result of a backend and the seconds that it took."""
     start = time.perf_counter()
     result = coco_ap(truth, found, backend)

@@ -21,7 +21,7 @@ from mgdet.config import load
 
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 BUDGET = (
-    *("data.uri=data/shapes-study", "data.generate.seed=1", "train.evaluate_every=10", "train.precision=bf16"),
+    *("data.uri=data/shapes-study", "data.generate.seed=1", "train.evaluate_every=10", "train.precision=auto"),
     *("cluster.workers=0", "data.loader.workers=0", "tracking.enabled=false"),
 )
 DETECTORS = {"retinanet": ["model.name=retinanet"], "fcos": ["model.name=fcos"]}
@@ -42,7 +42,7 @@ ARMS: dict[str, list[str]] = {
     "baseline, IoU branch": ["model.quality=iou"],
     "baseline, quality focal loss": ["loss.cls.name=quality_focal"],
 }
-METRICS = ("val/AP", "val/AP75", "val/divergence_raw", "val/divergence")
+METRICS = ("val/AP", "val/AP75", "val/divergence_raw", "val/divergence", "val/divergence_pre_nms")
 
 
 def overrides(detector: str, arm: str) -> list[str]:
@@ -62,13 +62,13 @@ def train(detector: str, arm: str, seed: int, storage: str) -> dict[str, float]:
 
 def rows(results: dict[tuple[str, str, int], dict[str, float]]) -> Iterator[str]:
     """A markdown table."""
-    yield "| detector | assigner | AP | AP75 | divergence raw | final | seeds |"
-    yield "|---|---|---|---|---|---|---|"
+    yield "| detector | assigner | AP | AP75 | divergence raw | final | pre-NMS | seeds |"
+    yield "|---|---|---|---|---|---|---|---|"
     for detector, arm in dict.fromkeys((d, a) for d, a, _ in results):
         found = [m for (d, a, _), m in results.items() if (d, a) == (detector, arm)]
         cells = []
         for key in METRICS:
-            values = [m.get(key, m.get("val/divergence", float("nan"))) for m in found]
+            values = [m.get(key, m.get(key.removesuffix("_raw"), float("nan"))) for m in found]
             cells.append(f"{sum(values) / len(values):.3f} ± {(max(values) - min(values)) / 2:.3f}")
         yield f"| {detector} | {arm} | {' | '.join(cells)} | {len(found)} |"
 

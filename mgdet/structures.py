@@ -167,6 +167,7 @@ class Detections(Value):
     scores: Tensor  # [B, D] float32 in [0, 1]
     labels: Tensor  # [B, D] int64, contiguous classes from 0
     valid: Tensor  # [B, D] bool
+    priors: Tensor  # [B, D] int64, index of the prediction that each one is
 
 
 @dataclass(frozen=True)

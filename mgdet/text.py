@@ -35,6 +35,11 @@ def duration(seconds: float) -> str:
     return f"{total // 3600} h {total % 3600 // 60:02d} min"
 
 
+def metric_text(value: float) -> str:
+    """A metric with four decimals, a count (an `int`) with none."""
+    return str(value) if isinstance(value, int) else f"{value:.4f}"
+
+
 def first_of(items: Sequence[object], most: int = 10, separator: str = ", ") -> str:
     """The items in one text; of more than `most` only the first ones, and how many more there are."""
     shown = [str(item) for item in items[:most]]

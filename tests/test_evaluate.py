@@ -17,6 +17,7 @@ from mgdet.errors import CheckpointError
 from mgdet.inference import evaluate as evaluation
 from mgdet.inference.load import _sharing, load_detector
 from mgdet.records import seal, unseal
+from mgdet.text import metric_text
 from mgdet.training.checkpoint import CheckpointStore, read_checkpoint
 from mgdet.training.loop import Worker
 from mgdet.training.progress import ProgressLog
@@ -71,11 +72,11 @@ def test_every_checkpoint_gives_exactly_the_metrics_of_its_training(runs, tmp_pa
         assert answer.status == 0, answer.err
         written = json.loads((tmp_path / "deep" / "metrics.json").read_text())
         assert written["metrics"] == info.metrics
-        assert "val/divergence_oracle" in info.metrics, "the detector finds enough to compare"
+        assert "val/divergence_pre_nms_oracle" in info.metrics, "the detector finds enough to compare"
         assert (written["step"], written["images"], written["split"]) == (info.step, 3, "val")
         shown = dict(re.findall(r"^(val/\S+) +(\S+)$", answer.out, re.MULTILINE))
-        assert shown == {k: f"{info.metrics[k]:.4f}" for k in shown}
-        assert {"val/AP", "val/divergence"} <= shown.keys()
+        assert shown == {k: metric_text(info.metrics[k]) for k in shown}
+        assert {"val/AP", "val/divergence_recall", "val/divergence_pre_nms"} <= shown.keys()
         assert {k for k in info.metrics if k.startswith("val/AP/")} <= shown.keys()
 
 
@@ -137,6 +138,21 @@ def test_overrides_change_how_it_is_judged(runs, tmp_path):
     assert "val/AR50" in more.keys() - plain.keys()
     assert single == pytest.approx(plain, abs=1e-3)
     assert larger != plain
+
+
+def test_the_protocol_is_an_override_and_stands_in_the_result(runs, tmp_path):
+    run, found = runs["retinanet"], {}
+    for protocol in ("coco", "voc07", "voc12"):
+        answer = call(job, run.directory, f"evaluation.protocol={protocol}", "--json", tmp_path / f"{protocol}.json")
+        assert answer.status == 0, answer.err
+        assert re.search(rf"^AP by the rule of +{protocol}$", answer.out, re.MULTILINE)
+        found[protocol] = json.loads((tmp_path / f"{protocol}.json").read_text())
+        assert found[protocol]["protocol"] == protocol
+    assert "val/AR100" in found["coco"]["metrics"].keys() - found["voc07"]["metrics"].keys()
+    assert found["voc07"]["metrics"].keys() == found["voc12"]["metrics"].keys()
+    same = [name for name in found["coco"]["metrics"] if name.startswith(("val/divergence", "val/spearman"))]
+    assert all(found["coco"]["metrics"][name] == found["voc07"]["metrics"][name] for name in same)
+    assert call(job, run.directory, "evaluation.protocol=voc").status == 2
 
 
 def test_other_data_and_split(run, tmp_path):

@@ -217,7 +217,7 @@ def test_a_checkpoint_of_another_format_is_not_passed_over(store, version):
 
 
 def test_a_run_record_is_read_back(tmp_path):
-    record = Record({"a": 1.5, "b": [1, None]}, "0af3", {"classes": [[1, "x"]]})
+    record = Record({"a": 1.5, "b": [1, None]}, {"mlflow": "0af3"}, {"classes": [[1, "x"]]})
     file = locate(tmp_path / "run.json")
     write_record(file, "learned", record)
     assert read_record(file, "learned") == record
@@ -225,11 +225,19 @@ def test_a_run_record_is_read_back(tmp_path):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"mlflow_run_id": "../x"}, {"mlflow_run_id": 7}, {"mlflow_run_id": ""}, {"data": []}, {"learned": [1]}, {"x": 1}],
+    [
+        {"run_ids": {"mlflow": "../x"}},
+        {"mlflow_run_id": 7},
+        {"run_ids": {"mlflow": ""}},
+        {"run_ids": []},
+        {"data": []},
+        {"learned": [1]},
+        {"x": 1},
+    ],
     ids=str,
 )
 def test_a_run_record_that_could_not_have_been_written(tmp_path, changes):
-    write_record(locate(tmp_path / "run.json"), "learned", Record({}, None))
+    write_record(locate(tmp_path / "run.json"), "learned", Record({}, {}))
     rewrite(tmp_path / "run.json", **changes)
     with pytest.raises(ConfigError, match=r"run\.json is damaged"):
         read_record(locate(tmp_path / "run.json"), "learned")
@@ -237,10 +245,10 @@ def test_a_run_record_that_could_not_have_been_written(tmp_path, changes):
 
 def test_a_run_record_of_an_earlier_version(tmp_path):
     experiment = small_experiment(tmp_path)
-    save_run(experiment, experiment, "id")
+    save_run(experiment, experiment, {"mlflow": "id"})
     path = Path(experiment.run_uri) / "run.json"
     path.write_text(json.dumps({"learned": experiment.identity(), "mlflow_run_id": "id"}))
-    assert open_run(experiment, {"classes": [[1, "a"]], "splits": {}}).mlflow_run_id == "id"
+    assert open_run(experiment, {"classes": [[1, "a"]], "splits": {}}).run_ids == {"mlflow": "id"}
 
 
 # --- trial.json
@@ -319,10 +327,10 @@ def line_of(tmp_path) -> bytes:
 
 def test_no_flipped_bit_sends_another_value(tmp_path):
     line = line_of(tmp_path)
-    points = {repr(p) for p in journal_module._parsed(line)}
+    points = {repr(p) for p in journal_module._parsed(line, str)}
     assert len(points) == 2
     for damaged in flips(line.rstrip()):
-        assert {repr(p) for p in journal_module._parsed(damaged)} in (points, set())
+        assert {repr(p) for p in journal_module._parsed(damaged, str)} in (points, set())
 
 
 @pytest.mark.parametrize(
@@ -345,8 +353,8 @@ def test_no_flipped_bit_sends_another_value(tmp_path):
 )
 def test_a_line_that_could_not_have_been_written_is_left_out(change):
     good = {"step": 3, "time": 1.5e9, "metrics": {"a": 1.0}}
-    assert journal_module._parsed(json.dumps(good).encode()), "lines of earlier versions have no checksum"
-    assert journal_module._parsed(json.dumps({**good, **change}).encode()) == []
+    assert journal_module._parsed(json.dumps(good).encode(), str), "lines of earlier versions have no checksum"
+    assert journal_module._parsed(json.dumps({**good, **change}).encode(), str) == []
 
 
 def test_a_link_among_the_unsent_artifacts_sends_nothing_from_outside(tmp_path):

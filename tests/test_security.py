@@ -342,7 +342,7 @@ def test_a_pickle_is_not_executed(tmp_path, canary, job, how):
 def test_a_pickle_among_the_checkpoints_of_a_run_is_not_executed(tmp_path, canary):
     """With a record and the right checksum, which whoever can write to the storage can make as well."""
     small = small_experiment(tmp_path)
-    save_run(small, small, None)
+    save_run(small, small, {})
     checkpoints = Path(small.run_uri) / "checkpoints"
     checkpoints.mkdir()
     data = harmful_pickle(checkpoints / "step-00000001.pt", canary, "torch").read_bytes()

@@ -35,7 +35,8 @@ def test_an_index_chooses_images_in_every_field(images):
 
 
 def test_an_integer_drops_the_batch_dimension():
-    found = Detections(torch.zeros(2, 5, 4), torch.arange(10.0).reshape(2, 5), torch.zeros(2, 5), torch.ones(2, 5) > 0)
+    zeros = torch.zeros(2, 5)
+    found = Detections(torch.zeros(2, 5, 4), torch.arange(10.0).reshape(2, 5), zeros, zeros == 0, zeros)
     assert found[1].boxes.shape == (5, 4)
     assert found[1].scores.tolist() == [5.0, 6, 7, 8, 9]
     with pytest.raises(IndexError):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mgdet.text import duration, first_line, first_of
+from mgdet.text import duration, first_line, first_of, metric_text
 
 
 @pytest.mark.parametrize(
@@ -27,3 +27,7 @@ def test_first_line():
     assert first_line(KeyError()) == "KeyError"
     assert first_line(OSError("no s3://me:secret@bucket")) == "no s3://bucket"
     assert len(first_line(OSError(1000 * "x"))) == 300
+
+
+def test_metrics_have_decimals_and_counts_have_none():
+    assert [metric_text(value) for value in (0.12346, 1.0, 12)] == ["0.1235", "1.0000", "12"]

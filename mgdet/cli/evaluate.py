@@ -40,20 +40,22 @@ def run(args: argparse.Namespace) -> int:
     if target:
         source = {"checkpoint": trained.path, "epoch": trained.epoch, "step": trained.step}
         target.write({**source, **done._asdict()})
-    print_table(done.metrics, f"{done.images} ({done.data}, {done.split})")
+    print_table(done.metrics, f"{done.images} ({done.data}, {done.split})", done.protocol)
     return 0
 
 
-def print_table(metrics: dict[str, float], images: str) -> None:
-    """Print the headline metrics and the AP of each class, and on what images they stand."""
+def print_table(metrics: dict[str, float], images: str, protocol: str) -> None:
+    """Print the headline metrics and the AP of each class, on what images they stand and by which rule of AP."""
     from mgdet.evaluation.evaluator import headlines
     from mgdet.inference.evaluate import PER_CLASS
+    from mgdet.text import metric_text
 
     print(f"\n{'-' * 60}")
     per_class = [key for key in metrics if key.startswith(PER_CLASS)]
     width = max(22, *(len(key) for key in per_class)) if per_class else 22
     for key in (*headlines(metrics), *per_class):
-        print(f"{key:<{width}} {metrics[key]:.4f}")
+        print(f"{key:<{width}} {metric_text(metrics[key])}")
+    print(f"{'AP by the rule of':<{width}} {protocol}")
     print(f"{'images':<{width}} {images}")
 
 

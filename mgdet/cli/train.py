@@ -46,15 +46,17 @@ def run(args: argparse.Namespace) -> int:
         return 0
     from mgdet.cluster.train import run as train
     from mgdet.evaluation.evaluator import headlines
+    from mgdet.text import metric_text
 
     summary, handle = train(experiment)
     print(f"\n{'-' * 60}")
     for key in headlines(summary.metrics):
-        print(f"{key:<22} {summary.metrics[key]:.4f}")
+        print(f"{key:<22} {metric_text(summary.metrics[key])}")
+    print(f"{'AP by the rule of':<22} {experiment.evaluation.protocol}")
     print(f"{'best epoch':<22} {summary.epoch}")
     print(f"{'best checkpoint':<22} {summary.checkpoint}")
     if handle:
-        for what, how in handle.how_to_see():
+        for what, how in handle.see:
             print(f"{what:<22} {how}")
     return 0
 

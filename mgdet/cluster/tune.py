@@ -14,6 +14,7 @@ from mgdet.config import Experiment, validate
 from mgdet.data.fingerprint import data_differences, fingerprint
 from mgdet.data.schema import read_manifest
 from mgdet.errors import ClusterError, ConfigError
+from mgdet.evaluation.evaluator import AP, DIVERGENCE
 from mgdet.plugins import load_plugins
 from mgdet.provenance import as_tags, made_by
 from mgdet.runs.config import ClusterConfig
@@ -26,7 +27,7 @@ from mgdet.sweep.config import Sweep
 from mgdet.sweep.report import report
 from mgdet.sweep.table import table
 from mgdet.sweep.trials import Trial, TrialStore, definition, ranked
-from mgdet.tracking import MlflowTracker, RunHandle, Status, TrackingConfig, children, end_run, start_run, tag
+from mgdet.tracking import NewRun, RunHandle, Status, Tracking
 
 logger = logging.getLogger(__name__)
 
@@ -76,28 +77,31 @@ def run_sweep(sweep: Sweep, *, retry_failed: bool = False) -> Outcome:
 
 def _run(sweep: Sweep, first: Experiment, uri: str, retry_failed: bool) -> Outcome:
     """Run or continue the sweep, of which this process is the owner."""
-    existing = _open(sweep, uri)
-    parent_id = existing.mlflow_run_id if existing else None
+    known = _open(sweep, uri)
+    tracking, run_ids = first.tracking, known.run_ids if known else {}
     with session(first.cluster) as found, workers_heard():
         resources = scale_up(first.cluster, found, copies=1 if sweep.concurrent == "auto" else sweep.concurrent)
         cluster = one_trial(first.cluster, resources)
         concurrent = how_many(sweep, cluster, resources)
         logger.info("%s", trial_arithmetic(sweep, cluster, concurrent, resources))
         data = _check_corners(sweep, cluster)
-        _refuse_other_data(uri, existing.data if existing else {}, data)
+        _refuse_other_data(uri, known.data if known else {}, data)
         check_shared({"storage": first.storage, "data.uri": first.data.uri})
         store = TrialStore(uri, sweep.name)
         store.require(sweep)
-        parent = start_run(
-            first.tracking,
-            name=sweep.name,
-            params={"sweep": {k: v for k, v in definition(sweep).items() if k != "base"} | {"trials": sweep.total}},
-            config_yaml=yaml.safe_dump(definition(sweep), sort_keys=False),
-            run_id=parent_id,
-            tags={"mgdet.sweep": uri, **as_tags(made_by())},
-            searched=list(sweep.space),
+        parent = tracking.start(
+            NewRun(
+                name=sweep.name,
+                params={"sweep": {k: v for k, v in definition(sweep).items() if k != "base"} | {"trials": sweep.total}},
+                config_yaml=yaml.safe_dump(definition(sweep), sort_keys=False),
+                run_id=run_ids.get(tracking.name),
+                tags={"mgdet.sweep": uri, **as_tags(made_by())},
+                headlines=(AP.name, DIVERGENCE.name),
+                searched=tuple(sweep.space),
+            )
         )
-        record = Record(definition(sweep), parent.run_id if parent else parent_id, data, made_by())
+        run_ids = {**run_ids, tracking.name: parent.run_id} if parent else run_ids
+        record = Record(definition(sweep), run_ids, data, made_by())
         write_record(locate(uri) / "sweep.json", "definition", record)
         start = _Start(sweep, first, uri, store, cluster, concurrent, parent)
         status: Status = "FAILED"
@@ -109,7 +113,8 @@ def _run(sweep: Sweep, first: Experiment, uri: str, retry_failed: bool) -> Outco
             status = "KILLED"
             raise
         finally:
-            end_run(parent, status, first.tracking)
+            if parent:
+                tracking.end(parent, status)
     return outcome
 
 
@@ -228,7 +233,7 @@ def _fit(start: _Start, retry_failed: bool) -> None:
     recorder.settle()
     if not todo:
         return
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # our own record and MLflow hold more
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # our own record and the tracker hold more
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one prints a box also when told to be silent
     from ray import tune
 
@@ -267,7 +272,7 @@ def _fit(start: _Start, retry_failed: bool) -> None:
         raise KeyboardInterrupt
 
 
-def _trial(config: dict[str, Any], tracking: TrackingConfig, parent_run_id: str | None) -> None:
+def _trial(config: dict[str, Any], tracking: Tracking, parent_run_id: str | None) -> None:
     """Train one trial in its own process, and report its evaluations to Tune."""
     from ray import tune
     from ray.tune.integration.ray_train import TuneReportCallback
@@ -286,7 +291,7 @@ def _trial(config: dict[str, Any], tracking: TrackingConfig, parent_run_id: str 
 
 
 def _finish(start: _Start) -> Outcome:
-    """Write the report into the sweep's directory and the parent's MLflow run, and tag the winner."""
+    """Write the report into the sweep's directory and the sweep's run in the tracker, and tag the winner."""
     sweep, trials = start.sweep, start.store.trials
     winner = next(iter(ranked(sweep, trials)), None)
     files = report(sweep, trials)
@@ -306,17 +311,17 @@ def _finish(start: _Start) -> Outcome:
 
 
 def _publish(start: _Start, parent: RunHandle, files: dict[str, bytes], winner: Trial | None) -> None:
-    config, trials = start.first.tracking, start.store.trials
-    tracker = MlflowTracker(parent, log_directory(start.first.model_copy(update={"name": start.sweep.name})), config)
+    tracking, trials = start.first.tracking, start.store.trials
+    tracker = tracking(parent, log_directory(start.first.model_copy(update={"name": start.sweep.name})))
     for name, data in files.items():
         tracker.artifact(data, name)
     if winner is not None:
         tracker.log(winner.metrics, step=sum(t.done for t in trials))
     tracker.close()
-    runs = {c.name: c.run_id for c in children(parent, config)}
+    runs = {c.name: c.run_id for c in tracking.children(parent)}
     for trial in trials:
         if trial.name in runs:
-            child = RunHandle(parent.uri, runs[trial.name], parent.experiment_id, parent.ui_command)
-            tag(child, {"mgdet.state": trial.state, "mgdet.winner": str(trial is winner).lower()}, config)
+            tags = {"mgdet.state": trial.state, "mgdet.winner": str(trial is winner).lower()}
+            tracking.tag(parent.sibling(runs[trial.name]), tags)
     if winner is not None:
-        tag(parent, {"mgdet.winner": winner.name, "mgdet.winner_run_id": runs.get(winner.name, "")}, config)
+        tracking.tag(parent, {"mgdet.winner": winner.name, "mgdet.winner_run_id": runs.get(winner.name, "")})

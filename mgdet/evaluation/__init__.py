@@ -1,8 +1,11 @@
 """How good a detector is: COCO average precision, the divergence of its two tasks, and pictures of both."""
 
-from mgdet.evaluation.coco import DetectionArrays, coco_ap
-from mgdet.evaluation.divergence import DivergenceAccumulator, DivergenceConfig, match_candidates, spearman_by_group
+from mgdet.evaluation.average_precision import DetectionArrays
+from mgdet.evaluation.coco import coco_ap
+from mgdet.evaluation.divergence import DivergenceAccumulator, DivergenceConfig, match_candidates
 from mgdet.evaluation.evaluator import EvaluationConfig, Evaluator
+from mgdet.evaluation.spearman import spearman_by_group
+from mgdet.evaluation.voc import voc_ap
 
 __all__ = [
     "DetectionArrays",
@@ -13,4 +16,5 @@ __all__ = [
     "coco_ap",
     "match_candidates",
     "spearman_by_group",
+    "voc_ap",
 ]

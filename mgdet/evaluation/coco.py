@@ -9,91 +9,36 @@ ids, no detections is an AP of 0 rather than an exception, and a value that is u
 import contextlib
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mgdet.errors import NonFiniteError
+from mgdet.evaluation.average_precision import (
+    IOU_THRESHOLDS,
+    RECALL_THRESHOLDS,
+    APResult,
+    Backend,
+    DetectionArrays,
+    check_detections,
+    defined_mean,
+    unique_names,
+)
 from mgdet.evaluation.metric import Arrays, Metric, MetricInfo, Seen, joined
-from mgdet.ground_truth import GroundTruth, require_lengths, require_range
-from mgdet.structures import Category
+from mgdet.evaluation.voc import voc_ap
+from mgdet.ground_truth import GroundTruth
 
-Backend = Literal["faster", "pycocotools"]
-
-IOU_THRESHOLDS: NDArray[np.float64] = np.linspace(0.5, 0.95, 10)
-RECALL_THRESHOLDS: NDArray[np.float64] = np.linspace(0.0, 1.0, 101)
 _AREAS = ("all", "small", "medium", "large")  # the order of both libraries' `params.areaRng`
 _HEADLINE_LIMITS = (1, 10, 100)
 _SIZE_DECIMALS = 8
 
 
-@dataclass(frozen=True)
-class DetectionArrays:
-    """`D` detections of a whole split in flat arrays. Ties of the score are broken by their order, as COCO does."""
-
-    image: NDArray[np.int64]  # [D] row of the image in `GroundTruth.image_ids`
-    boxes: NDArray[np.floating[Any]]  # [D, 4] xyxy, pixels of the original image file
-    scores: NDArray[np.floating[Any]]  # [D]
-    labels: NDArray[np.int64]  # [D] contiguous class
-
-    @classmethod
-    def empty(cls) -> "DetectionArrays":
-        """No detections at all."""
-        ids = np.zeros(0, dtype=np.int64)
-        return cls(ids, np.zeros((0, 4)), np.zeros(0), ids)
-
-
-@dataclass(frozen=True)
-class CocoResult:
-    """COCO's twelve numbers, those per class, and the curves behind them. `None` = undefined (no such ground truth)."""
-
-    AP: float | None  # mean over IoU 0.50:0.05:0.95, at most 100 detections an image and class, like all AP here
-    AP50: float | None
-    AP75: float | None
-    APs: float | None  # area < 32**2
-    APm: float | None
-    APl: float | None  # area > 96**2
-    AR1: float | None  # recall with at most 1 detection an image and class
-    AR10: float | None
-    AR100: float | None
-    ARs: float | None
-    ARm: float | None
-    ARl: float | None
-    per_class: dict[str, float | None]
-    class_boxes: dict[str, int]  # objects of each class, crowds not counted
-    precision: NDArray[np.float64] = field(repr=False)  # [T=10, R=101, K] at all sizes and 100 detections; -1 undefined
-    n_images: int
-    n_boxes: int  # crowds not counted
-    n_detections: int
-    backend: Backend
-    max_dets: int = 100
-    AR_max: float | None = None  # recall at `max_dets` where that is not one of 1, 10, 100
-
-    @property
-    def per_class_at(self) -> dict[str, NDArray[np.float64]]:
-        """AP at each of `IOU_THRESHOLDS` by class name, `[10]`; NaN where the class has no ground truth."""
-        with np.errstate(invalid="ignore"):
-            table = np.where((self.precision > -1).all(axis=1), self.precision.mean(axis=1), np.nan)
-        return {name: table[:, k] for k, name in enumerate(self.per_class)}
-
-    def metrics(self) -> dict[str, float]:
-        """What is defined, under its tracking name: `val/AP`, ..., `val/AP/<class>`. Plain Python floats."""
-        names = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-        values: dict[str, float | None] = {f"val/{name}": getattr(self, name) for name in names}
-        if self.max_dets not in _HEADLINE_LIMITS:
-            values[f"val/AR{self.max_dets}"] = self.AR_max
-        values |= {f"val/AP/{name}": value for name, value in self.per_class.items()}
-        return {name: value for name, value in values.items() if value is not None}
-
-
-class CocoAP(Metric[CocoResult]):
-    """COCO's average precision and recall of the final detections."""
+class CocoAP(Metric[APResult]):
+    """Average precision and recall of the final detections, by the rules of `evaluation.protocol`."""
 
     name: ClassVar[str] = "coco"
     infos: ClassVar[tuple[MetricInfo, ...]] = (
-        MetricInfo("val/AP", "max", "mean over IoU 0.50:0.05:0.95, at most 100 detections", headline=True, brief=True),
+        MetricInfo("val/AP", "max", "mean over IoU 0.50:0.05:0.95 and classes", headline=True, brief=True),
         MetricInfo("val/AP50", "max", "AP at IoU 0.50", headline=True, brief=True),
         MetricInfo("val/AP75", "max", "AP at IoU 0.75", headline=True, brief=True),
         MetricInfo("val/APs", "max", "AP of objects below 32 x 32 pixels", headline=True),
@@ -131,29 +76,30 @@ class CocoAP(Metric[CocoResult]):
         out._parts = list(states)
         return out
 
-    def compute(self) -> CocoResult:
+    def compute(self) -> APResult:
         """See `Metric`."""
         own = self.state()
         found = DetectionArrays.empty()
         if own:
             order = np.argsort(own["image"], kind="stable")  # best score first within an image is kept
             found = DetectionArrays(*(own[key][order] for key in ("image", "boxes", "scores", "labels")))
-        return coco_ap(self.ground_truth, found, self.config.backend, self.config.max_dets)
+        if self.config.protocol == "coco":
+            return coco_ap(self.ground_truth, found, self.config.backend, self.config.max_dets)
+        return voc_ap(self.ground_truth, found, self.config.protocol)
 
 
-def coco_ap(gt: GroundTruth, det: DetectionArrays, backend: Backend = "faster", max_dets: int = 100) -> CocoResult:
+def coco_ap(gt: GroundTruth, det: DetectionArrays, backend: Backend = "faster", max_dets: int = 100) -> APResult:
     """Average precision and recall of `det` against `gt` as COCO defines them.
 
-    The headline numbers always use COCO's limits of 1, 10 and 100 detections an image and class. Another `max_dets`
-    adds the recall at that limit under its own name (`AR_max`) and changes nothing else: AP at 300 is not COCO's AP.
-    A class none of whose objects is outside a crowd has no AP. Without any object everything is None, without
-    detections 0.
+    AP, and recall by size, count the best 100 detections of an image and class, or `max_dets` where that is more (LVIS:
+    300). The recalls at 1, 10 and 100 stay; that at another `max_dets` stands beside them (`AR_max`). A class none of
+    whose objects is outside a crowd has no AP. Without any object everything is None, without detections 0.
 
     Raises:
         DataError: an image row or a label of `det` is out of range, or its arrays differ in length.
         NonFiniteError: a box or score of `det` is NaN or infinite.
     """
-    _check_detections(gt, det)
+    check_detections(gt, det)
     limits = sorted({*_HEADLINE_LIMITS, max_dets})
     shape = (len(IOU_THRESHOLDS), len(RECALL_THRESHOLDS), len(gt.categories), len(_AREAS), len(limits))
     precision, recall = -np.ones(shape), -np.ones((shape[0], *shape[2:]))
@@ -175,29 +121,31 @@ def _summarize(
     limits: list[int],
     backend: Backend,
     max_dets: int,
-) -> CocoResult:
-    """The numbers of `precision [T, R, K, A, L]` and `recall [T, K, A, L]`; the libraries' own summaries are not used,
-    because they hardcode the limit 100 or take the last one."""
-    at100 = limits.index(100)
-    ap = [precision[..., a, at100] for a in range(len(_AREAS))]
-    ar = {limit: _defined_mean(recall[:, :, 0, i]) for i, limit in enumerate(limits)}
+) -> APResult:
+    """The numbers of `precision [T, R, K, A, L]` and `recall [T, K, A, L]`, at the last of the ascending limits `[L]`.
+
+    The libraries' own summaries are not used: some of theirs are at a limit of 100 whatever was asked for.
+    """
+    ap = [precision[..., a, -1] for a in range(len(_AREAS))]
+    ar = {limit: defined_mean(recall[:, :, 0, i]) for i, limit in enumerate(limits)}
     counted = np.bincount(gt.labels[~gt.iscrowd], minlength=len(gt.categories))
-    names = _unique_names(gt.categories)
-    return CocoResult(
-        AP=_defined_mean(ap[0]),
-        AP50=_defined_mean(ap[0][0]),
-        AP75=_defined_mean(ap[0][5]),
-        APs=_defined_mean(ap[1]),
-        APm=_defined_mean(ap[2]),
-        APl=_defined_mean(ap[3]),
+    names = unique_names(gt.categories)
+    return APResult(
+        AP=defined_mean(ap[0]),
+        AP50=defined_mean(ap[0][0]),
+        AP75=defined_mean(ap[0][5]),
+        APs=defined_mean(ap[1]),
+        APm=defined_mean(ap[2]),
+        APl=defined_mean(ap[3]),
         AR1=ar[1],
         AR10=ar[10],
         AR100=ar[100],
-        ARs=_defined_mean(recall[:, :, 1, at100]),
-        ARm=_defined_mean(recall[:, :, 2, at100]),
-        ARl=_defined_mean(recall[:, :, 3, at100]),
-        per_class={name: _defined_mean(ap[0][:, :, k]) for k, name in enumerate(names)},
+        ARs=defined_mean(recall[:, :, 1, -1]),
+        ARm=defined_mean(recall[:, :, 2, -1]),
+        ARl=defined_mean(recall[:, :, 3, -1]),
+        per_class={name: defined_mean(ap[0][:, :, k]) for k, name in enumerate(names)},
         class_boxes={name: int(counted[k]) for k, name in enumerate(names)},
+        ap=np.where((ap[0] > -1).all(axis=1), ap[0].mean(axis=1), np.nan),
         precision=ap[0],
         n_images=len(gt.image_ids),
         n_boxes=int(counted.sum()),
@@ -206,17 +154,6 @@ def _summarize(
         max_dets=max_dets,
         AR_max=ar[max_dets],
     )
-
-
-def _defined_mean(values: NDArray[np.float64]) -> float | None:
-    defined = values[values > -1]
-    return float(defined.mean()) if defined.size else None
-
-
-def _unique_names(categories: Sequence[Category]) -> list[str]:
-    """Class names; where two classes share one, both carry their id, so that neither hides the other's AP."""
-    names = [c.name for c in categories]
-    return [c.name if names.count(c.name) == 1 else f"{c.name} ({c.id})" for c in categories]
 
 
 def _xywh(boxes: NDArray[np.floating[Any]]) -> list[list[float]]:
@@ -298,16 +235,3 @@ def _run_pycocotools(
     coco_eval.evaluate()
     coco_eval.accumulate()
     return coco_eval.eval["precision"], coco_eval.eval["recall"]
-
-
-def _check_detections(gt: GroundTruth, det: DetectionArrays) -> None:
-    require_lengths("DetectionArrays", len(det.image), boxes=det.boxes, scores=det.scores, labels=det.labels)
-    require_range("DetectionArrays.image", det.image, len(gt.image_ids), "images")
-    require_range("DetectionArrays.labels", det.labels, len(gt.categories), "categories")
-    broken = ~(np.isfinite(det.boxes).all(axis=1) & np.isfinite(det.scores))
-    if broken.any():
-        first = gt.image_ids[det.image[np.flatnonzero(broken)[0]]]
-        raise NonFiniteError(
-            f"{int(broken.sum())} of {len(broken)} detections have a box or score that is NaN or infinite (first in "
-            f"image id {first}); the weights have probably diverged: evaluate an earlier checkpoint"
-        )

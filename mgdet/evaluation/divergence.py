@@ -1,26 +1,30 @@
 """How far the two tasks of a detector disagree: rank correlation of classification score and localization quality.
 
 The idea is that of Zhang et al., "Modulating Localization and Classification for Harmonized Object Detection" (ICME
-2021), whose text names a Spearman metric but could not be had; this is a documented reconstruction. For each object,
-rank its candidates once by score and once by IoU with it: rho = 1 when the two tasks agree on the order, and the
-divergence is 1 - rho. Which boxes are taken matters, so every number is named by its population:
+2021), whose text names a Spearman metric but could not be had; this is a documented reconstruction. Rank boxes once by
+score and once by IoU with their object: rho = 1 when the two tasks agree on the order, and the divergence is 1 - rho.
+Which boxes are taken matters, so every number is named by its population. Of the final detections:
+
+- `per_class`     those that greedily match an object of their class at IoU >= 0.5, class by class; mean over classes
+                  (rho_cls of Kahraman et al., "Correlation Loss", AAAI 2023). `divergence` is one minus this.
+- `post_nms`      the same detections of all classes together: one rho.
+
+Of the predictions before suppression, which have the score for the class of their best object:
 
 - `pre_nms`       per object, over all predicted boxes whose best object it is, with IoU >= 0.5; mean over objects.
-                  `divergence` is one minus this, for the score that ranks the detections.
+                  `divergence_pre_nms` is one minus this.
 - `pre_nms_top50` per object, over its 50 best scored such boxes with IoU > 0.1; mean over objects (after Feng et al.,
                   "TOOD", ICCV 2021, section 4.3, who correlate the rankings of the 50 most confident predictions).
-- `per_image`     over all boxes of `pre_nms` in an image; mean over images (rho_img of Kahraman et al., "Correlation
-                  Loss", AAAI 2023).
-- `post_nms`      over all final detections that greedily match an object of their class at IoU >= 0.5: one rho.
-- `per_class`     the same detections class by class; mean over classes (rho_cls of Kahraman et al.).
+- `per_image`     over all boxes of `pre_nms` in an image; mean over images (rho_img of Kahraman et al.).
 
 Three kinds of scores are told apart: `raw`, the classification's; `rescored`, with a predicted quality; and `oracle`,
 the raw score times the true IoU, which is what a perfect quality branch would rank by. The divergence of `raw` says
 what the labels achieve, that of `rescored` what the branch adds, and that of `oracle` what would be left with a perfect
-branch in a product or geometric mean.
+branch in a product or geometric mean. The boxes of a population are the same for all three: the final detections stay
+those that the final score has chosen.
 
-The score of a box is that for the class of its best object. A rho of fewer than 3 boxes, or of constant scores or
-IoUs, is undefined: it enters no mean, and a mean of nothing is absent, never 0.
+A rho of fewer than `min_candidates` (3) boxes, or of constant scores or IoUs, is undefined: it enters no mean, and a
+mean of nothing is absent, never 0.
 """
 
 import math
@@ -38,6 +42,7 @@ from mgdet.boxes import is_degenerate, pairwise_iou
 from mgdet.config_base import Config
 from mgdet.errors import MgdetError
 from mgdet.evaluation.metric import Arrays
+from mgdet.evaluation.spearman import GroupCorrelation, spearman_by_group
 from mgdet.structures import Targets
 
 OBJECTS_PER_IMAGE = 1 << 20
@@ -60,59 +65,15 @@ class DivergenceConfig(Config):
     top_iou_floor: float = Field(
         default=0.1, ge=0, lt=1, description="IoU that a box of pre_nms_top<k> has more of with its object"
     )
-    min_candidates: int = Field(default=3, ge=3, description="objects and images with fewer candidates have no rho")
+    min_candidates: int = Field(
+        default=3, ge=3, description="objects, images and classes with fewer boxes have no rho and enter no mean"
+    )
     scatter_points: int = Field(
         default=4000, ge=0, description="size of the random sample of pre_nms candidates that is kept to be drawn"
     )
     chunk_elements: int = Field(
         default=1 << 24, ge=1, description="most IoU values held at once on the device; never changes the result"
     )
-
-
-class GroupCorrelation(NamedTuple):
-    """Spearman's rho of each group."""
-
-    groups: NDArray[np.int64]  # [U] the distinct group numbers, ascending
-    rho: NDArray[np.float64]  # [U], NaN where undefined
-    size: NDArray[np.int64]  # [U] elements of the group
-
-
-def spearman_by_group(
-    group: NDArray[np.int64], x: NDArray[np.floating[Any]], y: NDArray[np.floating[Any]]
-) -> GroupCorrelation:
-    """Spearman's rank correlation of `x` and `y` within each group; all `[n]`, average ranks for ties.
-
-    NaN where a group has fewer than 3 elements, a constant side, or a NaN among its values. Doubled, centred ranks are
-    integers, so the sums are exact (up to 2e5 elements a group) whatever the order of the elements.
-    """
-    groups, inverse, count = np.unique(group, return_inverse=True, return_counts=True)
-    if not len(groups):
-        return GroupCorrelation(groups, np.zeros(0), count)
-    a, b = _centred_ranks(inverse, count, x), _centred_ranks(inverse, count, y)
-    u = len(groups)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        spread = np.sqrt(np.bincount(inverse, a * a, u) * np.bincount(inverse, b * b, u))
-        rho = np.clip(np.bincount(inverse, a * b, u) / spread, -1.0, 1.0)
-    rho[(count < 3) | (spread == 0)] = np.nan
-    return GroupCorrelation(groups, rho, count)
-
-
-def _centred_ranks(
-    group: NDArray[np.int64], count: NDArray[np.int64], values: NDArray[np.floating[Any]]
-) -> NDArray[np.float64]:
-    """Twice the average rank within the group minus its mean, in the order of the input; NaN for NaN values."""
-    order = np.lexsort((values, group))
-    g, v = group[order], values[order]
-    new_run = np.r_[True, (g[1:] != g[:-1]) | (v[1:] != v[:-1])]
-    run_start = np.flatnonzero(new_run)
-    run_length = np.diff(np.r_[run_start, len(g)])
-    group_start = np.cumsum(count) - count
-    run_group = g[run_start]
-    doubled = 2 * (run_start - group_start[run_group]) + run_length - count[run_group]
-    out = np.empty(len(g))
-    out[order] = np.repeat(doubled, run_length)
-    out[np.isnan(values)] = np.nan
-    return out
 
 
 class CandidateBatch(NamedTuple):
@@ -156,7 +117,7 @@ def match_candidates(
         keep, near = value >= iou_floor, torch.nonzero(value > top[1]).squeeze(1)
         group = image[near] * OBJECTS_PER_IMAGE + index[near]
         for score in named.values():
-            keep[near[_top_per_group(group, _pick(score, image[near], prior[near], label[near]), top[0])]] = True
+            keep[near[_top_per_group(group, pick(score, image[near], prior[near], label[near]), top[0])]] = True
         image, prior, index, label = (t[keep] for t in (image, prior, index, label))
     rows = torch.arange(len(boxes)) if positions is None else positions
     position = rows.to(boxes.device)[image]
@@ -166,13 +127,14 @@ def match_candidates(
         prior=prior.cpu().numpy(),
         label=label.cpu().numpy(),
         iou=best_iou[image, prior].cpu().numpy(),
-        scores={name: _pick(score, image, prior, label).cpu().numpy() for name, score in named.items()},
+        scores={name: pick(score, image, prior, label).cpu().numpy() for name, score in named.items()},
     )
 
 
-def _pick(score: Tensor, image: Tensor, prior: Tensor, label: Tensor) -> Tensor:
-    """The score of each candidate for its object's class, at least float32."""
-    picked = score[image, prior, label] if score.dim() == 3 else score[image, prior]
+def pick(score: Tensor, image: Tensor, prior: Tensor, label: Tensor) -> Tensor:
+    """The score `[B, A, C]` (or `[B, A]`, whatever the class) of each box for its class, `[n]`, at least float32."""
+    index = (image, prior, label) if score.dim() == 3 else (image, prior)
+    picked = score[tuple(i.to(score.device) for i in index)]
     return picked.detach().to(_precise(score.dtype))
 
 
@@ -213,12 +175,15 @@ def _top_per_group(group: Tensor, score: Tensor, k: int) -> Tensor:
     return order[rank < k]
 
 
-@dataclass(frozen=True)
-class Population:
+class Population(NamedTuple):
     """One correlation and how many objects, images, classes or detections it stands on. `rho` is None where n is 0."""
 
     rho: float | None
     n: int
+    boxes: int = 0  # of `per_class`: the detections of the `n` classes
+
+
+UNDEFINED = Population(None, 0)
 
 
 @dataclass(frozen=True)
@@ -230,28 +195,31 @@ class DivergenceResult:
     n_candidates: int  # boxes of `pre_nms`, whether or not their object has a rho
     sample_iou: NDArray[np.floating[Any]]  # [S] a random sample of them
     sample_scores: dict[str, NDArray[np.floating[Any]]]  # each [S]
+    recall: float | None = None  # share of the objects, crowds not counted, that a final detection matches
 
-    @property
-    def divergence(self) -> float | None:
-        """Mean over objects of `1 - rho` of the final score, in [0, 2]; None where no object has a rho."""
-        rho = self.populations[self.final]["pre_nms"].rho if self.final is not None else None
+    def divergence(self, population: str = "per_class", score: str | None = None) -> float | None:
+        """`1 - rho` of a population, in [0, 2], for the named score or the final one; None where rho is undefined."""
+        rho = self.populations.get(score or self.final or "", {}).get(population, UNDEFINED).rho
         return None if rho is None else 1.0 - rho
 
     def metrics(self) -> dict[str, float]:
-        """What is defined, as `val/divergence`, `val/spearman/<population>` and `..._n`; plain Python numbers.
+        """What is defined, under its tracking name; plain Python numbers.
 
-        Scores other than the final one carry their name: `val/divergence_raw`, `val/spearman/raw/pre_nms`.
+        `val/divergence` with `..._n` and `..._recall`, `val/divergence_pre_nms`, `val/spearman/<population>` and
+        `..._n`. Scores other than the final one carry their name: `val/divergence_raw`, `val/divergence_pre_nms_raw`,
+        `val/spearman/raw/pre_nms`.
         """
-        out: dict[str, float] = {}
+        values: dict[str, float | None] = {"val/divergence_recall": self.recall}
         for name, populations in self.populations.items():
-            prefix = "val/spearman/" if name == self.final else f"val/spearman/{name}/"
-            dense = populations["pre_nms"].rho
-            if dense is not None:
-                out["val/divergence" if name == self.final else f"val/divergence_{name}"] = 1.0 - dense
-            for population, value in populations.items():
-                if value.rho is not None:
-                    out |= {prefix + population: value.rho, f"{prefix}{population}_n": value.n}
-        return out
+            suffix, below = ("", "") if name == self.final else (f"_{name}", f"{name}/")
+            values[f"val/divergence{suffix}"] = self.divergence("per_class", name)
+            values[f"val/divergence_pre_nms{suffix}"] = self.divergence("pre_nms", name)
+            defined = {key: found for key, found in populations.items() if found.rho is not None}
+            values |= {f"val/spearman/{below}{key}": found.rho for key, found in defined.items()}
+            values |= {f"val/spearman/{below}{key}_n": found.n for key, found in defined.items()}
+            if name == self.final and "per_class" in defined:
+                values["val/divergence_n"] = defined["per_class"].boxes
+        return {name: value for name, value in values.items() if value is not None}
 
 
 class DivergenceAccumulator:
@@ -290,9 +258,15 @@ class DivergenceAccumulator:
         part |= self._sample(found, dense)
         self._parts.append(part)
 
-    def update_matches(self, labels: NDArray[Any], scores: NDArray[Any], ious: NDArray[Any]) -> None:
-        """Takes in final detections that matched an object: class, score and IoU, each `[m]`."""
-        self._parts.append({"matches/label": labels, "matches/score": scores, "matches/iou": ious})
+    def update_matches(
+        self, labels: NDArray[Any], scores: Mapping[str, NDArray[Any]], ious: NDArray[Any], objects: int
+    ) -> None:
+        """Takes in the final detections of some images that matched an object: class, IoU and named scores, each `[m]`.
+
+        `objects` is how many objects those images have, crowds not counted.
+        """
+        part = {"matches/label": labels, "matches/iou": ious, "matches/objects": np.array([objects])}
+        self._parts.append(part | {f"matches/score/{name}": score for name, score in scores.items()})
 
     def state(self) -> Arrays:
         """Everything seen so far as flat arrays, to be sent to another rank and given to `merge`."""
@@ -316,11 +290,13 @@ class DivergenceAccumulator:
         kinds = ("pre_nms", self._top_name, "per_image")
         populations = {n: {kind: _mean(state[f"{n}/{kind}"]) for kind in kinds} for n in self._names}
         if self._names:
-            oracle = {kind: _mean(state[f"{ORACLE_NAME}/{kind}"]) for kind in ("pre_nms", "per_image")}
-            populations[ORACLE_NAME] = oracle
+            populations[ORACLE_NAME] = {k: _mean(state[f"{ORACLE_NAME}/{k}"]) for k in ("pre_nms", "per_image")}
         final = FINAL_NAME if FINAL_NAME in self._names else next(iter(self._names), None)
-        if final is not None and "matches/label" in state:
-            populations[final] |= self._post_nms(state)
+        matched = final is not None and "matches/label" in state
+        if matched:
+            for name, score in self._match_scores(state).items():
+                populations[name] |= self._of_matches(state["matches/label"], score, state["matches/iou"])
+        objects = int(state["matches/objects"].sum()) if matched else 0
         none = np.zeros(0)
         return DivergenceResult(
             final=final,
@@ -328,6 +304,7 @@ class DivergenceAccumulator:
             n_candidates=int(state["candidates"].sum()) if "candidates" in state else 0,
             sample_iou=state.get("sample/iou", none),
             sample_scores={n: state.get(f"sample/score/{n}", none) for n in self._names},
+            recall=len(state["matches/label"]) / objects if objects else None,
         )
 
     @property
@@ -337,19 +314,25 @@ class DivergenceAccumulator:
     def _rho(
         self, group: NDArray[np.int64], score: NDArray[Any], iou: NDArray[Any], chosen: NDArray[Any]
     ) -> NDArray[np.float64]:
-        found = spearman_by_group(group[chosen], score[chosen], iou[chosen])
-        return found.rho[(found.size >= self.config.min_candidates) & ~np.isnan(found.rho)]
+        return self._defined(spearman_by_group(group[chosen], score[chosen], iou[chosen])).rho
 
-    def _post_nms(self, state: Arrays) -> dict[str, Population]:
-        label, score, iou = (state[f"matches/{k}"] for k in ("label", "score", "iou"))
+    def _defined(self, found: GroupCorrelation) -> GroupCorrelation:
+        keep = (found.size >= self.config.min_candidates) & ~np.isnan(found.rho)
+        return GroupCorrelation(found.groups[keep], found.rho[keep], found.size[keep])
+
+    def _match_scores(self, state: Arrays) -> Arrays:
+        """The scores of the matched detections by name, the oracle's included."""
+        scores = {name: state[f"matches/score/{name}"] for name in self._names}
+        return scores | {ORACLE_NAME: scores[self._names[0]] * state["matches/iou"]}
+
+    def _of_matches(self, label: NDArray[np.int64], score: NDArray[Any], iou: NDArray[Any]) -> dict[str, Population]:
         order = np.lexsort((iou, score, label))  # ranks join in any order; sums of so many are not always exact
         label, score, iou = label[order], score[order], iou[order]
-        pooled = spearman_by_group(np.zeros_like(label), score, iou)
-        rho = pooled.rho[~np.isnan(pooled.rho)]
-        by_class = spearman_by_group(label, score, iou).rho
+        by_class = self._defined(spearman_by_group(label, score, iou))
+        pooled = self._defined(spearman_by_group(np.zeros_like(label), score, iou))
         return {
-            "post_nms": Population(float(rho[0]), len(label)) if len(rho) else Population(None, 0),
-            "per_class": _mean(by_class[~np.isnan(by_class)]),
+            "per_class": _mean(by_class.rho)._replace(boxes=int(by_class.size.sum())),
+            "post_nms": Population(float(pooled.rho[0]), len(label)) if len(pooled.rho) else UNDEFINED,
         }
 
     def _sample(self, found: CandidateBatch, chosen: NDArray[np.bool_]) -> Arrays:
@@ -367,7 +350,7 @@ class DivergenceAccumulator:
 
 def _mean(rho: NDArray[np.float64]) -> Population:
     # fsum rounds once, so the mean does not depend on the order in which ranks are joined
-    return Population(math.fsum(rho) / len(rho), len(rho)) if len(rho) else Population(None, 0)
+    return Population(math.fsum(rho) / len(rho), len(rho)) if len(rho) else UNDEFINED
 
 
 def _shuffle_key(image: NDArray[np.int64], prior: NDArray[np.int64]) -> NDArray[np.uint64]:

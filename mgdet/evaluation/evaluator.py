@@ -14,7 +14,8 @@ from pydantic import Field
 from torch import Tensor
 
 from mgdet.errors import DataError
-from mgdet.evaluation.coco import Backend, CocoAP
+from mgdet.evaluation.average_precision import Backend, Protocol
+from mgdet.evaluation.coco import CocoAP
 from mgdet.evaluation.divergence import DivergenceConfig
 from mgdet.evaluation.metric import Arrays, Metric, MetricInfo, MetricResult, Seen
 from mgdet.evaluation.task_divergence import Divergence
@@ -25,6 +26,8 @@ R = TypeVar("R", bound=MetricResult)
 
 METRICS: list[type[Metric[Any]]] = [CocoAP, Divergence]
 """What every evaluation computes; their numbers appear in tables, sweeps and trackers in this order."""
+AP, DIVERGENCE = CocoAP.infos[0], Divergence.infos[0]
+"""What is asked of a detector first. Checkpoints are ranked by AP, and sweeps unless they name a metric."""
 
 
 def infos() -> list[MetricInfo]:
@@ -46,14 +49,20 @@ def headlines(found: Iterable[str], brief: bool = False) -> list[str]:
 class EvaluationConfig(DivergenceConfig):
     """How a detector is judged."""
 
+    protocol: Protocol = Field(
+        default="coco",
+        description="rule of AP: COCO's, or VOC's of 2007 (11 points) or 2012 (area) at COCO's ten IoUs",
+    )
     backend: Backend = Field(
         default="faster",
-        description="faster-coco-eval, or pycocotools, which gives the same numbers in about eight times the time",
+        description="of the protocol coco: faster-coco-eval, or pycocotools, which gives the same numbers in about "
+        "eight times the time",
     )
     max_dets: int = Field(
         default=100,
         ge=1,
-        description="adds the recall at this many detections an image and class beside COCO's 1, 10 and 100",
+        description="detections of an image and class that AP of the protocol coco counts, at least 100 (LVIS: 300; "
+        "model.postprocess.max_detections has to allow them); adds the recall at this limit to those at 1, 10 and 100",
     )
 
 

@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from mgdet.evaluation.coco import IOU_THRESHOLDS, RECALL_THRESHOLDS, CocoResult
+from mgdet.evaluation.average_precision import IOU_THRESHOLDS, RECALL_THRESHOLDS, APResult
 from mgdet.evaluation.divergence import DivergenceResult
 from mgdet.evaluation.draw import COLORS
 from mgdet.structures import Category, Detections, Targets
@@ -29,7 +29,7 @@ _GREY = "#666666"
 _TRUTH = "#ffffff"
 
 
-def pr_curves(result: CocoResult) -> Figure:
+def pr_curves(result: APResult) -> Figure:
     """Precision over recall: the mean over classes at each IoU threshold, and each class at IoU 0.50.
 
     Of more than ten classes the five best and five worst are drawn. Both panels say what is missing where nothing is
@@ -43,7 +43,9 @@ def pr_curves(result: CocoResult) -> Figure:
     for axes in (left, right):
         _style(axes, xlabel="recall", ylabel="precision" if axes is left else "", limits=(0, 1, 0, 1.02))
     n = f"{result.n_images:,} images, {result.n_boxes:,} objects"
-    left.set_title(f"Mean over {len(defined)} classes\n{_known('AP', result.AP)}, {n}", fontsize=11)
+    left.set_title(
+        f"Mean over {len(defined)} classes\n{_known(f'AP ({result.protocol})', result.AP)}, {n}", fontsize=11
+    )
     right.set_title(f"By class at IoU 0.50\n{_known('AP50', result.AP50)}, {n}", fontsize=11)
     if not len(defined):
         for axes in (left, right):
@@ -61,7 +63,7 @@ def pr_curves(result: CocoResult) -> Figure:
     return figure
 
 
-def _class_curves(axes: Axes, result: CocoResult, defined: Any) -> None:
+def _class_curves(axes: Axes, result: APResult, defined: Any) -> None:
     names = list(result.per_class)
     at50 = result.precision[0]
     ranked = sorted(defined.tolist(), key=lambda k: -at50[:, k].mean())
@@ -233,7 +235,7 @@ def _draw_box(axes: Axes, box: Sequence[float], color: str, dashed: bool) -> Non
     axes.add_patch(rectangle)
 
 
-def per_class_table(result: CocoResult, style: Literal["markdown", "csv"] = "markdown") -> str:
+def per_class_table(result: APResult, style: Literal["markdown", "csv"] = "markdown") -> str:
     """AP, AP50, AP75 and the number of objects of each class, worst defined class last; undefined cells are empty."""
     at = result.per_class_at
     rows = [

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mgdet.boxes import is_degenerate, pairwise_iou
-from mgdet.evaluation.divergence import DivergenceAccumulator, DivergenceResult
+from mgdet.evaluation.divergence import DivergenceAccumulator, DivergenceResult, pick
 from mgdet.evaluation.metric import Arrays, Metric, MetricInfo, Seen
 from mgdet.ground_truth import GroundTruth
 from mgdet.structures import Detections, Targets
@@ -19,9 +19,24 @@ class Divergence(Metric[DivergenceResult]):
 
     name: ClassVar[str] = "divergence"
     infos: ClassVar[tuple[MetricInfo, ...]] = (
-        MetricInfo("val/divergence", "min", "1 - Spearman(score, IoU), mean over objects", headline=True, brief=True),
+        MetricInfo(
+            "val/divergence",
+            "min",
+            "1 - Spearman(score, IoU) of the detections that match an object, mean over classes",
+            headline=True,
+            brief=True,
+        ),
         MetricInfo("val/divergence_raw", "min", "the same of the class score before rescoring", headline=True),
         MetricInfo("val/divergence_oracle", "min", "the same of class score times true IoU", headline=True),
+        MetricInfo("val/divergence_n", "max", "detections that val/divergence stands on", headline=True),
+        MetricInfo("val/divergence_recall", "max", "share of the objects that a detection matches", headline=True),
+        MetricInfo(
+            "val/divergence_pre_nms",
+            "min",
+            "1 - Spearman(score, IoU) of the boxes before suppression, mean over objects",
+            headline=True,
+        ),
+        MetricInfo("val/divergence_pre_nms_<score>", "min", "the same of another score: raw, oracle"),
         MetricInfo("val/spearman/<population>", "max", "Spearman(score, IoU) over a population of boxes"),
     )
 
@@ -36,9 +51,11 @@ class Divergence(Metric[DivergenceResult]):
         self._accumulator.update(batch.positions, seen.predictions.boxes, seen.scores, batch.targets)
         objects = self._objects.targets(batch.positions.cpu())
         match_iou = greedy_match(final, objects, self.config.iou_floor)
-        hit = match_iou > 0
+        image, place = torch.nonzero(match_iou, as_tuple=True)
+        labels, priors = final.labels[image, place], final.priors[image, place]
+        scores = {name: pick(score, image, priors, labels).cpu().numpy() for name, score in seen.scores.items()}
         self._accumulator.update_matches(
-            final.labels[hit].numpy(), final.scores[hit].float().numpy(), match_iou[hit].numpy()
+            labels.numpy(), scores, match_iou[image, place].numpy(), int(objects.valid.sum())
         )
 
     def state(self) -> Arrays:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from mgdet.data.dataset import ShardedDataset
 from mgdet.data.loader import build_eval_loader
 from mgdet.errors import ConfigError
+from mgdet.evaluation.evaluator import AP
 from mgdet.inference.load import Trained
 from mgdet.structures import Batch, Category
 from mgdet.text import duration
@@ -17,7 +18,8 @@ from mgdet.training.progress import ProgressLog
 
 logger = logging.getLogger(__name__)
 
-PER_CLASS = "val/AP/"
+PER_CLASS = f"{AP.name}/"
+"""The AP of a class stands under this and its name."""
 NAMED_CLASSES = 12
 
 
@@ -28,6 +30,7 @@ class Evaluation(NamedTuple):
     data: str  # root of the data set
     split: str
     images: int  # number of images in the split
+    protocol: str  # `evaluation.protocol`, by whose rules AP was computed
 
 
 def evaluate_trained(trained: Trained, data: str | None = None, split: str | None = None) -> Evaluation:
@@ -56,7 +59,7 @@ def evaluate_trained(trained: Trained, data: str | None = None, split: str | Non
         World(0, 1, trained.device),
         trained.experiment.train.precision,
     )
-    return Evaluation(metrics, uri, name, dataset.num_images)
+    return Evaluation(metrics, uri, name, dataset.num_images, trained.experiment.evaluation.protocol)
 
 
 def require_categories(trained: Trained, found: Sequence[Category], data: str) -> None:

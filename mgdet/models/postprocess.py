@@ -44,31 +44,34 @@ class PostProcess(Config):
             boxes.new_zeros(len(boxes), rows),
             torch.zeros(len(boxes), rows, dtype=torch.int64, device=boxes.device),
             torch.zeros(len(boxes), rows, dtype=torch.bool, device=boxes.device),
+            torch.zeros(len(boxes), rows, dtype=torch.int64, device=boxes.device),
         )
-        for i, (image_boxes, image_scores, image_labels) in enumerate(kept):
+        for i, (image_boxes, image_scores, image_labels, image_priors) in enumerate(kept):
             n = len(image_scores)
             out.boxes[i, :n] = image_boxes * scale[i]
             out.scores[i, :n] = image_scores
             out.labels[i, :n] = image_labels
             out.valid[i, :n] = True
+            out.priors[i, :n] = image_priors
         return out
 
-    def _candidates(self, scores: Tensor, boxes: Tensor, priors: Priors) -> tuple[Tensor, Tensor, Tensor]:
-        """The best (prior, class) pairs of each level: boxes `[B, K, 4]`, scores `[B, K]`, labels `[B, K]`."""
+    def _candidates(self, scores: Tensor, boxes: Tensor, priors: Priors) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The best (prior, class) pairs of each level: boxes `[B, K, 4]`, and `[B, K]` scores, labels and priors."""
         num_classes = scores.shape[-1]
-        level_boxes, level_scores, level_labels = [], [], []
-        counts = list(priors.level_counts)
-        for s, b in zip(torch.split(scores, counts, 1), torch.split(boxes, counts, 1), strict=True):
+        level_scores, level_labels, level_priors, first = [], [], [], 0
+        for s in torch.split(scores, list(priors.level_counts), 1):
             flat = s.flatten(1)
             top, index = flat.topk(min(self.pre_nms_top_k, flat.shape[1]), dim=1)
-            prior = index.div(num_classes, rounding_mode="floor")
             level_scores.append(top)
             level_labels.append(index % num_classes)
-            level_boxes.append(b.gather(1, prior[..., None].expand(-1, -1, 4)))
-        return torch.cat(level_boxes, 1), torch.cat(level_scores, 1), torch.cat(level_labels, 1)
+            level_priors.append(index.div(num_classes, rounding_mode="floor") + first)
+            first += s.shape[1]
+        prior = torch.cat(level_priors, 1)
+        chosen = boxes.gather(1, prior[..., None].expand(-1, -1, 4))
+        return chosen, torch.cat(level_scores, 1), torch.cat(level_labels, 1), prior
 
-    def _suppress(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _suppress(self, boxes: Tensor, scores: Tensor, labels: Tensor, priors: Tensor) -> tuple[Tensor, ...]:
         over = scores > 0  # what did not pass the threshold was set to 0
-        boxes, scores, labels = boxes[over], scores[over], labels[over]
+        boxes, scores, labels, priors = boxes[over], scores[over], labels[over], priors[over]
         keep = batched_nms(boxes, scores, labels, self.nms_iou)[: self.max_detections]
-        return boxes[keep], scores[keep], labels[keep]
+        return boxes[keep], scores[keep], labels[keep], priors[keep]

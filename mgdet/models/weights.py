@@ -52,12 +52,23 @@ def initialise(network: Detector, config: DetectorConfig, classes: Sequence[str]
     return _load(network, _weights_of(state, place), f"checkpoint {place}", other=_other_classes(state, classes))
 
 
+def require_file(weights: str) -> None:
+    """Check that a `model.weights` which is no name is there, a file or a run. Raises `CheckpointError`."""
+    if weights in NAMED_WEIGHTS:
+        return
+    try:
+        if locate(weights).exists():
+            return
+    except OSError as error:
+        raise CheckpointError(f"model.weights={weights!r} cannot be read: {error}") from error
+    raise CheckpointError(f"model.weights={weights!r}: not a file, and not one of {', '.join(NAMED_WEIGHTS)}")
+
+
 def _read(place: str) -> tuple[dict[str, Any], str]:
     """The content of a file at a path or URI, and how messages call it. Raises `CheckpointError`."""
+    require_file(place)
     file = locate(place)
     try:
-        if not file.is_file():
-            raise CheckpointError(f"model.weights={place!r}: not a file, and not one of {', '.join(NAMED_WEIGHTS)}")
         return load_tensors(file.path if file.is_local else io.BytesIO(file.read_bytes()), str(file)), str(file)
     except OSError as error:
         raise CheckpointError(f"model.weights={place!r} cannot be read: {error}") from error

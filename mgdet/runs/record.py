@@ -1,9 +1,9 @@
-"""A run on disk: which experiment it is, which MLflow run it writes to, how far it has come."""
+"""A run on disk: which experiment it is, what trackers call it, how far it has come."""
 
 import hashlib
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +19,12 @@ from mgdet.storage import Location, local_path, locate
 from mgdet.text import first_of
 from mgdet.training.checkpoint import CheckpointStore, best_of
 from mgdet.training.origin import data_of, learned_of, refuse_other_data
+from mgdet.training.precision import Precision
 
 logger = logging.getLogger(__name__)
 
-_RUN_ID = re.compile(r"[A-Za-z0-9][\w-]{0,255}", re.ASCII)  # what MLflow allows
+PRECISION = "train.precision"
+_RUN_ID = re.compile(r"[A-Za-z0-9][\w.:-]{0,255}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class Record:
 
     identity: dict[str, Any]
     """The keys that decide the result, and their values."""
-    mlflow_run_id: str | None
+    run_ids: Mapping[str, str]
+    """What each tracker that it was in, by `tracking.name`, calls its run."""
     data: dict[str, Any] = field(default_factory=dict)
     """Of a run the fingerprint of its data set, of a sweep those of all its data sets; empty in older records."""
     made_by: dict[str, Any] = field(default_factory=dict)
@@ -56,22 +59,22 @@ def read_record(file: Location, key: str) -> Record | None:
 
 def _checked(content: dict[str, Any], key: str) -> Record:
     """The record that `write_record` would have written so. Raises `RecordError` where it would not have."""
-    unknown = content.keys() - {key, "mlflow_run_id", "data", "made_by"}
-    identity, run_id = content.get(key), content.get("mlflow_run_id")
-    data, made = content.get("data", {}), content.get("made_by", {})
-    if unknown or not all(isinstance(part, dict) for part in (identity, data, made)):
-        raise RecordError(
-            f"expected {key}, mlflow_run_id, data and made_by, found {', '.join(content)[:200] or 'nothing'}"
-        )
-    if run_id is not None and not (isinstance(run_id, str) and _RUN_ID.fullmatch(run_id)):
-        raise RecordError(f"mlflow_run_id = {str(run_id)[:80]!r} is no id of MLflow")
-    return Record(dict(content[key]), run_id, data, made)
+    unknown = content.keys() - {key, "run_ids", "mlflow_run_id", "data", "made_by"}
+    identity, data, made = content.get(key), content.get("data", {}), content.get("made_by", {})
+    run_ids = content.get("run_ids", {})
+    if unknown or not all(isinstance(part, dict) for part in (identity, data, made, run_ids)):
+        raise RecordError(f"expected {key}, run_ids, data and made_by, found {', '.join(content)[:200] or 'nothing'}")
+    if (before := content.get("mlflow_run_id")) is not None:  # written while MLflow was the only tracker
+        run_ids = {"mlflow": before, **run_ids}
+    for tracker, run_id in run_ids.items():
+        if not (isinstance(run_id, str) and _RUN_ID.fullmatch(run_id)):
+            raise RecordError(f"{str(run_id)[:80]!r} is no id of a run in the tracker {tracker}")
+    return Record(dict(content[key]), run_ids, data, made)
 
 
 def write_record(file: Location, key: str, record: Record) -> None:
     """Write what `read_record` reads, and make the directory of `file`. Raises `ConfigError` where it cannot."""
-    content = {key: record.identity, "mlflow_run_id": record.mlflow_run_id}
-    content |= {"data": record.data, "made_by": record.made_by}
+    content = {key: record.identity, "run_ids": dict(record.run_ids), "data": record.data, "made_by": record.made_by}
     try:
         file.parent.mkdir()
         file.replace(seal(content))
@@ -101,6 +104,8 @@ def open_run(experiment: Experiment, data: Fingerprint | None = None) -> Record 
         record = _from_checkpoint(store, wanted)
     if record is None:
         return None
+    if wanted[PRECISION] == "auto":  # which is what it became when the run began
+        wanted[PRECISION] = record.identity.get(PRECISION)
     different = differences(record.identity, wanted)
     other_data = bool(data and data_differences(record.data, data))
     if (different or other_data) and not store.committed():
@@ -115,6 +120,17 @@ def open_run(experiment: Experiment, data: Fingerprint | None = None) -> Record 
     if data is not None:
         refuse_other_data(experiment, record.data, data)
     return record
+
+
+def precision_of_run(experiment: Experiment) -> Precision | None:
+    """The precision in which the run of this storage and name has trained up to a checkpoint; None if there is none.
+
+    Raises `ConfigError` where its record is damaged or cannot be read.
+    """
+    record = read_record(locate(experiment.run_uri) / "run.json", "learned")
+    if record is None or not CheckpointStore(experiment.run_uri).committed():
+        return None
+    return record.identity.get(PRECISION)
 
 
 def _from_checkpoint(store: CheckpointStore, wanted: dict[str, Any]) -> Record | None:
@@ -134,7 +150,7 @@ def _from_checkpoint(store: CheckpointStore, wanted: dict[str, Any]) -> Record |
     logger.warning("%s has no run.json; what the run is, %s says", store.directory.parent, path)
     # The checkpoint's configuration is the resolved one: what is `auto` here may be any number there
     known = {k: wanted[k] if wanted.get(k) == "auto" else v for k, v in plain(learned).items()}
-    return Record(known, None, data_of(found[1]))
+    return Record(known, {}, data_of(found[1]))
 
 
 def _train_on(experiment: Experiment, there: dict[str, Any], wanted: dict[str, Any]) -> str:
@@ -157,11 +173,12 @@ def _unusable(directory: Location, error: OSError) -> ConfigError:
 
 
 def save_run(
-    asked: Experiment, resolved: Experiment, mlflow_run_id: str | None, data: Fingerprint | None = None
+    asked: Experiment, resolved: Experiment, run_ids: Mapping[str, str], data: Fingerprint | None = None
 ) -> None:
     """Write `run.json`, with the fingerprint of the `data`, and `config.yaml`.
 
     The identity of the run is that of the experiment as `asked`, because the `resolved` one depends on the machine.
+    Only the precision is the resolved one: on other hardware, `auto` must not go on in another.
     """
     directory = locate(asked.run_uri)
     try:
@@ -169,7 +186,8 @@ def save_run(
         (directory / "config.yaml").replace(resolved.to_yaml().encode())
     except OSError as error:
         raise _unusable(directory, error) from error
-    write_record(directory / "run.json", "learned", Record(asked.identity(), mlflow_run_id, data or {}, made_by()))
+    identity = {**asked.identity(), PRECISION: resolved.train.precision}
+    write_record(directory / "run.json", "learned", Record(identity, run_ids, data or {}, made_by()))
 
 
 @contextmanager

@@ -8,11 +8,10 @@ import os
 import shutil
 import threading
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
-from mgdet.tracking.store import mlflow_name
+from mgdet.tracking.run import Point
 
 logger = logging.getLogger(__name__)
 
@@ -20,16 +19,6 @@ _BLOCK = 1 << 18  # bytes of the journal in memory at a time
 _INCOMING = ".incoming-"
 _MOST_STEPS = 1 << 53
 _MOST_SECONDS = 1e11  # since 1970: far in the future, and MLflow takes it
-
-
-@dataclass(frozen=True)
-class Point:
-    """One value of one metric as MLflow takes it; `ms` is when it was logged, not when it was sent."""
-
-    key: str
-    value: float
-    ms: int
-    step: int
 
 
 def fresh(points: Iterable[Point], marks: Mapping[str, int]) -> Iterator[Point]:
@@ -52,10 +41,15 @@ class Journal:
     It is the write-ahead log: a record is with the operating system before `append` returns, so a killed process
     loses nothing (a power cut may: there is no fsync, which would cost milliseconds a step). A value that is not
     finite stands as "NaN", "Infinity" or "-Infinity", strings that `float` reads, since JSON has no such numbers.
+
+    Args:
+        path: of the file.
+        metric_name: gives the name that the store takes for a metric's own; the file has the metric's own.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, metric_name: Callable[[str], str] = str) -> None:
         self.path = path
+        self._metric_name = metric_name
         self.lost = 0  # points that could not be written
         self._lock = threading.Lock()
         self._fd: int | None = None
@@ -69,7 +63,7 @@ class Journal:
         """Write one record. Never raises: the first failure is logged, and `lost` counts the points of all."""
         values = {k: v if math.isfinite(v) else json.dumps(v).strip('"') for k, v in metrics.items()}
         record: dict[str, object] = {"step": step, "time": time, "metrics": values}
-        if self._before and all(step <= self._before.get(mlflow_name(k), step - 1) for k in metrics):
+        if self._before and all(step <= self._before.get(self._metric_name(k), step - 1) for k in metrics):
             record["replay"] = True
         line = json.dumps({**record, "crc": _crc(record)}, separators=(",", ":")).encode() + b"\n"
         with self._lock:
@@ -107,7 +101,7 @@ class Journal:
             return [], offset
         if lines and not lines[-1].endswith(b"\n"):
             del lines[-1]
-        return [point for line in lines for point in _parsed(line)], offset + sum(map(len, lines))
+        return [point for line in lines for point in _parsed(line, self._metric_name)], offset + sum(map(len, lines))
 
     def points(self, offset: int = 0) -> Iterator[Point]:
         """All points in the complete lines from byte `offset` on."""
@@ -131,14 +125,13 @@ def _crc(record: Mapping[str, object]) -> str:
     return f"{zlib.crc32(json.dumps(record, separators=(',', ':')).encode()):08x}"
 
 
-def _parsed(line: bytes) -> list[Point]:
-    """The points of a line; none if it is not whole, or not one that `append` writes. Infinite values become NaN:
-    1.8e308, which is what MLflow makes of them, would flatten every chart."""
+def _parsed(line: bytes, metric_name: Callable[[str], str]) -> list[Point]:
+    """The points of a line; none if it is not whole, or not one that `append` writes."""
     try:
         record = json.loads(line)
         crc = record.pop("crc", None)  # lines of earlier versions have none
         step, time = record["step"], record["time"]
-        values = {mlflow_name(k): _value(v) for k, v in record["metrics"].items()}
+        values = {metric_name(k): _value(v) for k, v in record["metrics"].items()}
         known = record.keys() <= {"step", "time", "metrics", "replay"} and (crc is None or crc == _crc(record))
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return []
@@ -146,7 +139,7 @@ def _parsed(line: bytes) -> list[Point]:
         return []
     if not isinstance(time, int | float) or not 0 <= time < _MOST_SECONDS:
         return []
-    return [Point(k, v if math.isfinite(v) else math.nan, int(time * 1000), step) for k, v in values.items()]
+    return [Point(k, v, int(time * 1000), step) for k, v in values.items()]
 
 
 def _value(value: object) -> float:
@@ -159,7 +152,7 @@ def _value(value: object) -> float:
 
 
 class Outbox:
-    """The directory unsent_artifacts/: a copy of each artifact, under its own name, until MLflow has it."""
+    """The directory unsent_artifacts/: a copy of each artifact, under its own name, until the store has it."""
 
     def __init__(self, root: Path) -> None:
         self.root = root

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mgdet.errors import DataError, NonFiniteError
 from mgdet.evaluation import DetectionArrays, coco_ap
-from mgdet.evaluation.coco import _xywh
+from mgdet.evaluation.coco import _annotations, _results, _run_pycocotools, _xywh
 from mgdet.ground_truth import GroundTruth
 from mgdet.structures import Category
 
@@ -193,14 +193,45 @@ def test_ties_are_broken_by_the_order_of_the_detections(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_other_limit_adds_a_recall_and_changes_nothing_else(backend):
+def test_lower_limit_adds_a_recall_and_changes_nothing_else(backend):
     gt = gt_from(dataset([(i, 3, 5, (i * 10, 5, 9, 9)) for i in range(15)]))
     det = perfect(gt)
     plain, five = coco_ap(gt, det, backend), coco_ap(gt, det, backend, max_dets=5)
     assert five.metrics().pop("val/AR5") == pytest.approx(5 / 15)
     assert {k: v for k, v in five.metrics().items() if k != "val/AR5"} == plain.metrics()
     assert plain.metrics()["val/AR10"] == pytest.approx(10 / 15)
-    assert set(coco_ap(gt, det, backend, max_dets=300).metrics()) == {*plain.metrics(), "val/AR300"}
+
+
+def crowded():
+    """150 objects of a class in an image, all of them detected, and some wrong detections among the best."""
+    gt = gt_from(dataset([(i, 3, 5, (i % 15 * 12, i // 15 * 12, 9 + i % 40, 9)) for i in range(150)]))
+    good = perfect(gt)
+    score = np.random.default_rng(0).permutation(200) / 200
+    stray = np.tile([190.0, 190, 199, 199], (50, 1))
+    return gt, DetectionArrays(
+        np.r_[good.image, np.full(50, good.image[0])], np.r_[good.boxes, stray], score, np.zeros(200, dtype=np.int64)
+    )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("max_dets", [5, 100, 120, 300])
+def test_a_higher_limit_counts_in_ap_as_in_pycocotools(backend, max_dets):
+    gt, det = crowded()
+    largest = max(100, max_dets)
+    precision, recall = _run_pycocotools(_annotations(gt), _results(gt, det), [1, 10, largest])
+    found = coco_ap(gt, det, backend, max_dets)
+    defined = [precision[..., a, -1] for a in range(4)]
+    for name, values in zip(("AP", "APs", "APm", "APl"), defined, strict=True):
+        expected = values[values > -1]
+        assert getattr(found, name) == (pytest.approx(expected.mean(), abs=1e-12) if expected.size else None), name
+    for name, area in (("ARs", 1), ("ARm", 2)):
+        values = recall[:, :, area, -1]
+        assert getattr(found, name) == (pytest.approx(values[values > -1].mean()) if (values > -1).any() else None)
+    plain = coco_ap(gt, det, backend)
+    assert (found.AP > plain.AP + 0.05) == (max_dets > 100)
+    assert (found.AR1, found.AR10, found.AR100) == (plain.AR1, plain.AR10, plain.AR100)
+    assert found.metrics()[f"val/AR{max_dets}"] == found.AR_max
+    assert set(found.metrics()) == {*plain.metrics(), f"val/AR{max_dets}"}
 
 
 @given(st.lists(st.tuples(*[st.integers(0, 400_000)] * 4), min_size=1, max_size=20), st.sampled_from([10, 100, 1000]))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mgdet.errors import MgdetError
 from mgdet.evaluation import DivergenceAccumulator, DivergenceConfig, match_candidates, spearman_by_group
-from mgdet.evaluation.divergence import OBJECTS_PER_IMAGE, _top_per_group
+from mgdet.evaluation.divergence import OBJECTS_PER_IMAGE, Population, _top_per_group
 from mgdet.structures import Targets
 from tests.reference import divergence as oracle
 
@@ -94,7 +94,7 @@ def test_populations_equal_the_loop_oracle(seed, shape):
         assert population.n == n, name
         assert population.rho == (None if rho is None else pytest.approx(rho, abs=1e-12)), name
     if "pre_nms_top11" in found.populations["raw"] and shape == {}:
-        assert found.metrics()["val/divergence"] == 1 - found.populations["raw"]["pre_nms"].rho
+        assert found.metrics()["val/divergence_pre_nms"] == 1 - found.populations["raw"]["pre_nms"].rho
 
 
 @pytest.mark.parametrize("chunk", [1, 300, 1000, 10**9])
@@ -147,7 +147,9 @@ def test_rescored_is_final_and_raw_stands_beside():
     accumulator = DivergenceAccumulator(DivergenceConfig())
     accumulator.update(torch.arange(3), boxes, {"raw": scores, "rescored": quality}, targets)
     metrics = accumulator.compute().metrics()
-    assert metrics["val/divergence"] == 0.0
+    assert metrics["val/divergence_pre_nms"] == 0.0
+    assert metrics["val/divergence_pre_nms_raw"] == 1 - metrics["val/spearman/raw/pre_nms"]
+    assert not {"val/divergence", "val/divergence_raw"} & metrics.keys(), "no final detections were given"
     assert metrics["val/spearman/pre_nms"] == metrics["val/spearman/pre_nms_top50"] == 1.0
     alone = accumulated(1).metrics()
     for name in ("pre_nms", "pre_nms_n", "pre_nms_top50", "pre_nms_top50_n", "per_image", "per_image_n"):
@@ -164,24 +166,93 @@ def test_constant_scores_are_absent_not_zero():
     accumulator.update(torch.arange(3), boxes, {"raw": torch.full_like(scores, 0.01)}, targets)
     metrics = accumulator.compute().metrics()
     assert [k for k in metrics if "oracle" not in k] == []
-    assert metrics["val/divergence_oracle"] == pytest.approx(0.0), "constant times IoU ranks as the IoU does"
+    assert metrics["val/divergence_pre_nms_oracle"] == pytest.approx(0.0), "constant times IoU ranks as the IoU does"
     assert accumulator.compute().n_candidates > 0
 
 
-def test_post_nms_is_one_rho_and_per_class_a_mean():
-    accumulator = DivergenceAccumulator(DivergenceConfig())
-    boxes, scores, targets = world(1)
-    accumulator.update(torch.arange(3), boxes, {"raw": scores}, targets)
-    label = np.array([0, 0, 0, 0, 1, 1, 1, 2, 2])
-    score = np.array([0.9, 0.8, 0.7, 0.6, 0.9, 0.5, 0.1, 0.3, 0.2], dtype=np.float32)
-    iou = np.array([0.9, 0.95, 0.6, 0.5, 0.5, 0.7, 0.9, 0.8, 0.6])
-    accumulator.update_matches(label[:5], score[:5], iou[:5])
-    accumulator.update_matches(label[5:], score[5:], iou[5:])
-    metrics = accumulator.compute().metrics()
-    assert metrics["val/spearman/post_nms"] == pytest.approx(oracle.rho_of(score.tolist(), iou.tolist()), abs=1e-12)
+def of_matches(labels, scores, ious, objects=10, config=None):
+    """The result for matched detections, beside predictions of `world(1)` under the same names."""
+    accumulator = DivergenceAccumulator(config or DivergenceConfig())
+    boxes, raw, targets = world(1)
+    accumulator.update(torch.arange(3), boxes, dict.fromkeys(scores, raw), targets)
+    for part in (slice(0, 5), slice(5, None)):
+        accumulator.update_matches(
+            np.array(labels, dtype=np.int64)[part],
+            {name: np.array(score, dtype=np.float32)[part] for name, score in scores.items()},
+            np.array(ious, dtype=np.float64)[part],
+            objects if part.start == 0 else 0,
+        )
+    return accumulator.compute()
+
+
+def test_headline_is_the_mean_over_classes():
+    label = [0, 0, 0, 0, 1, 1, 1, 2, 2]
+    score = [0.9, 0.8, 0.7, 0.6, 0.9, 0.5, 0.1, 0.3, 0.2]
+    iou = [0.9, 0.95, 0.6, 0.5, 0.5, 0.7, 0.9, 0.8, 0.6]
+    found = of_matches(label, {"raw": score}, iou, objects=12)
+    metrics = found.metrics()
+    assert metrics["val/spearman/post_nms"] == pytest.approx(oracle.rho_of(score, iou), abs=1e-12)
     assert metrics["val/spearman/post_nms_n"] == 9
     assert metrics["val/spearman/per_class"] == pytest.approx((0.8 - 1.0) / 2, abs=1e-12)
-    assert metrics["val/spearman/per_class_n"] == 2
+    assert metrics["val/spearman/per_class_n"] == 2, "two matches have no rho"
+    assert metrics["val/divergence"] == 1 - metrics["val/spearman/per_class"] == found.divergence()
+    assert metrics["val/divergence_n"] == 7, "those of the two classes"
+    assert metrics["val/divergence_recall"] == 9 / 12
+    assert metrics["val/divergence_pre_nms"] == accumulated(1).metrics()["val/divergence_pre_nms"]
+
+
+matches = st.lists(st.tuples(st.integers(0, 3), st.sampled_from([0.1, 0.5, 0.7, 0.9]), st.floats(0.5, 1)), max_size=30)
+
+
+@given(matches, st.integers(3, 5))
+def test_populations_of_matches_equal_the_loop_oracle(rows, least):
+    labels, scores, ious = ([row[i] for row in rows] for i in range(3))
+    scores = np.array(scores, dtype=np.float32).tolist()
+    found = of_matches(labels, {"raw": scores}, ious, len(rows) + 1, DivergenceConfig(min_candidates=least))
+    expected = oracle.of_matches(labels, scores, ious, least)
+    for name in ("per_class", "post_nms"):
+        rho, n = expected[name]
+        assert found.populations["raw"][name][:2] == (None if rho is None else pytest.approx(rho, abs=1e-12), n)
+    assert found.populations["raw"]["per_class"].boxes == expected["boxes"]
+    assert found.recall == len(rows) / (len(rows) + 1)
+
+
+@pytest.mark.parametrize(
+    ("label", "score", "iou"),
+    [
+        ([], [], []),
+        ([0, 0], [0.9, 0.8], [0.9, 0.8]),
+        ([0, 0, 0], [0.5, 0.5, 0.5], [0.9, 0.8, 0.7]),
+        ([0, 0, 0], [0.9, 0.8, 0.7], [0.75, 0.75, 0.75]),
+        ([0, 0, 1, 1, 2], [0.9, 0.8, 0.7, 0.6, 0.5], [0.9, 0.8, 0.7, 0.6, 0.5]),
+    ],
+)
+def test_headline_without_a_rho_is_absent_and_the_recall_is_not(label, score, iou):
+    metrics = of_matches(label, {"raw": score}, iou).metrics()
+    assert not {"val/divergence", "val/divergence_n", "val/spearman/per_class"} & metrics.keys()
+    assert metrics["val/divergence_recall"] == len(label) / 10
+
+
+def test_recall_without_objects_is_absent():
+    assert "val/divergence_recall" not in of_matches([], {"raw": []}, [], objects=0).metrics()
+
+
+def test_one_class_is_its_own_mean():
+    found = of_matches([2] * 4, {"raw": [0.9, 0.8, 0.7, 0.6]}, [0.9, 0.95, 0.6, 0.5]).populations["raw"]
+    assert found["per_class"] == Population(found["post_nms"].rho, 1, 4)
+
+
+def test_raw_and_oracle_take_the_detections_of_the_final_score():
+    raw, final, iou = [0.95, 0.8, 0.7, 0.55], [0.6, 0.7, 0.8, 0.9], [0.5, 0.6, 0.7, 0.8]
+    metrics = of_matches([0] * 4, {"raw": raw, "rescored": final}, iou).metrics()
+    assert metrics["val/divergence"] == 0.0
+    assert metrics["val/divergence_raw"] == 2.0
+    product = [r * u for r, u in zip(raw, iou, strict=True)]
+    assert metrics["val/divergence_oracle"] == pytest.approx(1 - oracle.rho_of(product, iou), abs=1e-12)
+    assert {name for name in metrics if name.startswith("val/divergence")} == {
+        *("val/divergence", "val/divergence_raw", "val/divergence_oracle", "val/divergence_n", "val/divergence_recall"),
+        *("val/divergence_pre_nms", "val/divergence_pre_nms_raw", "val/divergence_pre_nms_oracle"),
+    }
 
 
 def test_ranks_join_to_the_same_result_in_any_order():

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from mgdet.errors import DataError
 from mgdet.evaluation import DetectionArrays, EvaluationConfig, Evaluator, coco_ap
 from mgdet.evaluation.coco import CocoAP
+from mgdet.evaluation.evaluator import info_of
 from mgdet.evaluation.task_divergence import Divergence, greedy_match
 from mgdet.ground_truth import GroundTruth
 from mgdet.structures import Batch, Category, Detections, Predictions, Priors, pad_targets
@@ -45,9 +46,8 @@ def split(n=7, seed=0):
             boxes[i, 2 * k : 2 * k + 2] = gt.boxes[j] + rng.normal(0, 3, (2, 4))
             labels[i, 2 * k : 2 * k + 2] = gt.labels[j]
     valid = np.arange(d) < rng.integers(3, d + 1, (n, 1))
-    det = Detections(
-        *(torch.from_numpy(x) for x in (boxes.astype(np.float32), scores.astype(np.float32), labels, valid))
-    )
+    columns = boxes.astype(np.float32), scores.astype(np.float32), labels, valid, np.tile(np.arange(d), (n, 1))
+    det = Detections(*(torch.from_numpy(x) for x in columns))
     return gt, det
 
 
@@ -70,6 +70,7 @@ def feed(evaluator, gt, det, positions, scale=2.0):
     boxes = torch.cat([det.boxes[at], det.boxes[at] + 1.5], dim=1) * scale
     raw = torch.rand(len(det.boxes), boxes.shape[1], 3, generator=torch.Generator().manual_seed(1))[at]
     rescored = raw.sqrt() * 0.5 + raw.flip(1) * 0.1
+    rescored.scatter_(2, det.labels[at].repeat(1, 2)[..., None], det.scores[at].repeat(1, 2)[..., None])
     predictions = Predictions(NO_PRIORS, torch.logit(raw), torch.zeros_like(boxes), boxes)
     evaluator.update(batch, predictions, det[at], {"raw": raw, "rescored": rescored})
 
@@ -91,9 +92,10 @@ def test_ranks_and_batches_do_not_change_the_result():
     whole = alone.compute()
     merged = evaluated(gt, det, [[6, 0], [2]], [], [[4, 1, 3], [5]]).compute()
     assert merged.metrics() == whole.metrics()
-    assert {"val/AP", "val/AP/a", "val/divergence", "val/spearman/raw/pre_nms", "val/spearman/post_nms"} <= set(
-        whole.metrics()
-    )
+    found = {"val/AP", "val/AP/a", "val/divergence", "val/divergence_raw", "val/divergence_oracle", "val/divergence_n"}
+    found |= {"val/divergence_recall", "val/divergence_pre_nms", "val/spearman/raw/pre_nms", "val/spearman/post_nms"}
+    assert found <= whole.metrics().keys()
+    assert all(info_of(name) for name in whole.metrics())
     assert all(type(v) in (float, int) for v in whole.metrics().values())
 
 
@@ -109,18 +111,26 @@ def test_ap_is_that_of_the_original_ground_truth(backend):
     assert found.of(CocoAP).backend == backend
 
 
-def test_post_nms_equals_the_loop_oracle():
+def test_final_detections_equal_the_loop_oracle():
     gt, det = split()
-    metrics = evaluated(gt, det, [[0, 1, 2, 3, 4, 5, 6]]).compute().metrics()
-    scores, ious = [], []
+    metrics = evaluated(gt, det, [[0, 1, 2], [3, 4, 5, 6]]).compute().metrics()
+    raw = torch.rand(7, 12, 3, generator=torch.Generator().manual_seed(1))  # as `feed` makes it
+    rows = []
     for i in range(7):
         v, mine = det.valid[i], (gt.box_image == i) & ~gt.iscrowd
         args = (det.boxes[i][v].tolist(), det.scores[i][v].tolist(), det.labels[i][v].tolist())
         found = oracle.match(*args, gt.boxes[mine].tolist(), gt.labels[mine].tolist())
-        scores += [s for s, u in zip(args[1], found, strict=True) if u]
-        ious += [u for u in found if u]
-    assert metrics["val/spearman/post_nms_n"] == len(ious)
-    assert metrics["val/spearman/post_nms"] == pytest.approx(oracle.rho_of(scores, ious), abs=1e-12)
+        for d, (score, label, u) in enumerate(zip(*args[1:], found, strict=True)):
+            rows += [(label, score, float(raw[i, d, label]), u)] if u else []
+    labels, final, plain, ious = (list(column) for column in zip(*rows, strict=True))
+    weighted = [float(np.float32(s)) * u for s, u in zip(plain, ious, strict=True)]
+    for below, suffix, scores in (("", "", final), ("raw/", "_raw", plain), ("oracle/", "_oracle", weighted)):
+        expected = oracle.of_matches(labels, scores, ious)
+        assert metrics[f"val/spearman/{below}post_nms"] == pytest.approx(expected["post_nms"][0], abs=1e-12)
+        assert metrics[f"val/spearman/{below}post_nms_n"] == len(ious)
+        assert metrics[f"val/divergence{suffix}"] == pytest.approx(1 - expected["per_class"][0], abs=1e-12)
+    assert metrics["val/divergence_n"] == expected["boxes"]
+    assert metrics["val/divergence_recall"] == len(ious) / (~gt.iscrowd).sum()
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -131,7 +141,7 @@ def test_greedy_match_equals_the_loop_oracle(seed):
     boxes = boxes.gather(1, order[..., None].expand_as(boxes))
     labels = torch.randint(0, 3, order.shape, generator=torch.Generator().manual_seed(seed))
     valid = torch.rand(order.shape, generator=torch.Generator().manual_seed(seed)) < 0.9
-    found = greedy_match(Detections(boxes, score, labels, valid), targets, 0.5)
+    found = greedy_match(Detections(boxes, score, labels, valid, order), targets, 0.5)
     assert (found[~valid] == 0).all()
     for i in range(len(boxes)):
         ok, v = targets.valid[i] & (targets.boxes[i, :, 2] > targets.boxes[i, :, 0]), valid[i]
@@ -180,8 +190,9 @@ def test_no_detections():
     empty = det.replace(valid=torch.zeros_like(det.valid))
     metrics = evaluated(gt, empty, [[0, 1, 2, 3, 4, 5, 6]]).compute().metrics()
     assert metrics["val/AP"] == 0.0
-    assert "val/spearman/post_nms" not in metrics
-    assert "val/divergence" in metrics
+    assert not {"val/spearman/post_nms", "val/divergence", "val/divergence_n"} & metrics.keys()
+    assert metrics["val/divergence_recall"] == 0.0
+    assert "val/divergence_pre_nms" in metrics
 
 
 def test_config_refuses_what_it_does_not_know():

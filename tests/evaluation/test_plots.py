@@ -66,7 +66,7 @@ def test_detections_figure(rescaled):
     sizes = torch.tensor([[60, 90], [64, 96]])
     if rescaled:
         boxes *= 2
-    found = Detections(boxes, scores, labels, valid)
+    found = Detections(boxes, scores, labels, valid, torch.zeros_like(labels))
     more = {"sizes": sizes, "original_sizes": sizes * 2} if rescaled else {}
     figure = detections_figure(images, targets, found, [Category(1, "ant"), Category(2, "bee")], **more)
     text = texts(figure)

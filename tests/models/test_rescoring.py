@@ -86,5 +86,22 @@ def test_suppression_goes_by_the_ranking_score():
     out = PostProcess()(ranking, predictions, sizes, sizes, gate=gate)
     assert out.scores[0].tolist() == pytest.approx([0.3])
     assert out.boxes[0, 0].tolist() == [0, 0, 10, 9]
+    assert out.priors.tolist() == [[1]]
     nothing = PostProcess(score_threshold=0.95)(ranking, predictions, sizes, sizes, gate=gate)
     assert nothing.scores.shape == (1, 0)
+
+
+def test_a_detection_names_the_prediction_that_it_is():
+    generator = torch.Generator().manual_seed(0)
+    corner = torch.rand(2, 40, 2, generator=generator) * 50
+    boxes = torch.cat([corner, corner + 1 + torch.rand(2, 40, 2, generator=generator) * 10], dim=2)
+    scores = torch.rand(2, 40, 3, generator=generator)
+    priors = Priors(boxes[0], torch.full((40,), 8.0), (25, 10, 5))
+    predictions = Predictions(priors, torch.zeros(2, 40, 3), torch.zeros(2, 40, 4), boxes)
+    sizes = torch.tensor([[64, 64], [64, 64]])
+    found = PostProcess(pre_nms_top_k=12, max_detections=20)(scores, predictions, sizes, sizes * 2)
+    assert found.valid.all()
+    assert found.priors.max() >= 25, "of another level than the first"
+    image = torch.arange(2)[:, None]
+    assert torch.equal(scores[image, found.priors, found.labels], found.scores)
+    assert torch.equal(boxes[image, found.priors] * 2, found.boxes)

@@ -75,3 +75,15 @@ def match(boxes, scores, labels, objects, object_labels, iou_floor=0.5):
             free[best] = False
             out[d] = best_iou
     return out
+
+
+def of_matches(labels, scores, ious, least=3):
+    """`{population: (rho, n)}` of matched detections, and under `boxes` how many the mean over classes stands on."""
+    per_class, boxes = [], 0
+    for label in sorted(set(labels)):
+        mine = [i for i, other in enumerate(labels) if other == label]
+        rho = rho_of([scores[i] for i in mine], [ious[i] for i in mine]) if len(mine) >= least else None
+        per_class.append(rho)
+        boxes += len(mine) if rho is not None else 0
+    pooled = rho_of(scores, ious) if len(scores) >= least else None
+    return {"per_class": mean_of(per_class), "post_nms": (pooled, 0 if pooled is None else len(scores)), "boxes": boxes}

@@ -9,7 +9,7 @@ from mgdet.errors import ClusterError, Interrupted
 from mgdet.runs import launch
 from mgdet.runs.launch import train_in_process
 from mgdet.storage import Location
-from mgdet.tracking import NullTracker, RunHandle
+from mgdet.tracking import NoTracking, NullTracker, RunHandle
 from mgdet.training import checkpoint, loop
 from mgdet.training.checkpoint import ATTEMPTS, LAST_ATTEMPTS, CheckpointStore, UnsavedError
 from mgdet.training.loop import Worker
@@ -43,10 +43,10 @@ def failing(monkeypatch):
 
 def test_it_ends_as_failed_and_says_what_is_missing(tmp_path, failing, monkeypatch):
     ended = []
-    monkeypatch.setattr(launch, "start_run", lambda *args, **kwargs: RunHandle("sqlite:///x", "0af3", "1", ""))
+    monkeypatch.setattr(NoTracking, "start", lambda self, run: RunHandle("0af3"))
     monkeypatch.setattr(launch, "worker_tracker", lambda *args: NullTracker())
-    monkeypatch.setattr(launch, "end_run", lambda handle, status, config: ended.append(status))
-    e = small_experiment(tmp_path)
+    monkeypatch.setattr(NoTracking, "end", lambda self, handle, status: ended.append(status))
+    e = small_experiment(tmp_path, tracking={"name": "none"})
     calls = failing(6, LAST_ATTEMPTS)
     with pytest.raises(UnsavedError) as error:
         train_in_process(e)

@@ -120,7 +120,7 @@ def test_checkpoint_holds_what_it_promises(straight):
     store = straight.store
     state = read_checkpoint(store.path(store.committed()[-1]).path, "newest")
     assert state.keys() == {
-        "model", "ema", "optimizer", "schedule", "position", "generators",
+        "model", "ema", "optimizer", "scaler", "schedule", "position", "generators",
         "config", "categories", "data", "made_by", "format",
     }  # fmt: skip
     assert "sigma: 2.0" in state["config"]

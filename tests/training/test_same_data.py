@@ -221,7 +221,7 @@ def test_the_checkpoint_itself_knows_its_data(finished, tmp_path):
 
 def test_a_run_that_reached_no_checkpoint_may_change_its_data(tmp_path):
     e = begun(tmp_path)
-    save_run(e, e, None, of(e.data.uri))
+    save_run(e, e, {}, of(e.data.uri))
     swap_classes(e)
     assert open_run(e, of(e.data.uri)) is None
 
