@@ -112,8 +112,11 @@ class _Lease:
         self._thread = threading.Thread(target=self._show, name="owner", daemon=True)
 
     def take(self, wait_s: float) -> None:
-        if self.file.is_local:  # elsewhere a directory comes with its first file
+        try:
             self.file.parent.mkdir()
+        except OSError:
+            if self.file.is_local:
+                raise  # elsewhere a directory may come with its first file, and a bucket be there without the right
         until, told = time.monotonic() + wait_s, False
         while not self._try_to_take():
             found = self._read()

@@ -161,6 +161,7 @@ def test_other_json_files_beside_checkpoints_are_left_alone(store):
     others = [Path(store.directory.path) / name for name in ("notes.json", "step-6.json", "step-00000099.json")]
     for other in others:
         other.write_bytes(sidecar(store, 6).read_bytes())
+    (Path(store.directory.path) / "step-00000098.json").mkdir()
     assert [i.step for i in store.committed()] == [3, 6]
     for step in (9, 12, 15):
         store.save({"model": {}}, step=step, epoch=step, metrics={})

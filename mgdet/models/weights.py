@@ -1,8 +1,8 @@
 """Initial weights: torchvision's ImageNet and COCO weights, or a checkpoint of ours."""
 
+import io
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -13,6 +13,7 @@ from mgdet.models.backbones import ResNet
 from mgdet.models.detector import CocoWeights, Detector, DetectorConfig
 from mgdet.models.download import fetch
 from mgdet.safe_load import load_tensors
+from mgdet.storage import locate
 from mgdet.text import first_of
 
 BODY = "backbone.body."
@@ -47,19 +48,33 @@ def initialise(network: Detector, config: DetectorConfig, classes: Sequence[str]
     if config.weights in NAMED_WEIGHTS:
         enum = get_model_weights(_coco(config).builder).DEFAULT
         return _load(network, fetch(enum), f"COCO weights {enum}")
-    require_file(config.weights)
-    path = Path(config.weights)
-    state = load_tensors(path, str(path))
-    return _load(network, _weights_of(state, path), f"checkpoint {path}", other=_other_classes(state, classes))
+    state, place = _read(config.weights)
+    return _load(network, _weights_of(state, place), f"checkpoint {place}", other=_other_classes(state, classes))
 
 
 def require_file(weights: str) -> None:
-    """Check that a `model.weights` which is no name is a file. Raises `CheckpointError`."""
-    if weights not in NAMED_WEIGHTS and not Path(weights).exists():
-        raise CheckpointError(f"model.weights={weights!r}: not a file, and not one of {', '.join(NAMED_WEIGHTS)}")
+    """Check that a `model.weights` which is no name is there, a file or a run. Raises `CheckpointError`."""
+    if weights in NAMED_WEIGHTS:
+        return
+    try:
+        if locate(weights).exists():
+            return
+    except OSError as error:
+        raise CheckpointError(f"model.weights={weights!r} cannot be read: {error}") from error
+    raise CheckpointError(f"model.weights={weights!r}: not a file, and not one of {', '.join(NAMED_WEIGHTS)}")
 
 
-def _weights_of(state: dict[str, Any], path: Path) -> dict[str, Tensor]:
+def _read(place: str) -> tuple[dict[str, Any], str]:
+    """The content of a file at a path or URI, and how messages call it. Raises `CheckpointError`."""
+    require_file(place)
+    file = locate(place)
+    try:
+        return load_tensors(file.path if file.is_local else io.BytesIO(file.read_bytes()), str(file)), str(file)
+    except OSError as error:
+        raise CheckpointError(f"model.weights={place!r} cannot be read: {error}") from error
+
+
+def _weights_of(state: dict[str, Any], path: str) -> dict[str, Tensor]:
     """The averaged weights of a checkpoint of ours, else its raw ones; any other file is a state dict itself."""
     found = state.get("ema") or state.get("model") or state
     if isinstance(found, dict) and isinstance(found.get("weights"), dict):  # EMA.state_dict: weights and counter

@@ -71,7 +71,7 @@ def _checkpoint_and_evaluation(worker: Worker, directory: str) -> list[str]:
     state = worker.state_dict()
     assert state is not None, "a single worker is rank 0"
     store = CheckpointStore(directory)
-    info = store.save(state, step=1, epoch=0, metrics={})
+    info = store.save(state, step=0, epoch=0, metrics={})
     worker.load_state_dict(store.load(info))
     batch = next(iter(worker.val_loader))
     shown = worker.ground_truth.subset(batch.positions.numpy())

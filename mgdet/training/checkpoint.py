@@ -111,8 +111,9 @@ class CheckpointStore:
         """
         found = []
         with self._reading():
-            names = _retry(self.directory.children)
-            for record in (self.directory / name for name in names if name.endswith(".json")):
+            sizes = _retry(self.directory.children)
+            names = [name for name, size in sizes.items() if name.endswith(".json") and size is not None]
+            for record in (self.directory / name for name in names):
                 try:
                     found.append(read_info(record, _retry(record.read_bytes)))
                 except (RecordError, FileNotFoundError) as error:  # damaged, or deleted meanwhile
