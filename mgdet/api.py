@@ -151,7 +151,8 @@ class TrainedDetector:
         return evaluate_trained(self._trained, None if data is None else os.fspath(data), split)
 
     def _detect(self, images: Sequence[ImageLike], score: float) -> list[Prediction]:
-        pixels = [pixels_of(image) for image in images]
+        limit = self._trained.experiment.data.loader.max_pixels
+        pixels = [pixels_of(image, limit) for image in images]
         sizes = [(int(p.shape[1]), int(p.shape[2])) for p in pixels]
         return predictions(detect(self._trained, pixels), sizes, self.classes, score)
 

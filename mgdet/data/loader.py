@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mgdet.config_base import Config
 from mgdet.data.dataset import ShardedDataset
-from mgdet.data.decode import decode_image
+from mgdet.data.decode import MAX_PIXELS, decode_image
 from mgdet.data.order import EvalBatches, SampleKey, Segment, TrainBatches
 from mgdet.data.transforms import EvalTransform, TrainTransform, TransformConfig, Transformed
 from mgdet.errors import ConfigError
@@ -42,6 +42,9 @@ class LoaderConfig(Config):
         default=32,
         ge=1,
         description="heights and widths of a batch are padded to a multiple of this, the network's largest stride",
+    )
+    max_pixels: PositiveInt = Field(
+        default=MAX_PIXELS, description="width times height of an image file, at most; a larger one is refused"
     )
 
     @model_validator(mode="before")
@@ -71,11 +74,11 @@ class Sample(NamedTuple):
 class TrainImages(Dataset[Sample]):
     """The decoded and augmented images of a split, by `SampleKey`. Crowd boxes are left out: they are no targets."""
 
-    def __init__(self, source: ShardedDataset, config: TransformConfig, seed: int) -> None:
-        self.source, self.transform = source, TrainTransform(config, seed)
+    def __init__(self, source: ShardedDataset, config: TransformConfig, seed: int, max_pixels: int) -> None:
+        self.source, self.transform, self.max_pixels = source, TrainTransform(config, seed), max_pixels
 
     def __getitem__(self, key: SampleKey) -> Sample:
-        image, boxes, labels = _load(self.source, key.position)
+        image, boxes, labels = _load(self.source, key.position, self.max_pixels)
         data = self.transform(image, boxes, labels, epoch=key.epoch, position=key.position)
         return _sample(self.source, key.position, image, data)
 
@@ -83,16 +86,16 @@ class TrainImages(Dataset[Sample]):
 class EvalImages(Dataset[Sample]):
     """The decoded and resized images of a split, by row. Without crowd boxes: the evaluator has `ground_truth()`."""
 
-    def __init__(self, source: ShardedDataset, config: TransformConfig) -> None:
-        self.source, self.transform = source, EvalTransform(config)
+    def __init__(self, source: ShardedDataset, config: TransformConfig, max_pixels: int) -> None:
+        self.source, self.transform, self.max_pixels = source, EvalTransform(config), max_pixels
 
     def __getitem__(self, position: int) -> Sample:
-        image, boxes, labels = _load(self.source, position)
+        image, boxes, labels = _load(self.source, position, self.max_pixels)
         return _sample(self.source, position, image, self.transform(image, boxes, labels))
 
 
-def _load(source: ShardedDataset, position: int) -> tuple[Tensor, Tensor, Tensor]:
-    image = decode_image(source.read_image(position), source.describe(position))
+def _load(source: ShardedDataset, position: int, max_pixels: int) -> tuple[Tensor, Tensor, Tensor]:
+    image = decode_image(source.read_image(position), source.describe(position), max_pixels)
     annotation = source.annotation(position)
     wanted = ~annotation.iscrowd
     boxes = torch.from_numpy(annotation.boxes[wanted]).float()
@@ -172,7 +175,7 @@ def build_train_loader(
     """
     batches = TrainBatches(source.row_group_sizes, batch_size=batch_size, seed=seed, world=world, rank=rank)
     options = _options(transform, loader, batch_size, cpus, pin_memory)
-    result = TrainLoader(TrainImages(source, transform, seed), batch_sampler=batches, **options)
+    result = TrainLoader(TrainImages(source, transform, seed, loader.max_pixels), batch_sampler=batches, **options)
     result.batches = batches
     return result
 
@@ -194,7 +197,7 @@ def build_eval_loader(
     """
     batches = EvalBatches(source.num_images, batch_size=batch_size, world=world, rank=rank)
     options = _options(transform, loader, batch_size, cpus, pin_memory)
-    return DataLoader(EvalImages(source, transform), batch_sampler=batches, **options)
+    return DataLoader(EvalImages(source, transform, loader.max_pixels), batch_sampler=batches, **options)
 
 
 def resolve_loader_workers(cpus_for_this_worker: float) -> tuple[int, str]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from mgdet.data.decode import decode_image, from_pillow
+from mgdet.data.decode import MAX_PIXELS, decode_image, from_pillow
 from mgdet.errors import DataError, MgdetError
 from mgdet.structures import Category, Detections
 
@@ -102,8 +102,8 @@ def predictions(
     return out
 
 
-def pixels_of(image: ImageLike) -> Tensor:
-    """The `[3, H, W]` uint8 RGB pixels of an image, upright.
+def pixels_of(image: ImageLike, max_pixels: int = MAX_PIXELS) -> Tensor:
+    """The `[3, H, W]` uint8 RGB pixels of an image, upright; a file may have at most `max_pixels`.
 
     Raises:
         DataError: a file or Pillow image that cannot be read, or an array or tensor of another shape or type.
@@ -121,7 +121,7 @@ def pixels_of(image: ImageLike) -> Tensor:
             raise DataError(f"the Pillow image cannot be read: {error}") from error
     if isinstance(image, str | os.PathLike):
         try:
-            return decode_image(Path(image).read_bytes(), str(image))
+            return decode_image(Path(image).read_bytes(), str(image), max_pixels)
         except OSError as error:
             raise DataError(f"{image}: cannot be read ({error}). Give the path of an image file.") from error
     raise DataError(f"an image is a {type(image).__name__}: {_ALLOWED}")
