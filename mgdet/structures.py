@@ -75,6 +75,7 @@ class Targets(Value):
     boxes: Tensor  # [B, G, 4] float32
     labels: Tensor  # [B, G] int64, contiguous classes from 0
     valid: Tensor  # [B, G] bool, False for padding
+    regions: Tensor | None = None  # [B, R, 4] float32, crowds, which are no objects; zeros pad; None: none
 
 
 @dataclass(frozen=True, eq=False)

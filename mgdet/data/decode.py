@@ -25,14 +25,12 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from mgdet.data.choices import MAX_PIXELS
 from mgdet.data.depth import DEEP_GREY, Depth, choose_lower_bytes, has_deep_colour, stated_bits, to_eight_bits
 from mgdet.data.jpeg_scans import check_scans
 from mgdet.data.orientation import Size, upright_pixels
 from mgdet.data.sniff import what_instead
 from mgdet.errors import DataError
-
-MAX_PIXELS = 178_956_970
-"""Pixels of an image by default, at most: Pillow's own bound against files that unpack to gigabytes."""
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _END_OF_JPEG = b"\xff\xd9"

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from mgdet.data.decode import MAX_PIXELS, decode_image, from_pillow
+from mgdet.data.choices import MAX_PIXELS
+from mgdet.data.decode import decode_image, from_pillow
 from mgdet.errors import DataError, MgdetError
 from mgdet.structures import Category, Detections
 

@@ -12,6 +12,7 @@ import torch
 
 from mgdet.config import Experiment
 from mgdet.data.config import DataConfig
+from mgdet.data.findings import examine_data
 from mgdet.data.schema import read_manifest
 from mgdet.data.shapes import ensure_shapes
 from mgdet.errors import ClusterError, Interrupted
@@ -85,6 +86,9 @@ def launch(
         logger.info("%s", reason)
     reached = summarise(experiment) if existing else None
     finished = reached is not None and reached.already_finished
+    if not finished:
+        for line in examine_data(experiment.data).lines:
+            logger.warning("%s", line)
     if existing:
         logger.info("the run %s is %s", experiment.run_uri, "finished, nothing to train" if finished else "continued")
     else:

@@ -27,6 +27,12 @@ class TrainConfig(Config):
     accumulate: int = Field(default=1, ge=1, description="micro-batches per optimizer step")
     optimizer: OptimizerConfig = SGD()
     schedule: ScheduleConfig = MultiStep()
+    ignore_overlap: float = Field(
+        default=0.5,
+        gt=0,
+        description="background priors with at least this share of their own area in a crowd region are ignored; "
+        "above 1: none, crowds are background",
+    )
     clip_norm: float | None = Field(default=None, gt=0, description="bound on the gradient's norm; null: none")
     precision: Literal["fp32", "bf16"] = Field(
         default="fp32", description="bf16: autocast of network; losses stay fp32"

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from mgdet.assign.ignore import ignore_regions
 from mgdet.config import Experiment
 from mgdet.models import Detector, Losses
 from mgdet.structures import Assignment, Batch, Predictions
@@ -61,6 +62,7 @@ def forward(
         predictions: Predictions = network(batch.images, batch.sizes)
     assigner = experiment.assigner.at(epoch, predictions.priors.layout)
     assignment = assigner(predictions, batch.targets)
+    assignment = ignore_regions(assignment, predictions.priors, batch.targets.regions, experiment.train.ignore_overlap)
     losses = experiment.loss(
         predictions, batch.targets, assignment, detector.coder, world.mean, detector.config.quality
     )
