@@ -139,6 +139,11 @@ def _parts(name: str) -> tuple[tuple[str, ...], bool]:
     return tuple(parts), foreign is not None
 
 
+def name_parts(name: str) -> tuple[str, ...]:
+    """The parts of a file name without case, Unicode form and kind of separator: equal where names mean one file."""
+    return _key(_parts(name)[0])
+
+
 def _folded(text: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", unquote(text).strip()).casefold())
 

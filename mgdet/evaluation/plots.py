@@ -15,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from torch import Tensor
@@ -22,6 +23,7 @@ from torch import Tensor
 from mgdet.evaluation.coco import IOU_THRESHOLDS, RECALL_THRESHOLDS, CocoResult
 from mgdet.evaluation.divergence import DivergenceResult
 from mgdet.evaluation.draw import COLORS
+from mgdet.evaluation.fonts import drawable
 from mgdet.structures import Category, Detections, Targets
 
 _MAX_CURVES = 10
@@ -68,9 +70,13 @@ def _class_curves(axes: Axes, result: CocoResult, defined: Any) -> None:
     shown = ranked if len(ranked) <= _MAX_CURVES else ranked[: _MAX_CURVES // 2] + ranked[-_MAX_CURVES // 2 :]
     for i, k in enumerate(shown):
         label = f"{names[k]}  {at50[:, k].mean():.3f}  (n = {result.class_boxes[names[k]]:,})"
-        axes.plot(RECALL_THRESHOLDS, at50[:, k], lw=1.8, color=colormaps["tab10"](i % 10), label=label)
+        axes.plot(RECALL_THRESHOLDS, at50[:, k], lw=1.8, color=colormaps["tab10"](i % 10), label=drawable(label).text)
     title = "class, AP50, objects" if len(shown) == len(ranked) else f"5 best and 5 worst of {len(ranked)} classes"
-    axes.legend(title=title, fontsize=8, title_fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)
+    legend = axes.legend(
+        title=title, fontsize=8, title_fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False
+    )
+    for text in legend.get_texts():
+        text.set_fontproperties(FontProperties(fname=str(drawable(text.get_text()).font), size=8))
 
 
 def score_iou_figure(divergence: DivergenceResult) -> Figure:
@@ -219,9 +225,9 @@ def _tag(axes: Axes, x: float, y: float, text: str, color: str, above: bool) -> 
     outside = y > top + room if above else y < bottom - room
     style = {"facecolor": color, "edgecolor": "none", "pad": 1.2, "alpha": 0.92}
     place: dict[str, Any] = {"ha": "left", "va": "bottom" if above == outside else "top", "clip_on": True}
-    axes.text(
-        max(x, axes.get_xlim()[0]), min(max(y, top), bottom), text, fontsize=7, color="black", bbox=style, **place
-    )
+    shown, font = drawable(text)
+    place["fontproperties"] = FontProperties(fname=str(font), size=7)
+    axes.text(max(x, axes.get_xlim()[0]), min(max(y, top), bottom), shown, color="black", bbox=style, **place)
 
 
 def _draw_box(axes: Axes, box: Sequence[float], color: str, dashed: bool) -> None:

@@ -62,6 +62,16 @@ class Coco(DataFormat):
         return x, y, x + w, y + h
 
 
+def read_images(path: Path) -> dict[int, str]:
+    """The file name of each image id of an annotation file. Raises `DataError`."""
+    content = _load(path)
+    if not isinstance(content, dict) or not isinstance(content.get("images"), list):
+        raise DataError(
+            f"{path}: expected an object with a list of 'images'. Give an annotation file of COCO's format."
+        )
+    return {number: image.file_name for number, image in _images(content["images"], str(path)).items()}
+
+
 def _content(path: Path) -> dict[str, list[Any]]:
     """The file's object, whose three lists are there."""
     content = _load(path)
