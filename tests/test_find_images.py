@@ -6,12 +6,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from PIL import Image, features
+from PIL import Image
 
 from mgdet.data.decode import decode_image
 from mgdet.errors import DataError
 from mgdet.inference.find import find_images, suffixes
 
+Image.init()
 RED = Image.new("RGB", (8, 6), (200, 10, 30))
 
 
@@ -46,10 +47,12 @@ def names(photos: Path, *inputs: Path) -> list[str]:
         ("h.PGM", "PPM"),
         ("i.webp", "WEBP"),
         ("j.qoi", "QOI"),
-        pytest.param("c.avif", "AVIF", marks=pytest.mark.skipif(not features.check("avif"), reason="no AVIF here")),
+        ("c.avif", "AVIF"),
     ],
 )
 def test_what_is_read_is_found(photos: Path, name: str, kind: str) -> None:
+    if kind not in Image.SAVE:
+        pytest.skip(f"this Pillow writes no {kind}")
     file = save(photos / name, kind)
     assert names(photos) == [name]
     assert decode_image(file.read_bytes()).shape == (3, 6, 8)

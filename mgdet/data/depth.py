@@ -91,17 +91,21 @@ def choose_lower_bytes(image: Image.Image) -> bool:
     if not rawmode.startswith(("RGB;16", "RGBA;16", "RGBX;16", "CMYK;16")):
         return False
     swapped = rawmode[:-1] + _OTHER_BYTE[rawmode[-1]]
-    image.tile = [
-        tile._replace(args=(swapped, *tile.args[1:]) if isinstance(tile.args, tuple) else swapped)
-        for tile in image.tile
-    ]
+    image.tile = [_with_rawmode(tile, swapped) for tile in image.tile]
     return True
+
+
+def _with_rawmode(tile: Any, rawmode: str) -> Any:
+    args = (rawmode, *tile[3][1:]) if isinstance(tile[3], tuple) else rawmode
+    return (
+        tile._replace(args=args) if hasattr(tile, "_replace") else (*tile[:3], args)
+    )  # a plain tuple before Pillow 11
 
 
 def _rawmode(image: Image.Image) -> str:
     tiles = getattr(image, "tile", None)
     if not tiles:
         return ""
-    args = tiles[0].args
+    args = tiles[0][3]
     first = args[0] if isinstance(args, tuple) and args else args
     return first if isinstance(first, str) else ""

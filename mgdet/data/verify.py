@@ -97,7 +97,7 @@ def _find(content: AnnotatedSplit, files: ImageFiles) -> list[Found | Unusable]:
     for image in content.images:
         try:
             found = files.find(image.file_name)
-        except NotFound as error:
+        except (NotFound, OSError) as error:  # such as a name that is too long
             places.append(Unusable(content.directory / image.file_name, True, str(error)))
             continue
         places.append(found)

@@ -143,6 +143,9 @@ def test_a_jpeg_whose_pixels_are_all_there_is_whole(padding: bytes, end: bytes) 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000", "TGA"])
 @pytest.mark.parametrize("share", [0.3, 0.9])
 def test_no_cut_file_is_taken(kind: str, share: float) -> None:
+    Image.init()
+    if kind not in Image.SAVE:
+        pytest.skip(f"this Pillow writes no {kind}")
     data = encoded(PHOTO, kind)
     with pytest.raises(DataError, match="not a readable image"):
         decode_image(data[: int(len(data) * share)])
