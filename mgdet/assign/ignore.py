@@ -7,7 +7,7 @@ from mgdet.boxes import is_degenerate
 from mgdet.structures import IGNORED, NEGATIVE, Assignment, Labels, Priors
 
 
-def ignore_regions(assignment: Assignment, priors: Priors, regions: Tensor | None, overlap: float) -> Assignment:
+def ignore_regions(assignment: Assignment, priors: Priors, regions: Tensor, overlap: float) -> Assignment:
     """The assignment in which background priors over a region are `IGNORED` for both tasks.
 
     A crowd region holds objects that are not annotated one by one: as background it would teach that there are none.
@@ -17,10 +17,10 @@ def ignore_regions(assignment: Assignment, priors: Priors, regions: Tensor | Non
     Args:
         assignment: labels of `B` images and `A` priors.
         priors: the same for all images.
-        regions: `[B, R, 4]` xyxy in pixels of the network's input, padded with boxes without area; None: none.
+        regions: `[B, R, 4]` xyxy in pixels of the network's input, padded with boxes without area.
         overlap: share of the prior's area, above 0; above 1 no prior is ignored.
     """
-    if regions is None or not regions.shape[1] or overlap > 1:
+    if not regions.shape[1] or overlap > 1:
         return assignment
     covered = _covered(priors.boxes, regions, overlap)
     cls = _without(assignment.cls, covered)

@@ -29,7 +29,8 @@ def suffixes() -> frozenset[str]:
     A file that is given by name may have any.
     """
     known = Image.registered_extensions()
-    return frozenset(suffix for suffix, kind in known.items() if kind in Image.OPEN and kind not in _NO_PICTURES)
+    read = {*Image.OPEN, "MPO"} - _NO_PICTURES  # MPO is opened as the JPEG that it begins with
+    return frozenset(suffix for suffix, kind in known.items() if kind in read)
 
 
 class Images(NamedTuple):

@@ -43,7 +43,7 @@ def test_equals_the_reference(regions: int, overlap: float) -> None:
 
 def test_without_regions_the_assignment_is_the_same_object() -> None:
     assignment, priors, crowds = random_case(0, 2)
-    for regions, overlap in ((None, 0.5), (crowds[:, :0], 0.5), (crowds, 1.5)):
+    for regions, overlap in ((crowds[:, :0], 0.5), (crowds, 1.5)):
         assert ignore_regions(assignment, priors, regions, overlap) is assignment
     padding = torch.zeros(3, 2, 4)
     assert torch.equal(ignore_regions(assignment, priors, padding, 0.1).cls.gt_index, assignment.cls.gt_index)
@@ -98,6 +98,7 @@ def test_a_training_step_ignores_the_priors_over_crowds(tmp_path: Path, name: st
 
 def test_targets_of_an_image_keep_their_regions() -> None:
     targets = Targets(torch.zeros(2, 0, 4), torch.zeros(2, 0, dtype=torch.int64), torch.zeros(2, 0) > 0)
-    assert targets[0].regions is None
+    assert targets.regions.shape == (2, 0, 4)
+    assert targets[0].regions.shape == (0, 4)
     regions = torch.rand(2, 3, 4)
     assert torch.equal(targets.replace(regions=regions)[1:].regions, regions[1:])
