@@ -4,6 +4,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,7 @@ def import_annotations(
         for (split, _), content in zip(splits, contents, strict=True)
     ]
     refuse_unusable(sources, ledger, chosen.skip_bad_images)
+    shared = _in_several_splits(sources)
     frames = [frames_of_split(source, data_format, ledger) for source in sources]
     doubts = [
         text for s, f in zip(sources, frames, strict=True) for text in check_units(s, data_format, f, chosen, ledger)
@@ -94,7 +96,7 @@ def import_annotations(
     ledger.report(sum(len(image.objects) for source in sources for image in source.images))
     parents = {name: above for content in contents for name, above in content.parents.items()}
     found = examine({s.split: ShardedDataset(os.fspath(uri), s.split) for s in sources}, parents=parents)
-    for text in (*doubts, *found.lines):
+    for text in (*doubts, *shared, *found.lines):
         logger.warning("%s", text)
     return manifest
 
@@ -143,6 +145,17 @@ def _refuse_difference(place: Path, known: Mapping[int, str], other: Path, categ
             f"{other}: {sorted(there - here) or 'none'}. Every split must list the same ids and names, also of classes "
             "without boxes. Correct the files."
         )
+
+
+def _in_several_splits(sources: Sequence[Source]) -> list[str]:
+    """A warning for each two splits that have files in common."""
+    files = {source.split: {os.path.realpath(file.path) for _, file in source.usable()} for source in sources}
+    return [
+        f"{len(common)} files are in both {one} and {other}, such as {first_of(sorted(common), 3)}: an evaluation on "
+        "what was trained on tells nothing"
+        for one, other in combinations(files, 2)
+        if (common := files[one] & files[other])
+    ]
 
 
 def _records(

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mgdet.config_base import Config
 from mgdet.data.choices import MAX_PIXELS
-from mgdet.data.dataset import ShardedDataset
+from mgdet.data.dataset import CACHE_BYTES, ShardedDataset
 from mgdet.data.decode import decode_image
 from mgdet.data.order import EvalBatches, SampleKey, Segment, TrainBatches
 from mgdet.data.transforms import EvalTransform, TrainTransform, TransformConfig, Transformed
@@ -44,6 +44,11 @@ class LoaderConfig(Config):
         default=32,
         ge=1,
         description="heights and widths of a batch are padded to a multiple of this, the network's largest stride",
+    )
+    cache_mib: PositiveInt = Field(
+        default=CACHE_BYTES // 2**20,
+        description="encoded images that the training process and each loader process keep in memory, MiB; less than "
+        "20 row groups (of at most 32 MiB, or one image) makes the order's windows be read again",
     )
     max_pixels: PositiveInt = Field(
         default=MAX_PIXELS, description="width times height of an image file, at most; a larger one is refused"

@@ -15,7 +15,8 @@
 | area       | list<float64>         | the annotation's own `area` (COCO: of the mask), else width x height       |
 
 Boxes are float64 because evaluation compares with the annotation file's numbers to full precision. Images stand in
-order of the source; row groups hold about 64 images, so that one read brings about that many neighbours.
+order of the source. A row group holds 64 images, or fewer where they weigh 32 MiB: one read brings that many
+neighbours, and the memory of readers and of the writer does not grow with the size of the files.
 """
 
 from collections.abc import Callable
@@ -35,6 +36,8 @@ from mgdet.structures import Category
 FORMAT_VERSION = 1
 MANIFEST = "dataset.json"
 ROW_GROUP_SIZE = 64
+ROW_GROUP_BYTES = 32 * 2**20
+"""Bytes of encoded images after which a row group ends before it has `ROW_GROUP_SIZE` rows."""
 ROWS_PER_SHARD = 2048
 
 Progress = Callable[[str, int, int], None]

@@ -117,7 +117,8 @@ def pixels_of(image: ImageLike, max_pixels: int = MAX_PIXELS) -> Tensor:
         return _checked(pixels, "array", image.shape, fits)
     if isinstance(image, Image.Image):
         try:
-            return from_pillow(image)
+            data = _unread_file(image)
+            return from_pillow(image) if data is None else decode_image(data, "the Pillow image", max_pixels)
         except (OSError, ValueError) as error:
             raise DataError(f"the Pillow image cannot be read: {error}") from error
     if isinstance(image, str | os.PathLike):
@@ -126,6 +127,18 @@ def pixels_of(image: ImageLike, max_pixels: int = MAX_PIXELS) -> Tensor:
         except OSError as error:
             raise DataError(f"{image}: cannot be read ({error}). Give the path of an image file.") from error
     raise DataError(f"an image is a {type(image).__name__}: {_ALLOWED}")
+
+
+def _unread_file(image: Image.Image) -> bytes | None:
+    """The whole file of an image that Pillow has opened and not decoded yet: Pillow takes damaged JPEGs for whole."""
+    file = getattr(image, "fp", None)
+    if file is None or not getattr(image, "tile", None) or image.tell() != 0:
+        return None
+    place = file.tell()
+    file.seek(0)
+    data: bytes = file.read()
+    file.seek(place)
+    return data
 
 
 _ALLOWED = (

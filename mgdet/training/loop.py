@@ -118,8 +118,9 @@ class Worker:
 
     def _build_data(self) -> None:
         e, world = self.experiment, self.world
-        self.train_data = ShardedDataset(e.data.uri, e.data.train_split)
-        val_data = ShardedDataset(e.data.uri, e.data.val_split)
+        cache = e.data.loader.cache_mib * 2**20
+        self.train_data = ShardedDataset(e.data.uri, e.data.train_split, cache)
+        val_data = ShardedDataset(e.data.uri, e.data.val_split, cache)
         self.categories = val_data.categories
         self.ground_truth = val_data.ground_truth()
         batch_size = micro_batch(e.train.batch_size, world.size, e.train.accumulate)

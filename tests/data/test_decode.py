@@ -4,6 +4,7 @@ import io
 import struct
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image, ImageOps
 
 from mgdet.data.decode import decode_image, decode_with_notes
 from mgdet.errors import DataError
+from mgdet.inference.prediction import pixels_of
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -115,6 +117,17 @@ def turned_exif() -> Image.Exif:
 def test_a_cut_jpeg_with_an_end_marker_is_an_error(mode: str, options: dict[str, object], share: float) -> None:
     with pytest.raises(DataError, match=r"^x\.jpg: not a readable image .*Corrupt JPEG data"):
         decode_image(closed_jpeg(share, mode, **options), "x.jpg")
+
+
+def test_an_opened_pillow_image_is_held_to_the_same(tmp_path: Path) -> None:
+    file = tmp_path / "cut.jpg"
+    file.write_bytes(closed_jpeg(0.5))
+    for image in (Image.open(io.BytesIO(file.read_bytes())), Image.open(file)):
+        with pytest.raises(DataError, match="Corrupt JPEG data"):
+            pixels_of(image)
+    deep = Image.open(io.BytesIO(png(colours(DEEP))))
+    assert int(pixels_of(deep).max()) == 255
+    assert torch.equal(pixels_of(Image.open(io.BytesIO(encoded(PHOTO, "JPEG")))), decode_image(encoded(PHOTO, "JPEG")))
 
 
 def test_a_hole_in_a_jpeg_is_an_error() -> None:

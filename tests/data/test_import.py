@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
-from mgdet.data import ShardedDataset
+from mgdet.data import CocoSplit, ShardedDataset, import_coco
 from mgdet.data.decode import decode_image
 from mgdet.errors import DataError
+from mgdet.evaluation import DetectionArrays, coco_ap
 from tests.data.scenes import Scene
 
 
@@ -289,8 +292,6 @@ def test_numbers_of_thousands_of_digits_are_refused(scene: Scene) -> None:
     scene.prepare()
     file = scene.root / "train.json"
     file.write_text(file.read_text().replace('"area": ', '"area": ' + "9" * 5000, 1))
-    from mgdet.data import CocoSplit, import_coco
-
     with pytest.raises(DataError, match="is not JSON"):
         import_coco(scene.root / "other", [CocoSplit("train", file, scene.images)])
 
@@ -472,6 +473,60 @@ def test_classes_without_objects_and_with_similar_names_are_told(
         scene.prepare()
     assert "2 classes have 0 objects in train: shapes (it is the supercategory of red, green), Red " in said(caplog)
     assert "class names differ only by case, spaces or punctuation: 'red', 'Red '" in said(caplog)
+
+
+def test_files_in_two_splits_are_told(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    scene.prepare()
+    file = scene.root / "train.json"
+    with caplog.at_level(logging.WARNING):
+        import_coco(scene.root / "two", [CocoSplit(name, file, scene.images) for name in ("train", "val")])
+    assert "4 files are in both train and val" in said(caplog)
+
+
+# --- evaluation treats the fields as COCO's own code does
+
+
+@pytest.mark.parametrize("backend", ["faster", "pycocotools"])
+def test_every_field_counts_as_in_cocos_own_code(tmp_path: Path, backend: Any) -> None:
+    """pycocotools on the annotation file itself against the imported data set."""
+    scene = Scene(tmp_path, count=8, width=320, height=240)
+    r = np.random.default_rng(3)
+    for k, thing in enumerate(scene.annotations):
+        thing["iscrowd"] = int(k % 5 == 0)
+        thing["ignore"] = int(k % 3 == 0)  # COCO's code overwrites it
+        thing["area"] = thing["area"] * float(r.choice([0.02, 0.3, 1.0]))
+    first = 2**60
+    for entry, key in [(i, "id") for i in scene.content["images"]] + [(a, "image_id") for a in scene.annotations]:
+        entry[key] = first - entry[key]
+    scene.prepare()
+    truth = scene.dataset().ground_truth()
+    rows = np.repeat(np.arange(len(truth.boxes)), 3)
+    shift = r.normal(0, 9, (len(rows), 4)) * (np.arange(len(rows)) % 3 > 0)[:, None]
+    boxes = truth.boxes[rows] + shift
+    boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 1)
+    scores = np.round(r.random(len(rows)), 1)  # ties
+    order = np.argsort(truth.box_image[rows], kind="stable")
+    found = DetectionArrays(*(a[order] for a in (truth.box_image[rows], boxes, scores, truth.labels[rows])))
+
+    coco = COCO(str(scene.root / "train.json"))
+    results = [
+        {
+            "image_id": int(truth.image_ids[image]),
+            "category_id": truth.categories[label].id,
+            "bbox": [*box[:2].tolist(), *np.round(box[2:] - box[:2], 8).tolist()],
+            "score": float(score),
+        }
+        for image, box, score, label in zip(found.image, found.boxes, found.scores, found.labels, strict=True)
+    ]
+    oracle = COCOeval(coco, coco.loadRes(results), "bbox")
+    oracle.evaluate()
+    oracle.accumulate()
+    oracle.summarize()
+    ours = coco_ap(truth, found, backend)
+    names = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+    expected = [None if value == -1 else pytest.approx(value, abs=1e-9) for value in oracle.stats]
+    assert [getattr(ours, name) for name in names] == expected
+    assert 0.1 < oracle.stats[0] < 0.9
 
 
 def test_a_sound_data_set_is_imported_without_a_word(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
