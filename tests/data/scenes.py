@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image, ImageDraw
 
 from mgdet.data import CocoSplit, Manifest, ShardedDataset, import_coco
+from mgdet.errors import DataError
 
 COLORS = ((220, 40, 40), (40, 200, 60))
 CLASSES = ("red", "green")
@@ -81,3 +83,16 @@ class Scene:
                 crop = pixels[:, y1:y2, x1:x2].reshape(3, -1)
                 least = min(least, float(np.mean(crop.max(0) - crop.min(0) > 90)))
         return least
+
+
+def said(caplog: pytest.LogCaptureFixture) -> str:
+    """All that was logged."""
+    return "\n".join(record.getMessage() for record in caplog.records)
+
+
+def refused(scene: Scene, **options: Any) -> str:
+    """The message with which the import ends; nothing is written."""
+    with pytest.raises(DataError) as caught:
+        scene.prepare(**options)
+    assert not scene.out.exists()
+    return str(caught.value)

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,24 +16,7 @@ from mgdet.data import CocoSplit, ShardedDataset, import_coco
 from mgdet.data.decode import decode_image
 from mgdet.errors import DataError
 from mgdet.evaluation import DetectionArrays, coco_ap
-from tests.data.scenes import Scene
-
-
-@pytest.fixture
-def scene(tmp_path: Path) -> Scene:
-    return Scene(tmp_path)
-
-
-def said(caplog: pytest.LogCaptureFixture) -> str:
-    return "\n".join(record.getMessage() for record in caplog.records)
-
-
-def refused(scene: Scene, **options: Any) -> str:
-    with pytest.raises(DataError) as caught:
-        scene.prepare(**options)
-    assert not scene.out.exists()
-    return str(caught.value)
-
+from tests.data.scenes import Scene, refused, said
 
 # --- files that cannot be used
 
@@ -294,146 +276,6 @@ def test_numbers_of_thousands_of_digits_are_refused(scene: Scene) -> None:
     file.write_text(file.read_text().replace('"area": ', '"area": ' + "9" * 5000, 1))
     with pytest.raises(DataError, match="is not JSON"):
         import_coco(scene.root / "other", [CocoSplit("train", file, scene.images)])
-
-
-# --- file names
-
-
-def named(scene: Scene, name: str) -> None:
-    scene.content["images"][0]["file_name"] = name
-
-
-@pytest.mark.parametrize(
-    ("file", "name"),
-    [
-        ("cam1/x.png", "cam1\\x.png"),
-        ("cam1/x.png", "images/cam1/x.png"),
-        ("cam1/x.png", "./cam1//x.png "),
-        ("my photo.png", "my%20photo.png"),
-        ("cam1/x.png", "https://host/d/e/cam1/x.png?width=5"),
-        ("x.png", "file:///data/x.png"),
-        ("x.png", "C:\\data\\images\\x.png"),
-        ("x.png", "/mnt/other/images/x.png"),
-        ("x.png", "\\\\server\\share\\x.png"),
-        ("x.png", "../images/x.png"),
-        ("x.png", "X.PNG"),
-        ("Cam 1/X.png", "cam%201\\x.PNG"),
-        (unicodedata.normalize("NFD", "é.png"), unicodedata.normalize("NFC", "é.png")),
-        (unicodedata.normalize("NFC", "ガ.png"), unicodedata.normalize("NFD", "ガ.png")),
-    ],
-)
-def test_a_name_is_read_in_the_only_way_that_leads_to_a_file(
-    scene: Scene, file: str, name: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    (scene.images / file).parent.mkdir(exist_ok=True)
-    (scene.images / "0001.png").rename(scene.images / file)
-    named(scene, name)
-    with caplog.at_level(logging.WARNING):
-        renamed = scene.prepare().changes.renamed
-    assert renamed == (name != "../images/x.png")  # this one never leaves the directory
-    if renamed:
-        assert "1 file names led to their file only by another reading" in said(caplog)
-    assert scene.dataset().file_name(0) == name
-    assert scene.coverage() == 1.0
-
-
-@pytest.mark.parametrize(
-    ("files", "name", "says"),
-    [
-        (["a/x.png"], "x.png", "in {images} there is a/x.png"),
-        (["x.jpg"], "x.png", "in {images} there is x.jpg"),
-        (["a/x.png", "A/X.png"], "A\\x.png", "a/x.png, are equally near"),
-        (["a/x.png"], "b/x.png", "there is a/x.png"),
-        ([], "nowhere.png", "there is no such file"),
-        (["d.png/y.png"], "d.png", "it is a directory"),
-    ],
-)
-def test_what_a_name_may_have_meant_is_told(scene: Scene, files: list[str], name: str, says: str) -> None:
-    for file in files:
-        (scene.images / file).parent.mkdir(exist_ok=True)
-        (scene.images / file).write_bytes((scene.images / "0001.png").read_bytes())
-    named(scene, name)
-    text = refused(scene)
-    for part in says.format(images=scene.images).split(", "):
-        assert part in text
-
-
-def test_two_names_of_other_machines_do_not_share_a_file(scene: Scene) -> None:
-    """The last parts of two different paths are the same: at least one of them is another picture."""
-    scene.content["images"][0]["file_name"] = "/data/day1/0001.png"
-    scene.content["images"][1]["file_name"] = "/data/day2/0001.png"
-    assert "so could /data/day2/0001.png: give exact names" in refused(scene)
-
-
-@pytest.mark.parametrize("absolute", [True, False])
-def test_a_file_outside_of_the_directory_is_read_only_if_allowed(scene: Scene, absolute: bool) -> None:
-    (scene.images / "0001.png").rename(scene.root / "secret.png")
-    named(scene, str(scene.root / "secret.png") if absolute else "../secret.png")
-    assert "it lies outside of the image directory" in refused(scene)
-    assert scene.prepare(allow_outside=True).splits["train"].images == 4
-
-
-# --- no boxes, but segmentations
-
-
-def polygon(box: list[float]) -> list[list[float]]:
-    x, y, w, h = box
-    return [[x, y, x + w, y, x + w, y + h], [x, y, x, y + h, x + w, y + h]]
-
-
-def rle(box: list[float], compressed: bool) -> dict[str, Any]:
-    from pycocotools import mask
-
-    full = np.zeros((48, 64), dtype=np.uint8, order="F")
-    x, y, w, h = box
-    full[y : y + h, x : x + w] = 1
-    if compressed:
-        encoded = mask.encode(full)
-        return {"size": encoded["size"], "counts": encoded["counts"].decode()}
-    flat = full.reshape(-1, order="F").tolist()
-    counts, last = [0], 0
-    for value in flat:
-        if value != last:
-            counts.append(0)
-            last = value
-        counts[-1] += 1
-    return {"size": [48, 64], "counts": counts}
-
-
-@pytest.mark.parametrize(
-    "without",
-    [
-        lambda a: a.pop("bbox"),
-        lambda a: a.update(bbox=[]),
-        lambda a: a.update(bbox=None),
-        lambda a: a.update(bbox=[0, 0, 0, 0]),
-        lambda a: a.update(bbox=[float("nan")] * 4),
-    ],
-    ids=["missing", "empty", "null", "zeros", "nan"],
-)
-@pytest.mark.parametrize("kind", ["polygon", "RLE", "compressed RLE"])
-def test_a_box_is_the_bounds_of_its_segmentation(
-    scene: Scene, without: Callable[[dict[str, Any]], Any], kind: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    scene.prepare()
-    expected = scene.dataset().ground_truth().boxes.tolist()
-    for thing in scene.annotations:
-        box = thing["bbox"]
-        thing["segmentation"] = polygon(box) if kind == "polygon" else rle(box, kind.startswith("comp"))
-        without(thing)
-    with caplog.at_level(logging.WARNING):
-        assert scene.prepare().changes.filled_bbox == 8
-    assert "8 annotations have a segmentation and no box" in said(caplog)
-    assert scene.dataset().ground_truth().boxes.tolist() == expected
-
-
-@pytest.mark.parametrize(
-    "segmentation", [None, [], [[]], [[1, 2]], "x", {"counts": [5], "size": [48, 64]}, [["a"] * 6]]
-)
-def test_without_a_segmentation_either_it_is_refused(scene: Scene, segmentation: object) -> None:
-    scene.annotations[0].pop("bbox")
-    scene.annotations[0]["segmentation"] = segmentation
-    assert "annotations[0]: the key 'bbox' is missing" in refused(scene)
 
 
 # --- what stands there twice, and classes without objects
