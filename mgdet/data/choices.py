@@ -16,6 +16,7 @@ class Choices:
 
     skip_bad_images: bool = option(False, "leave out missing and undecodable images instead of refusing them all")
     keep_repeated: bool = option(False, "keep files that are listed twice, and annotations that repeat another one")
+    drop_empty_classes: bool = option(False, "leave out classes that have no object in any split")
     accept_boxes: bool = option(False, "import boxes that look as if they were in another unit or order")
     allow_outside: bool = option(False, "let file names lead out of the image directory, by .. or as absolute paths")
     max_pixels: int = option(MAX_PIXELS, "width times height of an image, at most")

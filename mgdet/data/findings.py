@@ -140,7 +140,7 @@ def _empty_classes(splits: Mapping[str, ShardedDataset], parents: Mapping[str, s
 
 def _consequence(where: tuple[str, ...], everywhere: tuple[str, ...]) -> str:
     if where == everywhere:
-        return "The detector gets an output that nothing trains; leave a class out that is not wanted"
+        return "The detector gets an output that nothing trains; prepare --drop-empty-classes leaves such classes out"
     return "What is not trained on counts with an AP of 0, and what is not evaluated on has none"
 
 

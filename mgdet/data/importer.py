@@ -66,6 +66,9 @@ def import_annotations(
         raise DataError(f"{uri} exists already and nothing was written. Choose another place or pass --overwrite.")
     contents = [data_format.read([Path(place) for place in places]) for _, places in splits]
     categories = _common_categories(contents)
+    if chosen.drop_empty_classes:
+        used = {thing.category for content in contents for image in content.images for thing in image.objects}
+        categories = [category for category in categories if category.name in used] or categories
     ledger = Ledger()
     sources = [
         verify(split, content, chosen, ledger, workers, progress)

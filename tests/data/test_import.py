@@ -317,6 +317,14 @@ def test_classes_without_objects_and_with_similar_names_are_told(
     assert "class names differ only by case, spaces or punctuation: 'red', 'Red '" in said(caplog)
 
 
+def test_classes_without_objects_can_be_left_out(scene: Scene) -> None:
+    scene.content["categories"].insert(0, {"id": 0, "name": "shapes"})
+    assert [c.name for c in scene.prepare().categories] == ["shapes", "red", "green"]
+    manifest = scene.prepare(drop_empty_classes=True)
+    assert [(c.id, c.name) for c in manifest.categories] == [(1, "red"), (2, "green")]
+    assert scene.dataset().ground_truth().labels.tolist() == [0, 1] * 4
+
+
 def test_files_in_two_splits_are_told(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
     scene.prepare()
     file = scene.root / "train.json"
