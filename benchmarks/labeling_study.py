@@ -21,7 +21,7 @@ from mgdet.config import load
 
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 BUDGET = (
-    *("data.uri=data/shapes-study", "data.generate.seed=1", "train.evaluate_every=10", "train.precision=bf16"),
+    *("data.uri=data/shapes-study", "data.generate.seed=1", "train.evaluate_every=10", "train.precision=auto"),
     *("cluster.workers=0", "data.loader.workers=0", "tracking.enabled=false"),
 )
 DETECTORS = {"retinanet": ["model.name=retinanet"], "fcos": ["model.name=fcos"]}

@@ -30,19 +30,10 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from mgdet.api import (
-        Evaluation,
-        Prediction,
-        PreparedData,
-        TrainedDetector,
-        TrainingResult,
-        TuningResult,
-        load,
-        prepare,
-        train,
-        tune,
-    )
+    from mgdet.api import PreparedData, TrainedDetector, TrainingResult, TuningResult, load, prepare, train, tune
     from mgdet.errors import MgdetError
+    from mgdet.inference.evaluate import Evaluation
+    from mgdet.inference.prediction import Prediction
 else:
 
     def __getattr__(name: str) -> object:

@@ -12,6 +12,7 @@ logged by the loggers below `mgdet`: `logging.basicConfig(level=logging.INFO)` s
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from mgdet.config import load as load_experiment
@@ -28,19 +29,6 @@ if TYPE_CHECKING:
     import torch
 
     from mgdet.data.formats import DataFormat
-
-__all__ = [
-    "Evaluation",
-    "Prediction",
-    "PreparedData",
-    "TrainedDetector",
-    "TrainingResult",
-    "TuningResult",
-    "load",
-    "prepare",
-    "train",
-    "tune",
-]
 
 Configuration = str | os.PathLike[str] | Mapping[str, Any]
 
@@ -207,27 +195,31 @@ def prepare(
     *,
     splits: Mapping[str, Sequence[str | os.PathLike[str]]] | None = None,
     overwrite: bool = False,
+    plugins: Sequence[str] = (),
     **options: Any,
 ) -> PreparedData:
     """Write a data set that a training can use.
 
     Args:
-        format: `coco`, annotation files and their images; or `shapes`, generated images.
+        format: `coco`, annotation files and their images; `shapes`, generated images; or the name of a plugin's format.
         out: where to write, a directory or a URI. It appears only when it is complete.
         splits: unless it is `shapes`: for each split the paths that the format takes; of `coco`, its annotation file
             and the directory of its images.
         overwrite: replace a data set that is there.
+        plugins: modules or entry points that bring formats; a module may lie in the working directory.
         options: of `shapes`: the keys below `data.generate`, such as `train=600, size=96`; of all others `name`,
             `workers`, and the options that `mgdet prepare FORMATNAME --help` lists, such as `skip_bad_images=True`.
 
     Raises:
         DataError: wrong annotations, images that cannot be read, or an `out` that is taken.
-        ConfigError: an option that there is not, or a value that is not allowed.
+        ConfigError: an option that there is not, a value that is not allowed, or a plugin that cannot be used.
     """
     require_linux()
     from mgdet.config_yaml import validate_as
     from mgdet.data import ShapesConfig, generate_shapes, import_annotations
+    from mgdet.plugins import load_plugins
 
+    load_plugins(plugins, (Path(),))
     if format == "shapes":
         manifest = generate_shapes(out, validate_as(ShapesConfig, options, "shapes"), overwrite=overwrite)
     else:

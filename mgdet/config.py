@@ -4,25 +4,25 @@ experiment = load("configs/quickstart.yaml", ["train.epochs=24", "assigner.sigma
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import yaml
 from pydantic import Field, model_validator
 
 from mgdet.assign import AssignerConfig, MutualGuidance
-from mgdet.config_base import Config
+from mgdet.config_base import ByField, Config
 from mgdet.config_files import EXPERIMENTS, find
 from mgdet.config_yaml import Overrides, flatten, on_base, read_tree, set_value, settings_of, validate_as
 from mgdet.data.config import DataConfig
 from mgdet.evaluation.evaluator import EvaluationConfig
-from mgdet.models import LossConfig, ModelConfig, RetinaNetConfig
-from mgdet.plugins import load_plugins, named_plugins, require_plugins, united
+from mgdet.models import LossConfig, LossTerm, ModelConfig, RetinaNetConfig
+from mgdet.plugins import load_plugins, named_plugins, require_plugins, united, unnamed_plugin
 from mgdet.runs.config import ClusterConfig
 from mgdet.storage import Place, child_uri
 from mgdet.text import redacted
-from mgdet.tracking import TrackingConfig
+from mgdet.tracking import Mlflow, TrackingConfig
 from mgdet.training.config import TrainConfig
 
 
@@ -40,15 +40,23 @@ class Experiment(Config):
     data: DataConfig
     model: ModelConfig = RetinaNetConfig()
     assigner: AssignerConfig = MutualGuidance()
-    loss: LossConfig = LossConfig()
+    loss: Annotated[LossConfig, ByField(LossTerm)] = LossConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     cluster: ClusterConfig = ClusterConfig()
-    tracking: TrackingConfig = TrackingConfig()
+    tracking: TrackingConfig = Mlflow()
 
     @model_validator(mode="after")
     def _assigner_suits_the_detector(self) -> Self:
         self.assigner.resolved_for(self.model.layout)
+        return self
+
+    @model_validator(mode="after")
+    def _plugins_are_named(self) -> Self:
+        """What it is made of is known wherever it is read, by a worker or from a checkpoint."""
+        for key, node in _nodes(self):
+            if plugin := unnamed_plugin(type(node), self.plugins):
+                raise ValueError(f"{key} comes from the plugin {plugin}: add it to plugins")
         return self
 
     @property
@@ -112,6 +120,14 @@ def validate(tree: dict[str, Any], source: str) -> Experiment:
     """
     require_plugins(named_plugins(tree, source), source)
     return validate_as(Experiment, tree, source)
+
+
+def _nodes(node: Config, prefix: str = "") -> Iterator[tuple[str, Config]]:
+    """The nodes below one, by their dotted keys."""
+    for key, value in node:
+        if isinstance(value, Config):
+            yield f"{prefix}{key}", value
+            yield from _nodes(value, f"{prefix}{key}.")
 
 
 def _redacted(value: Any) -> Any:

@@ -3,7 +3,16 @@
 import typing
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    SerializationInfo,
+    TypeAdapter,
+    create_model,
+)
 from pydantic_core import CoreSchema, core_schema
 
 T = TypeVar("T")
@@ -15,7 +24,19 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
 
 
-class ByName:
+class Extensible:
+    """Marks a place in the configuration that plugins may add to. Classes that derive from it say how."""
+
+    def __init__(self) -> None:
+        self.members: tuple[type[Config], ...] = ()
+        """The classes that the place allows now."""
+        self._adapter: TypeAdapter[Any]
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return handler(self._adapter.core_schema)
+
+
+class ByName(Extensible):
     """Marks a union of configurations that their `name` tells apart, and that plugins may add members to.
 
         AssignerConfig = Annotated[MaxIoU | ATSS, ByName()]
@@ -28,10 +49,9 @@ class ByName:
     """Every marked union of the configuration classes that have been defined."""
 
     def __init__(self) -> None:
-        self.members: tuple[type[Config], ...] = ()
+        super().__init__()
         self.base: type[Config] = Config
         """The nearest class that the members written in the union derive from: what a plugin's member must be."""
-        self._adapter: TypeAdapter[Any]
 
     def set_members(self, members: typing.Iterable[type[Config]]) -> None:
         """Allow these members from now on, wherever the union stands."""
@@ -46,8 +66,61 @@ class ByName:
             ByName.unions.append(self)
         return core_schema.no_info_plain_validator_function(lambda value: self._adapter.validate_python(value))
 
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return handler(self._adapter.core_schema)
+
+class ByField(Extensible):
+    """Marks a configuration whose fields are components, and that plugins may add fields to.
+
+        loss: Annotated[LossConfig, ByField(LossTerm)] = LossConfig()
+
+    A component is added as a field of its `name`, which is None where it is not configured, and is then not dumped.
+
+    Args:
+        base: what a plugin's component must derive from.
+    """
+
+    nodes: ClassVar[list["ByField"]] = []
+    """Every marked configuration of the classes that have been defined."""
+
+    def __init__(self, base: type[Config]) -> None:
+        super().__init__()
+        self.base = base
+        self.added: tuple[type[Config], ...] = ()
+        """What plugins have added."""
+        self.written: type[Config] = Config
+        """The class without what was added."""
+
+    def set_added(self, components: typing.Iterable[type[Config]]) -> None:
+        """Have these fields from now on, beside those that are written in the class."""
+        self.added = tuple(components)
+        fields: dict[str, Any] = {c.name: (c | None, _field_of(c)) for c in self.added}  # type: ignore[attr-defined]  # a plugin's components have a name
+        grown: type[Config] = self.written
+        if fields:
+            grown = create_model(grown.__name__, __base__=grown, __doc__=grown.__doc__, **fields)
+        self.members = (grown,)
+        self._adapter = TypeAdapter(grown)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        if not self.members:
+            self.written = source
+            self.set_added(())
+            ByField.nodes.append(self)
+        return core_schema.no_info_plain_validator_function(
+            self._validated,
+            serialization=core_schema.plain_serializer_function_ser_schema(self._dumped, info_arg=True),
+        )
+
+    def _validated(self, value: Any) -> Any:
+        """Also of an instance from before something was added."""
+        return self._adapter.validate_python(dict(value) if isinstance(value, self.written) else value)
+
+    def _dumped(self, value: Any, info: SerializationInfo) -> dict[str, Any]:
+        tree: dict[str, Any] = value.model_dump(mode=info.mode)
+        return {key: v for key, v in tree.items() if v is not None or key in self.written.model_fields}
+
+
+def _field_of(component: type[Config]) -> Any:
+    summary = " ".join((component.__doc__ or component.__name__).split("\n\n")[0].split()).rstrip(".")
+    return Field(default=None, description=f"{summary}; null: no such term")
 
 
 def tags(model: type[BaseModel]) -> tuple[str, ...]:

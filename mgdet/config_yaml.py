@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from mgdet.config_base import ByName, tags
+from mgdet.config_base import Extensible, tags
 from mgdet.config_files import find_base
 from mgdet.errors import ConfigError
 from mgdet.plugins import load_plugins, named_plugins, united
@@ -164,7 +164,7 @@ def variants(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, FieldInfo):
         return variants(Annotated[annotation.annotation, None, *annotation.metadata])
     if typing.get_origin(annotation) is Annotated:
-        grown = [m for mark in annotation.__metadata__ if isinstance(mark, ByName) for m in mark.members]
+        grown = [m for mark in annotation.__metadata__ if isinstance(mark, Extensible) for m in mark.members]
         return list(grown) or variants(annotation.__origin__)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]

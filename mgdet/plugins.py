@@ -5,8 +5,9 @@
 
 A class joins the union of assigners if it derives from `Assigner` and has a `name` of its own
 (`name: Literal["best_k"] = "best_k"`), and so at every other union that `ByName` marks. A class that derives from
-`Metric` joins the list of metrics. Nothing is imported that the user did not name: a checkpoint only says what it
-needs.
+`LossTerm` becomes a key of the loss, and one that derives from `Metric` or `DataFormat` joins the list of metrics or of
+formats; these have a name too (`name: ClassVar[str] = "mine"`). Nothing is imported that the user did not name: a
+checkpoint only says what it needs.
 """
 
 import importlib
@@ -14,14 +15,17 @@ import importlib.metadata
 import importlib.util
 import inspect
 import logging
+import re
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeGuard
+from typing import Any
 
-from mgdet.config_base import ByName, Config, tags
+from mgdet.config_base import ByField, ByName, Config, tags
 from mgdet.errors import ConfigError
 from mgdet.text import first_line
 
@@ -32,6 +36,8 @@ GROUP = "mgdet.plugins"
 
 _loaded: dict[str, ModuleType] = {}
 """The modules of this process's plugins, under the names that were asked for and under their own."""
+_brought: dict[tuple[str, str], list[str]] = {}
+"""The names of the plugins' modules that brought a class, by the class's module and name."""
 
 
 def load_plugins(names: Iterable[str], beside: Sequence[Path] = ()) -> None:
@@ -48,7 +54,7 @@ def load_plugins(names: Iterable[str], beside: Sequence[Path] = ()) -> None:
         if name in _loaded and not _moved(_loaded[name], beside):
             continue
         found, module = _import(name, beside)
-        added = _add(found, name)
+        added = _add(found, name, module)
         _loaded[name] = _loaded[module.__name__] = module
         logger.info("plugin %s (%s) adds %s", name, _file_of(module), ", ".join(added))
 
@@ -62,6 +68,14 @@ def require_plugins(names: Iterable[str], source: str) -> None:
             f"{' '.join(f'--plugin {name}' for name in missing)} (to evaluate, predict and replay), or name it under "
             "plugins in the YAML. Nothing is imported that you did not name."
         )
+
+
+def unnamed_plugin(component: type, named: Iterable[str]) -> str | None:
+    """The plugin that brought a class, where it is not among the named ones; None for a class of mgdet's own."""
+    modules = _brought.get(_identity(component), [])
+    if any(_loaded[name].__name__ in modules for name in named if name in _loaded):
+        return None
+    return next(iter(modules), None)
 
 
 def named_plugins(tree: Mapping[str, Any], source: str) -> list[str]:
@@ -156,31 +170,92 @@ def _moved(module: ModuleType, beside: Sequence[Path]) -> bool:
     return bool(local and top.__file__ and not local.samefile(top.__file__))
 
 
-def _add(found: Any, name: str) -> list[str]:
-    """Put the classes of a module, or the one class, where components of their kind stand; what they are."""
-    from mgdet.evaluation.evaluator import METRICS  # late: the command line must not wait for torch
+@dataclass(frozen=True)
+class _Kind:
+    """A kind of component, and the place where those of mgdet and of plugins stand."""
+
+    base: type
+    """What a component derives from."""
+    members: Callable[[], Sequence[type]]
+    set_members: Callable[[list[Any]], None]
+    names: Callable[[Any], tuple[str, ...]]
+    """What nothing else of the kind may be called."""
+    needs: Mapping[str, str]
+    """Attributes that a component must have, and how to give them."""
+    taken: Container[str] = ()
+    """Names that are taken by something that is no component."""
+    spelt: str = ".+"
+    """What a name must match."""
+
+    @property
+    def called(self) -> str:
+        """As messages call the kind."""
+        return self.base.__name__.lstrip("_")
+
+    def may_take(self, cls: type) -> bool:
+        """Whether the class can be a component of this kind."""
+        return issubclass(cls, self.base) and not inspect.isabstract(cls)
+
+
+def _kinds() -> list[_Kind]:
+    """All kinds. What they are made of is imported late: the command line must not wait for torch."""
+    import mgdet.config  # noqa: F401  # the unions are known once it is there
+    from mgdet.data.formats import FORMATS, DataFormat
+    from mgdet.evaluation.evaluator import METRICS
     from mgdet.evaluation.metric import Metric
 
+    def own_name(cls: Any) -> tuple[str, ...]:
+        return (cls.name,)
+
+    def own_name_and_numbers(cls: Any) -> tuple[str, ...]:
+        return (cls.name, *(info.name for info in cls.infos))
+
+    def setter(members: list[Any]) -> Callable[[list[Any]], None]:
+        return partial(members.__setitem__, slice(None))
+
+    name = {"name": 'a name, such as name: ClassVar[str] = "mine"'}
+    summary, infos = {"summary": "a summary of one line"}, {"infos": "a MetricInfo for each number that it computes"}
+    unions = [
+        _Kind(union.base, partial(getattr, union, "members"), union.set_members, tags, {})
+        for union in ByName.unions
+        if union.base is not Config
+    ]
+    fields = [
+        _Kind(
+            *(node.base, partial(getattr, node, "added"), node.set_added, own_name, name),
+            taken=dir(node.written) + list(node.written.model_fields),
+            spelt="[a-z][a-z0-9_]*",
+        )
+        for node in ByField.nodes
+    ]
+    return [
+        *unions,
+        *fields,
+        _Kind(DataFormat, lambda: FORMATS, setter(FORMATS), own_name, name | summary, taken=("shapes",)),
+        _Kind(Metric, lambda: METRICS, setter(METRICS), own_name_and_numbers, name | infos),
+    ]
+
+
+def _add(found: Any, name: str, module: ModuleType) -> list[str]:
+    """Put the classes of a module, or the one class, where components of their kind stand; what they are."""
+    kinds = _kinds()
     values = [found] if inspect.isclass(found) else vars(found).values()
     classes = [v for v in dict.fromkeys(filter(inspect.isclass, values)) if _is_outside(v)]
-    joining = [(union, cls) for cls in classes for union in ByName.unions if _belongs(cls, union)]
-    metrics = [cls for cls in classes if issubclass(cls, Metric) and not inspect.isabstract(cls)]
-    if not joining and not metrics:
-        bases = sorted({union.base.__name__.lstrip("_") for union in ByName.unions if union.base is not Config})
+    joining = [(kind, cls) for cls in classes for kind in _kinds_of(cls, kinds)]
+    if not joining:
         raise ConfigError(
-            f"plugins: {name} has no component. It must hold a class that derives from one of {', '.join(bases)} and "
-            'has a name of its own, such as name: Literal["best_k"] = "best_k", or one that derives from Metric.'
+            f"plugins: {name} has no component. It must hold a class that derives from one of "
+            f"{', '.join(sorted({kind.called for kind in kinds}))} and has a name of its own, such as name: "
+            'Literal["best_k"] = "best_k"; in a loss term, a data format or a metric name: ClassVar[str] = "mine".'
         )
-    for metric in metrics:
-        _check_metric(metric, name)
-    for others, cls in [*((union.members, cls) for union, cls in joining), *((METRICS, cls) for cls in metrics)]:
-        _refuse_clash(cls, [other for other in others if not _same(other, cls)], name)
-    for union, cls in joining:
-        union.set_members([*(m for m in union.members if not _same(m, cls)), cls])
-    for metric in metrics:
-        METRICS[:] = [*(m for m in METRICS if not _same(m, metric)), metric]
-    named = [(union.base, cls) for union, cls in joining] + [(Metric, cls) for cls in metrics]
-    return [f"{base.__name__.lstrip('_')} {', '.join(_names(cls))}" for base, cls in named]
+    for kind, cls in joining:
+        _require_whole(kind, cls, name)
+    for kind, cls in joining:
+        _refuse_clash(kind, cls, [*kind.members(), *(other for k, other in joining if k is kind)], name)
+    for kind, cls in joining:
+        kind.set_members([*(m for m in kind.members() if not _same(m, cls)), cls])
+        _brought.setdefault(_identity(cls), []).append(module.__name__)
+    return [f"{kind.called} {', '.join(kind.names(cls))}" for kind, cls in joining]
 
 
 def _is_outside(cls: type) -> bool:
@@ -188,34 +263,39 @@ def _is_outside(cls: type) -> bool:
     return cls.__module__.partition(".")[0] != "mgdet"
 
 
-def _belongs(cls: type, union: ByName) -> TypeGuard[type[Config]]:
-    return union.base is not Config and issubclass(cls, union.base) and bool(tags(cls)) and not inspect.isabstract(cls)
+def _kinds_of(cls: type, kinds: Sequence[_Kind]) -> list[_Kind]:
+    """The kinds that a class joins, the nearest only: a box loss is a loss term too, but has a place of its own."""
+    possible = [kind for kind in kinds if kind.may_take(cls)]
+    nearest = [kind for kind in possible if not any(kind.base in other.base.__mro__[1:] for other in possible)]
+    return [kind for kind in nearest if kind.needs or kind.names(cls)]  # without a tag: a base for members of a union
 
 
-def _check_metric(metric: type, name: str) -> None:
-    if missing := [key for key in ("name", "infos") if not getattr(metric, key, None)]:
+def _require_whole(kind: _Kind, cls: type, name: str) -> None:
+    given = [key for key in kind.needs if isinstance(value := getattr(cls, key, None), str | tuple) and value]
+    if missing := [key for key in kind.needs if key not in given]:
         raise ConfigError(
-            f"plugins: {name}: the metric {_place(metric)} has no {' and no '.join(missing)}: give it a name, and a "
-            "MetricInfo for each number that it computes"
+            f"plugins: {name}: the {kind.called} {_place(cls)} has no {' and no '.join(missing)}: give it "
+            f"{' and '.join(kind.needs[key] for key in missing)}"
         )
 
 
-def _names(cls: Any) -> tuple[str, ...]:
-    """What nothing else of its kind may be called: the tags of a configuration; a metric and the numbers it gives."""
-    return tags(cls) if issubclass(cls, Config) else (cls.name, *(info.name for info in cls.infos))
+def _refuse_clash(kind: _Kind, cls: type, members: Sequence[type], name: str) -> None:
+    for own in kind.names(cls):
+        others = [other for other in members if not _same(other, cls) and own in kind.names(other)]
+        if others or own in kind.taken:
+            by = _place(others[0]) if others else "mgdet"
+            raise ConfigError(f"plugins: {name}: the name {own} of {_place(cls)} is taken by {by}: choose another one")
+        if not re.fullmatch(kind.spelt, own):
+            raise ConfigError(f"plugins: {name}: the name {own!r} of {_place(cls)} is not of the form {kind.spelt}")
 
 
 def _same(old: type, new: type) -> bool:
     """The same class, or its earlier version where a module was imported anew."""
-    return (old.__module__, old.__qualname__) == (new.__module__, new.__qualname__)
+    return _identity(old) == _identity(new)
 
 
-def _refuse_clash(cls: type, others: Iterable[type], name: str) -> None:
-    for other in others:
-        if taken := [n for n in _names(cls) if n in _names(other)]:
-            raise ConfigError(
-                f"plugins: {name}: the name {taken[0]} of {_place(cls)} is taken by {_place(other)}: choose another one"
-            )
+def _identity(cls: type) -> tuple[str, str]:
+    return cls.__module__, cls.__qualname__
 
 
 def _place(cls: type) -> str:

@@ -69,7 +69,7 @@ def test_the_public_interface_is_frozen():
     assert parameters == {
         "train": ["config", "overrides"],
         "tune": ["config", "overrides", "retry_failed"],
-        "prepare": ["format", "out", "splits", "overwrite", "options"],
+        "prepare": ["format", "out", "splits", "overwrite", "plugins", "options"],
         "load": ["source", "overrides", "device", "plugins"],
     }
     assert list(inspect.signature(mgdet.TrainedDetector.predict).parameters) == [

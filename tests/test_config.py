@@ -7,7 +7,7 @@ import pytest
 from mgdet.assign import MaxIoU, MutualGuidance
 from mgdet.config import load, validate
 from mgdet.data.order import micro_batch
-from mgdet.errors import ConfigError
+from mgdet.errors import CheckpointError, ConfigError
 from mgdet.runs.resolve import resolve
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -109,6 +109,16 @@ def test_auto_becomes_a_number_with_a_reason():
 def test_what_needs_a_gpu_is_refused_without_one(changes, said):
     with pytest.raises(ConfigError, match=said):
         resolve(validate({**MINIMAL, **changes}, "t"), num_images=100, cpus=4, gpus=0)
+
+
+def test_weights_that_are_not_there_are_refused_before_anything_starts(tmp_path):
+    """As a sweep would find it in every trial."""
+    weights = tmp_path / "step-00000750.pt"
+    experiment = validate({**MINIMAL, "model": {"weights": str(weights)}}, "t")
+    with pytest.raises(CheckpointError, match=r"step-00000750\.pt': not a file, and not one of none, imagenet"):
+        resolve(experiment, num_images=1000, cpus=4, gpus=0)
+    weights.touch()
+    resolve(experiment, num_images=1000, cpus=4, gpus=0)
 
 
 def test_batch_that_does_not_split():

@@ -35,7 +35,7 @@ def section(page: str, title: str) -> str:
     return re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)[1]
 
 
-EXAMPLES = ("an assigner", "a backbone", "an optimizer", "a schedule", "a loss term", "a metric")
+EXAMPLES = ("an assigner", "a backbone", "an optimizer", "a schedule", "a loss term", "a metric", "a tracker")
 FORMAT = "a data format"
 OUTSIDE = "a component from outside the package"
 PARTS = (".ci", ".github", "benchmarks", "configs", "deploy", "docs", "examples", "jobs", "mgdet", "tests")
@@ -120,12 +120,14 @@ def extended(tmp_path_factory):
     return root, examples
 
 
-def run_there(root: Path, *arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
-    """Python in the copy, on the copy."""
+def run_there(
+    root: Path, *arguments: str, status: int = 0, mgdet: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Python in a directory: a copy of `mgdet`, or with that of another one."""
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root)},
+        env={**os.environ, "PYTHONPATH": str(mgdet or root)},
         capture_output=True,
         text=True,
     )
@@ -157,15 +159,38 @@ def test_every_worked_example_runs(extended):
         assert setting.partition("=")[0] in answer
 
 
-@pytest.mark.slow
-def test_the_worked_example_of_a_data_format_runs(extended):
-    root, examples = extended
+def prepare_csv(root: Path, *arguments: str, mgdet: Path) -> None:
     (root / "photos").mkdir()
     Image.new("RGB", (64, 48)).save(root / "photos/a.png")
     (root / "boxes.csv").write_text("a.png;4;5;20;30;cat\n")
-    said = run_there(root, "-m", "mgdet", *examples[-1].arguments).stdout
+    said = run_there(root, "-m", "mgdet", *arguments, mgdet=mgdet).stdout
     assert re.search(r"train +1 +1", said)
     assert "1 classes: cat" in said
+
+
+@pytest.mark.slow
+def test_the_worked_example_of_a_data_format_runs(extended):
+    root, examples = extended
+    prepare_csv(root, *examples[-1].arguments, mgdet=root)
+
+
+@pytest.mark.slow
+def test_every_worked_example_comes_from_outside_the_package_too(tmp_path):
+    """The same files, unchanged, beside mgdet instead of in it; all at once, named as plugins."""
+    examples = [example(title) for title in EXAMPLES]
+    for e in (*examples, example(FORMAT)):
+        (tmp_path / Path(e.path).name).write_text(e.code)
+    settings = [a for e in examples for a in e.arguments[1:] if not a.startswith("name=")]
+    data = ("data.uri=shapes", "data.generate.train=4", "data.generate.val=2", "data.generate.size=64")
+    plugins = f"plugins=[{','.join(Path(e.path).stem for e in examples)}]"
+    command = ("-m", "mgdet", "train", plugins, *data, *TINY, *settings, "--dry-run")
+    said = run_there(tmp_path, *command, mgdet=ROOT).stdout
+    assert "dry run: everything works" in said
+    misspelt = [[plugins, *(a for a in e.arguments[1:] if "=" in a), e.misspelt] for e in examples if e.misspelt]
+    answers = run_there(tmp_path, "-c", LOAD_EACH, json.dumps(misspelt), mgdet=ROOT).stdout.splitlines()
+    for (*_, setting), answer in zip(misspelt, answers, strict=True):
+        assert setting.partition("=")[0] in answer
+    prepare_csv(tmp_path, *example(FORMAT).arguments, "--plugin", "csv_boxes", mgdet=ROOT)
 
 
 @pytest.mark.exhaustive

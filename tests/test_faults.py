@@ -19,8 +19,8 @@ import torch
 
 from mgdet.cluster.train import run
 from mgdet.errors import CheckpointError, ClusterError
-from mgdet.runs import launch
 from mgdet.storage import Location
+from mgdet.tracking import Mlflow
 from mgdet.training import checkpoint
 from mgdet.training.checkpoint import ATTEMPTS, CheckpointStore
 from mgdet.training.loop import Worker
@@ -127,17 +127,17 @@ def gate(server):
 @pytest.mark.slow
 def test_mlflow_is_down_at_the_start(tmp_path, server, limits, monkeypatch, caplog):
     took = []
-    start_run = launch.start_run
+    start = Mlflow.start
 
-    def timed(*args, **kwargs):
+    def timed(*args):
         import mlflow  # noqa: F401  # its seconds are no fault
 
         begin = time.monotonic()
-        handle = start_run(*args, **kwargs)
+        handle = start(*args)
         took.append(time.monotonic() - begin)
         return handle
 
-    monkeypatch.setattr(launch, "start_run", timed)
+    monkeypatch.setattr(Mlflow, "start", timed)
     e = tracked(tmp_path, server.uri)
     _, handle = run(e)
     assert handle is None
@@ -157,8 +157,8 @@ def test_mlflow_goes_away_in_mid_run_and_comes_back(tmp_path, server, limits, mo
     """The rest of the training does not need it to be back: what is missing is sent while training goes on."""
     server.start()
     handles, seen = [], {}
-    start_run = launch.start_run
-    monkeypatch.setattr(launch, "start_run", lambda *a, **k: handles.append(start_run(*a, **k)) or handles[0])
+    start = Mlflow.start
+    monkeypatch.setattr(Mlflow, "start", lambda *args: handles.append(start(*args)) or handles[0])
 
     def wait_and_kill():
         wait_for(lambda: sent_steps(server.uri, handles[0]) == [1, 2, 3])
@@ -203,7 +203,7 @@ def test_mlflow_never_answers_in_mid_run(tmp_path, server, gate, limits, monkeyp
     e = tracked(tmp_path, gate.uri, flush_timeout_s=1.0)
     begin = time.monotonic()
     # ending the run is the driver's, which waits for as long as a request may take
-    monkeypatch.setattr(launch, "end_run", lambda *args: None)
+    monkeypatch.setattr(Mlflow, "end", lambda *args: None)
     _, handle = run(e)
     total = time.monotonic() - begin
     assert len(during) == STEPS - 4

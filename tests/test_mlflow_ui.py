@@ -21,17 +21,22 @@ from pathlib import Path
 
 import pytest
 
-from mgdet.tracking import MlflowTracker, RunHandle, TrackingConfig, end_run, start_run
+from mgdet.tracking import Mlflow, NewRun
 from mgdet.tracking import view as views
-from mgdet.tracking.view import LOCAL_ADDRESS, VIEW_TAG, ui_command, view_state
+from mgdet.tracking.view import LOCAL_ADDRESS, VIEW_TAG, how_to_see, ui_command
 from tests.tracking_servers import free_port, wait_for
 
 ROOT = Path(__file__).parents[1]
 STORE = "sqlite:////data/mlflow.db"
 SEARCHED = ("assigner.sigma", "train.optimizer.lr")
+HEADLINES = ("val/AP", "val/divergence")
 
 
 # --- the view
+
+
+def view_state(known, searched, sweep_run_id):
+    return views.view_state(known, HEADLINES, searched, sweep_run_id)
 
 
 def columns(state):
@@ -71,16 +76,16 @@ def test_a_view_fits_into_a_tag_of_an_experiment():
 def test_runs_give_their_experiment_the_view_and_keep_the_kind_that_the_user_chose(tmp_path):
     from mlflow import MlflowClient
 
-    config = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db")
-    first = start_run(config, name="first", params={}, config_yaml="")
+    config = Mlflow(uri=f"sqlite:///{tmp_path}/mlflow.db")
+    first = config.start(NewRun("first", headlines=HEADLINES))
     client = MlflowClient(config.uri)
-    tags = client.get_experiment(first.experiment_id).tags
+    tags = client.get_experiment(first.group).tags
     assert tags["mlflow.experimentKind"] == "custom_model_development"
     assert tags[VIEW_TAG] == view_state(None, (), None)
-    client.set_experiment_tag(first.experiment_id, "mlflow.experimentKind", "genai_development")
-    sweep = start_run(config, name="sweep", params={}, config_yaml="", searched=SEARCHED)
-    start_run(config, name="sweep-000", params={}, config_yaml="", parent_run_id=sweep.run_id)
-    tags = client.get_experiment(first.experiment_id).tags
+    client.set_experiment_tag(first.group, "mlflow.experimentKind", "genai_development")
+    sweep = config.start(NewRun("sweep", headlines=HEADLINES, searched=SEARCHED))
+    config.start(NewRun("sweep-000", parent_run_id=sweep.run_id))
+    tags = client.get_experiment(first.group).tags
     assert tags["mlflow.experimentKind"] == "genai_development"
     assert tags[VIEW_TAG] == view_state(None, SEARCHED, sweep.run_id)
 
@@ -89,18 +94,18 @@ def test_runs_give_their_experiment_the_view_and_keep_the_kind_that_the_user_cho
 
 
 def test_the_last_table_names_the_command_the_run_and_all_runs():
-    table = RunHandle(STORE, "r1", "7", "mlflow ui").how_to_see()
+    table = how_to_see(STORE, "7", "r1")
     runs = f"{LOCAL_ADDRESS}/#/experiments/7/runs"
-    assert table == [
-        ("see it in MLflow", "mlflow ui"),
+    assert table == (
+        ("see it in MLflow", ui_command(STORE)),
         ("this run", f"{runs}/r1?workflowType=machine_learning"),
         ("all runs", f"{runs}?workflowType=machine_learning&viewStateShareKey=mgdet"),
-    ]
+    )
     assert VIEW_TAG.endswith(".mgdet"), "the key that MLflow looks up"
 
 
 def test_a_server_needs_no_command_and_its_links_hold_no_password():
-    table = RunHandle("https://me:hunter2@mlflow.example:5000/", "r1", "7", "").how_to_see()
+    table = how_to_see("https://me:hunter2@mlflow.example:5000/", "7", "r1")
     assert [what for what, _ in table] == ["this run", "all runs"]
     for _, link in table:
         assert "hunter2" not in link
@@ -194,28 +199,30 @@ def browser(tmp_path):
 
 
 def record(config, directory, name, ap, parent=None, **params):
-    handle = start_run(config, name=name, params=params, config_yaml="a: 1\n", parent_run_id=parent)
-    tracker = MlflowTracker(handle, directory / name, config)
+    handle = config.start(NewRun(name, headlines=HEADLINES, params=params, config_yaml="a: 1\n", parent_run_id=parent))
+    tracker = config(handle, directory / name)
     for step in (4, 8):
         metrics = {"val/AP": ap * step / 8, "val/divergence": 1 - ap, "val/AP50": ap, "val/AP75": ap}
         tracker.log({"train/loss": 1 / step, **metrics}, step)
     tracker.close()
-    end_run(handle, "FINISHED", config)
+    config.end(handle, "FINISHED")
     return handle
 
 
 def record_sweep(config, directory, name, key, values):
-    sweep = start_run(config, name=name, params={"trials": len(values)}, config_yaml="a: 1\n", searched=[key])
+    sweep = config.start(
+        NewRun(name, headlines=HEADLINES, params={"trials": len(values)}, config_yaml="a: 1\n", searched=(key,))
+    )
     for number, value in enumerate(values):
         record(config, directory, f"{name}-{number:03d}", 0.3, sweep.run_id, **{key: value})
-    end_run(sweep, "FINISHED", config)
+    config.end(sweep, "FINISHED")
     return sweep
 
 
 @pytest.fixture
 def store(tmp_path, installed):
     """The settings of a store with a training and a sweep of four trials, and the training's handle."""
-    config = TrackingConfig(uri=f"sqlite:///{tmp_path}/a store/mlflow.db", send_every_s=0.05)
+    config = Mlflow(uri=f"sqlite:///{tmp_path}/a store/mlflow.db", send_every_s=0.05)
     training = record(config, tmp_path, "quickstart", 0.5, **{"assigner.name": "mutual_guidance"})
     record_sweep(config, tmp_path, "quick", "assigner.sigma", [1.25, 1.75, 2.25, 3.75])
     return config, training
@@ -296,7 +303,7 @@ FOLDED = ("quickstart", "quick", "val/AP", "val/divergence", "assigner.sigma")  
 @pytest.mark.exhaustive
 def test_every_way_into_mlflow_shows_the_runs(browser, store, started, tmp_path):
     config, training = store
-    links = dict(training.how_to_see())
+    links = dict(training.see)
     address = started(links["see it in MLflow"])
 
     click_the_experiment(browser, address)
@@ -313,7 +320,7 @@ def test_every_way_into_mlflow_shows_the_runs(browser, store, started, tmp_path)
 
 @pytest.mark.exhaustive
 def test_links_into_an_mlflow_that_knows_nothing_of_mgdet_show_the_runs(browser, store, started):
-    links = dict(store[1].how_to_see())
+    links = dict(store[1].see)
     command = links["see it in MLflow"].removesuffix(" --app-name mgdet")
     assert command != links["see it in MLflow"]
     address = started(command)

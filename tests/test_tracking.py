@@ -17,10 +17,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mgdet.tracking import CloseReport, MlflowTracker, NullTracker, RunHandle, Tracker, TrackingConfig, end_run
-from mgdet.tracking import start_run as start_any_run
-from mgdet.tracking.journal import Journal, Outbox, Point, fresh
-from mgdet.tracking.store import mlflow_name, resolve_uri, shown_uri
+from mgdet.tracking import CloseReport, JournalTracker, Mlflow, NewRun, NullTracker, Point, RunHandle, Tracker
+from mgdet.tracking.client import mlflow_name, resolve_uri, shown_uri
+from mgdet.tracking.journal import Journal, Outbox, fresh
 from tests.forked import CONTEXT
 from tests.tracking_servers import Server, wait_for
 
@@ -31,13 +30,13 @@ QUICK = {"send_every_s": 0.05, "retry_after_s": (0.1, 0.2), "flush_timeout_s": 2
 @pytest.fixture(scope="session")
 def store(tmp_path_factory):
     """A SQLite store in a directory whose name needs quoting; making its schema takes seconds, so once."""
-    config = TrackingConfig(uri=f"sqlite:///{tmp_path_factory.mktemp('a store')}/mlflow.db", **QUICK)
-    assert start_any_run(config, name="first", params={}, config_yaml="") is not None
+    config = Mlflow(uri=f"sqlite:///{tmp_path_factory.mktemp('a store')}/mlflow.db", **QUICK)
+    assert config.start(NewRun("first")) is not None
     return config
 
 
 def start_run(config, **changes):
-    handle = start_any_run(config, **{"name": "run", "params": {}, "config_yaml": "", **changes})
+    handle = config.start(NewRun(**{"name": "run", **changes}))
     assert handle is not None
     return handle
 
@@ -45,7 +44,7 @@ def start_run(config, **changes):
 def client_of(handle):
     from mlflow import MlflowClient
 
-    return MlflowClient(tracking_uri=handle.uri)
+    return MlflowClient(tracking_uri=handle.store)
 
 
 def history(handle, key):
@@ -70,7 +69,7 @@ def test_what_is_logged_is_found_in_the_store(store, tmp_path, monkeypatch):
     handle = start_run(
         store, name="named", params=params, config_yaml="a: 1\n", parent_run_id="p" * 32, tags={"t": "1"}
     )
-    tracker = MlflowTracker(handle, tmp_path / "run", store)
+    tracker = store(handle, tmp_path / "run")
     before = time.time()
     tracker.log({"train/loss": np.float32(0.5), "train/lr": torch.tensor(0.25)}, 10)
     tracker.log({"train/loss": 0.25}, np.int64(20))
@@ -103,7 +102,7 @@ def test_what_is_logged_is_found_in_the_store(store, tmp_path, monkeypatch):
         "table.csv": b"text",
     }.items():
         assert Path(client.download_artifacts(handle.run_id, name, str(tmp_path))).read_bytes() == content
-    location = client.get_experiment(handle.experiment_id).artifact_location
+    location = client.get_experiment(handle.group).artifact_location
     assert location == (Path(store.uri.removeprefix("sqlite:///")).parent / "mlruns" / "mgdet").as_uri()
     assert not (tmp_path / "mlflow.db").exists()
     assert not list((tmp_path / "run" / "unsent_artifacts").rglob("*.*"))
@@ -112,20 +111,19 @@ def test_what_is_logged_is_found_in_the_store(store, tmp_path, monkeypatch):
 def test_handle_is_plain_and_names_the_ui(store):
     handle = start_run(store)
     assert pickle.loads(pickle.dumps(handle)) == handle
-    assert all(type(v) is str for v in vars(handle).values())
-    assert f" ui --backend-store-uri '{store.uri}'" in handle.ui_command
+    assert all(type(v) is str for v in (handle.run_id, handle.store, handle.group, *sum(handle.see, ())))
+    assert f" ui --backend-store-uri '{store.uri}'" in dict(handle.see)["see it in MLflow"]
 
 
-def test_end_run(store):
+def test_a_run_is_ended(store):
     handle = start_run(store)
-    end_run(handle, "KILLED")
+    store.end(handle, "KILLED")
     assert client_of(handle).get_run(handle.run_id).info.status == "KILLED"
-    end_run(None, "FAILED")
 
 
 def test_metrics_arrive_while_the_run_goes_on(store, tmp_path):
     handle = start_run(store)
-    tracker = MlflowTracker(handle, tmp_path, store)
+    tracker = store(handle, tmp_path)
     tracker.log({"a": 1}, 1)
     wait_for(lambda: steps(handle, "a") == [1])
     tracker.log({"a": 2}, 2)
@@ -135,7 +133,7 @@ def test_metrics_arrive_while_the_run_goes_on(store, tmp_path):
 
 def test_more_metrics_than_one_request_takes(store, tmp_path):
     handle = start_run(store)
-    tracker = MlflowTracker(handle, tmp_path, store)
+    tracker = store(handle, tmp_path)
     tracker.log({f"val/AP/{i}": i for i in range(1203)}, 5)
     assert tracker.close().sent == 1203
     assert len(client_of(handle).get_run(handle.run_id).data.metrics) == 1203
@@ -146,7 +144,7 @@ def test_more_metrics_than_one_request_takes(store, tmp_path):
 
 def test_values_that_are_not_finite_stay_valid_json(store, tmp_path):
     handle = start_run(store)
-    tracker = MlflowTracker(handle, tmp_path, store)
+    tracker = store(handle, tmp_path)
     tracker.log({"nan": math.nan, "inf": math.inf, "low": -math.inf}, 1)
     tracker.log({"nan": 2.0}, 2)
     assert tracker.close().sent == 4
@@ -158,7 +156,7 @@ def test_values_that_are_not_finite_stay_valid_json(store, tmp_path):
 def test_names_that_mlflow_refuses(store, tmp_path):
     names = ("val/AP/cell (red)", "val/AP/a//b", "../up", "val/AP/größe", "x" * 300, "/root", "new\nline", "")
     handle = start_run(store, params=dict.fromkeys(names, 1))
-    tracker = MlflowTracker(handle, tmp_path, store)
+    tracker = store(handle, tmp_path)
     tracker.log(dict.fromkeys(names, 1.0), 1)
     report = tracker.close()
     assert (report.sent, report.unsent) == (8, 0)
@@ -169,7 +167,7 @@ def test_names_that_mlflow_refuses(store, tmp_path):
 
 
 def test_a_value_that_is_no_number_costs_one_warning(tmp_path, caplog):
-    tracker = MlflowTracker(None, tmp_path)
+    tracker = JournalTracker(tmp_path)
     for step in range(3):
         tracker.log({"good": 1.0, "bad": "text", "many": np.zeros(3)}, step)
     tracker.log({"good": 1.0}, None)
@@ -187,7 +185,7 @@ def test_a_value_that_is_no_number_costs_one_warning(tmp_path, caplog):
 
 
 def test_full_disk_neither_raises_nor_repeats_itself(tmp_path, monkeypatch, caplog):
-    tracker = MlflowTracker(None, tmp_path)
+    tracker = JournalTracker(tmp_path)
     tracker.log({"a": 1.0}, 1)
     write, room = os.write, [10, 0, 0]
 
@@ -210,7 +208,7 @@ def test_full_disk_neither_raises_nor_repeats_itself(tmp_path, monkeypatch, capl
 
 def test_unwritable_directory_is_no_error(tmp_path, caplog):
     (tmp_path / "run").write_text("a file where a directory is needed")
-    tracker = MlflowTracker(None, tmp_path / "run")
+    tracker = JournalTracker(tmp_path / "run")
     tracker.log({"a": 1.0}, 1)
     tracker.artifact("text", "a.txt")
     assert tracker.close() == CloseReport(lost=1)
@@ -218,7 +216,7 @@ def test_unwritable_directory_is_no_error(tmp_path, caplog):
 
 
 def test_log_is_cheap(tmp_path):
-    tracker = MlflowTracker(None, tmp_path)
+    tracker = JournalTracker(tmp_path)
     metrics = {f"train/metric{i}": i / 7 for i in range(12)}
     costs = []
     for step in range(500):
@@ -233,7 +231,7 @@ def test_log_is_cheap(tmp_path):
 
 def test_replayed_steps_stand_once(store, tmp_path):
     handle = start_run(store, params={"lr": 0.1, "same": 1}, config_yaml="a: 1")
-    tracker = MlflowTracker(handle, tmp_path, store)
+    tracker = store(handle, tmp_path)
     for step in range(1, 121):
         tracker.log({"loss": 1.0 / step}, step)
         if step == 100:
@@ -241,8 +239,8 @@ def test_replayed_steps_stand_once(store, tmp_path):
     assert tracker.close().sent == 121
 
     again = start_run(store, run_id=handle.run_id, params={"lr": 0.1, "same": 1})
-    assert (again.run_id, again.experiment_id) == (handle.run_id, handle.experiment_id)
-    tracker = MlflowTracker(again, tmp_path, store)
+    assert (again.run_id, again.group) == (handle.run_id, handle.group)
+    tracker = store(again, tmp_path)
     for step in range(101, 141):
         tracker.log({"loss": 2.0 / step}, step)
         if step == 130:
@@ -258,7 +256,7 @@ def test_replayed_steps_stand_once(store, tmp_path):
 def test_replay_is_known_without_the_journal(store, tmp_path):
     handle = start_run(store)
     for directory, first in (("one", 1), ("two", 5)):
-        tracker = MlflowTracker(handle, tmp_path / directory, store)
+        tracker = store(handle, tmp_path / directory)
         for step in range(first, first + 10):
             tracker.log({"loss": 1.0}, step)
         tracker.close()
@@ -267,7 +265,7 @@ def test_replay_is_known_without_the_journal(store, tmp_path):
 
 def test_a_parameter_that_changed_stays_and_is_told(store, caplog):
     handle = start_run(store, params={"lr": 0.1, "same": 1})
-    end_run(handle, "FAILED")
+    store.end(handle, "FAILED")
     start_run(store, run_id=handle.run_id, params={"lr": 0.2, "same": 1, "new": 3})
     run = client_of(handle).get_run(handle.run_id)
     assert run.data.params == {"lr": "0.1", "same": "1", "new": "3"}
@@ -280,7 +278,7 @@ def test_a_parameter_that_changed_stays_and_is_told(store, caplog):
 @pytest.mark.parametrize("how", ["unknown", "deleted"])
 def test_a_run_that_is_gone_is_made_anew_with_its_history(store, tmp_path, caplog, how):
     old = start_run(store)
-    tracker = MlflowTracker(old, tmp_path, store)
+    tracker = store(old, tmp_path)
     tracker.log({"a": 1.0}, 1)
     assert tracker.close().sent == 1
     if how == "deleted":
@@ -288,7 +286,7 @@ def test_a_run_that_is_gone_is_made_anew_with_its_history(store, tmp_path, caplo
     handle = start_run(store, run_id=old.run_id if how == "deleted" else "0" * 32)
     assert handle.run_id != old.run_id
     assert "any more" in caplog.text
-    tracker = MlflowTracker(handle, tmp_path, store)
+    tracker = store(handle, tmp_path)
     tracker.log({"a": 2.0}, 2)
     tracker.close()
     assert steps(handle, "a") == [1, 2]
@@ -305,7 +303,7 @@ def exit_codes(function, arguments):
 
 
 def log_100_steps_and_die(handle, directory, sends):
-    tracker = MlflowTracker(handle, directory, TrackingConfig(send_every_s=0.05 if sends else 60.0))
+    tracker = Mlflow(send_every_s=0.05 if sends else 60.0)(handle, directory)
     for step in range(1, 51):
         tracker.log({"loss": step, "lr": 0.5}, step)
     while sends and tracker._sender.sent < 100:
@@ -323,7 +321,7 @@ def test_killed_process_loses_nothing(store, tmp_path, sends):
     assert exit_codes(log_100_steps_and_die, [(handle, tmp_path, sends == "sends")]) == [-signal.SIGKILL]
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step":101,"time":1.0,"met')  # as if killed in mid-write
-    tracker = MlflowTracker(handle, tmp_path, store)
+    tracker = store(handle, tmp_path)
     for step in range(81, 121):
         tracker.log({"loss": -step, "lr": 0.5}, step)
     report = tracker.close()
@@ -339,11 +337,11 @@ def test_killed_process_loses_nothing(store, tmp_path, sends):
 
 def test_no_store_in_reach_is_no_error(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    config = TrackingConfig(uri=DEAD, **{**QUICK, "flush_timeout_s": 10.0})
-    assert start_any_run(config, name="run", params={}, config_yaml="") is None
+    config = Mlflow(uri=DEAD, **{**QUICK, "flush_timeout_s": 10.0})
+    assert config.start(NewRun("run")) is None
     assert "metrics.jsonl" in caplog.text
-    handle = RunHandle(DEAD, "0" * 32, "1", "")
-    tracker = MlflowTracker(handle, tmp_path, config)
+    handle = RunHandle("0" * 32, DEAD, "1")
+    tracker = config(handle, tmp_path)
     for step in range(20):
         tracker.log({"a": step, "b": step}, step)
     tracker.artifact("text", "dir/a.txt")
@@ -355,16 +353,16 @@ def test_no_store_in_reach_is_no_error(tmp_path, monkeypatch, caplog):
     assert [r["step"] for r in records(tmp_path)] == list(range(20))
     assert (tmp_path / "unsent_artifacts" / "dir" / "a.txt").read_text() == "text"
     assert caplog.text.count("does not take metrics") == 1
-    end_run(handle, "FAILED", config)
+    config.end(handle, "FAILED")
 
 
 def test_close_does_not_wait_for_a_store_that_hangs(tmp_path, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        config = TrackingConfig(request_timeout_s=5, **{**QUICK, "flush_timeout_s": 0.3})
+        config = Mlflow(request_timeout_s=5, **{**QUICK, "flush_timeout_s": 0.3})
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
-        handle = RunHandle(f"http://127.0.0.1:{silent.getsockname()[1]}", "0" * 32, "1", "")
-        tracker = MlflowTracker(handle, tmp_path, config)
+        handle = RunHandle("0" * 32, f"http://127.0.0.1:{silent.getsockname()[1]}", "1")
+        tracker = config(handle, tmp_path)
         tracker.log({"a": 1}, 1)
         start = time.monotonic()
         assert tracker.close().unsent == 1
@@ -372,19 +370,19 @@ def test_close_does_not_wait_for_a_store_that_hangs(tmp_path, monkeypatch):
 
 
 def test_what_was_kept_is_sent_when_the_store_is_back(store, tmp_path):
-    tracker = MlflowTracker(None, tmp_path, store)
+    tracker = store(None, tmp_path)
     tracker.log({"a": 1.0}, 1)
     tracker.artifact("text", "a.txt")
     assert tracker.close() == CloseReport(unsent=1, unsent_file=tmp_path / "metrics.jsonl", unsent_artifacts=1)
     handle = start_run(store)
-    assert MlflowTracker(handle, tmp_path, store).close() == CloseReport(sent=1)
+    assert store(handle, tmp_path).close() == CloseReport(sent=1)
     assert steps(handle, "a") == [1]
     assert [a.path for a in client_of(handle).list_artifacts(handle.run_id)] == ["a.txt", "config.yaml"]
 
 
 def test_worker_makes_no_empty_database(tmp_path, caplog):
-    handle = RunHandle(f"sqlite:///{tmp_path}/elsewhere.db", "0" * 32, "1", "")
-    tracker = MlflowTracker(handle, tmp_path / "run", TrackingConfig(**QUICK))
+    handle = RunHandle("0" * 32, f"sqlite:///{tmp_path}/elsewhere.db", "1")
+    tracker = Mlflow(**QUICK)(handle, tmp_path / "run")
     tracker.log({"a": 1.0}, 1)
     assert tracker.close().unsent == 1
     assert not (tmp_path / "elsewhere.db").exists()
@@ -396,7 +394,7 @@ def test_an_artifact_that_fails_holds_up_nothing_else(store, tmp_path):
     artifacts = Path(client_of(handle).get_run(handle.run_id).info.artifact_uri.removeprefix("file://"))
     artifacts = Path(str(artifacts).replace("%20", " "))
     (artifacts / "bad").write_text("a file where a directory is needed")
-    tracker = MlflowTracker(handle, tmp_path, store)
+    tracker = store(handle, tmp_path)
     tracker.artifact("1", "bad/a.txt")
     tracker.artifact("2", "good/b.txt")
     tracker.log({"a": 1.0}, 1)
@@ -414,7 +412,7 @@ def test_null_tracker_does_nothing(tmp_path, monkeypatch):
     tracker.artifact("x", "a.txt")
     tracker.close()
     assert not list(tmp_path.iterdir())
-    assert start_any_run(TrackingConfig(enabled=False), name="n", params={}, config_yaml="") is None
+    assert Mlflow(enabled=False).start(NewRun("n")) is None
 
 
 def test_uri(tmp_path, monkeypatch):
@@ -482,13 +480,13 @@ def test_different_names_have_different_keys(a, b):
 def test_metrics_made_while_the_server_was_away_arrive_once(tmp_path):
     server = Server(tmp_path)
     uri = server.uri
-    config = TrackingConfig(uri=uri, request_retries=0, send_every_s=0.1, retry_after_s=(0.2, 0.5))
+    config = Mlflow(uri=uri, request_retries=0, send_every_s=0.1, retry_after_s=(0.2, 0.5))
     server.start()
     try:
         handle = start_run(config, params={"a": {"b": 1}}, config_yaml="x: 1")
-        address = f"{uri}/#/experiments/{handle.experiment_id}/runs/{handle.run_id}?workflowType=machine_learning"
-        assert handle.ui_command == address
-        tracker = MlflowTracker(handle, tmp_path / "run", config)
+        address = f"{uri}/#/experiments/{handle.group}/runs/{handle.run_id}?workflowType=machine_learning"
+        assert dict(handle.see)["this run"] == address
+        tracker = config(handle, tmp_path / "run")
         for step in range(1, 11):
             tracker.log({"loss": step, "nan": math.nan}, step)
         wait_for(lambda: tracker._sender.sent == 20)  # also answered: the server has a point before it says so
@@ -507,11 +505,11 @@ def test_metrics_made_while_the_server_was_away_arrive_once(tmp_path):
         assert [m.step for m in points] == list(range(1, 32))
         assert points[11].timestamp < points[30].timestamp - 2000  # when it was logged, not when it arrived
         assert [math.isnan(m.value) for m in history(handle, "nan")] == [True] * 30
-        end_run(handle, "FINISHED", config)
+        config.end(handle, "FINISHED")
         assert client_of(handle).get_run(handle.run_id).info.status == "FINISHED"
         again = start_run(config, run_id=handle.run_id, params={"a": {"b": 1}})
         assert again.run_id == handle.run_id
-        tracker = MlflowTracker(again, tmp_path / "other directory", config)
+        tracker = config(again, tmp_path / "other directory")
         for step in range(25, 36):
             tracker.log({"loss": step}, step)
         assert tracker.close().sent == 4
@@ -524,7 +522,7 @@ def test_metrics_made_while_the_server_was_away_arrive_once(tmp_path):
 
 
 def write_600_points(handle, directory):
-    tracker = MlflowTracker(handle, directory, TrackingConfig(send_every_s=0.01))
+    tracker = Mlflow(send_every_s=0.01)(handle, directory)
     for step in range(1, 301):
         tracker.log({"loss": step, "lr": step}, step)
         time.sleep(0.005)
@@ -541,7 +539,7 @@ def test_two_processes_share_a_prepared_sqlite_file(store, tmp_path):
 
 
 def start_a_run(uri):
-    sys.exit(start_any_run(TrackingConfig(uri=uri), name="n", params={}, config_yaml="") is None)
+    sys.exit(Mlflow(uri=uri).start(NewRun("n")) is None)
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from mgdet.tracking import CloseReport, MlflowTracker, TrackingConfig, end_run, start_run
+from mgdet.tracking import CloseReport, Mlflow, NewRun
 from tests.forked import CONTEXT
 from tests.tracking_servers import free_port
 
@@ -136,11 +136,11 @@ def server(database, tmp_path):
 @pytest.mark.exhaustive
 def test_eight_trials_write_to_a_server_on_postgresql(server, tmp_path):
     uri, artifacts = server
-    config = TrackingConfig(uri=uri, **SETTINGS)
-    parent = start_run(config, name="sweep", params={}, config_yaml="")
+    config = Mlflow(uri=uri, **SETTINGS)
+    parent = config.start(NewRun("sweep"))
     assert parent is not None
     write_at_once(config, parent.run_id, tmp_path / "trials")
-    end_run(parent, "FINISHED", config)
+    config.end(parent, "FINISHED")
     assert_all_there(config, parent.run_id, tmp_path)
     assert len(list(artifacts.rglob("result.txt"))) == WRITERS
 
@@ -148,7 +148,7 @@ def test_eight_trials_write_to_a_server_on_postgresql(server, tmp_path):
 @pytest.mark.slow
 def test_eight_trials_write_to_one_new_sqlite_file(tmp_path):
     """Nobody made the database before: its first use is that of eight processes, too."""
-    config = TrackingConfig(uri=f"sqlite:///{tmp_path}/new.db", **SETTINGS)
+    config = Mlflow(uri=f"sqlite:///{tmp_path}/new.db", **SETTINGS)
     write_at_once(config, "a" * 32, tmp_path / "trials")
     assert_all_there(config, "a" * 32, tmp_path)
 
@@ -158,18 +158,16 @@ def trial(number, config, parent_run_id, directory, start_line):
     import mlflow  # noqa: F401  # takes seconds, and not equally many in each process
 
     start_line.wait(120)
-    handle = start_run(
-        config, name=f"trial-{number}", params={"number": number}, config_yaml="", parent_run_id=parent_run_id
-    )
+    handle = config.start(NewRun(f"trial-{number}", params={"number": number}, parent_run_id=parent_run_id))
     assert handle is not None
-    tracker = MlflowTracker(handle, directory, config)
+    tracker = config(handle, directory)
     for step in range(1, STEPS + 1):
         tracker.log({key: value_of(number, key, step) for key in KEYS}, step)
         time.sleep(0.01)  # so that it is many requests, and those of the trials meet
     tracker.artifact(f"trial {number}", "tables/result.txt")
     report = tracker.close()
     assert report == CloseReport(sent=STEPS * len(KEYS)), report
-    end_run(handle, "FINISHED", config)
+    config.end(handle, "FINISHED")
 
 
 def value_of(number, key, step):

@@ -54,6 +54,9 @@ def job(name: str) -> int:
 
 def run_command(command: Command, arguments: Sequence[str], typed: str) -> int:
     """Parse the arguments of one sub-command and run it; `typed` is how its help calls it."""
+    before = command.before
+    if before and (status := run_cli(lambda: before(arguments), command.when_interrupted, logging.WARNING)):
+        return status
     parser = Parser(prog=typed, description=command.description, parents=[common_options()])
     command.add_arguments(parser)
     args = parser.parse_args(arguments)

@@ -2,6 +2,7 @@
 
     %(prog)s shapes --out data/shapes
     %(prog)s coco --split train ann/train.json images --split val ann/val.json images --out data/mine
+    %(prog)s mine --plugin my_package.my_format --split train a.txt images --out data/mine   # a format of your own
 
 The result appears only when it is complete; an existing one is replaced only with --overwrite.
 Exit status 0: written; 2 and one paragraph: something you can mend; 130: interrupted.
@@ -11,6 +12,8 @@ import argparse
 import logging
 import sys
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mgdet.cli.keys import shipped
@@ -27,9 +30,27 @@ SHAPES = "data.generate."
 """The keys below it are the options of `shapes`."""
 
 
+def load_formats(arguments: Sequence[str]) -> int:
+    """Load the plugins that the arguments name, so that their formats are among the sub-commands."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    add_plugin_option(parser)
+    if names := getattr(parser.parse_known_args(arguments)[0], "plugin", ()):
+        from mgdet.plugins import load_plugins
+
+        load_plugins(names, (Path(),))
+    return 0
+
+
+def add_plugin_option(parser: argparse.ArgumentParser) -> None:
+    text = "a module or an entry point of mgdet.plugins that brings formats of its own; once for each"
+    parser.add_argument("--plugin", action="append", default=argparse.SUPPRESS, metavar="NAME", help=text)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_plugin_option(parser)
     verbs = parser.add_subparsers(dest="verb", required=True)
     common = argparse.ArgumentParser(add_help=False, parents=[common_options()])
+    add_plugin_option(common)
     common.add_argument("--out", required=True, metavar="URI", help="where to write: a path, or s3://, gs://, file://")
     common.add_argument("--overwrite", action="store_true", help="replace a data set that is there")
 
@@ -122,4 +143,4 @@ def print_table(manifest: "Manifest", uri: str) -> None:
     print(f"Written to {uri}")
 
 
-COMMAND = Command("prepare", __doc__, add_arguments, run, "nothing appeared at the target")
+COMMAND = Command("prepare", __doc__, add_arguments, run, "nothing appeared at the target", load_formats)

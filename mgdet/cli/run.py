@@ -26,6 +26,8 @@ class Command:
     """Does the work and returns the exit status; imports what is heavy only when it is called."""
     when_interrupted: str
     """What Ctrl-C says about what was kept."""
+    before: Callable[[Sequence[str]], int] | None = None
+    """Gets the unread arguments before `add_arguments` is called; another status than 0 ends the command."""
 
     @property
     def summary(self) -> str:

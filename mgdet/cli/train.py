@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"{'best epoch':<22} {summary.epoch}")
     print(f"{'best checkpoint':<22} {summary.checkpoint}")
     if handle:
-        for what, how in handle.how_to_see():
+        for what, how in handle.see:
             print(f"{what:<22} {how}")
     return 0
 

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     outcome = run_sweep(sweep, retry_failed=args.retry_failed)
     print(f"\n{'-' * 60}\n{outcome.table}")
     if outcome.handle:
-        for what, how in outcome.handle.how_to_see():
+        for what, how in outcome.handle.see:
             print(f"{what:<22} {how}")
     if outcome.winner is None:
         print("error: no trial came to a value; the reasons are above", file=sys.stderr)

@@ -1,9 +1,8 @@
-"""The driver of a sweep at each event of Tune: update the record, end MLflow runs, print the table of trials."""
+"""The driver of a sweep at each event of Tune: update the record, end tracked runs, print the table."""
 
 import logging
 import re
 import time
-from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -13,7 +12,7 @@ from mgdet.runs.record import log_directory, open_run
 from mgdet.sweep.config import ASHA, Sweep
 from mgdet.sweep.table import headline, table
 from mgdet.sweep.trials import Trial, TrialStore
-from mgdet.tracking import RunHandle, Status, TrackingConfig, children, close_child
+from mgdet.tracking import RunHandle, Status, Tracking
 
 logger = logging.getLogger(__name__)
 
@@ -22,10 +21,10 @@ _GRACE_S = 5.0
 
 
 class Recorder(tune.Callback):  # type: ignore[misc]  # ray has no types
-    """Keeps `trial.json` of each trial up to date and closes the MLflow runs of trials whose processes are gone."""
+    """Keeps `trial.json` of each trial up to date and closes the tracker's runs of trials whose processes are gone."""
 
     def __init__(
-        self, sweep: Sweep, store: TrialStore, concurrent: int, parent: RunHandle | None, tracking: TrackingConfig
+        self, sweep: Sweep, store: TrialStore, concurrent: int, parent: RunHandle | None, tracking: Tracking
     ) -> None:
         self.sweep, self.store, self.concurrent, self.parent, self.tracking = sweep, store, concurrent, parent, tracking
         self._closing: list[tuple[float, int]] = []
@@ -64,7 +63,7 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # ray has no types
             self._done(trial, "stopped", why_stopped(self.sweep, known))
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """End the MLflow runs whose waiting time is over, and log the table of trials if it is due."""
+        """End the tracker's runs whose waiting time is over, and log the table of trials if it is due."""
         now = time.monotonic()
         due = [number for when, number in self._closing if when <= now]
         self._closing = [(when, number) for when, number in self._closing if when > now]
@@ -75,11 +74,11 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # ray has no types
             logger.info("%s", table(self.sweep, self.store.trials, self.concurrent))
 
     def settle(self) -> None:
-        """End every run of a trial that is still open in MLflow. To be called while no trial is running."""
+        """End every run of a trial that is still open in the tracker. To be called while no trial is running."""
         if self.parent is None:
             return
         by_name = {t.name: t for t in self.store.trials}
-        for child in children(self.parent, self.tracking):
+        for child in self.tracking.children(self.parent):
             if child.running and child.name in by_name:
                 self._close(by_name[child.name], child.run_id)
 
@@ -106,18 +105,18 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # ray has no types
         logger.info("%s", headline(self.sweep, known))
 
     def _close(self, trial: Trial, run_id: str | None = None) -> None:
-        """End the trial's MLflow run with the status, state and reason in the trial's record."""
+        """End the trial's run in the tracker with the status, state and reason in the trial's record."""
         if self.parent is None:
             return
         experiment = trial_experiment(self.sweep, trial, {})
         if run_id is None:
             run = open_run(experiment)
-            run_id = run.mlflow_run_id if run else None
+            run_id = run.run_ids.get(self.tracking.name) if run else None
         if run_id is None:
             return
         status: Status = {"finished": "FINISHED", "failed": "FAILED"}.get(trial.state, "KILLED")  # type: ignore[assignment]
         tags = {"mgdet.state": trial.state, **({"mgdet.reason": trial.reason} if trial.reason else {})}
-        close_child(self.parent, run_id, status, tags, Path(log_directory(experiment)), self.tracking)
+        self.tracking.close_child(self.parent.sibling(run_id), status, tags, log_directory(experiment))
 
 
 def why_stopped(sweep: Sweep, trial: Trial) -> str:

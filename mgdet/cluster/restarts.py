@@ -54,6 +54,12 @@ def failure(exceptions: Mapping[int, Exception]) -> str:
     return text if isinstance(cause, MgdetError) or "Traceback" not in traceback else f"{traceback.rstrip()}\n{text}"
 
 
+def cause_of(error: BaseException) -> BaseException:
+    """Why a training ended for good: an error that the user can mend, if some worker has one, else the first error."""
+    causes = [root(one) for one in getattr(error, "worker_failures", {}).values()] or [root(error)]
+    return next((cause for cause in causes if isinstance(cause, MgdetError)), causes[0])
+
+
 def root(error: BaseException) -> BaseException:
     """The error under Ray's wrappers."""
     while inner := getattr(error, "cause", None) or getattr(error, "health_check_failure", None) or error.__cause__:

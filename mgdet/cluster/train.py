@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from mgdet.cluster.relay import speak_through_driver, workers_heard
+from mgdet.cluster.relay import SendToDriver, speak_through_driver, workers_heard
 from mgdet.cluster.session import check_shared, environment, scale_up, session
 from mgdet.config import Experiment, validate
 from mgdet.errors import ClusterError, ConfigError, Interrupted, MgdetError, NonFiniteError
@@ -65,7 +65,7 @@ def _on_cluster(
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from mgdet.cluster.restarts import Restarts
+    from mgdet.cluster.restarts import Restarts, cause_of
 
     cluster: ClusterConfig = experiment.cluster
     trainer = TorchTrainer(
@@ -106,7 +106,7 @@ def _on_cluster(
     except ray.exceptions.RayActorError as error:
         raise ClusterError(f"the process that controls the training died ({error}). {again}") from error
     except ray.train.TrainingFailedError as error:
-        cause = _cause(error)
+        cause = cause_of(error)
         text = str(cause) if isinstance(cause, MgdetError) else f"{type(cause).__name__}: {cause}"
         raise ClusterError(f"training stopped after {cluster.max_failures} restarts: {text}\n{again}") from error
     finally:
@@ -117,30 +117,33 @@ def _on_cluster(
         raise Interrupted(outcome["interrupted"])
 
 
-def _cause(error: Any) -> BaseException:
-    """The first error that a worker raised itself, under Ray's wrappers."""
-    failures = list(getattr(error, "worker_failures", {}).values()) or [error]
-    causes = []
-    for failure in failures:
-        while getattr(failure, "cause", None) is not None or failure.__cause__ is not None:
-            failure = getattr(failure, "cause", None) or failure.__cause__
-        causes.append(failure)
-    return next((c for c in causes if isinstance(c, MgdetError)), causes[0])
-
-
 def _worker_main(task: dict[str, Any]) -> dict[str, Any]:
     """Train in one worker process of Ray: returns metrics, or the text of an error that a restart would only repeat."""
     import ray.train
-    import ray.train.torch
 
-    rank, trial = ray.train.get_context().get_world_rank(), task["trial"]
-    prefix = (f"{task['experiment']['name']}: " if trial else "") + (f"rank {rank}: " if rank else "")
+    rank = ray.train.get_context().get_world_rank()
+    prefix = (f"{task['experiment']['name']}: " if task["trial"] else "") + (f"rank {rank}: " if rank else "")
     to_driver = speak_through_driver(max(task["level"], logging.WARNING if rank else logging.NOTSET), prefix)
     try:
-        load_plugins(task["experiment"]["plugins"])
-        experiment = validate(task["experiment"], "the driver's experiment")
-    except ConfigError as error:  # a plugin that is not installed here; the same on every rank
+        return {"metrics": _train(task, to_driver)}
+    except Interrupted as error:
+        return {"interrupted": str(error)}
+    except (NonFiniteError, ConfigError) as error:  # every rank has it, and a restart would only run into it again
         return {"error": str(error)}
+    finally:
+        to_driver.settle()
+
+
+def _train(task: dict[str, Any], to_driver: SendToDriver) -> dict[str, float]:
+    """Train to the end; returns the metrics of the last evaluation.
+
+    Raises `Interrupted`, `NonFiniteError`, and `ConfigError` where this machine lacks a plugin.
+    """
+    import ray.train
+    import ray.train.torch
+
+    load_plugins(task["experiment"]["plugins"])
+    experiment, trial = validate(task["experiment"], "the driver's experiment"), task["trial"]
     world = World.current(ray.train.torch.get_device())
     tracker: Tracker = worker_tracker(experiment, task["handle"]) if world.is_main else NullTracker()
 
@@ -160,11 +163,6 @@ def _worker_main(task: dict[str, Any]) -> dict[str, Any]:
     logger.info("%d workers, rank 0 on %s, process %d", world.size, world.device, os.getpid())
     try:
         with shown_by(to_driver.show) if task["screen"] and world.is_main else contextlib.nullcontext():
-            return {"metrics": Worker(experiment, world, tracker, on_evaluation=report, stop_asked=stop_asked).run()}
-    except Interrupted as error:
-        return {"interrupted": str(error)}
-    except (NonFiniteError, ConfigError) as error:  # every rank has it, and a restart would only run into it again
-        return {"error": str(error)}
+            return Worker(experiment, world, tracker, on_evaluation=report, stop_asked=stop_asked).run()
     finally:
         tracker.close()
-        to_driver.settle()

@@ -12,6 +12,7 @@ from mgdet.cluster.session import check_shared, scale_up, session
 from mgdet.cluster.train import run_trial
 from mgdet.config import Experiment, validate
 from mgdet.errors import ClusterError, ConfigError
+from mgdet.evaluation.evaluator import AP, DIVERGENCE
 from mgdet.plugins import load_plugins
 from mgdet.runs.config import ClusterConfig
 from mgdet.runs.launch import absolute, training_images
@@ -23,7 +24,7 @@ from mgdet.sweep.config import Sweep
 from mgdet.sweep.report import report
 from mgdet.sweep.table import table
 from mgdet.sweep.trials import Trial, TrialStore, definition, ranked
-from mgdet.tracking import MlflowTracker, RunHandle, Status, TrackingConfig, children, end_run, start_run, tag
+from mgdet.tracking import NewRun, RunHandle, Status, Tracking
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,8 @@ def run_sweep(sweep: Sweep, *, retry_failed: bool = False) -> Outcome:
     """
     first = absolute(next(sweep.corners())[1])  # storage, cluster and tracking belong to the sweep, not to a trial
     uri = child_uri(first.storage, sweep.name)
-    parent_id = _open(sweep, uri)
+    known = _open(sweep, uri)
+    tracking, run_ids = first.tracking, known.run_ids if known else {}
     with session(first.cluster) as found, workers_heard():
         resources = scale_up(first.cluster, found, copies=1 if sweep.concurrent == "auto" else sweep.concurrent)
         cluster = one_trial(first.cluster, resources)
@@ -75,16 +77,18 @@ def run_sweep(sweep: Sweep, *, retry_failed: bool = False) -> Outcome:
         _check_corners(sweep, cluster)
         check_shared({"storage": first.storage, "data.uri": first.data.uri})
         store = TrialStore(uri, sweep.name)
-        parent = start_run(
-            first.tracking,
-            name=sweep.name,
-            params={"sweep": {k: v for k, v in definition(sweep).items() if k != "base"} | {"trials": sweep.total}},
-            config_yaml=yaml.safe_dump(definition(sweep), sort_keys=False),
-            run_id=parent_id,
-            tags={"mgdet.sweep": uri},
-            searched=list(sweep.space),
+        parent = tracking.start(
+            NewRun(
+                name=sweep.name,
+                params={"sweep": {k: v for k, v in definition(sweep).items() if k != "base"} | {"trials": sweep.total}},
+                config_yaml=yaml.safe_dump(definition(sweep), sort_keys=False),
+                run_id=run_ids.get(tracking.name),
+                tags={"mgdet.sweep": uri},
+                headlines=(AP.name, DIVERGENCE.name),
+                searched=tuple(sweep.space),
+            )
         )
-        record = Record(definition(sweep), parent.run_id if parent else parent_id)
+        record = Record(definition(sweep), {**run_ids, tracking.name: parent.run_id} if parent else run_ids)
         write_record(locate(uri) / "sweep.json", "definition", record)
         start = _Start(sweep, first, uri, store, cluster, concurrent, parent)
         status: Status = "FAILED"
@@ -96,7 +100,8 @@ def run_sweep(sweep: Sweep, *, retry_failed: bool = False) -> Outcome:
             status = "KILLED"
             raise
         finally:
-            end_run(parent, status, first.tracking)
+            if parent:
+                tracking.end(parent, status)
     return outcome
 
 
@@ -146,8 +151,8 @@ def trial_arithmetic(sweep: Sweep, cluster: ClusterConfig, concurrent: int, reso
     )
 
 
-def _open(sweep: Sweep, uri: str) -> str | None:
-    """The id of the existing sweep's MLflow run, or None. Raises `ConfigError` where something else is there."""
+def _open(sweep: Sweep, uri: str) -> Record | None:
+    """The record of the existing sweep, or None. Raises `ConfigError` where something else is there."""
     directory = locate(uri)
     record = read_record(directory / "sweep.json", "definition")
     if record is None:
@@ -161,7 +166,7 @@ def _open(sweep: Sweep, uri: str) -> str | None:
             "definition of the existing one; trials, concurrent and max_failures may change."
         )
     logger.info("the sweep %s is continued", uri)
-    return record.mlflow_run_id
+    return record
 
 
 def _check_corners(sweep: Sweep, cluster: ClusterConfig) -> None:
@@ -194,7 +199,7 @@ def _fit(start: _Start, retry_failed: bool) -> None:
     recorder.settle()
     if not todo:
         return
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # our own record and MLflow hold more
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # our own record and the tracker hold more
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one prints a box also when told to be silent
     from ray import tune
 
@@ -233,7 +238,7 @@ def _fit(start: _Start, retry_failed: bool) -> None:
         raise KeyboardInterrupt
 
 
-def _trial(config: dict[str, Any], tracking: TrackingConfig, parent_run_id: str | None) -> None:
+def _trial(config: dict[str, Any], tracking: Tracking, parent_run_id: str | None) -> None:
     """Train one trial in its own process, and report its evaluations to Tune."""
     from ray import tune
     from ray.tune.integration.ray_train import TuneReportCallback
@@ -252,7 +257,7 @@ def _trial(config: dict[str, Any], tracking: TrackingConfig, parent_run_id: str 
 
 
 def _finish(start: _Start) -> Outcome:
-    """Write the report into the sweep's directory and the parent's MLflow run, and tag the winner."""
+    """Write the report into the sweep's directory and the sweep's run in the tracker, and tag the winner."""
     sweep, trials = start.sweep, start.store.trials
     winner = next(iter(ranked(sweep, trials)), None)
     files = report(sweep, trials)
@@ -272,17 +277,17 @@ def _finish(start: _Start) -> Outcome:
 
 
 def _publish(start: _Start, parent: RunHandle, files: dict[str, bytes], winner: Trial | None) -> None:
-    config, trials = start.first.tracking, start.store.trials
-    tracker = MlflowTracker(parent, log_directory(start.first.model_copy(update={"name": start.sweep.name})), config)
+    tracking, trials = start.first.tracking, start.store.trials
+    tracker = tracking(parent, log_directory(start.first.model_copy(update={"name": start.sweep.name})))
     for name, data in files.items():
         tracker.artifact(data, name)
     if winner is not None:
         tracker.log(winner.metrics, step=sum(t.done for t in trials))
     tracker.close()
-    runs = {c.name: c.run_id for c in children(parent, config)}
+    runs = {c.name: c.run_id for c in tracking.children(parent)}
     for trial in trials:
         if trial.name in runs:
-            child = RunHandle(parent.uri, runs[trial.name], parent.experiment_id, parent.ui_command)
-            tag(child, {"mgdet.state": trial.state, "mgdet.winner": str(trial is winner).lower()}, config)
+            tags = {"mgdet.state": trial.state, "mgdet.winner": str(trial is winner).lower()}
+            tracking.tag(parent.sibling(runs[trial.name]), tags)
     if winner is not None:
-        tag(parent, {"mgdet.winner": winner.name, "mgdet.winner_run_id": runs.get(winner.name, "")}, config)
+        tracking.tag(parent, {"mgdet.winner": winner.name, "mgdet.winner_run_id": runs.get(winner.name, "")})

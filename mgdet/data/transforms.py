@@ -30,6 +30,10 @@ class FixedSize(Config):
         """(height, width) of the network input for an image of `height x width`, times `scale`."""
         return _rounded(self.height * scale, self.width * scale)
 
+    def smallest(self) -> tuple[int, int]:
+        """Lower bound of (height, width) over all images; scale jitter cuts or pads to this size."""
+        return self.height, self.width
+
 
 class LongestEdge(Config):
     """The largest size within `height x width` that keeps the aspect ratio."""
@@ -42,6 +46,10 @@ class LongestEdge(Config):
         """(height, width) of the network input for an image of `height x width`, times `scale`."""
         ratio = scale * min(self.height / height, self.width / width)
         return _rounded(height * ratio, width * ratio)
+
+    def smallest(self) -> tuple[int, int]:
+        """Lower bound of (height, width) over all images: the long side of a thin one may be either."""
+        return (self.height, 1) if self.height < self.width else (1, self.width)
 
 
 class ShortestEdge(Config):
@@ -62,6 +70,11 @@ class ShortestEdge(Config):
         shortest = self.sizes[index] if train else max(self.sizes)
         ratio = min(shortest / min(height, width), self.longest / max(height, width))
         return _rounded(height * ratio, width * ratio)
+
+    def smallest(self) -> tuple[int, int]:
+        """Lower bound of (height, width) over all images: a thin one is bounded by its longest edge."""
+        shortest = min(self.sizes)
+        return (1, self.longest) if self.longest <= shortest else (shortest, shortest)
 
 
 Resize = Annotated[FixedSize | LongestEdge | ShortestEdge, Field(discriminator="name")]

@@ -25,6 +25,8 @@ R = TypeVar("R", bound=MetricResult)
 
 METRICS: list[type[Metric[Any]]] = [CocoAP, Divergence]
 """What every evaluation computes; their numbers appear in tables, sweeps and trackers in this order."""
+AP, DIVERGENCE = CocoAP.infos[0], Divergence.infos[0]
+"""What is asked of a detector first. Checkpoints are ranked by AP, and sweeps unless they name a metric."""
 
 
 def infos() -> list[MetricInfo]:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from mgdet.data.dataset import ShardedDataset
 from mgdet.data.loader import build_eval_loader
 from mgdet.errors import ConfigError
+from mgdet.evaluation.evaluator import AP
 from mgdet.inference.load import Trained
 from mgdet.structures import Batch, Category
 from mgdet.text import duration
@@ -17,7 +18,8 @@ from mgdet.training.progress import ProgressLog
 
 logger = logging.getLogger(__name__)
 
-PER_CLASS = "val/AP/"
+PER_CLASS = f"{AP.name}/"
+"""The AP of a class stands under this and its name."""
 NAMED_CLASSES = 12
 
 

@@ -25,6 +25,7 @@ from mgdet.storage import Location, locate
 from mgdet.structures import Category
 from mgdet.text import first_line
 from mgdet.training.checkpoint import CheckpointInfo, CheckpointStore, read_checkpoint, record_of, verify
+from mgdet.training.precision import emulation, resolve_precision
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +102,7 @@ def load_detector(
     layout = torch.channels_last if experiment.train.channels_last else torch.contiguous_format
     detector.to(device, memory_format=layout)  # type: ignore[call-overload]  # torch's stub
     detector.eval().requires_grad_(False)
+    experiment = _in_precision(experiment, device)
     sharing = _sharing(experiment, position if isinstance(position, dict) else {}, asked)
     return Trained(detector, experiment, categories, device, path, epoch, step, averaged, *sharing)
 
@@ -174,6 +176,14 @@ def _experiment(path: str, state: dict[str, Any], asked: Mapping[str, Any]) -> E
     )  # names what a misspelt key is near
     _refuse(fixed)
     return experiment
+
+
+def _in_precision(experiment: Experiment, device: torch.device) -> Experiment:
+    """The experiment with the `train.precision` of this device in the place of an `auto`; says where it is slow."""
+    precision = resolve_precision(experiment.train.precision, device)
+    if slow := emulation(device, precision):
+        logger.warning("%s", slow)
+    return experiment.model_copy(update={"train": experiment.train.model_copy(update={"precision": precision})})
 
 
 def _sharing(experiment: Experiment, position: dict[str, Any], asked: Mapping[str, Any]) -> tuple[int, int]:

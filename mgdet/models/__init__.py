@@ -5,7 +5,7 @@ from typing import Annotated
 from mgdet.config_base import ByName
 from mgdet.models.detector import Detector, DetectorConfig
 from mgdet.models.fcos import FCOS, FCOSConfig
-from mgdet.models.losses import LossConfig, Losses
+from mgdet.models.losses import LossConfig, Losses, LossTerm
 from mgdet.models.retinanet import RetinaNet, RetinaNetConfig
 from mgdet.models.weights import initialise
 
@@ -17,6 +17,7 @@ __all__ = [
     "DetectorConfig",
     "FCOSConfig",
     "LossConfig",
+    "LossTerm",
     "Losses",
     "ModelConfig",
     "RetinaNet",

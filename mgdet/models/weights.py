@@ -37,12 +37,15 @@ def initialise(network: Detector, config: DetectorConfig) -> list[str]:
     if config.weights in NAMED_WEIGHTS:
         enum = get_model_weights(_coco(config).builder).DEFAULT
         return _load(network, fetch(enum), f"COCO weights {enum}")
+    require_file(config.weights)
     path = Path(config.weights)
-    if not path.exists():
-        raise CheckpointError(
-            f"model.weights={config.weights!r}: not a file, and not one of {', '.join(NAMED_WEIGHTS)}"
-        )
     return _load(network, _weights_of(load_tensors(path, str(path)), path), f"checkpoint {path}")
+
+
+def require_file(weights: str) -> None:
+    """Check that a `model.weights` which is no name is a file. Raises `CheckpointError`."""
+    if weights not in NAMED_WEIGHTS and not Path(weights).exists():
+        raise CheckpointError(f"model.weights={weights!r}: not a file, and not one of {', '.join(NAMED_WEIGHTS)}")
 
 
 def _weights_of(state: dict[str, Any], path: Path) -> dict[str, Tensor]:

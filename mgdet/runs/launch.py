@@ -1,4 +1,4 @@
-"""A training around its loop: prepare its data, open its record and MLflow run, train, end the MLflow run.
+"""A training around its loop: prepare its data, open its record and its run in the tracker, train, end that run.
 
 Where the loop itself runs is the caller's: `in_process` here, or Ray's workers in `mgdet.cluster.train`.
 """
@@ -16,19 +16,28 @@ from mgdet.data.findings import examine_data
 from mgdet.data.schema import read_manifest
 from mgdet.data.shapes import ensure_shapes
 from mgdet.errors import ClusterError, Interrupted
+from mgdet.evaluation.evaluator import AP, DIVERGENCE
 from mgdet.models.weights import NAMED_WEIGHTS
-from mgdet.runs.record import Summary, log_directory, open_run, save_run, set_old_journal_aside, summarise
-from mgdet.runs.resolve import resolve
+from mgdet.runs.record import (
+    Summary,
+    log_directory,
+    open_run,
+    precision_of_run,
+    save_run,
+    set_old_journal_aside,
+    summarise,
+)
+from mgdet.runs.resolve import out_of_reach, resolve
 from mgdet.runs.resources import this_machine
 from mgdet.runs.stop import on_sigterm
-from mgdet.tracking import MlflowTracker, RunHandle, Status, Tracker, end_run, start_run
+from mgdet.tracking import NewRun, RunHandle, Status, Tracker
 from mgdet.training.distributed import World
 from mgdet.training.loop import Worker
 
 logger = logging.getLogger(__name__)
 
 Execute = Callable[[Experiment, RunHandle | None], None]
-"""Trains the resolved experiment, from its last checkpoint to its end, and writes into the MLflow run."""
+"""Trains the resolved experiment, from its last checkpoint to its end, and writes into the tracker's run."""
 
 
 def absolute(experiment: Experiment) -> Experiment:
@@ -45,9 +54,17 @@ def absolute(experiment: Experiment) -> Experiment:
 
 
 def prepare(experiment: Experiment, cpus: float, gpus: float) -> tuple[Experiment, list[str]]:
-    """Make or check the data set and resolve every `auto`: the experiment, and the reasons, as `resolve` gives them."""
+    """Make or check the data set and resolve every `auto`: the experiment, and the reasons, as `resolve` gives them.
+
+    What the training would ask for in vain is logged as a warning.
+    """
     experiment = absolute(experiment)
-    return resolve(experiment, num_images=training_images(experiment.data), cpus=cpus, gpus=gpus)
+    begun_in = precision_of_run(experiment) if experiment.train.precision == "auto" else None
+    images = training_images(experiment.data)
+    resolved, reasons = resolve(experiment, num_images=images, cpus=cpus, gpus=gpus, begun_in=begun_in)
+    for caution in out_of_reach(experiment, resolved, images):
+        logger.warning("%s", caution)
+    return resolved, reasons
 
 
 def training_images(data: DataConfig) -> int:
@@ -93,16 +110,19 @@ def launch(
         logger.info("the run %s is %s", experiment.run_uri, "finished, nothing to train" if finished else "continued")
     else:
         set_old_journal_aside(asked)
-    handle = start_run(
-        experiment.tracking,
-        name=experiment.name,
-        params={k: v for k, v in experiment.shown().items() if k != "name"},  # every run has its own: no parameter
-        config_yaml=experiment.to_yaml(),
-        run_id=existing.mlflow_run_id if existing else None,
-        parent_run_id=parent_run_id,
-        tags={"mgdet.run": experiment.run_uri},
+    tracking, run_ids = experiment.tracking, existing.run_ids if existing else {}
+    handle = tracking.start(
+        NewRun(
+            name=experiment.name,
+            params={k: v for k, v in experiment.shown().items() if k != "name"},  # every run has its own: no parameter
+            config_yaml=experiment.to_yaml(),
+            run_id=run_ids.get(tracking.name),
+            parent_run_id=parent_run_id,
+            tags={"mgdet.run": experiment.run_uri},
+            headlines=(AP.name, DIVERGENCE.name),
+        )
     )
-    save_run(asked, experiment, handle.run_id if handle else existing.mlflow_run_id if existing else None)
+    save_run(asked, experiment, {**run_ids, tracking.name: handle.run_id} if handle else run_ids)
     if finished:
         execute = _send_what_is_left
     status: Status = "FAILED"
@@ -114,7 +134,7 @@ def launch(
         raise
     finally:
         if handle:
-            end_run(handle, status, experiment.tracking)
+            tracking.end(handle, status)
     summary = summarise(experiment)
     if summary is None:
         raise ClusterError(f"training ended, but no checkpoint could be written to {experiment.run_uri}; see the log")
@@ -134,10 +154,10 @@ def in_process(experiment: Experiment, handle: RunHandle | None) -> None:
 
 
 def _send_what_is_left(experiment: Experiment, handle: RunHandle | None) -> None:
-    """Send MLflow the metrics of a finished run that are still in its journal."""
+    """Send the tracker the metrics of a finished run that are still in its journal."""
     worker_tracker(experiment, handle).close()
 
 
 def worker_tracker(experiment: Experiment, handle: RunHandle | None) -> Tracker:
     """The tracker of rank 0, the only worker that writes metrics and artifacts."""
-    return MlflowTracker(handle, log_directory(experiment), experiment.tracking)
+    return experiment.tracking(handle, log_directory(experiment))

@@ -1,7 +1,8 @@
-"""A run on disk: which experiment it is, which MLflow run it writes to, how far it has come."""
+"""A run on disk: which experiment it is, what trackers call it, how far it has come."""
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,11 @@ from mgdet.errors import ConfigError
 from mgdet.storage import Location, local_path, locate
 from mgdet.text import first_of
 from mgdet.training.checkpoint import CheckpointStore, best_of
+from mgdet.training.precision import Precision
 
 logger = logging.getLogger(__name__)
+
+PRECISION = "train.precision"
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,8 @@ class Record:
 
     identity: dict[str, Any]
     """The keys that decide the result, and their values."""
-    mlflow_run_id: str | None
+    run_ids: Mapping[str, str]
+    """What each tracker that it was in, by `tracking.name`, calls its run."""
 
 
 def read_record(file: Location, key: str) -> Record | None:
@@ -32,7 +37,7 @@ def read_record(file: Location, key: str) -> Record | None:
     """
     try:
         content = json.loads(file.read_bytes())
-        return Record(dict(content[key]), content.get("mlflow_run_id"))
+        return Record(dict(content[key]), _run_ids(content))
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -41,9 +46,15 @@ def read_record(file: Location, key: str) -> Record | None:
         raise ConfigError(f"{file} is damaged ({error}); move its directory away or choose another name=") from error
 
 
+def _run_ids(content: dict[str, Any]) -> dict[str, str]:
+    """Also of a record that was written while MLflow was the only tracker."""
+    before = content.get("mlflow_run_id")
+    return dict(content.get("run_ids", {"mlflow": before} if before else {}))
+
+
 def write_record(file: Location, key: str, record: Record) -> None:
     """Write what `read_record` reads, and make the directory of `file`. Raises `ConfigError` where it cannot."""
-    content = {key: record.identity, "mlflow_run_id": record.mlflow_run_id}
+    content = {key: record.identity, "run_ids": dict(record.run_ids)}
     try:
         file.parent.mkdir()
         file.replace(json.dumps(content, indent=1).encode())
@@ -67,7 +78,10 @@ def open_run(experiment: Experiment) -> Record | None:
     record = read_record(locate(experiment.run_uri) / "run.json", "learned")
     if record is None:
         return None
-    different = differences(record.identity, json.loads(json.dumps(experiment.identity())))
+    wanted = json.loads(json.dumps(experiment.identity()))
+    if wanted[PRECISION] == "auto":  # which is what it became when the run began
+        wanted[PRECISION] = record.identity.get(PRECISION)
+    different = differences(record.identity, wanted)
     if different and not CheckpointStore(experiment.run_uri).committed():
         logger.info("the run %s never reached a checkpoint; its configuration is replaced", experiment.run_uri)
         return None
@@ -80,6 +94,17 @@ def open_run(experiment: Experiment) -> Record | None:
     return record
 
 
+def precision_of_run(experiment: Experiment) -> Precision | None:
+    """The precision in which the run of this storage and name has trained up to a checkpoint; None if there is none.
+
+    Raises `ConfigError` where its record is damaged or cannot be read.
+    """
+    record = read_record(locate(experiment.run_uri) / "run.json", "learned")
+    if record is None or not CheckpointStore(experiment.run_uri).committed():
+        return None
+    return record.identity.get(PRECISION)
+
+
 def _unusable(directory: Location, error: OSError) -> ConfigError:
     """The error that names the storage in which `directory`, that of a run or sweep, lies."""
     return ConfigError(
@@ -88,10 +113,11 @@ def _unusable(directory: Location, error: OSError) -> ConfigError:
     )
 
 
-def save_run(asked: Experiment, resolved: Experiment, mlflow_run_id: str | None) -> None:
+def save_run(asked: Experiment, resolved: Experiment, run_ids: Mapping[str, str]) -> None:
     """Write `run.json` and `config.yaml`.
 
     The identity of the run is that of the experiment as `asked`, because the `resolved` one depends on the machine.
+    Only the precision is the resolved one: on other hardware, `auto` must not go on in another.
     """
     directory = locate(asked.run_uri)
     try:
@@ -99,7 +125,8 @@ def save_run(asked: Experiment, resolved: Experiment, mlflow_run_id: str | None)
         (directory / "config.yaml").replace(resolved.to_yaml().encode())
     except OSError as error:
         raise _unusable(directory, error) from error
-    write_record(directory / "run.json", "learned", Record(asked.identity(), mlflow_run_id))
+    identity = {**asked.identity(), PRECISION: resolved.train.precision}
+    write_record(directory / "run.json", "learned", Record(identity, run_ids))
 
 
 def log_directory(experiment: Experiment) -> Path:

@@ -1,12 +1,22 @@
 """Replace every `auto` of an experiment by the value it stands for here, and say why."""
 
+import math
+
+import torch
+
 from mgdet.config import Experiment
 from mgdet.data.loader import resolve_loader_workers
 from mgdet.data.order import optimizer_steps
 from mgdet.errors import ConfigError
+from mgdet.models.weights import require_file
+from mgdet.runs.batch_norm import check_batch_norm
+from mgdet.training.precision import Precision, hardware
+from mgdet.training.schedules import Span
 
 
-def resolve(experiment: Experiment, *, num_images: int, cpus: float, gpus: float) -> tuple[Experiment, list[str]]:
+def resolve(
+    experiment: Experiment, *, num_images: int, cpus: float, gpus: float, begun_in: Precision | None = None
+) -> tuple[Experiment, list[str]]:
     """The experiment without any `auto`, and one line for each value that was found, with its reason.
 
     Args:
@@ -14,9 +24,11 @@ def resolve(experiment: Experiment, *, num_images: int, cpus: float, gpus: float
         num_images: images of the training split.
         cpus: CPUs of the whole cluster, or of this machine.
         gpus: likewise GPUs.
+        begun_in: the precision of the existing run that is continued, which `auto` keeps.
 
     Raises:
         ConfigError: batch, workers and data do not go together.
+        CheckpointError: the file of `model.weights` is not there.
     """
     reasons: list[str] = []
 
@@ -42,20 +54,27 @@ def resolve(experiment: Experiment, *, num_images: int, cpus: float, gpus: float
         cpus_each = float(max(1, min(16, int(cpus / most))))
         found("cluster.cpus_per_worker", cpus_each, f"{cpus:g} CPUs for {most} workers, at most 16 each")
 
+    require_file(experiment.model.weights)
     train = experiment.train
     if train.sync_bn and not gpu:
         raise ConfigError("train.sync_bn = true works on GPUs only; set it to false, or use model.norm=gn")
+    precision = train.precision
+    if precision == "auto":
+        precision, why = _precision(gpu, begun_in)
+        found("train.precision", precision, why)
     sizes = range(workers[0], workers[1] + 1) if isinstance(workers, tuple) else [max(1, workers)]
     # every possible number of workers is tried, so that none turns out to be impossible in the middle of a run
     steps = [optimizer_steps(num_images, n, train.batch_size, train.accumulate) for n in sizes][-1]
+    check_batch_norm(experiment, num_images, sizes)
     log_every, total_steps = train.log_every, steps * train.epochs
     if log_every == "auto":
         log_every = max(1, min(50, steps // 10))
         found("train.log_every", log_every, f"{steps} optimizer steps in an epoch")
-    schedule = train.schedule.resolved_for(total_steps)
+    schedule = train.schedule.resolved_for(Span(steps, total_steps))
     for key in type(schedule).model_fields:
         if getattr(train.schedule, key) == "auto":
-            found(f"train.schedule.{key}", getattr(schedule, key), f"{total_steps} optimizer steps in all")
+            why = f"{train.epochs} epochs of {steps} optimizer steps"
+            found(f"train.schedule.{key}", getattr(schedule, key), why)
     layout = experiment.model.layout
     assigner = experiment.assigner.resolved_for(layout)
     for key in type(assigner).model_fields:
@@ -71,9 +90,39 @@ def resolve(experiment: Experiment, *, num_images: int, cpus: float, gpus: float
             update={
                 "cluster": cluster.model_copy(update={"gpu": gpu, "workers": workers, "cpus_per_worker": cpus_each}),
                 "assigner": assigner,
-                "train": train.model_copy(update={"log_every": log_every, "schedule": schedule}),
+                "train": train.model_copy(
+                    update={"log_every": log_every, "schedule": schedule, "precision": precision}
+                ),
                 "data": experiment.data.model_copy(update={"loader": loader}),
             }
         ),
         reasons,
     )
+
+
+def out_of_reach(asked: Experiment, resolved: Experiment, num_images: int) -> list[str]:
+    """One sentence for each thing that the experiment, `asked` for and `resolved`, would never come to.
+
+    Args:
+        asked: with its `auto`, which is never out of reach.
+        resolved: as `resolve` gave it.
+        num_images: images of the training split.
+    """
+    train, workers = resolved.train, max(1, resolved.cluster.most)
+    steps = optimizer_steps(num_images, workers, train.batch_size, train.accumulate)
+    found = asked.train.schedule.cautions(Span(steps, steps * train.epochs))
+    assigner, layout = resolved.assigner, resolved.model.layout
+    if assigner.at(train.epochs - 1 / steps, layout) != assigner.at(math.inf, layout):
+        found.append(
+            f"assigner: {assigner.name} is still warming up when the training ends, after {train.epochs} epochs"
+        )
+    return found
+
+
+def _precision(gpu: bool, begun_in: Precision | None) -> tuple[Precision, str]:
+    if begun_in is not None:
+        return begun_in, "the run began with it"
+    if gpu and not torch.cuda.is_available():
+        return "fp32", "this machine has no GPU that would show what those of the workers can; say it if they have bf16"
+    found = hardware(torch.device("cuda" if gpu else "cpu"))
+    return found.best, found.why()

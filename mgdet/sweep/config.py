@@ -18,7 +18,7 @@ from mgdet.config_base import Config
 from mgdet.config_files import SWEEPS, find, find_base
 from mgdet.config_yaml import Overrides, flatten, read_tree, read_yaml, settings_of, validate_as, with_settings
 from mgdet.errors import ConfigError
-from mgdet.evaluation.evaluator import info_of, infos
+from mgdet.evaluation.evaluator import AP, info_of, infos
 from mgdet.plugins import load_plugins, named_plugins, united
 from mgdet.storage import child_uri
 from mgdet.sweep.space import AnyDomain, Params, Space
@@ -72,7 +72,7 @@ class Sweep(Config):
     base: dict[str, Any] = Field(description="the experiment that is varied; in the file: its path relative to it")
     set: dict[str, Any] = Field(default={}, description="dotted keys that are the same in every trial")
     space: dict[str, AnyDomain] = Field(min_length=1, description="dotted keys that are searched")
-    metric: dict[str, Mode] = Field(default={"val/AP": "max"}, description="one or several; the first one leads")
+    metric: dict[str, Mode] = Field(default={AP.name: AP.direction}, description="one or several; the first one leads")
     trials: PositiveInt | Literal["auto"] = Field(default="auto", description="auto: every point of the grids once")
     scheduler: Annotated[ASHA | Median | NoScheduler, Field(discriminator="name")] = ASHA()
     searcher: Annotated[TPE | RandomSearch, Field(discriminator="name")] = TPE()
@@ -93,7 +93,7 @@ class Sweep(Config):
     @classmethod
     def _known_metric(cls, value: dict[str, Mode]) -> dict[str, Mode]:
         if not value:
-            raise ValueError("expected at least one metric, such as val/AP")
+            raise ValueError(f"expected at least one metric, such as {AP.name}")
         for name in value:
             if info_of(name) is None:
                 raise ValueError(

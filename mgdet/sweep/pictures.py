@@ -7,6 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from mgdet.evaluation.evaluator import AP, DIVERGENCE
 from mgdet.sweep.config import Sweep
 from mgdet.sweep.space import Integers, LogUniform, Uniform
 from mgdet.sweep.trials import Trial, front, ranked
@@ -60,7 +61,7 @@ def parallel_coordinates(sweep: Sweep, trials: Sequence[Trial]) -> bytes | None:
 
 def divergence_against_ap(sweep: Sweep, trials: Sequence[Trial]) -> bytes | None:
     """A point for each trial's last evaluation, coloured by the first searched key; None if none has both."""
-    shown = [t for t in trials if "val/AP" in t.metrics and "val/divergence" in t.metrics]
+    shown = [t for t in trials if {AP.name, DIVERGENCE.name} <= t.metrics.keys()]
     if not shown:
         return None
     key = next(iter(sweep.space))
@@ -71,8 +72,8 @@ def divergence_against_ap(sweep: Sweep, trials: Sequence[Trial]) -> bytes | None
         group = [(t, h) for t, h in zip(shown, heights, strict=True) if t.state == state]
         if group:
             points = axes.scatter(
-                [t.metrics["val/divergence"] for t, _ in group],
-                [t.metrics["val/AP"] for t, _ in group],
+                [t.metrics[DIVERGENCE.name] for t, _ in group],
+                [t.metrics[AP.name] for t, _ in group],
                 c=[h for _, h in group],
                 vmin=0,
                 vmax=1,
@@ -85,7 +86,7 @@ def divergence_against_ap(sweep: Sweep, trials: Sequence[Trial]) -> bytes | None
         if trial in shown:
             axes.annotate(
                 trial.name,
-                (trial.metrics["val/divergence"], trial.metrics["val/AP"]),
+                (trial.metrics[DIVERGENCE.name], trial.metrics[AP.name]),
                 xytext=(5, 5),
                 textcoords="offset points",
                 fontsize=8,
@@ -93,7 +94,7 @@ def divergence_against_ap(sweep: Sweep, trials: Sequence[Trial]) -> bytes | None
     bar = figure.colorbar(points, ax=axes, label=key)
     ticks = _ticks(sweep, key)
     bar.set_ticks([h for h, _ in ticks], labels=[text for _, text in ticks])
-    axes.set(xlabel="val/divergence (lower: the tasks agree more)", ylabel="val/AP")
+    axes.set(xlabel=f"{DIVERGENCE.name} (lower: the tasks agree more)", ylabel=AP.name)
     axes.set_title(f"{sweep.name}: last evaluation of {len(shown)} trials", fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)

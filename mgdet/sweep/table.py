@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mgdet.evaluation.evaluator import AP, DIVERGENCE
 from mgdet.sweep.config import Sweep
 from mgdet.sweep.trials import DONE, Trial, ranked
 from mgdet.text import duration
@@ -42,7 +43,7 @@ def headline(sweep: Sweep, trial: Trial) -> str:
 
 def sweep_metrics(sweep: Sweep) -> list[str]:
     """The metrics that a table shows: AP and divergence beside those of the sweep."""
-    return list(dict.fromkeys([*sweep.metric, "val/AP", "val/divergence"]))
+    return list(dict.fromkeys([*sweep.metric, AP.name, DIVERGENCE.name]))
 
 
 def settings_text(settings: Mapping[str, Any]) -> str:

@@ -1,27 +1,38 @@
-"""Where metrics, parameters and pictures of a run are kept: a local journal always, MLflow when it can be reached.
+"""Trackers: where metrics, parameters and pictures of runs are shown. Adding one takes its file and its place below.
 
-This package is the only place that imports mlflow, and does so inside functions (it costs 2 to 5 s), so importing
-it is cheap. The driver makes or reopens a run (`start_run`) and hands the `RunHandle` to the one worker that writes
-(`MlflowTracker`); every other rank has a `NullTracker`. A failure of tracking never stops a training.
+The driver makes or reopens a run (`Tracking.start`) and hands the `RunHandle` to the one worker that writes; every
+other rank has a `NullTracker`. What is logged goes to a local journal first, and from there to the tracker's store,
+whatever it is (`tracker.py`). A failure of tracking never stops a training.
+
+This package is the only place that imports mlflow, and does so inside functions (it costs 2 to 5 s), so importing it
+is cheap.
 """
 
-from mgdet.tracking.run import RunHandle, Status, end_run, start_run
-from mgdet.tracking.store import TrackingConfig
-from mgdet.tracking.sweep import Child, children, close_child, tag
-from mgdet.tracking.tracker import CloseReport, MlflowTracker, NullTracker, Tracker
+from typing import Annotated
+
+from mgdet.config_base import ByName
+from mgdet.tracking.base import StoreTracking, Tracking
+from mgdet.tracking.mlflow import Mlflow
+from mgdet.tracking.none import NoTracking
+from mgdet.tracking.run import Child, Connection, NewRun, Point, RunHandle, Status
+from mgdet.tracking.tracker import CloseReport, JournalTracker, NullTracker, Tracker
+
+TrackingConfig = Annotated[Mlflow | NoTracking, ByName()]
 
 __all__ = [
     "Child",
     "CloseReport",
-    "MlflowTracker",
+    "Connection",
+    "JournalTracker",
+    "Mlflow",
+    "NewRun",
+    "NoTracking",
     "NullTracker",
+    "Point",
     "RunHandle",
     "Status",
+    "StoreTracking",
     "Tracker",
+    "Tracking",
     "TrackingConfig",
-    "children",
-    "close_child",
-    "end_run",
-    "start_run",
-    "tag",
 ]

@@ -7,26 +7,15 @@ import math
 import os
 import shutil
 import threading
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
-from mgdet.tracking.store import mlflow_name
+from mgdet.tracking.run import Point
 
 logger = logging.getLogger(__name__)
 
 _BLOCK = 1 << 18  # bytes of the journal in memory at a time
 _INCOMING = ".incoming-"
-
-
-@dataclass(frozen=True)
-class Point:
-    """One value of one metric as MLflow takes it; `ms` is when it was logged, not when it was sent."""
-
-    key: str
-    value: float
-    ms: int
-    step: int
 
 
 def fresh(points: Iterable[Point], marks: Mapping[str, int]) -> Iterator[Point]:
@@ -47,10 +36,15 @@ class Journal:
     It is the write-ahead log: a record is with the operating system before `append` returns, so a killed process
     loses nothing (a power cut may: there is no fsync, which would cost milliseconds a step). A value that is not
     finite stands as "NaN", "Infinity" or "-Infinity", strings that `float` reads, since JSON has no such numbers.
+
+    Args:
+        path: of the file.
+        metric_name: gives the name that the store takes for a metric's own; the file has the metric's own.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, metric_name: Callable[[str], str] = str) -> None:
         self.path = path
+        self._metric_name = metric_name
         self.lost = 0  # points that could not be written
         self._lock = threading.Lock()
         self._fd: int | None = None
@@ -64,7 +58,7 @@ class Journal:
         """Write one record. Never raises: the first failure is logged, and `lost` counts the points of all."""
         values = {k: v if math.isfinite(v) else json.dumps(v).strip('"') for k, v in metrics.items()}
         record: dict[str, object] = {"step": step, "time": time, "metrics": values}
-        if self._before and all(step <= self._before.get(mlflow_name(k), step - 1) for k in metrics):
+        if self._before and all(step <= self._before.get(self._metric_name(k), step - 1) for k in metrics):
             record["replay"] = True
         line = json.dumps(record, separators=(",", ":")).encode() + b"\n"
         with self._lock:
@@ -102,7 +96,7 @@ class Journal:
             return [], offset
         if lines and not lines[-1].endswith(b"\n"):
             del lines[-1]
-        return [point for line in lines for point in _parsed(line)], offset + sum(map(len, lines))
+        return [point for line in lines for point in self._parsed(line)], offset + sum(map(len, lines))
 
     def points(self, offset: int = 0) -> Iterator[Point]:
         """All points in the complete lines from byte `offset` on."""
@@ -113,6 +107,16 @@ class Journal:
             yield from points
             offset = end
 
+    def _parsed(self, line: bytes) -> list[Point]:
+        """The points of a line; none if it is not whole."""
+        try:
+            record = json.loads(line)
+            step, ms = int(record["step"]), int(record["time"] * 1000)
+            values = {self._metric_name(k): float(v) for k, v in record["metrics"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return []
+        return [Point(k, v, ms, step) for k, v in values.items()]
+
     def close(self) -> None:
         """Close the file; a later `append` opens it again."""
         with self._lock:
@@ -121,20 +125,8 @@ class Journal:
                 self._fd = None
 
 
-def _parsed(line: bytes) -> list[Point]:
-    """The points of a line; none if it is not whole. Infinite values become NaN: 1.8e308, which is what MLflow makes
-    of them, would flatten every chart."""
-    try:
-        record = json.loads(line)
-        step, ms = int(record["step"]), int(record["time"] * 1000)
-        values = {mlflow_name(k): float(v) for k, v in record["metrics"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return []
-    return [Point(k, v if math.isfinite(v) else math.nan, ms, step) for k, v in values.items()]
-
-
 class Outbox:
-    """The directory unsent_artifacts/: a copy of each artifact, under its own name, until MLflow has it."""
+    """The directory unsent_artifacts/: a copy of each artifact, under its own name, until the store has it."""
 
     def __init__(self, root: Path) -> None:
         self.root = root

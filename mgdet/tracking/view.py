@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mgdet.text import first_line
-from mgdet.tracking.store import mlflow_name, shown_uri
+from mgdet.tracking.client import mlflow_name, shown_uri
 
 logger = logging.getLogger(__name__)
 
@@ -32,39 +32,49 @@ LOCAL_ADDRESS = "http://127.0.0.1:5000"
 """Where `mlflow ui` listens unless it is told otherwise."""
 
 _KIND = ("mlflow.experimentKind", "custom_model_development")  # servers older than the two modes go by it
-_FIRST, _LAST = ("metrics.`val/AP`", "metrics.`val/divergence`"), ("params.`assigner.name`",)
+_LAST = ("params.`assigner.name`",)
 _MAX_SEARCHED, _MAX_UNFOLDED = 16, 8  # a tag of an experiment holds 5000 characters
 
 
-def show_runs(client: Any, experiment_id: str, searched: Sequence[str] = (), sweep_run_id: str | None = None) -> None:
+def show_runs(
+    client: Any, experiment_id: str, headlines: Sequence[str], searched: Sequence[str], sweep_run_id: str | None
+) -> None:
     """Give the experiment its view, or add the keys that a sweep searches and its run, to be unfolded; never raises."""
     try:
         tags = client.get_experiment(experiment_id).tags
         if _KIND[0] not in tags:
             client.set_experiment_tag(experiment_id, *_KIND)
-        view = view_state(tags.get(VIEW_TAG), searched, sweep_run_id)
+        view = view_state(tags.get(VIEW_TAG), headlines, searched, sweep_run_id)
         if tags.get(VIEW_TAG) != view:
             client.set_experiment_tag(experiment_id, VIEW_TAG, view)
     except Exception as error:  # a store that is away, or one where runs may be written and experiments may not
         logger.info("MLflow's table of runs keeps its own columns: %s", first_line(error))
 
 
-def view_state(known: str | None, searched: Sequence[str], sweep_run_id: str | None) -> str:
+def view_state(known: str | None, headlines: Sequence[str], searched: Sequence[str], sweep_run_id: str | None) -> str:
     """The state of MLflow's table of runs as JSON, at most 5000 characters; `known` is the one it follows, if any.
 
-    Its columns are AP, divergence, the searched keys (at most 16, the newest sweep's before others) and the assigner;
-    MLflow itself sorts metrics and parameters by name, and few columns can be seen without scrolling. The runs of the
-    newest 8 sweeps are unfolded.
+    Its columns are the headline metrics, the searched keys (at most 16, the newest sweep's before others) and the
+    assigner; MLflow itself sorts metrics and parameters by name, and few columns can be seen without scrolling. The
+    runs of the newest 8 sweeps are unfolded.
     """
     before: dict[str, Any] = {}
     with contextlib.suppress(ValueError):
         before = json.loads(known or "{}")
     columns = [*(f"params.`{mlflow_name(key)}`" for key in searched), *before.get("selectedColumns", [])]
-    middle = [column for column in dict.fromkeys(columns) if column not in (*_FIRST, *_LAST)][:_MAX_SEARCHED]
+    first = [f"metrics.`{mlflow_name(name)}`" for name in headlines]
+    middle = [column for column in dict.fromkeys(columns) if column not in (*first, *_LAST)][:_MAX_SEARCHED]
     unfolded = [run for run in before.get("runsExpanded", {}) if run != sweep_run_id]
     unfolded = [*unfolded, *([sweep_run_id] if sweep_run_id else [])][-_MAX_UNFOLDED:]
-    state = {"selectedColumns": [*_FIRST, *middle, *_LAST], "runsExpanded": dict.fromkeys(unfolded, True)}
+    state = {"selectedColumns": [*first, *middle, *_LAST], "runsExpanded": dict.fromkeys(unfolded, True)}
     return json.dumps(state, ensure_ascii=False)  # escapes would make it longer than the tag may be
+
+
+def how_to_see(uri: str, experiment_id: str, run_id: str) -> tuple[tuple[str, str], ...]:
+    """Labels, each with a command or an address, that tell the user how to see a run in MLflow."""
+    command = () if is_server(uri) else (("see it in MLflow", ui_command(uri)),)
+    this, every = run_url(uri, experiment_id, run_id), runs_url(uri, experiment_id)
+    return (*command, ("this run", this), ("all runs", every))
 
 
 def ui_command(uri: str) -> str:

@@ -17,12 +17,12 @@ import torch
 from pydantic import BaseModel
 
 from mgdet.errors import CheckpointError
+from mgdet.evaluation.evaluator import AP
 from mgdet.safe_load import load_tensors
 from mgdet.storage import Location, locate
 
 logger = logging.getLogger(__name__)
 
-SCORE = "val/AP"
 LATEST_KEPT = 2  # one more than needed: should the newest be damaged, a whole one is left
 ATTEMPTS = 3
 T = TypeVar("T")
@@ -99,7 +99,7 @@ class CheckpointStore:
         return [info for info in infos if sizes.get(info.file) == info.size]
 
     def best(self) -> CheckpointInfo | None:
-        """The complete checkpoint with the highest `val/AP` (the later one on a tie), or None."""
+        """The complete checkpoint with the best AP (the later one on a tie), or None."""
         return best_of(self.complete())
 
     def latest(self) -> tuple[CheckpointInfo, dict[str, Any]] | None:
@@ -164,13 +164,14 @@ class CheckpointStore:
 
 
 def best_of(infos: Iterable[CheckpointInfo]) -> CheckpointInfo | None:
-    """The checkpoint with the highest `val/AP` (the later one on a tie), or None if none was evaluated."""
+    """The checkpoint with the best AP (the later one on a tie), or None if none was evaluated."""
     return next(reversed(_by_score(infos)), None)
 
 
 def _by_score(infos: Iterable[CheckpointInfo]) -> list[CheckpointInfo]:
-    """The checkpoints that were evaluated, in order of `val/AP`, then step: the best is the last."""
-    return sorted((i for i in infos if SCORE in i.metrics), key=lambda i: (i.metrics[SCORE], i.step))
+    """The checkpoints that were evaluated, from the worst AP to the best, then by step: the best is the last."""
+    sign = 1 if AP.direction == "max" else -1
+    return sorted((i for i in infos if AP.name in i.metrics), key=lambda i: (sign * i.metrics[AP.name], i.step))
 
 
 def verify(file: Location, data: bytes, info: CheckpointInfo) -> None:

@@ -24,7 +24,9 @@ class TrainConfig(Config):
     batch_size: int = Field(
         default=16, ge=1, description="images per optimizer step, over all workers and micro-batches"
     )
-    accumulate: int = Field(default=1, ge=1, description="micro-batches per optimizer step")
+    accumulate: int = Field(
+        default=1, ge=1, description="micro-batches per optimizer step: less memory, the same gradient, more time"
+    )
     optimizer: OptimizerConfig = SGD()
     schedule: ScheduleConfig = MultiStep()
     ignore_overlap: float = Field(
@@ -34,8 +36,10 @@ class TrainConfig(Config):
         "above 1: none, crowds are background",
     )
     clip_norm: float | None = Field(default=None, gt=0, description="bound on the gradient's norm; null: none")
-    precision: Literal["fp32", "bf16"] = Field(
-        default="fp32", description="bf16: autocast of network; losses stay fp32"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        default="fp32",
+        description="number format in which the network computes, losses stay in fp32; auto: bf16 where the hardware "
+        "has it, else fp16 on a GPU, else fp32; fp16 scales the loss, so that small gradients do not vanish",
     )
     ema: EMAConfig = EMAConfig()
     sync_bn: bool = Field(default=False, description="BatchNorm statistics over all workers (GPU only)")

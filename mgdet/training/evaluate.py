@@ -11,7 +11,7 @@ from mgdet.ground_truth import GroundTruth
 from mgdet.models import Detector
 from mgdet.structures import Batch, Detections
 from mgdet.training.distributed import World
-from mgdet.training.precision import Precision, autocast
+from mgdet.training.precision import Asked, autocast
 
 SHOWN = 8
 """Images kept for the picture of sample detections."""
@@ -41,7 +41,7 @@ def evaluate(
     ground_truth: GroundTruth,
     config: EvaluationConfig,
     world: World,
-    precision: Precision = "fp32",
+    precision: Asked = "fp32",
 ) -> tuple[dict[str, float], Evaluated | None]:
     """Evaluate a network: the metrics by tracking name on every rank, and the whole result on rank 0 (else None).
 

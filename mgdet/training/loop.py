@@ -4,7 +4,7 @@ import json
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from mgdet.config import Experiment
 from mgdet.config_base import resolved
 from mgdet.data.dataset import ShardedDataset
 from mgdet.data.loader import build_eval_loader, build_train_loader
-from mgdet.data.order import Segment, micro_batch, optimizer_steps
+from mgdet.data.order import Segment, eval_shard, micro_batch, optimizer_steps
 from mgdet.errors import CheckpointError, Interrupted
 from mgdet.evaluation.evaluator import headlines
 from mgdet.models import initialise
@@ -25,10 +25,13 @@ from mgdet.tracking import Tracker
 from mgdet.training.checkpoint import CheckpointStore
 from mgdet.training.distributed import World
 from mgdet.training.evaluate import evaluate
+from mgdet.training.generators import generator_state, set_generator_state
 from mgdet.training.nonfinite import capture, non_finite_error
-from mgdet.training.optim import EMA, build_optimizer, build_schedule
+from mgdet.training.optim import EMA, build_optimizer
 from mgdet.training.pictures import log_pictures
-from mgdet.training.progress import Throughput, progress_line, show, training_progress
+from mgdet.training.precision import emulation, gradient_scaler
+from mgdet.training.progress import ProgressLog, Throughput, progress_line, show, training_progress
+from mgdet.training.schedules import Span
 from mgdet.training.step import StepSums, accumulate_gradients
 
 logger = logging.getLogger(__name__)
@@ -78,18 +81,21 @@ class Worker:
         self.experiment, self.world, self.tracker = experiment, world, tracker
         self.on_evaluation, self.stop_asked = on_evaluation, stop_asked
         train = experiment.train
+        slow = emulation(world.device, train.precision) if world.is_main else None
+        if slow:
+            logger.warning("%s", slow)
         _make_reproducible(experiment.seed, world, train.deterministic)
         self._build_data()
         self._build_network()
         self.optimizer = build_optimizer(self.detector, train.optimizer)
-        self.schedule = build_schedule(
-            self.optimizer, train.schedule, self.steps_per_epoch, self.steps_per_epoch * train.epochs
-        )
+        self.span = Span(self.steps_per_epoch, self.steps_per_epoch * train.epochs)
+        self.scaler = gradient_scaler(world.device, train.precision)
         self.ema = EMA(self.detector, train.ema) if train.ema.enabled else None
         self.store = CheckpointStore(experiment.run_uri, train.keep_best)
         self.position = Position().on(world.size, self.loader.batches.batch_size)
         self._next_line = 0.0
         self._resume()
+        self._set_rate()
         self.network: nn.Module = self.detector
         if world.size > 1:
             self.network = DistributedDataParallel(
@@ -178,7 +184,7 @@ class Worker:
 
     def state_dict(self) -> dict[str, Any] | None:
         """The content of a checkpoint on rank 0, None on the others. A collective: every rank must call it."""
-        generators = self.world.gather(_generator_state(self.world.device))
+        generators = self.world.gather(generator_state(self.world.device))
         if generators is None:
             return None
         p = self.position
@@ -186,6 +192,7 @@ class Worker:
             "model": self.detector.state_dict(),
             "ema": self.ema.state_dict() if self.ema else None,
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "schedule": {"step": p.step},
             "position": asdict(p),
             "generators": generators,
@@ -201,18 +208,16 @@ class Worker:
             if self.ema:
                 self.ema.load_state_dict(state["ema"])
             self.optimizer.load_state_dict(state["optimizer"])
+            if self.scaler.is_enabled():
+                self.scaler.load_state_dict(state["scaler"])
         except (RuntimeError, ValueError, TypeError, KeyError) as error:
             raise CheckpointError(
                 f"the checkpoint in {self.experiment.run_uri} is of another model: {error}"
             ) from error
         self.position = Position(**state["position"]).on(self.world.size, self.loader.batches.batch_size)
-        self.schedule.last_epoch = self.position.step
-        for group, base, factor in zip(
-            self.optimizer.param_groups, self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True
-        ):
-            group["lr"] = base * factor(self.position.step)
+        self._set_rate()
         if self.world.rank < len(state["generators"]):  # ranks that did not exist before keep their seed
-            _set_generator_state(state["generators"][self.world.rank], self.world.device)
+            set_generator_state(state["generators"][self.world.rank], self.world.device)
 
     def _save(self, metrics: dict[str, float]) -> None:
         """Write a checkpoint; `metrics` are those of these very weights, by which the best one is kept."""
@@ -225,6 +230,16 @@ class Worker:
                 logger.error("%s; training goes on, the newest checkpoint stays the one before", error)
 
     # --- the loop
+
+    def _rate(self, step: int) -> float:
+        """The learning rate of optimizer step `step`, from 0, for all parameters."""
+        train = self.experiment.train
+        return train.optimizer.lr * train.schedule(step, self.span)
+
+    def _set_rate(self) -> None:
+        """Give the optimizer the rate of the next step."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._rate(self.position.step)
 
     @property
     def _epochs_done(self) -> float:
@@ -266,17 +281,29 @@ class Worker:
 
     def _step(self, group: list[Batch], sums: StepSums) -> None:
         train = self.experiment.train
-        accumulate_gradients(self.network, self.detector, group, self.experiment, self.world, self._epochs_done, sums)
+        accumulate_gradients(
+            self.network,
+            self.detector,
+            group,
+            self.experiment,
+            self.world,
+            self._epochs_done,
+            sums,
+            self.scaler.scale,
+        )
         # Gradients are averaged over workers, so a NaN of one is a NaN of all: the ranks agree without asking.
+        self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.detector.parameters(), train.clip_norm or float("inf"))
-        if not bool(torch.isfinite(norm)):
+        if bool(torch.isfinite(norm)):
+            self.optimizer.step()
+            if self.ema:
+                self.ema.update(self.detector)
+        elif self.scaler.get_scale() <= 1:  # without a scaler it is 1
             self._stop_non_finite(group, float(norm), sums)
-        self.optimizer.step()
+        self.scaler.update()  # halves the scale after a gradient that was not finite: its step is left out
         self.optimizer.zero_grad(set_to_none=True)
-        self.schedule.step()
-        if self.ema:
-            self.ema.update(self.detector)
         self.position.step += 1
+        self._set_rate()
 
     def _stop_non_finite(self, group: list[Batch], norm: float, sums: StepSums) -> None:
         path = capture(
@@ -293,7 +320,7 @@ class Worker:
 
     def _log(self, sums: StepSums, clock: Throughput, epoch: int) -> None:
         metrics = sums.metrics(self.world)
-        metrics["train/lr"] = self.optimizer.param_groups[0]["lr"]
+        metrics["train/lr"] = self._rate(self.position.step - 1)  # of the step that was taken last
         metrics["train/images_per_s"] = clock.images_per_second()
         if not self.world.is_main:
             return
@@ -303,6 +330,15 @@ class Worker:
         now = (epoch, self.experiment.train.epochs, self.position.step, total, metrics, remaining)
         if not show(training_progress(*now)) and (self.position.step >= total or self._line_due()):
             logger.info("%s", progress_line(*now))
+
+    def _paced(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The same batches; rank 0 shows how many images of its share are evaluated."""
+        share = len(eval_shard(len(self.ground_truth.image_ids), self.world.size, self.world.rank))
+        pace = ProgressLog(f"epoch {self.position.epoch}: evaluated", share)
+        for batch in batches:
+            yield batch
+            if self.world.is_main:
+                pace.add(len(batch.images))
 
     def _line_due(self) -> bool:
         """Whether it is time for another line, as metric points may come several times a second."""
@@ -319,7 +355,7 @@ class Worker:
         start = time.perf_counter()
         metrics, evaluated = evaluate(
             network,
-            self.val_loader,
+            self._paced(self.val_loader),
             self.ground_truth,
             self.experiment.evaluation,
             self.world,
@@ -343,18 +379,3 @@ def _make_reproducible(seed: int, world: World, deterministic: bool) -> None:
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
     setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010  # untyped; costs a tenth of a step
     torch.backends.cudnn.benchmark = not deterministic
-
-
-def _generator_state(device: torch.device) -> dict[str, Any]:
-    state = {"torch": torch.get_rng_state(), "python": json.dumps(random.getstate())}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def _set_generator_state(state: dict[str, Any], device: torch.device) -> None:
-    torch.set_rng_state(state["torch"])
-    version, numbers, gauss = json.loads(state["python"])
-    random.setstate((version, tuple(numbers), gauss))
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)

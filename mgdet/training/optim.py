@@ -1,4 +1,4 @@
-"""Optimizer, learning-rate schedule and the moving average of the weights."""
+"""Optimizer and the moving average of the weights."""
 
 from collections.abc import Iterator
 from copy import deepcopy
@@ -6,11 +6,9 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn, optim
-from torch.optim.lr_scheduler import LambdaLR
 
 from mgdet.training.config import EMAConfig
 from mgdet.training.optimizers import Optimizer
-from mgdet.training.schedules import Schedule, Span
 
 
 def build_optimizer(network: nn.Module, optimizer: Optimizer) -> optim.Optimizer:
@@ -23,12 +21,6 @@ def build_optimizer(network: nn.Module, optimizer: Optimizer) -> optim.Optimizer
             {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": flat_decay},
         ]
     )
-
-
-def build_schedule(optimizer: optim.Optimizer, schedule: Schedule, steps_per_epoch: int, total_steps: int) -> LambdaLR:
-    """The schedule as a pure function of the step."""
-    span = Span(steps_per_epoch, total_steps)
-    return LambdaLR(optimizer, lambda step: schedule(step, span))
 
 
 N = TypeVar("N", bound=nn.Module)

@@ -1,12 +1,13 @@
 """What the driver says of its workers, without a Ray cluster: see `test_submit.py` for the whole way."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 from ray.exceptions import RayActorError
 
-from mgdet.cluster import relay
-from mgdet.cluster.restarts import Restarts, failure
+from mgdet.cluster import relay, train
+from mgdet.cluster.restarts import Restarts, cause_of, failure
 from mgdet.errors import DataError
 from mgdet.training.progress import Progress, shown_by
 
@@ -49,6 +50,31 @@ def test_the_driver_keeps_to_its_level_and_shows_progress(caplog):
 )
 def test_a_failure_names_its_cause(errors, said):
     assert failure(errors).startswith(said)
+
+
+def test_the_error_that_ended_a_training_is_found_under_rays_wrappers():
+    """One that can be mended comes before the others, whichever worker had it."""
+
+    class Wrapped(Exception):
+        def __init__(self, cause=None, worker_failures=None):
+            self.cause, self.worker_failures = cause, worker_failures or {}
+
+    lost, mendable = RuntimeError("peer closed"), DataError("a.jpg: cannot be read")
+    behind = RuntimeError("again")
+    behind.__cause__ = Wrapped(mendable)
+    assert cause_of(Wrapped(worker_failures={0: Wrapped(lost), 1: Wrapped(Wrapped(behind))})) is mendable
+    assert cause_of(Wrapped(worker_failures={0: Wrapped(lost)})) is lost
+    assert cause_of(Wrapped(lost)) is lost
+
+
+def test_a_worker_that_lacks_a_plugin_says_so_and_settles_what_it_logged(monkeypatch):
+    settled = []
+    monkeypatch.setattr("ray.train.get_context", lambda: SimpleNamespace(get_world_rank=lambda: 0))
+    to_driver = SimpleNamespace(settle=lambda: settled.append(True))
+    monkeypatch.setattr(train, "speak_through_driver", lambda *args: to_driver)
+    task = {"experiment": {"plugins": ["no_such_plugin"]}, "trial": False, "level": logging.INFO}
+    assert "no_such_plugin was not found" in train._worker_main(task)["error"]
+    assert settled == [True]
 
 
 def test_restarts_are_counted():

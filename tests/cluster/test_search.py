@@ -14,7 +14,7 @@ from mgdet.cluster.search import ResumingSearcher, build_scheduler
 from mgdet.sweep.config import load_sweep
 from mgdet.sweep.report import report
 from mgdet.sweep.trials import TrialStore, definition
-from mgdet.tracking import RunHandle, TrackingConfig
+from mgdet.tracking import Mlflow, RunHandle
 from tests.sweep.test_config import write
 
 CONTINUE, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
@@ -118,7 +118,7 @@ def test_what_tune_keeps_in_the_sweeps_directory_holds_no_password(tmp_path):
     sweep = load_sweep(write(tmp_path), ["tracking.uri=http://me:hunter2@mlflow:5000"])
     book = TrialStore(str(tmp_path / "s"), "s")
     search = searcher(sweep, book)
-    recorder = Recorder(sweep, book, 1, RunHandle("http://me:hunter2@mlflow:5000", "1", "1", ""), TrackingConfig())
+    recorder = Recorder(sweep, book, 1, RunHandle("1", "http://me:hunter2@mlflow:5000", "1"), Mlflow())
     kept = [json.dumps(search.suggest("0")).encode(), cloudpickle.dumps(search), cloudpickle.dumps(recorder)]
     kept += [json.dumps(definition(sweep)).encode(), *report(sweep, book.trials).values()]
     kept += [p.read_bytes() for p in (tmp_path / "s").rglob("*") if p.is_file()]

@@ -117,6 +117,7 @@ def test_a_submitted_sweep(tmp_path, upload):
             "trials=2",
             "scheduler={name: none}",
             "train.precision=fp32",
+            "model.weights=none",
             *(o for o in overrides if o != "cluster.workers=2"),
         )
         sweep = ("python", "jobs/tune.py", "configs/sweeps/quick.yaml", *small)

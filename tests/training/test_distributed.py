@@ -236,14 +236,13 @@ def test_the_comparison_can_fail(ranks, alone):
         assert_close(ranks[0]["first"], alone([FIRST[0]])[0])
 
 
-def test_accumulation_is_the_mean_over_micro_batches(ranks):
-    mean = {n: (g + ranks[0]["second"][n]) / 2 for n, g in ranks[0]["first"].items()}
-    assert_close(ranks[0]["both"], mean)
-
-
-def test_accumulation_without_other_workers(alone):
-    first, second = alone([FIRST[0]])[0], alone([SECOND[1]])[0]
-    assert_close(alone([FIRST[0], SECOND[1]])[0], {n: (g + second[n]) / 2 for n, g in first.items()})
+@pytest.mark.parametrize(("prefix", "changes"), [("", {}), ("fcos ", FCOS)], ids=["retinanet", "fcos"])
+def test_micro_batches_of_two_workers_are_one_batch(ranks, alone, prefix, changes):
+    """Four micro-batches, two of them without an object."""
+    expected, metrics = alone([concatenated(concatenated(*FIRST), concatenated(*SECOND))], **changes)
+    assert_close(ranks[0][f"{prefix}both"], expected)
+    for seen in ranks:
+        assert seen[f"{prefix}both, metrics"] == pytest.approx(metrics, rel=1e-4)
 
 
 def test_gradients_are_exchanged_once_a_step(ranks):

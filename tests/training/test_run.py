@@ -17,9 +17,9 @@ def snapshot(directory: Path):
     return {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in sorted(directory.rglob("*")) if p.is_file()}
 
 
-def save(experiment, mlflow_run_id, resolved=None):
+def save(experiment, run_id, resolved=None):
     """A run that has reached its first checkpoint."""
-    save_run(experiment, resolved or experiment, mlflow_run_id)
+    save_run(experiment, resolved or experiment, {"mlflow": run_id} if run_id else {})
     CheckpointStore(experiment.run_uri).save({"model": {}}, step=0, epoch=0, metrics={})
 
 
@@ -36,10 +36,23 @@ def test_nothing_there(tmp_path):
     assert list(tmp_path.iterdir()) == [], "asking makes nothing"
 
 
+def test_a_record_that_names_one_run_of_mlflow_is_read(tmp_path):
+    """As versions before trackers could be chosen wrote it."""
+    experiment = small_experiment(tmp_path)
+    save(experiment, "id")
+    path = Path(experiment.run_uri) / "run.json"
+    content = json.loads(path.read_text())
+    del content["run_ids"]
+    path.write_text(json.dumps(content | {"mlflow_run_id": "old"}))
+    assert open_run(experiment).run_ids == {"mlflow": "old"}
+    path.write_text(json.dumps(content | {"mlflow_run_id": None}))
+    assert open_run(experiment).run_ids == {}
+
+
 def test_the_same_experiment_finds_its_run(tmp_path):
     experiment = small_experiment(tmp_path)
     save(experiment, "an-mlflow-id")
-    assert open_run(experiment) == Record(json.loads(json.dumps(experiment.identity())), "an-mlflow-id")
+    assert open_run(experiment) == Record(json.loads(json.dumps(experiment.identity())), {"mlflow": "an-mlflow-id"})
     assert open_run(experiment.model_copy(update={"name": "other"})) is None
     assert (run_directory(experiment) / "config.yaml").read_text() == experiment.to_yaml()
 
@@ -51,7 +64,7 @@ def test_a_run_is_known_by_what_was_asked_for(tmp_path):
     schedule = asked.train.schedule.model_copy(update={"warmup_steps": 3})
     resolved = asked.model_copy(update={"train": asked.train.model_copy(update={"schedule": schedule})})
     save(asked, "id", resolved)
-    assert open_run(asked).mlflow_run_id == "id"
+    assert open_run(asked).run_ids == {"mlflow": "id"}
     assert "warmup_steps: 3" in (run_directory(asked) / "config.yaml").read_text()
     with pytest.raises(ConfigError, match="warmup_steps: 'auto' there, 3 asked for"):
         open_run(resolved)
@@ -60,7 +73,7 @@ def test_a_run_is_known_by_what_was_asked_for(tmp_path):
 def test_a_run_without_mlflow(tmp_path):
     experiment = small_experiment(tmp_path)
     save(experiment, None)
-    assert open_run(experiment).mlflow_run_id is None
+    assert open_run(experiment).run_ids == {}
 
 
 def test_another_experiment_is_refused_with_every_difference(tmp_path):
@@ -82,15 +95,15 @@ def test_another_experiment_is_refused_with_every_difference(tmp_path):
 
 def test_a_run_that_reached_no_checkpoint_gives_way(tmp_path):
     """Its first start failed, say for weights that were not there: the mended command must not be refused."""
-    save_run(small_experiment(tmp_path), small_experiment(tmp_path), "id")
+    save_run(small_experiment(tmp_path), small_experiment(tmp_path), {"mlflow": "id"})
     assert open_run(small_experiment(tmp_path, assigner__sigma=3.5)) is None
-    assert open_run(small_experiment(tmp_path)).mlflow_run_id == "id"
+    assert open_run(small_experiment(tmp_path)).run_ids == {"mlflow": "id"}
 
 
 def test_the_journal_of_a_run_that_gave_way_is_kept_apart(tmp_path):
     experiment = small_experiment(tmp_path)
     set_old_journal_aside(experiment)  # nothing there: nothing to do
-    save_run(experiment, experiment, None)
+    save_run(experiment, experiment, {})
     (run_directory(experiment) / "metrics.jsonl").write_text("old")
     set_old_journal_aside(experiment)
     kept = [p for p in run_directory(experiment).iterdir() if p.suffix == ".jsonl"]
@@ -133,7 +146,7 @@ def test_what_does_not_change_the_result_may_change(tmp_path, changes):
     save(small_experiment(tmp_path), "id")
     changed = small_experiment(tmp_path, **changes)
     assert changed != small_experiment(tmp_path)
-    assert open_run(changed).mlflow_run_id == "id"
+    assert open_run(changed).run_ids == {"mlflow": "id"}
 
 
 def test_a_run_may_be_moved(tmp_path):
@@ -142,7 +155,7 @@ def test_a_run_may_be_moved(tmp_path):
     save(experiment, "id")
     (tmp_path / "runs").rename(tmp_path / "elsewhere")
     assert open_run(experiment) is None
-    assert open_run(experiment.model_copy(update={"storage": str(tmp_path / "elsewhere")})).mlflow_run_id == "id"
+    assert open_run(experiment.model_copy(update={"storage": str(tmp_path / "elsewhere")})).run_ids == {"mlflow": "id"}
 
 
 @pytest.mark.parametrize(
@@ -185,7 +198,7 @@ def checkpoint(experiment, step, epoch, **metrics):
 def test_no_checkpoint_no_summary(tmp_path):
     experiment = small_experiment(tmp_path)
     assert summarise(experiment) is None
-    save_run(experiment, experiment, None)
+    save_run(experiment, experiment, {})
     assert summarise(experiment) is None
 
 

@@ -1,5 +1,6 @@
 """The training losses: one for each task, a quality branch's, and one that ties the tasks together."""
 
+from mgdet.models.losses.base import LossTerm
 from mgdet.models.losses.box import BalancedL1Loss, BoxLoss, GIoULoss, L1Loss, SmoothL1Loss
 from mgdet.models.losses.classification import ClassLoss, FocalLoss, QualityFocalLoss, VarifocalLoss
 from mgdet.models.losses.correlation import CorrelationLoss
@@ -16,6 +17,7 @@ __all__ = [
     "GIoULoss",
     "L1Loss",
     "LossConfig",
+    "LossTerm",
     "Losses",
     "QualityFocalLoss",
     "QualityKind",

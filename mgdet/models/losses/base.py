@@ -14,7 +14,7 @@ from mgdet.structures import Assignment, Predictions, Targets
 
 @dataclass(frozen=True)
 class LossInputs:
-    """One worker's batch with its labels, as every term sees it."""
+    """One worker's micro-batch with its labels, as every term sees it."""
 
     predictions: Predictions  # at least float32, with the graph
     targets: Targets
@@ -24,10 +24,13 @@ class LossInputs:
 
 
 class Term(NamedTuple):
-    """The value of a loss term on one worker."""
+    """The value of a loss term on one worker's micro-batch."""
 
     value: Tensor  # scalar with a gradient: the sum over all priors, before the term's weight
-    normaliser: Tensor | None = None  # scalar; the value is divided by its mean over workers, at least 1; None: by 1
+    normaliser: Tensor | None = None
+    """Scalar. The value is divided by the sum of the normalisers over the micro-batches of an optimizer step and their
+    mean over workers, at least 1. None: the value is a mean already, and counts by the micro-batch's share of images.
+    """
 
 
 class LossTerm(Config):

@@ -21,7 +21,8 @@ class CorrelationLoss(LossTerm):
     ATSS on COCO (known to us second-hand). Deviations from their code: its soft ranks come from a sorting library with
     regularisation 1 on the raw scores, ours from sigmoids on standardised ones; for RetinaNet it takes rho on every
     pyramid level with 2 positives and averages, for ATSS one over all levels, as we always do (from 3 positives on);
-    its concordance has unbiased variances, ours Lin's. Workers' terms are averaged, however many positives each has.
+    its concordance has unbiased variances, ours Lin's. Terms of workers and micro-batches
+    are averaged by their images, however many positives each has.
     """
 
     kind: Literal["concordance", "pearson", "spearman"] = Field(

@@ -1,4 +1,4 @@
-"""The sum of all loss terms of a batch, each normalised by its own positives over all workers."""
+"""The sum of all loss terms of a batch, each normalised by its own positives in the whole optimizer step."""
 
 from collections.abc import Callable
 from functools import reduce
@@ -18,8 +18,11 @@ from mgdet.models.losses.quality import QualityKind, QualityLoss
 from mgdet.models.losses.targets import full_precision, is_positive
 from mgdet.structures import Assignment, Predictions, Targets
 
-MeanOverWorkers = Callable[[Tensor], Tensor]
-"""Mean of a tensor over all workers (the identity for one worker)."""
+OverStep = Callable[[Tensor], Tensor]
+"""From this batch's normalisers to those of the optimizer step: the sum over its micro-batches, the mean over workers.
+
+The identity for one worker with one micro-batch. Every batch of a step gets the same answer.
+"""
 
 
 class Losses(NamedTuple):
@@ -46,32 +49,46 @@ class LossConfig(Config):
         targets: Targets,
         assignment: Assignment,
         coder: Coder,
-        mean_over_workers: MeanOverWorkers,
+        over_step: OverStep,
         quality: QualityKind = "none",
+        share: float = 1.0,
     ) -> Losses:
-        """Scalars of this worker, for a gradient that is *averaged* over workers; `quality` says what the branch is.
+        """Scalars for a gradient that is *summed* over micro-batches and *averaged* over workers.
 
-        A term is divided by the mean of its normaliser over workers, at least 1: the sum of the positives' weights in
-        classification and localization, the number of positives of the quality branch. So (with that much in the mean)
-        the averaged gradient is that of one worker with the whole batch, except for the correlation, which each worker
-        takes over its own positives. Every prior takes part, masked: a batch without objects runs the same graph and
-        the same collective. Nothing waits for the device.
+        A term is divided by its normaliser in the whole step, at least 1: the sum of the positives' weights in
+        classification and localization, the number of positives of the quality branch. So (with that much in the step)
+        the gradient is that of one worker with all images in one batch, except for the correlation, which each
+        micro-batch takes over its own positives. Every prior takes part, masked: a batch without objects runs the same
+        graph and the same collective. Nothing waits for the device.
+
+        Args:
+            predictions: of this micro-batch, with the graph.
+            targets: its objects.
+            assignment: its labels.
+            coder: the detector's.
+            over_step: the normalisers of the step for those of this micro-batch, `[terms] -> [terms]`.
+            quality: what the detector's quality branch predicts.
+            share: share of this micro-batch in the worker's images of the step, with which a term counts that has no
+                normaliser.
         """
         inputs = LossInputs(predictions.map(full_precision), targets, assignment, coder, quality)
         configured = {name: value for name, value in self if isinstance(value, LossTerm)}
         found = {name: loss.term(inputs) for name, loss in configured.items()}
         present = {name: term for name, term in found.items() if term is not None}
-        divisors = _divisors(present, mean_over_workers)
-        terms = {name: configured[name].weight * term.value / divisors[name] for name, term in present.items()}
+        divisors = _divisors(present, over_step)
+        terms = {
+            name: configured[name].weight * term.value * (share if term.normaliser is None else 1.0) / divisors[name]
+            for name, term in present.items()
+        }
         shown = {name: term.detach() for name, term in terms.items()}
         return Losses(reduce(torch.add, terms.values()), shown, _counts(assignment))
 
 
-def _divisors(terms: dict[str, Term], mean_over_workers: MeanOverWorkers) -> dict[str, Tensor | float]:
-    """What each term is divided by; all normalisers are averaged over workers in one collective."""
+def _divisors(terms: dict[str, Term], over_step: OverStep) -> dict[str, Tensor | float]:
+    """What each term is divided by; all normalisers are summed and averaged at once, in one collective."""
     own = {name: term.normaliser for name, term in terms.items() if term.normaliser is not None}
     dtype = next(iter(terms.values())).value.dtype
-    means = mean_over_workers(torch.stack([n.to(dtype) for n in own.values()])).clamp(min=1).unbind()
+    means = over_step(torch.stack([n.to(dtype) for n in own.values()])).clamp(min=1).unbind()
     return {**dict.fromkeys(terms, 1.0), **dict(zip(own, means, strict=True))}
 
 

@@ -7,35 +7,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
-from mgdet.config_base import Config
 from mgdet.text import redacted
 
 _SQLITE = "sqlite:///"
 _MAX_NAME = 250  # MLflow refuses longer keys, and one refused key refuses the whole batch
-
-
-class TrackingConfig(Config):
-    """Where runs are recorded and how long an unreachable store may be waited for."""
-
-    enabled: bool = Field(default=True, description="false: no MLflow; metrics still go to metrics.jsonl")
-    uri: str = Field(
-        default="auto",
-        min_length=1,
-        description="MLflow tracking URI; auto: MLFLOW_TRACKING_URI, else mlflow.db in the working directory. "
-        "SQLite serves one machine; several nodes need a server (http://...)",
-    )
-    experiment: str = Field(default="mgdet", min_length=1, max_length=500, description="MLflow experiment: the project")
-    request_timeout_s: int = Field(default=10, ge=1, le=120, description="bound on one request to a server")
-    request_retries: int = Field(
-        default=2, ge=0, le=7, description="retries of one request; MLflow's own 7 block for 4 minutes"
-    )
-    send_every_s: float = Field(default=1.0, gt=0, le=60, description="metrics are collected this long, then sent")
-    retry_after_s: tuple[float, ...] = Field(
-        default=(5.0, 15.0, 60.0), min_length=1, description="waits after failures to send; the last one repeats"
-    )
-    flush_timeout_s: float = Field(default=30.0, ge=0, le=600, description="bound on sending the rest at the end")
 
 
 def resolve_uri(uri: str) -> str:
@@ -73,11 +48,20 @@ def mlflow_name(name: str) -> str:
     return f"{clean[: _MAX_NAME - 7]}-{digest}"
 
 
-def connect(uri: str, config: TrackingConfig, *, create: bool = False) -> Any:
+def connect(uri: str, timeout_s: int, repeats: int, *, create: bool = False) -> Any:
     """An `MlflowClient`, with the environment it reads set on purpose wherever the user has not set it.
 
     Only the driver passes `create`: several processes that make the schema of one new SQLite file at the same time
     destroy it, and a worker on another machine would silently make an empty one.
+
+    Args:
+        uri: as `resolve_uri` gives it.
+        timeout_s: bound on one request to a server.
+        repeats: of a request that failed.
+        create: make the database file, if it is one that is not there.
+
+    Raises:
+        FileNotFoundError: the database file is not there.
     """
     path = sqlite_path(uri)
     if path is not None and not create and not path.exists():
@@ -86,8 +70,8 @@ def connect(uri: str, config: TrackingConfig, *, create: bool = False) -> Any:
             "`mlflow server` on one of them and set MLFLOW_TRACKING_URI to its address"
         )
     for key, value in {
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(config.request_retries),
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(config.request_timeout_s),
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(repeats),
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout_s),
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",

@@ -1,0 +1,149 @@
+"""What a tracker is: where runs are shown to people, beside the journal `metrics.jsonl` that each run has anyway."""
+
+import logging
+from abc import abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import Field
+
+from mgdet.config_base import Config
+from mgdet.text import first_line
+from mgdet.tracking.run import Child, Connection, NewRun, RunHandle, Status
+from mgdet.tracking.tracker import JournalTracker, Tracker
+
+logger = logging.getLogger(__name__)
+
+
+class Tracking(Config):
+    """Where runs are tracked. This base keeps nothing but the journal; what derives from it has a `name`.
+
+    Called with the handle of a run it is the tracker of the one worker that writes metrics. All other methods are the
+    driver's. None raises: tracking is never worth a training.
+    """
+
+    name: str
+
+    def __call__(self, handle: RunHandle | None, directory: Path) -> Tracker:
+        """The tracker that writes `directory/metrics.jsonl`; only one process may write there."""
+        return JournalTracker(directory)
+
+    def start(self, run: NewRun) -> RunHandle | None:
+        """Make the run, or reopen it; None where it is not tracked.
+
+        To be called once for a training, whatever its workers and their restarts.
+        """
+        return None
+
+    def end(self, handle: RunHandle, status: Status) -> None:
+        """Set the run's final status."""
+
+    def tag(self, handle: RunHandle, tags: Mapping[str, str]) -> None:
+        """Set tags of a run."""
+
+    def children(self, parent: RunHandle) -> list[Child]:
+        """The runs of the trials of a sweep."""
+        return []
+
+    def close_child(self, handle: RunHandle, status: Status, tags: Mapping[str, str], directory: Path) -> None:
+        """Send what `directory` still holds of a trial whose processes are gone, tag its run, and end it."""
+
+
+class StoreTracking(Tracking):
+    """Tracking in a store, which may be away: what a tracker of one's own derives from.
+
+    It implements `open` and `connect`, and the other methods below them where its store has such a thing. They may
+    raise anything. Sent is what stands in the journal: a store that was away, a killed process and steps that a restart
+    repeats are no concern of theirs.
+    """
+
+    title: ClassVar[str]
+    """The store as messages call it."""
+
+    enabled: bool = Field(default=True, description="false: the same as the tracker none")
+    send_every_s: float = Field(default=1.0, gt=0, le=60, description="metrics are collected this long, then sent")
+    retry_after_s: tuple[float, ...] = Field(
+        default=(5.0, 15.0, 60.0), min_length=1, description="waits after failures to send; the last one repeats"
+    )
+    flush_timeout_s: float = Field(default=30.0, ge=0, le=600, description="bound on sending the rest at the end")
+
+    @abstractmethod
+    def open(self, run: NewRun) -> RunHandle:
+        """Make the run, or reopen `run.run_id` if the store still has it; called in the driver.
+
+        A trial that the parent already has under this name is to be reopened as well: the driver may have been killed
+        before it could note the id. Only this method may prepare the store itself.
+        """
+
+    @abstractmethod
+    def connect(self, handle: RunHandle) -> Connection:
+        """The run for the sending thread, in whichever process and directory a worker has."""
+
+    def finish(self, handle: RunHandle, status: Status) -> None:
+        """Note the run's final status."""
+
+    def set_tags(self, handle: RunHandle, tags: Mapping[str, str]) -> None:
+        """Note tags of a run, over those of the same names."""
+
+    def find_children(self, parent: RunHandle) -> list[Child]:
+        """All runs whose `parent_run_id` was this one."""
+        return []
+
+    def metric_name(self, name: str) -> str:
+        """The name under which the store takes a metric; class names in `val/AP/<class>` may hold anything."""
+        return name
+
+    def where(self, handle: RunHandle | None = None) -> str:
+        """The store, and where it is, as messages call it: without a password. Without a handle before `open`."""
+        return self.title
+
+    def __call__(self, handle: RunHandle | None, directory: Path) -> Tracker:
+        """See `Tracking`; without a handle nothing is sent."""
+        return JournalTracker(directory, self, handle)
+
+    def start(self, run: NewRun) -> RunHandle | None:
+        """See `Tracking`. None where the store is away, with a warning: the training goes on, the journal has all."""
+        if not self.enabled:
+            return None
+        try:
+            return self.open(run)
+        except Exception as error:  # whatever a store can raise: driver, network, permission, version of its schema
+            logger.warning(
+                "%s cannot be used (%s). Training goes on; its metrics are written to metrics.jsonl beside the run, "
+                "and are sent when the same run is started again with %s in reach.",
+                self.where(),
+                first_line(error),
+                self.title,
+            )
+            return None
+
+    def end(self, handle: RunHandle, status: Status) -> None:
+        """See `Tracking`; a store that is away costs a warning."""
+        try:
+            self.finish(handle, status)
+        except Exception as error:
+            said = first_line(error)
+            logger.warning("%s run %s could not be ended as %s: %s", self.title, handle.run_id, status, said)
+
+    def tag(self, handle: RunHandle, tags: Mapping[str, str]) -> None:
+        """See `Tracking`; a store that is away costs a warning."""
+        try:
+            self.set_tags(handle, tags)
+        except Exception as error:
+            logger.warning("%s run %s could not be tagged: %s", self.title, handle.run_id, first_line(error))
+
+    def children(self, parent: RunHandle) -> list[Child]:
+        """See `Tracking`; none, with a warning, where the store is away."""
+        try:
+            return self.find_children(parent)
+        except Exception as error:
+            logger.warning("%s does not tell the runs of the trials (%s).", self.title, first_line(error))
+            return []
+
+    def close_child(self, handle: RunHandle, status: Status, tags: Mapping[str, str], directory: Path) -> None:
+        """See `Tracking`."""
+        if (directory / "metrics.jsonl").exists():  # else it is on the machine where the trial ran, or nothing came
+            self(handle, directory).close()
+        self.tag(handle, tags)
+        self.end(handle, status)
