@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from mgdet.cli.keys import shipped
 from mgdet.cli.run import Command, common_options
+from mgdet.data.choices import Choices
 from mgdet.data.formats import FORMATS, DataFormat
 from mgdet.errors import MgdetError
 from mgdet.text import printable
@@ -73,9 +74,8 @@ def add_import_arguments(parser: argparse.ArgumentParser, data_format: type[Data
         "--split", nargs=len(paths), action="append", required=True, metavar=paths, help="once for each split"
     )
     parser.add_argument("--name", help="of the data set (default: the last part of --out)")
-    parser.add_argument("--skip-bad-images", action="store_true", help="leave out missing and undecodable images")
     parser.add_argument("--workers", type=int, help="decoding threads (default: the CPUs of this process)")
-    for own in data_format.options():
+    for own in (*Choices.options(), *data_format.options()):
         flag, text = f"--{own.name.replace('_', '-')}", own.meaning.replace("%", "%%")
         if own.default is False:
             parser.add_argument(flag, action="store_true", help=text)
@@ -126,9 +126,9 @@ def prepare(args: argparse.Namespace) -> "Manifest":
         [(name, places) for name, *places in args.split],
         name=args.name,
         overwrite=args.overwrite,
-        skip_bad_images=args.skip_bad_images,
         workers=args.workers,
         progress=progress,
+        **{each.name: getattr(args, each.name) for each in Choices.options()},
     )
 
 

@@ -131,6 +131,16 @@ class TransformConfig(Config):
             )
         return self
 
+    def largest_input(self, height: int, width: int) -> tuple[int, int]:
+        """The largest (height, width) at which training may see an image of `height x width`."""
+        high = 1.0 if self.scale_jitter is None else max(1.0, self.scale_jitter.high)
+        return self.resize.target(height, width, high)
+
+
+def least_side(config: TransformConfig) -> float:
+    """The width and height below which training drops a box, pixels of the network's input."""
+    return max(config.min_box_size, 1e-3)
+
 
 class Transformed(NamedTuple):
     """An image and its `n` boxes as the network sees them."""
@@ -178,7 +188,7 @@ class TrainTransform:
         with seeded(self.seed, epoch, position):
             out, tv_boxes = self._steps(tv_tensors.Image(image), _as_tv_boxes(boxes, height, width))
         kept = _plain(tv_boxes)
-        large = ((kept[:, 2:] - kept[:, :2]) >= max(self.config.min_box_size, 1e-3)).all(dim=1)
+        large = ((kept[:, 2:] - kept[:, :2]) >= least_side(self.config)).all(dim=1)
         return Transformed(_plain(out), kept[large], labels[large])
 
 

@@ -15,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from torch import Tensor
@@ -22,6 +23,7 @@ from torch import Tensor
 from mgdet.evaluation.average_precision import IOU_THRESHOLDS, RECALL_THRESHOLDS, APResult
 from mgdet.evaluation.divergence import DivergenceResult
 from mgdet.evaluation.draw import COLORS
+from mgdet.evaluation.fonts import drawable
 from mgdet.structures import Category, Detections, Targets
 from mgdet.text import csv_text, printable
 
@@ -71,17 +73,18 @@ def _class_curves(axes: Axes, result: APResult, defined: Any) -> None:
     shown = ranked if len(ranked) <= _MAX_CURVES else ranked[: _MAX_CURVES // 2] + ranked[-_MAX_CURVES // 2 :]
     labels = []
     for i, k in enumerate(shown):
-        label = f"{printable(names[k])}  {at50[:, k].mean():.3f}  (n = {result.class_boxes[names[k]]:,})"
+        label = f"{names[k]}  {at50[:, k].mean():.3f}  (n = {result.class_boxes[names[k]]:,})"
         axes.plot(RECALL_THRESHOLDS, at50[:, k], lw=1.8, color=colormaps["tab10"](i % 10), label=str(i))
-        labels.append(label)
+        labels.append(drawable(label))
     title = "class, AP50, objects" if len(shown) == len(ranked) else f"5 best and 5 worst of {len(ranked)} classes"
     legend = axes.legend(
         title=title, fontsize=8, title_fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False
     )
     # only now, because a name that begins with _ would be left out, and one with $ taken for a formula
-    for text, label in zip(legend.get_texts(), labels, strict=True):
+    for text, shown_as in zip(legend.get_texts(), labels, strict=True):
         text.set_parse_math(False)
-        text.set_text(label)
+        text.set_text(shown_as.text)
+        text.set_fontproperties(FontProperties(fname=str(shown_as.font), size=8))
 
 
 def score_iou_figure(divergence: DivergenceResult) -> Figure:
@@ -230,8 +233,10 @@ def _tag(axes: Axes, x: float, y: float, text: str, color: str, above: bool) -> 
     outside = y > top + room if above else y < bottom - room
     style = {"facecolor": color, "edgecolor": "none", "pad": 1.2, "alpha": 0.92}
     place: dict[str, Any] = {"ha": "left", "va": "bottom" if above == outside else "top", "clip_on": True}
+    shown, font = drawable(text)
+    place["fontproperties"] = FontProperties(fname=str(font), size=7)
     corner = max(x, axes.get_xlim()[0]), min(max(y, top), bottom)
-    axes.text(*corner, printable(text), fontsize=7, color="black", bbox=style, parse_math=False, **place)
+    axes.text(*corner, shown, color="black", bbox=style, parse_math=False, **place)
 
 
 def _draw_box(axes: Axes, box: Sequence[float], color: str, dashed: bool) -> None:

@@ -12,6 +12,7 @@ import torch
 from mgdet import files
 from mgdet.config import Experiment
 from mgdet.data.config import DataConfig
+from mgdet.data.findings import examine_data
 from mgdet.data.fingerprint import describe_data, fingerprint
 from mgdet.data.schema import read_manifest
 from mgdet.data.shapes import ensure_shapes
@@ -122,6 +123,9 @@ def _launch(
         logger.info("%s", reason)
     reached = summarise(experiment) if existing else None
     finished = reached is not None and reached.already_finished
+    if not finished:
+        for line in examine_data(experiment.data).lines:
+            logger.warning("%s", line)
     if existing:
         logger.info("the run %s is %s", experiment.run_uri, "finished, nothing to train" if finished else "continued")
     else:

@@ -1,5 +1,6 @@
 """Access to MLflow: which store, how it is reached without ever blocking for long, and which names it accepts."""
 
+import hashlib
 import logging
 import os
 import re
@@ -34,12 +35,18 @@ def shown_uri(uri: str) -> str:
 
 
 def mlflow_name(name: str) -> str:
-    """A key that MLflow accepts; class names in `val/AP/<class>` may hold anything."""
+    """A key that MLflow accepts; class names in `val/AP/<class>` may hold anything.
+
+    A name that has to be changed gets a hash of itself at its end, so that "a&b" and "a%b" stay two keys.
+    """
     clean = re.sub(r"[^\w\-. /:]", "_", name)
     clean = "/".join("_" if part in ("", ".", "..") else part for part in clean.split("/"))
     if clean.startswith(".."):  # refused even where it is no directory, as in "..x"
         clean = "__" + clean[2:]
-    return clean if len(clean) <= _MAX_NAME else clean[: _MAX_NAME - 1] + "_"
+    if clean == name and len(clean) <= _MAX_NAME:
+        return clean
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:6]
+    return f"{clean[: _MAX_NAME - 7]}-{digest}"
 
 
 def connect(uri: str, timeout_s: int, repeats: int, *, create: bool = False) -> Any:

@@ -34,6 +34,13 @@ class TrainConfig(Config):
     )
     optimizer: OptimizerConfig = SGD()
     schedule: ScheduleConfig = MultiStep()
+    ignore_overlap: float = Field(
+        default=0.5,
+        gt=0,
+        le=2,
+        description="background priors with at least this share of their own area in a crowd region are ignored; "
+        "above 1: none, crowds are background",
+    )
     clip_norm: float | None = Field(default=None, gt=0, le=1e30, description="bound on the gradient's norm; null: none")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="fp32",
