@@ -1,5 +1,6 @@
 """SimOTA, YOLOX's assigner (Ge et al., arXiv 2107.08430, section 2.1), a one-pass form of OTA (CVPR 2021)."""
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from mgdet.assign.base import Assigner, owned_labels
 from mgdet.assign.criteria import regressed_iou, score_of_label, tie_safe_dtype
-from mgdet.assign.geometry import Sides, largest, near_centre
+from mgdet.assign.geometry import Sides, largest, near_centre, nearness
 from mgdet.assign.ownership import Criterion, floor_fixed, to_fixed
 from mgdet.structures import Assignment, Predictions, Targets
 
@@ -48,7 +49,8 @@ class SimOTA(Assigner):
             quality = torch.where(candidate, (inside & central) + 1 / (1 + cost), 0.0).float()
             best = u.topk(min(self.top_k, u.shape[-1]), dim=-1).values
             wanted = floor_fixed(to_fixed(best).sum(dim=-1)).clamp(min=1)
-            return torch.where(largest(quality, wanted, self.top_k), quality, 0.0)
+            chosen = largest(quality, partial(nearness, boxes, priors), wanted, self.top_k, above=0)
+            return torch.where(chosen, quality, 0.0)
 
         return criterion
 

@@ -1,5 +1,6 @@
 """Task alignment learning, TOOD's assigner (Feng et al., ICCV 2021, arXiv 2108.07755)."""
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from mgdet.assign.atss import ATSS
 from mgdet.assign.base import Assigner, owned_labels
 from mgdet.assign.criteria import class_score, product, regressed_iou, tie_safe_dtype
-from mgdet.assign.geometry import MARGIN, Sides, largest
+from mgdet.assign.geometry import MARGIN, Sides, largest, nearness
 from mgdet.assign.ownership import Criterion
 from mgdet.boxes import iou
 from mgdet.structures import Assignment, Labels, Predictions, PriorLayout, Targets
@@ -32,7 +33,7 @@ class TaskAligned(Assigner):
 
     def at(self, epoch: float, layout: PriorLayout) -> Assigner:
         """ATSS while `epoch < warmup_epochs`."""
-        return ATSS(chunk_elements=self.chunk_elements) if epoch < self.warmup_epochs else self
+        return ATSS(adopt=self.adopt, chunk_elements=self.chunk_elements) if epoch < self.warmup_epochs else self
 
     def assign(self, predictions: Predictions, targets: Targets) -> Assignment:
         """Both tasks get the same labels."""
@@ -48,7 +49,8 @@ class TaskAligned(Assigner):
         def criterion(boxes: Tensor, labels: Tensor) -> Tensor:
             inside = Sides.of(boxes, priors).nearest() > MARGIN
             aligned = torch.where(inside, alignment(boxes, labels), 0.0)
-            return torch.where(largest(aligned, self.top_k) & (aligned > 0), overlap(boxes, labels), 0.0)
+            chosen = largest(aligned, partial(nearness, boxes, priors), self.top_k, above=0)
+            return torch.where(chosen & (aligned > 0), overlap(boxes, labels), 0.0)
 
         return criterion
 
