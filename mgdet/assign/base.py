@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mgdet.assign.ownership import Counts, Criterion, Force, Ownership, find_owners
+from mgdet.assign.ownership import Counts, Criterion, Force, Ownership, count_claims, find_owners
 from mgdet.config_base import Config
 from mgdet.structures import IGNORED, NEGATIVE, Assignment, Labels, Predictions, PriorLayout, Priors, Targets
 
@@ -71,6 +71,10 @@ class Assigner(Config):
             adopt=adopt and self.adopt,
             enough=enough,
         )
+
+    def count_claims(self, criterion: Criterion, priors: Priors, targets: Targets) -> Tensor:
+        """To how many usable objects each prior is worth more than 0, `[B, A]` int64, in this assigner's chunks."""
+        return count_claims(criterion, priors, targets, chunk_elements=self.chunk_elements)
 
 
 def hard_labels(owner: Tensor, positive: Tensor, ignored: Tensor | None = None) -> Labels:

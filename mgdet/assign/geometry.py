@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ SQUARE = 8.0
 MARGIN = 0.01
 """Pixels that a centre must lie within an object to count as inside, where a method's code asks for more than 0."""
 
+CandidateKind = Literal["locations", "anchors"]
+"""What ATSS's number of candidates counts, where a location has several anchors."""
 TieBreak = Callable[[], Tensor]
 """Makes the key that decides between equal values, of the same shape; it is only made where some are equal."""
 
@@ -95,12 +97,13 @@ def nearness(boxes: Tensor, priors: Priors) -> Tensor:
     return pairwise_diou(boxes, footprints(priors))
 
 
-def nearest_per_level(boxes: Tensor, priors: Priors, count: int) -> Tensor:
-    """On each level the priors of the `count` locations nearest to the object's centre.
+def nearest_per_level(boxes: Tensor, priors: Priors, count: int, of: CandidateKind = "locations") -> Tensor:
+    """On each level the priors of the `count` locations, or the `count` priors, nearest to the object's centre.
 
-    Of locations at the same distance the one with the larger DIoU (of its best prior) comes first, then the index.
+    Of several at the same distance the one with the larger DIoU (of a location's best prior) comes first, then the
+    index.
     """
-    per_location = priors.layout.per_location
+    per_location = priors.layout.per_location if of == "locations" else 1
     centres = box_centres(boxes).unsqueeze(-2)
 
     def nearest(level: Priors) -> Tensor:

@@ -6,7 +6,7 @@ A criterion is a `[G, A]` matrix of qualities for each image. Holding it for a w
 objects and folded into that row at once: memory is bounded by `chunk_elements`, the result does not depend on it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from typing import Literal, NamedTuple
 
@@ -107,9 +107,7 @@ def find_owners(
     claims = _Claims.none(batch, num_priors, priors.boxes.device)
 
     num_objects = targets.boxes.shape[1]
-    chunk = max(1, chunk_elements // max(1, batch * num_priors))
-    for start in range(0, num_objects, chunk):
-        part = slice(start, min(start + chunk, num_objects))
+    for part in _chunks(priors, targets, chunk_elements):
         boxes = targets.boxes[:, part]
         able = usable[:, part, None]
         near = cache(partial(nearness, boxes, priors))
@@ -122,14 +120,35 @@ def find_owners(
         index = first_best(keys, near, dim=1, above=0)
         here = boxes.gather(1, index.squeeze(1)[..., None].expand(-1, -1, 4))
         best, best_raw = (key.gather(1, index).squeeze(1) for key in (quality, raw))
-        claims = claims.or_better(_Claims(index.squeeze(1) + start, best, best_raw, diou(here, places)))
+        claims = claims.or_better(_Claims(index.squeeze(1) + part.start, best, best_raw, diou(here, places)))
 
     claims = claims._replace(quality=torch.where(forced & (claims.owner >= 0), 1.0, claims.quality))
     if adopt and num_objects:
         enough_of_it = (claims.owner >= 0) & (claims.quality >= enough)
         orphan = usable & (_scatter_count(claims.owner, enough_of_it, num_objects) == 0)
-        claims = _adopt(criterion, priors, targets, orphan, claims, chunk)
+        claims = _adopt(criterion, priors, targets, orphan, claims, chunk_elements)
     return Ownership(claims.owner, claims.quality, claims.raw, claims.rank(num_objects))
+
+
+def count_claims(criterion: Criterion, priors: Priors, targets: Targets, *, chunk_elements: int) -> Tensor:
+    """To how many usable objects each prior is worth more than 0, `[B, A]` int64."""
+    usable = usable_objects(targets)
+    count = torch.zeros(len(targets.boxes), len(priors.boxes), dtype=torch.int64, device=priors.boxes.device)
+    for part in _chunks(priors, targets, chunk_elements):
+        worth = criterion(targets.boxes[:, part], targets.labels[:, part]) > 0
+        count += (worth & usable[:, part, None]).sum(dim=1)
+    return count
+
+
+def _chunk_size(priors: Priors, targets: Targets, chunk_elements: int) -> int:
+    """How many objects of all images make a matrix of at most `chunk_elements`, at least 1."""
+    return max(1, chunk_elements // max(1, len(targets.boxes) * len(priors.boxes)))
+
+
+def _chunks(priors: Priors, targets: Targets, chunk_elements: int) -> Iterator[slice]:
+    """The objects, a chunk at a time."""
+    size, total = _chunk_size(priors, targets, chunk_elements), targets.boxes.shape[1]
+    return (slice(start, min(start + size, total)) for start in range(0, total, size))
 
 
 class _Claims(NamedTuple):
@@ -171,7 +190,7 @@ class _Claims(NamedTuple):
 
 
 def _adopt(
-    criterion: Criterion, priors: Priors, targets: Targets, orphan: Tensor, claims: _Claims, chunk: int
+    criterion: Criterion, priors: Priors, targets: Targets, orphan: Tensor, claims: _Claims, chunk_elements: int
 ) -> _Claims:
     """Give every orphan `[B, G]`, in order, a prior that no other object depends on (see `find_owners`, step 4)."""
     if known_empty(orphan):
@@ -180,8 +199,7 @@ def _adopt(
     provided = (claims.owner >= 0) & ~orphan.gather(1, claims.owner.clamp(min=0))
     kept = provided & (claims.rank(targets.boxes.shape[1]) == 0)
     order = torch.argsort(~orphan, dim=1, stable=True)[:, :MAX_ORPHANS]  # orphans first, in index order
-    for start in range(0, order.shape[1], chunk):
-        part = order[:, start : start + chunk]
+    for part in order.split(_chunk_size(priors, targets, chunk_elements), dim=1):
         waiting = orphan.gather(1, part)
         boxes = targets.boxes.gather(1, part[..., None].expand(-1, -1, 4))
         raw, near = criterion(boxes, targets.labels.gather(1, part)), nearness(boxes, priors)
