@@ -16,7 +16,6 @@ class IoUThresholds(Assigner):
 
     positive_iou: float = Field(default=0.5, ge=0, le=1, description="anchor IoU from which an anchor is positive")
     negative_iou: float = Field(default=0.4, ge=0, le=1, description="anchor IoU below which an anchor is background")
-
     force_ties: bool = Field(
         default=True,
         description="of anchors that tie as an object's best all are positive, each for the object that it overlaps "

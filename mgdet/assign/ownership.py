@@ -199,7 +199,7 @@ def _adopt(
     provided = (claims.owner >= 0) & ~orphan.gather(1, claims.owner.clamp(min=0))
     kept = provided & (claims.rank(targets.boxes.shape[1]) == 0)
     order = torch.argsort(~orphan, dim=1, stable=True)[:, :MAX_ORPHANS]  # orphans first, in index order
-    for part in order.split(_chunk_size(priors, targets, chunk_elements), dim=1):
+    for part in torch.split(order, _chunk_size(priors, targets, chunk_elements), dim=1):
         waiting = orphan.gather(1, part)
         boxes = targets.boxes.gather(1, part[..., None].expand(-1, -1, 4))
         raw, near = criterion(boxes, targets.labels.gather(1, part)), nearness(boxes, priors)

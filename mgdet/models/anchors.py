@@ -46,7 +46,7 @@ class AnchorConfig(Config):
         return AnchorGenerator(tuple(tuple(int(s) for s in sizes) for sizes in exact), ratios)
 
 
-class ExactAnchorGenerator(AnchorGenerator):
+class ExactAnchorGenerator(AnchorGenerator):  # type: ignore[misc]  # torchvision is untyped
     """torchvision's generator without the rounding of the corners."""
 
     def generate_anchors(

@@ -71,7 +71,8 @@ class CorrelationLoss(LossTerm):
         values = score, own_iou(predictions, boxes), positive
         if not self.per_level:
             return Term(self(*values))
-        levels = zip(*(value.split(predictions.priors.level_counts, dim=1) for value in values), strict=True)
+        counts = list(predictions.priors.level_counts)
+        levels = zip(*(torch.split(value, counts, dim=1) for value in values), strict=True)
         losses, defined = zip(*(self._of(*level) for level in levels), strict=True)
         return Term(torch.stack(losses).sum() / torch.stack(defined).sum().clamp(min=1))
 
@@ -84,7 +85,7 @@ class _Moments(NamedTuple):
     var_x: Tensor
     var_y: Tensor
     covariance: Tensor
-    count: Tensor
+    samples: Tensor
     defined: Tensor
 
     @classmethod
@@ -102,7 +103,7 @@ class _Moments(NamedTuple):
 
     def concordance(self, unbiased: bool) -> Tensor:
         """2 cov / (var_x + var_y + (mean_x - mean_y)^2) (Lin, Biometrics 1989); `unbiased`: moments over n - 1."""
-        factor = self.count / (self.count - 1).clamp(min=1) if unbiased else 1.0
+        factor = self.samples / (self.samples - 1).clamp(min=1) if unbiased else 1.0
         divisor = factor * (self.var_x + self.var_y) + (self.mean_x - self.mean_y) ** 2
         return 2 * factor * self.covariance / torch.where(self.defined, divisor, 1.0)
 
