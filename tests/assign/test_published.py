@@ -1,10 +1,13 @@
 """Each assigner as published equals the rule of its reference, restated in loops in tests/reference/published.py."""
 
+from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from torchvision.models.detection import FCOS
 
 from mgdet.assign import ATSS, CenterSampling, MaxIoU, MutualGuidance, SimOTA, TaskAligned
 from tests.assign.helpers import STEPS, assert_matches, assign, named_inputs
@@ -65,6 +68,24 @@ def test_mutual_guidance_is_the_code_of_2020(problem):
 def test_center_sampling_is_fcos(problem, radius):
     inputs = named_inputs(**problem)
     check(CenterSampling(adopt=False, radius=radius), inputs, published.fcos(*inputs, radius=radius))
+
+
+@given(seed=st.integers(0, 2**31), objects=st.integers(1, 12))
+def test_center_sampling_is_torchvisions_fcos(seed, objects):
+    """Its own code, which ties areas that differ by less than 8 square pixels."""
+    inputs = named_inputs(seed, "points", images=1, objects=objects, clean=True)
+    priors, _, targets = inputs
+    areas = sorted(((targets.boxes[..., 2:] - targets.boxes[..., :2]).prod(dim=-1)).flatten().tolist())
+    assume(all(large - small > 16 for small, large in pairwise(areas)))
+    head = SimpleNamespace(compute_loss=lambda targets, outputs, anchors, matched: matched)
+    matched = FCOS.compute_loss(
+        SimpleNamespace(center_sampling_radius=1.5, head=head),
+        [{"boxes": targets.boxes[0]}],
+        {},
+        [priors.boxes],
+        list(priors.level_counts),
+    )
+    assert assign(CenterSampling(adopt=False), inputs).cls.gt_index[0].tolist() == matched[0].tolist()
 
 
 @given(problem=ALL, k=st.sampled_from([1, 3, 9]), of=st.sampled_from(["locations", "anchors"]))
