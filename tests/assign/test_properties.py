@@ -36,6 +36,7 @@ from tests.assign.helpers import (
     tasks,
 )
 from tests.reference import assigners as oracle
+from tests.reference import published
 
 
 class Case(NamedTuple):
@@ -100,6 +101,7 @@ def make_cases() -> dict[str, Case]:
         (ATSS, oracle.assign_atss, {"adopt": False}),
         (TaskAligned, oracle.assign_task_aligned, {}),
         (SimOTA, oracle.assign_simota, {}),
+        (SimOTA, published.yolox, {"version": "yolox-0.3.0", "adopt": False}),
     ]
     guidance = [{"amplify": a, "count": c} for a, c in product(("power", "exponential"), ("iou", "dynamic_k"))]
     guidance += [

@@ -209,11 +209,12 @@ def tood(image: Image, *, alpha: float = 1.0, beta: float = 6.0, k: int = 13):
 
 @image_by_image
 def yolox(image: Image, *, version: str, k: int = 10):
-    """SimOTA as in YOLOX 0.3.0, or as since January 2023 (`2023`), for an objectness of 1."""
+    """SimOTA as in YOLOX 0.3.0, or as since January 2023 (`yolox-2023`), for an objectness of 1."""
+    new = version == "yolox-2023"
     inside = image.pairwise(lambda g, a: image.sides[g][a].least > 0)
-    central = image.pairwise(lambda g, a: is_near_centre(image, g, a, 1.5 if version == "2023" else 2.5))
-    first = central if version == "2023" else image.pairwise(lambda g, a: inside[g][a] and central[g][a])
-    mine = central if version == "2023" else image.pairwise(lambda g, a: inside[g][a] or central[g][a])
+    central = image.pairwise(lambda g, a: is_near_centre(image, g, a, 1.5 if new else 2.5))
+    first = central if new else image.pairwise(lambda g, a: inside[g][a] and central[g][a])
+    mine = central if new else image.pairwise(lambda g, a: inside[g][a] or central[g][a])
     candidates = [a for a in range(image.amount) if any(mine[g][a] for g in image.objects)]
 
     def worth(g: int, a: int) -> float:
