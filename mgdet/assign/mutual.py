@@ -84,7 +84,7 @@ class MutualAssigner(IoUThresholds):
         """The labels of one task by its criterion; with `ignore` the priors between the two counts are ignored."""
         if self.count == "mean_std":
             return owned_labels(self.find_owners(adaptive(criterion, priors, self.candidates), priors, targets))
-        owners = self.find_owners(criterion, priors, targets, force=True, enough=self.enough(priors))
+        owners = self.find_owners(criterion, priors, targets, force="best", enough=self.enough(priors))
         if counts is None:
             counts = owners.dynamic_counts(resolved(self.top_k), targets.boxes.shape[1])
         return ranked_labels(owners, counts, ignore)

@@ -52,6 +52,11 @@ class MutualGuidance(MutualAssigner):
         default=3.0, gt=0, le=1e6, description="strides; object size that prior=centre makes a level for"
     )
 
+    force_ties: bool = Field(
+        default=False,
+        description="of anchors that tie as an object's best all count in Np; false as in the paper's code",
+    )
+
     def resolved_for(self, layout: PriorLayout) -> Self:
         """`prior`, `count` and `top_k` as numbers and names; refuses to count points by their IoU."""
         count = self.count

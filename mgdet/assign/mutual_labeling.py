@@ -56,13 +56,8 @@ class MutualLabeling(MutualAssigner, CentreRegion):
 
     def baseline(self, layout: PriorLayout) -> MaxIoU | CenterSampling:
         """The detector's own assigner."""
-        if layout.points:
-            return CenterSampling(
-                radius=self.radius, regress_range=self.regress_range, chunk_elements=self.chunk_elements
-            )
-        return MaxIoU(
-            positive_iou=self.positive_iou, negative_iou=self.negative_iou, chunk_elements=self.chunk_elements
-        )
+        own: type[CenterSampling] | type[MaxIoU] = CenterSampling if layout.points else MaxIoU
+        return own(**self.model_dump(include=own.model_fields.keys() - {"name"}))
 
     def at(self, epoch: float, layout: PriorLayout) -> Assigner:
         """The baseline while `epoch < warmup_epochs`."""

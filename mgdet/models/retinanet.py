@@ -65,6 +65,7 @@ class RetinaNet(Detector):
             nn.init.zeros_(self.quality.bias)  # type: ignore[arg-type]  # the layer has one
         self.coder = AnchorCoder(config.coder_weights)
         self.anchor_generator = config.anchors.generator()
+        self.prior_offset = config.anchors.offset
 
     @property
     def class_layer(self) -> nn.Conv2d:
