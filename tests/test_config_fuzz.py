@@ -20,7 +20,8 @@ from mgdet.runs.launch import absolute
 from mgdet.runs.memory import check_batch_fits
 from mgdet.runs.resolve import resolve
 from mgdet.sweep.config import load_sweep
-from mgdet.training.optim import build_optimizer, build_schedule
+from mgdet.training.optim import build_optimizer
+from mgdet.training.schedules import Span
 from tests.small import small_experiment
 
 BASE = {"name": "x", "data": {"uri": "d", "transform": {"color": {}, "scale_jitter": {}}, "generate": {}}}
@@ -90,11 +91,10 @@ def dry_checks(experiment):
         return
     layer = torch.nn.Linear(2, 2)
     optimizer = build_optimizer(layer, resolved.train.optimizer)
-    schedule = build_schedule(optimizer, resolved.train.schedule, 100, 100 * resolved.train.epochs)
     layer(torch.ones(1, 2)).sum().backward()
     optimizer.step()
-    schedule.step()
-    assert all(math.isfinite(rate) for rate in schedule.get_last_lr())
+    span = Span(100, 100 * resolved.train.epochs)
+    assert all(math.isfinite(resolved.train.schedule(step, span)) for step in (0, 1, span.total_steps - 1))
     transform = resolved.data.transform
     resize = transform.resize
     if max([*getattr(resize, "sizes", (0,)), getattr(resize, "height", 0), getattr(resize, "width", 0)]) <= 1000:

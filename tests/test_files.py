@@ -25,7 +25,7 @@ from mgdet.runs.launch import absolute
 from mgdet.runs.record import log_directory
 from mgdet.safe_load import load_tensors
 from mgdet.storage import locate
-from mgdet.tracking import TrackingConfig, start_run
+from mgdet.tracking import Mlflow, NewRun
 from tests.small import small_experiment
 
 
@@ -155,8 +155,7 @@ def test_a_pipe_in_the_place_of_a_shard(tmp_path):
 
 def test_pipes_beside_a_run(tmp_path):
     os.mkfifo(tmp_path / "mlflow.db.lock")
-    config = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db")
-    assert start_run(config, name="x", params={}, config_yaml="") is None, "no MLflow is no reason to wait"
+    assert Mlflow(uri=f"sqlite:///{tmp_path}/mlflow.db").start(NewRun("x")) is None, "no MLflow is no reason to wait"
     with pytest.raises(MgdetError, match="is a named pipe"):
         JsonFile(str(tmp_path / "mlflow.db.lock"))
 
@@ -199,7 +198,7 @@ def test_a_path_that_leads_nowhere(tmp_path, place):
             absolute(small_experiment(tmp_path, storage=place))
         with pytest.raises(MgdetError, match="leads nowhere"):
             locate(place)
-        assert start_run(TrackingConfig(uri=f"sqlite:///{place}\0.db"), name="x", params={}, config_yaml="") is None
+        assert Mlflow(uri=f"sqlite:///{place}\0.db").start(NewRun("x")) is None
 
 
 # --- users without a home directory
