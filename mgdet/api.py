@@ -139,7 +139,8 @@ class TrainedDetector:
         return evaluate_trained(self._trained, None if data is None else os.fspath(data), split)
 
     def _detect(self, images: Sequence[ImageLike], score: float) -> list[Prediction]:
-        pixels = [pixels_of(image) for image in images]
+        limit = self._trained.experiment.data.loader.max_pixels
+        pixels = [pixels_of(image, limit) for image in images]
         sizes = [(int(p.shape[1]), int(p.shape[2])) for p in pixels]
         return predictions(detect(self._trained, pixels), sizes, self.classes, score)
 
@@ -207,7 +208,7 @@ def prepare(
         overwrite: replace a data set that is there.
         plugins: modules or entry points that bring formats; a module may lie in the working directory.
         options: of `shapes`: the keys below `data.generate`, such as `train=600, size=96`; of all others `name`,
-            `skip_bad_images` and `workers`, and what `mgdet prepare FORMATNAME --help` lists as its own.
+            `workers`, and the options that `mgdet prepare FORMATNAME --help` lists, such as `skip_bad_images=True`.
 
     Raises:
         DataError: wrong annotations, images that cannot be read, or an `out` that is taken.
@@ -233,13 +234,14 @@ def prepare(
 
 def _data_format(name: str, options: Mapping[str, Any]) -> tuple["DataFormat", dict[str, Any]]:
     """The format of this name with its own options, and the options that all imports have."""
+    from mgdet.data.choices import Choices
     from mgdet.data.formats import FORMATS
 
     found = {each.name: each for each in FORMATS}.get(name)
     if found is None:
         raise DataError(f"format = {name!r}: allowed are {', '.join(each.name for each in FORMATS)} and shapes")
     own = [each.name for each in found.options()]
-    allowed = ["name", "skip_bad_images", "workers", *own]
+    allowed = ["name", "workers", *(each.name for each in Choices.options()), *own]
     if unknown := options.keys() - set(allowed):
         raise ConfigError(f"{name} has no option {min(unknown)!r}: allowed are {', '.join(allowed)}")
     data_format = found(**{key: value for key, value in options.items() if key in own})

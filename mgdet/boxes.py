@@ -45,11 +45,15 @@ def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def pairwise_diou(a: Tensor, b: Tensor) -> Tensor:
-    """DIoU of every `a` with every `b` in [-1, 1] (Zheng et al., AAAI 2020, equation 5), `-> [..., G, A]`.
+    """DIoU of every `a` with every `b`: `[..., G, 4] x [..., A, 4] -> [..., G, A]`."""
+    return diou(a.unsqueeze(-2), b.unsqueeze(-3))
+
+
+def diou(a: Tensor, b: Tensor) -> Tensor:
+    """Elementwise DIoU in [-1, 1] (Zheng et al., AAAI 2020, equation 5), `[..., 4] x [..., 4] -> [...]`.
 
     The IoU minus the squared distance of the centres over the squared diagonal of the hull; -1 where that overflows.
     """
-    a, b = a.unsqueeze(-2), b.unsqueeze(-3)
     dx, dy = (0.5 * (a[..., :2] + a[..., 2:]) - 0.5 * (b[..., :2] + b[..., 2:])).unbind(-1)
     width, height = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).unbind(-1)
     penalty = (dx * dx + dy * dy) / (width * width + height * height)

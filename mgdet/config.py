@@ -29,9 +29,11 @@ from mgdet.training.config import TrainConfig
 class Experiment(Config):
     """Everything that a training needs; the same `storage` and `name` mean the same run, which is then resumed."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="of the run: letters, digits, . _ -")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200, description="of the run: letters, digits, . _ -"
+    )
     storage: Place = Field(default="runs", description="where runs are kept: a local path or a pyarrow.fs URI")
-    seed: int = Field(default=0, ge=0, description="of weights, order and augmentation")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="of weights, order and augmentation")
     plugins: tuple[str, ...] = Field(
         default=(),
         description="modules, or entry points of the group mgdet.plugins, that bring components of their own, such as "

@@ -1,5 +1,6 @@
 """The base of every configuration node: frozen, and a misspelt key is an error, never ignored."""
 
+import math
 import typing
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -12,8 +13,11 @@ from pydantic import (
     SerializationInfo,
     TypeAdapter,
     create_model,
+    field_validator,
 )
 from pydantic_core import CoreSchema, core_schema
+
+from mgdet.plain_yaml import INT64
 
 T = TypeVar("T")
 
@@ -22,6 +26,23 @@ class Config(BaseModel):
     """Immutable pydantic model that refuses unknown keys; subclasses live beside the code that they configure."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
+
+    @field_validator("*")
+    @classmethod
+    def _numbers_can_be_computed_with(cls, value: Any) -> Any:
+        """No key, and nothing in a list or mapping that is its value, is infinite, NaN or beyond 64 bits."""
+        waiting = [value]
+        while waiting:
+            one = waiting.pop()
+            if isinstance(one, float) and not math.isfinite(one):
+                raise ValueError("expected a finite number")
+            if isinstance(one, int) and one not in INT64:
+                raise ValueError("expected an integer of at most 64 bits")
+            if isinstance(one, dict):
+                waiting += one.values()
+            elif isinstance(one, list | tuple):
+                waiting += one
+        return value
 
 
 class Extensible:

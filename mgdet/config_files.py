@@ -4,6 +4,7 @@ They are the files of `configs/` in the repository, which the wheel carries as `
 """
 
 import difflib
+import os
 from pathlib import Path
 
 from mgdet.errors import ConfigError
@@ -41,7 +42,7 @@ def find(name: str | Path, *kinds: str) -> Path:
     Raises:
         ConfigError: neither; the message names the nearest configuration.
     """
-    if Path(name).exists() and not Path(name).is_dir():
+    if os.path.exists(name) and not os.path.isdir(name):  # unlike Path's methods, these raise nothing
         return Path(name)
     wanted = str(name).removesuffix(".yaml")
     for kind in (*kinds, *(k for k in _TYPED if k not in kinds)):
@@ -62,15 +63,15 @@ def find(name: str | Path, *kinds: str) -> Path:
 
 def find_base(base: str, beside: Path) -> Path:
     """The file that a `base` means in a file of the directory `beside`: one relative to it, or one of mgdet's own."""
-    if (beside / base).exists():
+    if os.path.exists(beside / base):
         return beside / base
     own = directory() / f"{base.removesuffix('.yaml')}.yaml"
-    return own if own.is_file() and own.is_relative_to(directory()) else beside / base
+    return own if os.path.isfile(own) and own.is_relative_to(directory()) else beside / base
 
 
 def is_override(argument: str) -> bool:
     """Whether a positional argument is a `key=value` and not the name of a file."""
-    return "=" in argument and not Path(argument).exists()
+    return "=" in argument and not os.path.exists(argument)
 
 
 def _stem(name: str | Path) -> str:

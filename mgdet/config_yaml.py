@@ -11,13 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from mgdet.config_base import Extensible, tags
 from mgdet.config_files import find_base
 from mgdet.errors import ConfigError
+from mgdet.files import absolute, read_regular
+from mgdet.plain_yaml import MOST_BYTES, MOST_LEVELS, parse_yaml, require_plain
 from mgdet.plugins import load_plugins, named_plugins, united
 from mgdet.text import redacted
 
@@ -29,8 +30,11 @@ Overrides: TypeAlias = Sequence[str] | Mapping[str, Any]
 def read_tree(root: type[BaseModel], path: str | Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The tree of a YAML file of type `root`, merged into that of its `base` if it names one. Raises `ConfigError`."""
     tree = read_yaml(path)
-    here = Path(path).resolve()
-    if "base" in tree and here in above:
+    try:
+        here = absolute(path)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error}).") from error
+    if "base" in tree and (here in above or len(above) > MOST_LEVELS):
         raise ConfigError(f"{path}: its base leads back to itself ({' -> '.join(p.name for p in (*above, here))})")
     return on_base(root, tree, str(path), Path(path).parent, (*above, here))
 
@@ -43,7 +47,7 @@ def on_base(
     `source` stands in error messages; `above` are the files that lead here. The plugins of all of them are loaded and
     stand together in the result: what comes after is read with their components. Raises `ConfigError`.
     """
-    own = dict(tree)
+    own = plain(tree, source)
     base = own.pop("base", None)
     plugins = named_plugins(own, source)
     load_plugins(plugins, (directory, Path()))
@@ -60,35 +64,53 @@ def on_base(
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """A YAML file whose top level is a mapping. Raises `ConfigError` for anything else, and for repeated keys."""
     try:
-        text = Path(path).read_text()
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_regular(path, MOST_BYTES).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 from byte {error.start + 1} on; save it in that encoding") from None
+    except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error}).") from error
     try:
-        tree = yaml.load(text, _UniqueKeys)  # a SafeLoader
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {_problem(error)}") from None
+        tree = parse_yaml(text)
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected a mapping of keys to values at the top, found {type(tree).__name__}")
+        found = "nothing" if tree is None else type(tree).__name__
+        raise ConfigError(f"{path}: expected a mapping of keys to values at the top, found {found}")
     return tree
+
+
+def plain(tree: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """A copy of a mapping from Python, which holds nothing that a YAML file could not. Raises `ConfigError`."""
+    if not isinstance(tree, Mapping):
+        raise ConfigError(f"{source}: expected keys with values, found {type(tree).__name__}")
+    try:
+        require_plain(dict(tree), source)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return copy.deepcopy(dict(tree))
 
 
 def settings_of(overrides: Overrides) -> Iterator[tuple[str, Any, str]]:
     """Key, value and how an error calls it, of each override. Raises `ConfigError`."""
     if isinstance(overrides, Mapping):
-        yield from ((key, value, f"{key}={value!r}") for key, value in overrides.items())
+        plain(dict(overrides), "the overrides")
+        yield from ((key, value, f"{key}={_short(value)}") for key, value in overrides.items())
     else:
-        yield from ((*parse_override(override), repr(override)) for override in overrides)
+        yield from ((*parse_override(override), _short(override)) for override in overrides)
 
 
 def parse_override(override: str) -> tuple[str, Any]:
     """Key and value of `dotted.key=value`, the value read as YAML. Raises `ConfigError`."""
     key, equals, text = override.partition("=")
+    said = _short(override)
     if not equals or not key:
-        raise ConfigError(f"{override!r}: an override is written key=value, such as train.epochs=24")
+        raise ConfigError(f"{said}: an override is written key=value, such as train.epochs=24")
+    if key.count(".") > MOST_LEVELS:
+        raise ConfigError(f"{said}: the key has more than {MOST_LEVELS} levels; no key of a configuration has")
     try:
-        return key, yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{override!r}: the value is not valid YAML: {_problem(error)}") from None
+        return key, parse_yaml(text)
+    except ValueError as error:
+        raise ConfigError(f"{said}: the value is not valid YAML: {error}") from None
 
 
 def set_value(root: type[BaseModel], tree: dict[str, Any], key: str, value: Any, source: str) -> None:
@@ -121,7 +143,7 @@ def with_settings(
 def validate_as(root: type[M], tree: dict[str, Any], source: str) -> M:
     """A `root` from a plain tree; `source` stands in error messages. Raises `ConfigError`."""
     try:
-        return root.model_validate(_with_default_names(tree, root))
+        return root.model_validate(_with_default_names(plain(tree, source), root))
     except ValidationError as error:
         lines = [_explain(e, root) for e in error.errors()]
         raise ConfigError(f"{source}: " + "\n".join(lines)) from None
@@ -169,27 +191,6 @@ def variants(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [m for a in typing.get_args(annotation) for m in variants(a)]
-
-
-def _problem(error: yaml.YAMLError) -> str:
-    """What is wrong and where, without the excerpt that YAML adds: it may begin in the middle of a password."""
-    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-    where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
-    parts = [getattr(error, "context", None), getattr(error, "problem", None) or getattr(error, "reason", None)]
-    return ", ".join(p for p in parts if p) + where
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML says the last of two equal keys wins; here the second one is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=deep)
-            if key in seen:
-                raise yaml.MarkedYAMLError(problem=f"key {key!r} stands twice", problem_mark=key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
 
 
 def _tags_at(root: type[BaseModel], path: Sequence[str]) -> list[str]:
@@ -245,10 +246,13 @@ def _explain(error: Any, root: type[BaseModel]) -> str:
         return f"{key} is missing: it has no default, set it in the file or as {key}=..."
     if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
         given = error["input"].get("name") if isinstance(error["input"], dict) else error["input"]
-        return f"{key}.name = {given!r}: allowed are {', '.join(t for m in models for t in tags(m))}."
+        return f"{key}.name = {_short(given)}: allowed are {', '.join(t for m in models for t in tags(m))}."
     return f"{key} = {_short(error['input'])}: {error['msg'].removeprefix('Value error, ')}."
 
 
 def _short(value: Any) -> str:
-    text = redacted(repr(value))  # before it is cut
+    try:
+        text = redacted(repr(value))  # before it is cut
+    except ValueError:  # Python writes no integer of thousands of digits
+        text = f"a {type(value).__name__} of very many digits"
     return text if len(text) <= 80 else text[:77] + "..."

@@ -1,16 +1,16 @@
 """The errors a user can cause, each of which says what is wrong, where, what is allowed and what to do next."""
 
-from mgdet.text import redacted
+from mgdet.text import printable, redacted
 
 
 class MgdetError(Exception):
     """Base of every error that mgdet raises on purpose; its message is meant to be read by the user as it is.
 
-    A password in a URI is taken out of it, wherever the message came from.
+    A password in a URI is taken out of it and control characters are escaped, wherever the message came from.
     """
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(redacted(message))
+        super().__init__(printable(redacted(message), lines=True))
 
 
 class ConfigError(MgdetError, ValueError):

@@ -3,6 +3,8 @@
 import os
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from mgdet.errors import MgdetError
@@ -15,6 +17,23 @@ def require_linux() -> None:
             f"mgdet runs on Linux only, and this is {platform.system() or 'another system'}. Run it on a Linux "
             "machine, in a Linux container, or on Windows in WSL 2."
         )
+
+
+@contextmanager
+def safe_path() -> Iterator[None]:
+    """Let no Python process that is started within the block import from its working directory.
+
+    A `numpy.py` that lies where a command is typed would run in processes that Ray and data loaders start.
+    """
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONSAFEPATH"]
+        else:
+            os.environ["PYTHONSAFEPATH"] = before
 
 
 def command(name: str) -> str:

@@ -15,6 +15,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import logging
+import os
 import re
 import sys
 import sysconfig
@@ -34,6 +35,9 @@ logger = logging.getLogger(__name__)
 GROUP = "mgdet.plugins"
 """The group of entry points in which an installed package may give its plugin a short name."""
 
+PLACES = "MGDET_PLUGIN_PATH"
+"""Variable of Ray's workers: the directories, with `:` between them, beside whose modules the driver found plugins."""
+
 _loaded: dict[str, ModuleType] = {}
 """The modules of this process's plugins, under the names that were asked for and under their own."""
 _brought: dict[tuple[str, str], list[str]] = {}
@@ -50,6 +54,7 @@ def load_plugins(names: Iterable[str], beside: Sequence[Path] = ()) -> None:
     Raises:
         ConfigError: a plugin cannot be found or imported, has no component, or has one whose name is taken.
     """
+    _extend_path(Path(place) for place in os.environ.get(PLACES, "").split(os.pathsep) if place)
     for name in names:
         if name in _loaded and not _moved(_loaded[name], beside):
             continue
@@ -104,6 +109,17 @@ def shipped_modules() -> list[str]:
     return list(paths)
 
 
+def places() -> str:
+    """The directories of the modules that go to the workers, as the value of the variable `PLACES`."""
+    return os.pathsep.join(dict.fromkeys(str(Path(module).parent) for module in shipped_modules()))
+
+
+def own_place() -> list[str]:
+    """The directory from which mgdet itself is imported, where it is not installed; else none."""
+    place = Path(__file__).resolve().parents[1]
+    return [] if place in _installed() else [str(place)]
+
+
 def _import(name: str, beside: Sequence[Path]) -> tuple[Any, ModuleType]:
     """What the name stands for, a module or one class, and its module."""
     points = list(importlib.metadata.entry_points(group=GROUP, name=name))
@@ -148,12 +164,18 @@ def _make_findable(target: str, beside: Sequence[Path]) -> None:
         directories = [d for d in beside if (d / top).is_dir()]  # a package without __init__.py
         directory = local.parent.parent if local and local.name == "__init__.py" else local.parent if local else None
         if directory or directories:
-            sys.path.append(str((directory or directories[0]).resolve()))  # at the end: it hides nothing
-            importlib.invalidate_caches()
+            _extend_path([directory or directories[0]])
     elif local and spec.origin and not local.samefile(spec.origin):
         raise ConfigError(
             f"plugins: there are two modules {top}, {spec.origin} and {local.resolve()}: rename one of them"
         )
+
+
+def _extend_path(directories: Iterable[Path]) -> None:
+    """Let modules be imported from these directories too, after all others: they hide nothing."""
+    if new := [place for place in map(str, _distinct(directories)) if place not in sys.path]:
+        sys.path += new
+        importlib.invalidate_caches()
 
 
 def _candidates(top: str, beside: Sequence[Path]) -> Iterator[Path]:

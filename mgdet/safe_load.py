@@ -1,11 +1,13 @@
 """Files of tensors, read so that they cannot run code: the one place that calls `torch.load`."""
 
+import os
 import re
 from typing import Any
 
 import torch
 
 from mgdet.errors import CheckpointError
+from mgdet.files import require_regular
 from mgdet.text import first_line
 
 
@@ -15,6 +17,8 @@ def load_tensors(file: Any, name: str) -> dict[str, Any]:
     Raises `CheckpointError` where it is something else, or holds anything that would have to be executed.
     """
     try:
+        if isinstance(file, str | os.PathLike):
+            require_regular(file)
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         raise CheckpointError(f"{name}: not a file that can be read safely{_reason(error)}") from error

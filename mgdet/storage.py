@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
 
+import pyarrow as pa
 from pyarrow import fs
 from pydantic import AfterValidator
 
 from mgdet.errors import DataError
+from mgdet.files import absolute, may_be_written, require_regular
 from mgdet.text import has_password
 
 
@@ -75,18 +77,22 @@ class Location:
 
     def is_empty(self) -> bool:
         """Whether nothing is stored at or under this location."""
-        return not self.is_file() and not self.children()
+        return not any(self._is(kind) for kind in (fs.FileType.File, fs.FileType.Unknown)) and not self.children()
 
     def open_input(self) -> Any:
         """The file as a `pyarrow.NativeFile` that reads at any position."""
+        self._require_regular()
         return self.filesystem.open_input_file(self.path)
 
     def open_output(self) -> Any:
         """A `pyarrow.NativeFile` that creates or replaces the file as it is written."""
+        if self.is_local:
+            may_be_written(self.path)
         return self.filesystem.open_output_stream(self.path)
 
     def read_bytes(self) -> bytes:
         """The content of the file."""
+        self._require_regular()
         with self.filesystem.open_input_stream(self.path) as stream:
             return bytes(stream.read())
 
@@ -101,6 +107,7 @@ class Location:
             self.write(data)
             return
         temporary = self.with_name(f"{self.name}.tmp")
+        may_be_written(self.path)
         try:
             temporary.write(data)
             self.filesystem.move(temporary.path, self.path)
@@ -121,6 +128,10 @@ class Location:
         """Remove everything in the directory."""
         self.filesystem.delete_dir_contents(self.path)
 
+    def _require_regular(self) -> None:
+        if self.is_local:
+            require_regular(self.path)
+
     def _is(self, kind: Any) -> bool:
         return bool(self.filesystem.get_file_info(self.path).type == kind)
 
@@ -129,7 +140,8 @@ def locate(uri: str | os.PathLike[str]) -> Location:
     """The location of a path or URI; a plain path is made absolute.
 
     Raises:
-        DataError: the scheme is unknown, the store cannot be reached, or the URI holds a password.
+        DataError: the scheme is unknown, the store cannot be reached, the URI holds a password, or the path leads
+            nowhere.
     """
     text = os.fspath(uri)
     if not text.strip():
@@ -139,7 +151,10 @@ def locate(uri: str | os.PathLike[str]) -> Location:
     except ValueError as error:
         raise DataError(f"{text}: {error}") from None
     if "://" not in text:
-        path = str(Path(text).expanduser().resolve())
+        try:
+            path = str(absolute(text))
+        except OSError as error:
+            raise DataError(f"{text}: {error}. Give another path.") from None
         return Location(fs.LocalFileSystem(), path, path)
     filesystem, path = _open(text)
     path = path.rstrip("/") or "/"
@@ -149,7 +164,7 @@ def locate(uri: str | os.PathLike[str]) -> Location:
 def _open(uri: str) -> tuple[fs.FileSystem, str]:
     try:
         return fs.FileSystem.from_uri(uri)  # type: ignore[no-any-return]  # pyarrow has no types
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(
             f"Cannot open {uri!r}: {error}. Allowed: a local path, or a URI with a scheme that pyarrow.fs knows "
             "(file, s3, gs, abfs, hdfs). Check the scheme, the bucket and the credentials."
@@ -200,6 +215,14 @@ Place = Annotated[str, AfterValidator(require_no_password)]
 """A local path or a URI of `pyarrow.fs`, as a configuration key. It stands in files and logs: no password."""
 
 
+def is_taken(uri: str | os.PathLike[str]) -> bool:
+    """Whether anything is at or under a location. Raises `DataError` where that cannot be found out."""
+    try:
+        return not locate(uri).is_empty()
+    except OSError as error:
+        raise DataError(f"{uri} cannot be looked into: {error}. Check the path, the rights and the store.") from error
+
+
 @contextmanager
 def new_directory(
     uri: str | os.PathLike[str], *, overwrite: bool, is_ours: Callable[[Location], bool]
@@ -218,7 +241,7 @@ def new_directory(
         DataError: the destination exists and may not be replaced, or cannot be written.
     """
     target = locate(uri)
-    occupied = not target.is_empty()
+    occupied = is_taken(uri)
     if occupied and not overwrite:
         raise DataError(f"{uri} exists already and nothing was written. Choose another place or pass --overwrite.")
     if occupied and not is_ours(target):

@@ -68,6 +68,9 @@ def _selected(value: Any, images: Any) -> Any:
     return value[images] if isinstance(value, Value | Tensor) else value
 
 
+_NOT_GIVEN = cast(Tensor, None)
+
+
 @dataclass(frozen=True, eq=False)
 class Targets(Value):
     """The objects of a batch, padded to the fullest image. `G` may be 0."""
@@ -75,6 +78,11 @@ class Targets(Value):
     boxes: Tensor  # [B, G, 4] float32
     labels: Tensor  # [B, G] int64, contiguous classes from 0
     valid: Tensor  # [B, G] bool, False for padding
+    regions: Tensor = _NOT_GIVEN  # [B, R, 4] float32 crowds, padded with zeros; without it R is 0
+
+    def __post_init__(self) -> None:
+        if self.regions is None:
+            object.__setattr__(self, "regions", self.boxes.new_zeros((*self.boxes.shape[:-2], 0, 4)))
 
 
 @dataclass(frozen=True, eq=False)

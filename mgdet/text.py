@@ -1,5 +1,7 @@
-"""Text for people: URIs without their passwords, durations, long lists cut short, the first line of an error."""
+"""Text for people: no password and no control character, durations, long lists cut short, first lines of errors."""
 
+import csv
+import io
 import re
 from collections.abc import Sequence
 
@@ -11,6 +13,40 @@ _PATTERNS = (
     # ?password=..., &client_secret=..., &sig=... (the signature of a shared link)
     (re.compile(r"(?i)([?&](?:sig|[^\s=&?]*(?:passw|pwd|secret|token|_key)[^\s=&?]*)=)[^\s&#'\"]+"), r"\1***"),
 )
+
+
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+"""What moves the cursor, starts a terminal's command, turns the direction of writing, or no file can hold."""
+
+
+def printable(text: str, lines: bool = False) -> str:
+    """The text with control characters written as escapes, such as `\\x1b`; with `lines` its line ends and tabs stay.
+
+    Names from outside (classes, files, keys) may hold anything, also what a terminal obeys instead of showing it.
+    """
+    return _CONTROLS.sub(lambda found: found[0] if lines and found[0] in "\n\t" else ascii(found[0])[1:-1], text)
+
+
+def csv_text(rows: Sequence[Sequence[object]]) -> str:
+    """The rows as CSV; what a spreadsheet would take for a formula, such as `=1+1`, begins with an apostrophe."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows([[_csv_cell(cell) for cell in row] for row in rows])
+    return out.getvalue()
+
+
+def _csv_cell(cell: object) -> object:
+    if not isinstance(cell, str):
+        return cell
+    text = printable(cell)
+    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) and not _is_number(text) else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def redacted(text: str) -> str:

@@ -222,7 +222,7 @@ def test_keys_are_those_of_the_models():
     assert {k.partition(".")[0] for k in experiment} == set(Experiment.model_fields)
     assert {k.key.partition(".")[0] for k in shipped("sweep")} == set(Sweep.model_fields)
     sigma = [(k.only, k.default, k.type) for k in shipped() if k.key == "assigner.sigma"]
-    assert ("assigner.name=mutual_guidance", "2", "number >= 1") in sigma
+    assert ("assigner.name=mutual_guidance", "2", "number >= 1, <= 1e+30") in sigma
 
 
 def test_keys_are_printed(capsys):

@@ -8,10 +8,12 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from mgdet.data import ShardedDataset, build_eval_loader
 from mgdet.evaluation.draw import draw_boxes
 from mgdet.inference import predict as prediction
+from mgdet.inference.evaluate import evaluate_trained
 from mgdet.inference.load import load_detector
 from mgdet.training.distributed import World
 from mgdet.training.evaluate import evaluate
@@ -168,6 +170,42 @@ def test_nothing_readable(run, tmp_path):
     said = refused(call(job, run, tmp_path / "a.jpg", "--out", tmp_path / "out"))
     assert "None of the 1 images can be read; nothing was written" in said
     assert not (tmp_path / "out").exists()
+
+
+def test_results_carry_the_ids_of_an_annotation_file(run, photos, tmp_path):
+    """So that pycocotools scores them for that file as the evaluation does."""
+    dataset = ShardedDataset(load_detector(str(run)).experiment.data.uri, "val")
+    ids = [2, 0, 1]
+    truth = {
+        "info": {},
+        "images": [{"id": ids[r], "file_name": f"{r}.jpg", "height": 64, "width": 64} for r in range(3)],
+        "categories": [{"id": c.id, "name": c.name} for c in dataset.categories],
+        "annotations": [],
+    }
+    for row in range(3):
+        for (x1, y1, x2, y2), label in zip(*dataset.annotation(row)[:2], strict=True):
+            box = [float(x1), float(y1), float(x2 - x1), float(y2 - y1)]
+            number = len(truth["annotations"]) + 1
+            category = dataset.categories[label].id
+            thing = {"id": number, "image_id": ids[row], "category_id": category, "bbox": box, "area": box[2] * box[3]}
+            truth["annotations"].append({**thing, "iscrowd": 0})
+    (tmp_path / "val.json").write_text(json.dumps(truth))
+    shutil.copy(photos / "0.jpg", photos / "more.jpg")
+    answer = call(job, run, photos, "--out", tmp_path / "out", "--score", 0, "--ids", tmp_path / "val.json")
+    assert "1 left out (not in" in answer.out
+    coco = COCO(str(tmp_path / "val.json"))
+    found = COCOeval(coco, coco.loadRes(str(tmp_path / "out" / "detections.json")), "bbox")
+    found.evaluate()
+    found.accumulate()
+    found.summarize()
+    expected = evaluate_trained(load_detector(str(run), ["evaluation.backend=pycocotools"])).metrics
+    assert found.stats[8] == pytest.approx(expected["val/AR100"], abs=1e-6)
+    assert found.stats[0] == pytest.approx(expected["val/AP"], abs=1e-6)
+
+
+def test_the_limit_of_pixels_can_be_given(run, photos, tmp_path):
+    said = refused(call(job, run, photos, "--out", tmp_path / "out", "--max-pixels", 4000))
+    assert "None of the 3 images can be read" in said
 
 
 # --- pictures

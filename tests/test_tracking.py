@@ -466,6 +466,13 @@ def test_names_are_accepted_by_mlflow(name):
     assert mlflow_name(clean) == clean
 
 
+@given(st.text(max_size=12), st.text(max_size=12))
+def test_different_names_have_different_keys(a, b):
+    for one, other in ((a, b), ("a&b", "a%b"), ("x" * 300 + a, "x" * 300 + b), (f"{a}&", f"{a}%")):
+        assert (mlflow_name(one) == mlflow_name(other)) == (one == other)
+    assert mlflow_name("val/AP/red cell") == "val/AP/red cell"
+
+
 # --- with processes and servers
 
 

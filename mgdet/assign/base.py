@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mgdet.assign.ownership import Counts, Criterion, Ownership, find_owners
+from mgdet.assign.ownership import Counts, Criterion, Force, Ownership, count_claims, find_owners
 from mgdet.config_base import Config
 from mgdet.structures import IGNORED, NEGATIVE, Assignment, Labels, Predictions, PriorLayout, Priors, Targets
 
@@ -20,7 +20,15 @@ class Assigner(Config):
     """
 
     chunk_elements: int = Field(
-        default=2**25, ge=1, description="bound on the elements of one intermediate matrix; never changes the result"
+        default=2**25,
+        ge=1,
+        le=2**53,
+        description="bound on the elements of one intermediate matrix; never changes the result",
+    )
+
+    adopt: bool = Field(
+        default=True,
+        description="an object that is left without a positive adopts a prior; mgdet's own rule, false as published",
     )
 
     def __call__(self, predictions: Predictions, targets: Targets) -> Assignment:
@@ -52,20 +60,24 @@ class Assigner(Config):
         priors: Priors,
         targets: Targets,
         *,
-        force: bool = False,
+        force: Force = "none",
         adopt: bool = True,
         enough: float = 0.0,
     ) -> Ownership:
-        """`mgdet.assign.ownership.find_owners` in this assigner's chunks."""
+        """`mgdet.assign.ownership.find_owners` in this assigner's chunks, with adoption where its key allows it too."""
         return find_owners(
             criterion,
             priors,
             targets,
             chunk_elements=self.chunk_elements,
             force=force,
-            adopt=adopt,
+            adopt=adopt and self.adopt,
             enough=enough,
         )
+
+    def count_claims(self, criterion: Criterion, priors: Priors, targets: Targets) -> Tensor:
+        """To how many usable objects each prior is worth more than 0, `[B, A]` int64, in this assigner's chunks."""
+        return count_claims(criterion, priors, targets, chunk_elements=self.chunk_elements)
 
 
 def hard_labels(owner: Tensor, positive: Tensor, ignored: Tensor | None = None) -> Labels:

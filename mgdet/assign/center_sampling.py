@@ -1,6 +1,6 @@
 """The baseline of points: those near the middle of an object, on the level made for its size."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -13,6 +13,8 @@ from mgdet.boxes import box_area
 from mgdet.errors import ConfigError
 from mgdet.structures import Assignment, Predictions, PriorLayout, Priors, Targets
 
+LARGEST_SIDE = 1e6
+"""Strides within which `regress_range` must lie."""
 LARGEST_AREA = 1e30
 """Square pixels from which objects no longer differ in size; 1 / area must not underflow."""
 
@@ -21,17 +23,20 @@ class CentreRegion(Assigner):
     """Assigners that may take the locations in and around the middle of an object."""
 
     radius: float | None = Field(
-        default=1.5, gt=0, description="strides from the object's centre, in x and y; null: the whole box"
+        default=1.5, gt=0, le=1e6, description="strides from the object's centre, in x and y; null: the whole box"
     )
-    regress_range: tuple[float, float] = Field(
+    regress_range: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(le=LARGEST_SIDE)]] = Field(
         default=(4.0, 8.0), description="farthest side of an object from a location of its level, (low, high] strides"
     )
 
     @model_validator(mode="after")
     def _range_is_one(self) -> Self:
         low, high = self.regress_range
-        if not 0 <= low < high:
-            raise ValueError(f"regress_range must be (low, high) strides with 0 <= low < high, given ({low}, {high})")
+        if not 0 <= low < high <= LARGEST_SIDE:
+            raise ValueError(
+                f"regress_range must be (low, high) strides with 0 <= low < high <= {LARGEST_SIDE:g}, "
+                f"given ({low}, {high})"
+            )
         return self
 
     def centre_region(self, priors: Priors, radius: float | None) -> Criterion:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mgdet.assign.geometry import MARGIN, Sides, footprints, nearest_per_level, outer_levels
+from mgdet.assign.geometry import MARGIN, CandidateKind, Sides, footprints, nearest_per_level, outer_levels
 from mgdet.assign.ownership import Criterion
 from mgdet.boxes import box_area, pairwise_iou
 from mgdet.structures import Predictions, Priors
@@ -101,16 +101,17 @@ def within(criterion: Criterion, region: Criterion) -> Criterion:
     return restricted
 
 
-def adaptive(criterion: Criterion, priors: Priors, candidates: int) -> Criterion:
+def adaptive(criterion: Criterion, priors: Priors, candidates: int, of: CandidateKind = "locations") -> Criterion:
     """ATSS's threshold (Zhang et al., CVPR 2020, Algorithm 1) on any quality; what stays above 0 is selected.
 
-    The candidates of an object are, on each level, the priors at the `candidates` locations nearest to its centre.
+    The candidates of an object are, on each level, the `candidates` priors, or the priors at as many locations, that
+    are nearest to its centre.
     Those stay whose quality is at least mean + standard deviation of the candidates' and whose centre is inside.
     """
 
     def thresholded(boxes: Tensor, labels: Tensor) -> Tensor:
         quality = criterion(boxes, labels)
-        chosen = nearest_per_level(boxes, priors, candidates)
+        chosen = nearest_per_level(boxes, priors, candidates, of)
         count = chosen.sum(dim=-1, keepdim=True)
         values = torch.where(chosen, quality, 0.0).double()
         mean = values.sum(dim=-1, keepdim=True) / count

@@ -1,16 +1,24 @@
 """Where priors lie with respect to objects: boxes `[B, g, 4]` against priors, each result `[B, g, A]`."""
 
-from typing import NamedTuple
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from mgdet.boxes import pairwise_diou
 from mgdet.structures import Priors
 
 SQUARE = 8.0
 """Side in strides of the square that stands for a point: ATSS's only anchor (Zhang et al., CVPR 2020, section 3.1)."""
 MARGIN = 0.01
 """Pixels that a centre must lie within an object to count as inside, where a method's code asks for more than 0."""
+
+CandidateKind = Literal["locations", "anchors"]
+"""What ATSS's number of candidates counts, where a location has several anchors."""
+TieBreak = Callable[[], Tensor]
+"""Makes the key that decides between equal values, of the same shape; it is only made where some are equal."""
 
 
 def footprints(priors: Priors) -> Tensor:
@@ -84,30 +92,74 @@ def outer_levels(priors: Priors) -> tuple[Tensor, Tensor]:
     return index < priors.level_counts[0], index >= len(priors.boxes) - priors.level_counts[-1]
 
 
-def nearest_per_level(boxes: Tensor, priors: Priors, count: int) -> Tensor:
-    """On each level the priors of the `count` locations nearest to the object's centre; ties by index."""
-    per_location = priors.layout.per_location
+def nearness(boxes: Tensor, priors: Priors) -> Tensor:
+    """DIoU `[B, g, A]` of objects `[B, g, 4]` and footprints in [-1, 1]: it decides where a criterion ties."""
+    return pairwise_diou(boxes, footprints(priors))
+
+
+def nearest_per_level(boxes: Tensor, priors: Priors, count: int, of: CandidateKind = "locations") -> Tensor:
+    """On each level the priors of the `count` locations, or the `count` priors, nearest to the object's centre.
+
+    Of several at the same distance the one with the larger DIoU (of a location's best prior) comes first, then the
+    index.
+    """
+    per_location = priors.layout.per_location if of == "locations" else 1
     centres = box_centres(boxes).unsqueeze(-2)
-    chosen = []
-    for level in torch.split(box_centres(priors.boxes), list(priors.level_counts)):
-        dx, dy = (centres - level[::per_location]).unbind(-1)
-        nearest = largest(-(dx * dx + dy * dy), min(count, dx.shape[-1]))
-        chosen.append(nearest.repeat_interleave(per_location, dim=-1))
-    return torch.cat(chosen, dim=-1)
+
+    def nearest(level: Priors) -> Tensor:
+        dx, dy = (centres - box_centres(level.boxes)[::per_location]).unbind(-1)
+
+        def near() -> Tensor:
+            each = nearness(boxes, level)
+            return each.view(*each.shape[:-1], -1, per_location).amax(dim=-1)
+
+        chosen = largest(-(dx * dx + dy * dy), near, min(count, dx.shape[-1]))
+        return chosen.repeat_interleave(per_location, dim=-1)
+
+    return torch.cat([nearest(priors[level]) for level in range(len(priors.level_counts))], dim=-1)
 
 
-def largest(values: Tensor, count: int | Tensor, at_most: int | None = None) -> Tensor:
-    """Mask of the `count` largest of the last dimension, the lower index first among equal ones.
+def first_best(keys: Sequence[Tensor], near: TieBreak, dim: int, above: float = -math.inf) -> Tensor:
+    """Index along `dim` (kept, of size 1) of the lexicographically largest keys, then `near`, then the lowest index.
+
+    `near` is not asked about ties in which the first key is not larger than `above`.
+    """
+    best = keys[0]
+    for key in keys[1:]:
+        best = torch.where(best == best.amax(dim=dim, keepdim=True), key, -torch.inf)
+    tied = best == best.amax(dim=dim, keepdim=True)
+    if known_empty((tied & (keys[0] > above)).sum(dim=dim) > 1):
+        return best.argmax(dim=dim, keepdim=True)
+    return torch.where(tied, near(), -torch.inf).argmax(dim=dim, keepdim=True)
+
+
+def largest(
+    values: Tensor, near: TieBreak, count: int | Tensor, at_most: int | None = None, above: float = -math.inf
+) -> Tensor:
+    """Mask of the `count` largest of the last dimension; of equal ones those of the largest `near`, then lowest index.
 
     `count` is one number or one for each row (at least 1), then bounded by `at_most`. `torch.topk` alone does not say
-    which of several equal values it takes.
+    which of several equal values it takes. `near` is not asked about ties at values that are not larger than `above`.
     """
     bound = min(count if isinstance(count, int) else (at_most or values.shape[-1]), values.shape[-1])
-    top = values.topk(bound, dim=-1).values
     if isinstance(count, int):
         wanted = torch.full_like(values[..., :1], bound, dtype=torch.int64)
     else:
         wanted = count.clamp(1, bound).unsqueeze(-1)
-    edge = top.gather(-1, wanted - 1)
-    above, level = values > edge, values == edge
-    return above | (level & (level.cumsum(dim=-1) <= wanted - above.sum(dim=-1, keepdim=True)))
+    chosen, tied, left = _up_to_edge(values, wanted, bound)
+    if not known_empty((tied & (values > above)).sum(dim=-1, keepdim=True) > left):
+        nearest, tied, left = _up_to_edge(torch.where(tied, near(), -torch.inf), left, bound)
+        chosen |= nearest
+    return chosen | (tied & (tied.cumsum(dim=-1) <= left))
+
+
+def _up_to_edge(values: Tensor, wanted: Tensor, bound: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What is larger than the value that ranks as `wanted` `[..., 1]`, what equals it, and how many of these belong."""
+    edge = values.topk(bound, dim=-1).values.gather(-1, wanted - 1)
+    larger = values > edge
+    return larger, values == edge, wanted - larger.sum(dim=-1, keepdim=True)
+
+
+def known_empty(mask: Tensor) -> bool:
+    """True if nothing is set and the host can see that for free, on a CPU; elsewhere it would have to wait: False."""
+    return mask.device.type == "cpu" and not bool(mask.any())

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from mgdet.assign.base import Assigner, hard_labels
 from mgdet.assign.criteria import prior_iou
-from mgdet.assign.ownership import Counts, Ownership
+from mgdet.assign.ownership import Counts, Force, Ownership
 from mgdet.errors import ConfigError
 from mgdet.structures import Assignment, Labels, Predictions, PriorLayout, Priors, Targets
 
@@ -16,6 +16,11 @@ class IoUThresholds(Assigner):
 
     positive_iou: float = Field(default=0.5, ge=0, le=1, description="anchor IoU from which an anchor is positive")
     negative_iou: float = Field(default=0.4, ge=0, le=1, description="anchor IoU below which an anchor is background")
+    force_ties: bool = Field(
+        default=True,
+        description="of anchors that tie as an object's best all are positive, each for the object that it overlaps "
+        "most, as in torchvision; false: only the one with the largest DIoU, for that object, as in SSD",
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -27,8 +32,9 @@ class IoUThresholds(Assigner):
         return self
 
     def anchor_owners(self, priors: Priors, targets: Targets, force: bool = True) -> Ownership:
-        """Who owns each anchor by IoU; an object needs one of at least `positive_iou`, or one by force."""
-        return self.find_owners(prior_iou(priors), priors, targets, force=force, adopt=force, enough=self.positive_iou)
+        """Who owns each anchor by IoU; with `force` an object's best anchor counts as 1 and orphans adopt."""
+        rule: Force = "none" if not force else "ties" if self.force_ties else "best"
+        return self.find_owners(prior_iou(priors), priors, targets, force=rule, adopt=force, enough=self.positive_iou)
 
     def threshold_labels(self, owners: Ownership) -> Labels:
         """Positive from `positive_iou`, ignored from `negative_iou`, background below."""
@@ -47,12 +53,15 @@ class IoUThresholds(Assigner):
 class MaxIoU(IoUThresholds):
     """Anchors with IoU >= 0.5 are positive, [0.4, 0.5) ignored, the rest background.
 
-    RetinaNet's rule (Lin et al., ICCV 2017, section 4.1) with SSD's guarantee (Liu et al., ECCV 2016, section 2.2):
-    the best anchor of each object is positive for it whatever its IoU (`force_match`).
+    RetinaNet's rule (Lin et al., ICCV 2017, section 4.1) with the guarantee of its implementations: the best anchors of
+    each object are positive whatever their IoU (`force_match`), all that tie (`force_ties`). With `adopt: false` it is
+    torchvision's `Matcher(0.5, 0.4, allow_low_quality_matches=True)`.
     """
 
     name: Literal["max_iou"] = "max_iou"
-    force_match: bool = Field(default=True, description="give each object its best anchor even below positive_iou")
+    force_match: bool = Field(
+        default=True, description="make each object's best anchor positive even below positive_iou"
+    )
 
     def resolved_for(self, layout: PriorLayout) -> Self:
         """Unchanged; refuses points."""

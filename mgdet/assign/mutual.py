@@ -1,9 +1,9 @@
 """What Mutual Guidance and mutual labeling share: each task's samples are ranked by how well the other task does."""
 
 from abc import abstractmethod
-from typing import Literal, NamedTuple, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 from mgdet.assign.base import owned_labels, ranked_labels
 from mgdet.assign.criteria import adaptive
@@ -34,10 +34,12 @@ class MutualAssigner(IoUThresholds):
     direction: Direction = Field(
         default="both", description="which task is guided by the other; `none`: the same count without predictions"
     )
-    top_k: PositiveInt | Literal["auto"] = Field(
+    top_k: Annotated[int, Field(gt=0, le=10_000)] | Literal["auto"] = Field(
         default="auto", description="qualities summed by count=dynamic_k; auto: 15, or 5 with one prior per location"
     )
-    candidates: int = Field(default=9, ge=1, description="locations on each level that count=mean_std looks at")
+    candidates: int = Field(
+        default=9, ge=1, le=10_000, description="locations on each level that count=mean_std looks at"
+    )
 
     @abstractmethod
     def criteria(self, predictions: Predictions) -> Criteria:
@@ -82,7 +84,7 @@ class MutualAssigner(IoUThresholds):
         """The labels of one task by its criterion; with `ignore` the priors between the two counts are ignored."""
         if self.count == "mean_std":
             return owned_labels(self.find_owners(adaptive(criterion, priors, self.candidates), priors, targets))
-        owners = self.find_owners(criterion, priors, targets, force=True, enough=self.enough(priors))
+        owners = self.find_owners(criterion, priors, targets, force="best", enough=self.enough(priors))
         if counts is None:
             counts = owners.dynamic_counts(resolved(self.top_k), targets.boxes.shape[1])
         return ranked_labels(owners, counts, ignore)

@@ -36,7 +36,9 @@ class MutualGuidance(MutualAssigner):
     """
 
     name: Literal["mutual_guidance"] = "mutual_guidance"
-    sigma: float = Field(default=2.0, ge=1, description="the larger, the less the score amplifies an anchor's IoU")
+    sigma: float = Field(
+        default=2.0, ge=1, le=1e30, description="the larger, the less the score amplifies an anchor's IoU"
+    )
     amplify: Literal["power", "exponential"] = Field(
         default="power", description="form of IoU_amplified: the paper's power, or the authors' later exponential"
     )
@@ -46,7 +48,14 @@ class MutualGuidance(MutualAssigner):
     count: Literal["auto", "iou", "dynamic_k", "mean_std"] = Field(
         default="auto", description="how many samples an object gets; auto: iou for anchors, dynamic_k for points"
     )
-    base_scale: float = Field(default=3.0, gt=0, description="strides; object size that prior=centre makes a level for")
+    base_scale: float = Field(
+        default=3.0, gt=0, le=1e6, description="strides; object size that prior=centre makes a level for"
+    )
+
+    force_ties: bool = Field(
+        default=False,
+        description="of anchors that tie as an object's best all count in Np; false as in the paper's code",
+    )
 
     def resolved_for(self, layout: PriorLayout) -> Self:
         """`prior`, `count` and `top_k` as numbers and names; refuses to count points by their IoU."""

@@ -42,23 +42,22 @@ class MutualLabeling(MutualAssigner, CentreRegion):
     criterion: Literal["score", "amplified", "regularised"] = Field(
         default="regularised", description="by what the other task ranks the candidates of an object"
     )
-    sigma: float = Field(default=2.0, ge=1, description="of `amplified`: the larger, the less the score counts")
+    sigma: float = Field(
+        default=2.0, ge=1, le=1e30, description="of `amplified`: the larger, the less the score counts"
+    )
     alpha: float = Field(default=1 / 3, ge=0, le=1, description="of `regularised`: power of the task's own quality")
-    theta: float = Field(default=4.0, gt=0, description="of `regularised`: power that brings an IoU to a score's scale")
+    theta: float = Field(
+        default=4.0, ge=0.001, le=1000, description="of `regularised`: power that brings an IoU to a score's scale"
+    )
     region: Literal["box", "centre"] = Field(
         default="box", description="of points: anywhere in the object, or within `radius` strides of its centre"
     )
-    warmup_epochs: float = Field(default=0.0, ge=0, description="epochs with the baseline's labels before")
+    warmup_epochs: float = Field(default=0.0, ge=0, le=1e9, description="epochs with the baseline's labels before")
 
     def baseline(self, layout: PriorLayout) -> MaxIoU | CenterSampling:
         """The detector's own assigner."""
-        if layout.points:
-            return CenterSampling(
-                radius=self.radius, regress_range=self.regress_range, chunk_elements=self.chunk_elements
-            )
-        return MaxIoU(
-            positive_iou=self.positive_iou, negative_iou=self.negative_iou, chunk_elements=self.chunk_elements
-        )
+        own: type[CenterSampling] | type[MaxIoU] = CenterSampling if layout.points else MaxIoU
+        return own(**self.model_dump(include=own.model_fields.keys() - {"name"}))
 
     def at(self, epoch: float, layout: PriorLayout) -> Assigner:
         """The baseline while `epoch < warmup_epochs`."""

@@ -1,5 +1,6 @@
 """Task alignment learning, TOOD's assigner (Feng et al., ICCV 2021, arXiv 2108.07755)."""
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from mgdet.assign.atss import ATSS
 from mgdet.assign.base import Assigner, owned_labels
 from mgdet.assign.criteria import class_score, product, regressed_iou, tie_safe_dtype
-from mgdet.assign.geometry import MARGIN, Sides, largest
+from mgdet.assign.geometry import MARGIN, Sides, largest, nearness
 from mgdet.assign.ownership import Criterion
 from mgdet.boxes import iou
 from mgdet.structures import Assignment, Labels, Predictions, PriorLayout, Targets
@@ -21,18 +22,23 @@ class TaskAligned(Assigner):
     p is the score of the object's class, u the IoU of the predicted box; the prior's centre must be inside. An object's
     targets are t scaled so that the largest is its largest u (section 3.3 of the paper). They belong to
     `loss.cls: {name: quality_focal, target: assigned}` and weigh the box loss. Where two objects choose one prior, the
-    larger IoU wins. TOOD starts with ATSS's labels for 4 epochs (its configuration, not the paper's text).
+    larger IoU wins. TOOD's code is `inside: after` with `adopt: false`; it starts with ATSS's labels for 4 epochs (its
+    configuration, not the paper's text).
     """
 
     name: Literal["task_aligned"] = "task_aligned"
-    alpha: float = Field(default=1.0, ge=0, description="power of the class score")
-    beta: float = Field(default=6.0, gt=0, description="power of the IoU")
-    top_k: int = Field(default=13, ge=1, description="positives of each object")
-    warmup_epochs: float = Field(default=4.0, ge=0, description="epochs with the labels of atss before")
+    alpha: float = Field(default=1.0, ge=0, le=1000, description="power of the class score")
+    beta: float = Field(default=6.0, gt=0, le=1000, description="power of the IoU")
+    top_k: int = Field(default=13, ge=1, le=10_000, description="positives of each object")
+    inside: Literal["before", "after"] = Field(
+        default="before",
+        description="when centres outside the object are dropped: before its top_k are chosen, or from those (TOOD)",
+    )
+    warmup_epochs: float = Field(default=4.0, ge=0, le=1e9, description="epochs with the labels of atss before")
 
     def at(self, epoch: float, layout: PriorLayout) -> Assigner:
         """ATSS while `epoch < warmup_epochs`."""
-        return ATSS(chunk_elements=self.chunk_elements) if epoch < self.warmup_epochs else self
+        return ATSS(adopt=self.adopt, chunk_elements=self.chunk_elements) if epoch < self.warmup_epochs else self
 
     def assign(self, predictions: Predictions, targets: Targets) -> Assignment:
         """Both tasks get the same labels."""
@@ -47,8 +53,11 @@ class TaskAligned(Assigner):
 
         def criterion(boxes: Tensor, labels: Tensor) -> Tensor:
             inside = Sides.of(boxes, priors).nearest() > MARGIN
-            aligned = torch.where(inside, alignment(boxes, labels), 0.0)
-            return torch.where(largest(aligned, self.top_k) & (aligned > 0), overlap(boxes, labels), 0.0)
+            aligned = alignment(boxes, labels)
+            if self.inside == "before":
+                aligned = torch.where(inside, aligned, 0.0)
+            chosen = largest(aligned, partial(nearness, boxes, priors), self.top_k, above=0)
+            return torch.where(chosen & (aligned > 0) & inside, overlap(boxes, labels), 0.0)
 
         return criterion
 

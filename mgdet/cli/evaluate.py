@@ -14,6 +14,7 @@ import logging
 
 from mgdet.cli.complete import add_overrides
 from mgdet.cli.run import Command, add_plugins
+from mgdet.text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -52,9 +53,10 @@ def print_table(metrics: dict[str, float], images: str, protocol: str) -> None:
 
     print(f"\n{'-' * 60}")
     per_class = [key for key in metrics if key.startswith(PER_CLASS)]
-    width = max(22, *(len(key) for key in per_class)) if per_class else 22
-    for key in (*headlines(metrics), *per_class):
-        print(f"{key:<{width}} {metric_text(metrics[key])}")
+    rows = {key: printable(key) for key in (*headlines(metrics), *per_class)}
+    width = max(22, *map(len, rows.values()))
+    for key, shown in rows.items():
+        print(f"{shown:<{width}} {metric_text(metrics[key])}")
     print(f"{'AP by the rule of':<{width}} {protocol}")
     print(f"{'images':<{width}} {images}")
 

@@ -24,6 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--draw", action="store_true", help="also write DIR/<name>.png with the boxes")
     parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at a time (default 1)")
     parser.add_argument("--overwrite", action="store_true", help="DIR may hold files; those of the same names go")
+    parser.add_argument(
+        "--ids", metavar="FILE", help="write the image ids of this COCO file; only its images are taken"
+    )
+    parser.add_argument("--max-pixels", type=int, metavar="N", help="width times height of an image, at most")
     add_plugins(parser)
 
 
@@ -35,9 +39,11 @@ def run(args: argparse.Namespace) -> int:
     trained = load_detector(args.checkpoint, plugins=args.plugin)
     logger.info("%s", trained)
     options = {"score": args.score, "draw": args.draw, "batch_size": args.batch_size, "overwrite": args.overwrite}
+    options |= {"ids": args.ids, "max_pixels": args.max_pixels}
     done = predict(trained, args.images, args.out, **options)
     left_out = f", {len(done.unreadable)} left out as unreadable (named above)" if done.unreadable else ""
-    print(f"{done.detections} detections in {done.images} images{left_out}; written to {args.out}")
+    passed_over = f"; {'; '.join(done.passed_over)}" if done.passed_over else ""
+    print(f"{done.detections} detections in {done.images} images{left_out}; written to {args.out}{passed_over}")
     return 0
 
 

@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING
 
 from mgdet.cli.keys import shipped
 from mgdet.cli.run import Command, common_options
+from mgdet.data.choices import Choices
 from mgdet.data.formats import FORMATS, DataFormat
 from mgdet.errors import MgdetError
+from mgdet.text import printable
 from mgdet.training.progress import Progress, show
 
 if TYPE_CHECKING:
@@ -72,9 +74,8 @@ def add_import_arguments(parser: argparse.ArgumentParser, data_format: type[Data
         "--split", nargs=len(paths), action="append", required=True, metavar=paths, help="once for each split"
     )
     parser.add_argument("--name", help="of the data set (default: the last part of --out)")
-    parser.add_argument("--skip-bad-images", action="store_true", help="leave out missing and undecodable images")
     parser.add_argument("--workers", type=int, help="decoding threads (default: the CPUs of this process)")
-    for own in data_format.options():
+    for own in (*Choices.options(), *data_format.options()):
         flag, text = f"--{own.name.replace('_', '-')}", own.meaning.replace("%", "%%")
         if own.default is False:
             parser.add_argument(flag, action="store_true", help=text)
@@ -125,9 +126,9 @@ def prepare(args: argparse.Namespace) -> "Manifest":
         [(name, places) for name, *places in args.split],
         name=args.name,
         overwrite=args.overwrite,
-        skip_bad_images=args.skip_bad_images,
         workers=args.workers,
         progress=progress,
+        **{each.name: getattr(args, each.name) for each in Choices.options()},
     )
 
 
@@ -138,7 +139,7 @@ def print_table(manifest: "Manifest", uri: str) -> None:
         counts = f"{split.images:>10}{split.boxes:>10}{split.crowd:>8}{split.negatives:>15}{len(split.shards):>8}"
         print(f"{name:<12}{counts}")
     changes = manifest.changes.model_dump(exclude={"dropped_boxes", "dropped_images"})
-    print(f"\n{len(manifest.categories)} classes: {', '.join(c.name for c in manifest.categories)}")
+    print(f"\n{len(manifest.categories)} classes: {', '.join(printable(c.name) for c in manifest.categories)}")
     print("Changed: " + (", ".join(f"{k} {v}" for k, v in changes.items() if v) or "nothing"))
     print(f"Written to {uri}")
 

@@ -11,7 +11,9 @@ from typing import Any
 
 from mgdet.cli.screen import AboveTheBar, progress_bar
 from mgdet.errors import Interrupted, MgdetError
-from mgdet.host import require_linux
+from mgdet.files import ensure_home
+from mgdet.host import require_linux, safe_path
+from mgdet.text import first_line, printable
 
 
 @dataclass(frozen=True)
@@ -75,12 +77,35 @@ def reader_may_leave() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+class _Plain(logging.Formatter):
+    """Escapes control characters, which the names of files and classes may hold."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record in lines of text."""
+        return printable(super().format(record), lines=True)
+
+
 def set_up_logging(level: int) -> None:
     """Print the records of mgdet from this `level` on, and the warnings of other libraries, on standard output."""
     lines = AboveTheBar(sys.stdout) if sys.stderr.isatty() else logging.StreamHandler(sys.stdout)
-    lines.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    lines.setFormatter(_Plain("%(asctime)s %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=logging.WARNING, handlers=[lines])
     logging.getLogger("mgdet").setLevel(level)
+
+
+MEMORY_REMEDY = (
+    "Lower train.batch_size (or raise train.accumulate), data.transform.resize, data.loader.workers or "
+    "data.loader.prefetch, or take a machine with more memory."
+)
+
+
+def _is_want_of_memory(error: Exception) -> bool:
+    """Python's, NumPy's and Arrow's error, or torch's of a GPU (recognised without importing torch) or of the CPU."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
+    )
 
 
 def run_cli(work: Callable[[], int], when_interrupted: str, level: int = logging.INFO) -> int:
@@ -91,7 +116,8 @@ def run_cli(work: Callable[[], int], when_interrupted: str, level: int = logging
     set_up_logging(level)
     try:
         require_linux()
-        with progress_bar():
+        ensure_home()
+        with safe_path(), progress_bar():
             return work()
     except Interrupted as error:
         print(f"interrupted: {error}", file=sys.stderr)
@@ -99,6 +125,11 @@ def run_cli(work: Callable[[], int], when_interrupted: str, level: int = logging
     except MgdetError as error:
         logging.getLogger("mgdet").debug("the error below was raised here:", exc_info=True)
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        if not _is_want_of_memory(error):
+            raise
+        print(f"error: not enough memory: {first_line(error)}. {MEMORY_REMEDY}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"interrupted; {when_interrupted}", file=sys.stderr)

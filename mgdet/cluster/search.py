@@ -91,7 +91,7 @@ def _directions(sweep: Sweep) -> list[StudyDirection]:
 def _sampler(sweep: Sweep, known: int) -> optuna.samplers.BaseSampler:
     """The configured sampler; its seed depends on how many trials are `known`, so as not to draw those once more."""
     config = sweep.searcher
-    seed = config.seed + 1_000_003 * known
+    seed = (config.seed + 1_000_003 * known) % 2**32  # as many as NumPy takes
     if isinstance(config, TPE):
         # a running trial counts as a bad one, so that trials that run at the same time do not crowd into one place
         return optuna.samplers.TPESampler(seed=seed, n_startup_trials=config.startup_trials, constant_liar=True)

@@ -8,9 +8,11 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from mgdet.errors import ClusterError, Interrupted
-from mgdet.plugins import shipped_modules
+from mgdet.files import private_directory
+from mgdet.plugins import PLACES, own_place, places, shipped_modules
 from mgdet.runs.config import ClusterConfig
 from mgdet.runs.resources import Node, Resources, this_machine
 from mgdet.runs.stop import on_sigterm
@@ -23,6 +25,7 @@ _ENVIRONMENT = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run` Ray would build a second environment for the workers
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # workers stay in the driver's directory
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # failures are seen, and reports committed, within half a second
+    "PYTHONSAFEPATH": "1",  # no process of the job imports from the directory where it was started
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # CPU workers see the GPUs' environment as it is (Ray's new default)
 }
 
@@ -44,18 +47,28 @@ def session(config: ClusterConfig) -> Iterator[Resources]:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
 
+    variables = {"PYTHONSAFEPATH": "1", **({PLACES: places()} if places() else {})}
     shipped = {"py_modules": modules} if (modules := shipped_modules()) else {}
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}  # what workers say comes by `mgdet.cluster.relay`
     try:
         if address:
             # its processes must know it, or Ray's helpers there look for one as below
             known = {"RAY_ADDRESS": address} if ":" in address and "://" not in address else {}
-            ray.init(address=address, runtime_env={"env_vars": known, **shipped}, **quiet)
+            # in a client's session the directories of this machine mean nothing, and Ray leaves them out by itself
+            paths = {} if "://" in address else {"job_config": _without_working_directory()}
+            ray.init(address=address, runtime_env={"env_vars": known | variables, **shipped}, **paths, **quiet)
         else:
             with _own_address(ray.util.get_node_ip_address()):
                 # 200 MB: data does not travel through the object store
                 room = {"num_cpus": int(this_machine().cpus), "object_store_memory": 200 << 20}
-                ray.init(address="local", runtime_env=shipped, **room, **quiet)
+                # Ray lets everybody read and write below its directory
+                private = {} if "RAY_TMPDIR" in os.environ else {"_temp_dir": str(private_directory() / "ray")}
+                ray.init(
+                    address="local",
+                    runtime_env={"env_vars": variables, **shipped},
+                    job_config=_without_working_directory(),
+                    **{**room, **private, **quiet},
+                )
     except Exception as error:
         raise ClusterError(
             f"no Ray cluster at {address or 'this machine'}: {error}. Check cluster.address or RAY_ADDRESS (such "
@@ -65,6 +78,21 @@ def session(config: ClusterConfig) -> Iterator[Resources]:
         yield _resources(f"cluster at {address}" if address else "this machine")
     finally:
         ray.shutdown()
+
+
+def _without_working_directory() -> Any:
+    """A job whose workers do not import from the driver's working directory, nor from that of its script.
+
+    Ray puts both in front of the path of every worker, unless the job has a working directory of its own; a `numpy.py`
+    there would be executed. mgdet's own directory takes their place where mgdet is not installed.
+    """
+    from ray.job_config import JobConfig
+
+    class Job(JobConfig):  # type: ignore[misc]  # Ray's class is untyped
+        def _runtime_env_has_working_dir(self) -> bool:
+            return True  # all that Ray asks this for is whether to add the two directories
+
+    return Job(_py_driver_sys_path=own_place())
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from mgdet.data.schema import Manifest, SplitInfo, read_manifest
+from mgdet.data.schema import ROW_GROUP_BYTES, Manifest, SplitInfo, read_manifest
 from mgdet.errors import DataError
 from mgdet.ground_truth import GroundTruth
 from mgdet.storage import child_uri, locate
@@ -17,6 +17,8 @@ from mgdet.structures import Category
 CACHED_ROW_GROUPS = 20
 """Row groups whose images each process keeps in memory: a shuffle window of 16, and a few of the next window.
 20 groups of 64 JPEGs of 100 kB are 128 MB."""
+CACHE_BYTES = CACHED_ROW_GROUPS * ROW_GROUP_BYTES
+"""Bytes of encoded images that each process keeps in memory by default: all those groups, whatever the files weigh."""
 
 _ANNOTATION_COLUMNS = ["image_id", "file_name", "width", "height", "boxes", "labels", "iscrowd", "area"]
 
@@ -35,18 +37,19 @@ class ShardedDataset:
 
     All annotations are a handful of numpy arrays, whatever the number of images, so memory does not grow with copies of
     Python objects in loader processes and a pickle for a spawned one is small. Images are read one row group at a
-    time and the last `CACHED_ROW_GROUPS` are kept. Not thread-safe.
+    time and the last `CACHED_ROW_GROUPS` are kept, or fewer where they exceed `cache_bytes`. Not thread-safe.
 
     Args:
         uri: root of the data set, a local path or a `pyarrow.fs` URI.
         split: one of the manifest's splits, such as "train".
+        cache_bytes: bound on the images that are kept; one row group always is.
 
     Raises:
         DataError: no data set there, no such split, or a shard that is missing or not what the manifest says.
     """
 
-    def __init__(self, uri: str, split: str) -> None:
-        self.uri, self.split = str(uri), split
+    def __init__(self, uri: str, split: str, cache_bytes: int = CACHE_BYTES) -> None:
+        self.uri, self.split, self.cache_bytes = str(uri), split, cache_bytes
         self.manifest: Manifest = read_manifest(self.uri)
         self.categories: tuple[Category, ...] = self.manifest.category_tuple()
         info = self.manifest.split(split, self.uri)
@@ -82,9 +85,8 @@ class ShardedDataset:
         for shard in info.shards:
             place, file = child_uri(self.uri, shard.file), root / shard.file
             try:
-                table = pq.read_table(
-                    file.path, filesystem=file.filesystem, columns=_ANNOTATION_COLUMNS, partitioning=None
-                )
+                with file.open_input() as opened:
+                    table = pq.read_table(opened, columns=_ANNOTATION_COLUMNS, partitioning=None)
             except (OSError, pa.ArrowException) as error:
                 raise DataError(f"Cannot read {place}: {error}. Prepare the data set again.") from error
             if table.num_rows != shard.rows:
@@ -158,9 +160,13 @@ class ShardedDataset:
             self._cache.move_to_end(group)
         else:
             self._cache[group] = self._read_group(group)
-            if len(self._cache) > CACHED_ROW_GROUPS:
+            while len(self._cache) > 1 and self._cache_is_full():
                 self._cache.popitem(last=False)
         return self._cache[group][position - int(self._group_starts[group])].as_py()  # type: ignore[no-any-return]
+
+    def _cache_is_full(self) -> bool:
+        kept = sum(group.nbytes for group in self._cache.values())
+        return len(self._cache) > CACHED_ROW_GROUPS or kept > self.cache_bytes
 
     def _read_group(self, group: int) -> pa.ChunkedArray:
         shard, index = self._group_address[group]

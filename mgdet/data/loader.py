@@ -8,15 +8,17 @@ import threading
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
+import numpy as np
 import torch
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mgdet.config_base import Config
-from mgdet.data.dataset import ShardedDataset
+from mgdet.data.choices import MAX_PIXELS
+from mgdet.data.dataset import CACHE_BYTES, ShardedDataset
 from mgdet.data.decode import decode_image
 from mgdet.data.order import EvalBatches, SampleKey, Segment, TrainBatches
 from mgdet.data.transforms import EvalTransform, TrainTransform, TransformConfig, Transformed
@@ -29,19 +31,33 @@ logger = logging.getLogger(__name__)
 class LoaderConfig(Config):
     """How batches are made; nothing here changes what is in them."""
 
-    workers: NonNegativeInt | Literal["auto"] = Field(
+    workers: Annotated[int, Field(ge=0, le=256)] | Literal["auto"] = Field(
         default="auto",
         description="loader processes of each training worker; 0: the training process itself decodes; auto: one less "
         "than its CPUs, at most 8, and none for up to two CPUs",
     )
-    prefetch: PositiveInt = Field(default=2, description="batches that each loader process prepares ahead")
+    prefetch: int = Field(default=2, gt=0, le=1000, description="batches that each loader process prepares ahead")
     start_method: Literal["forkserver", "spawn"] = Field(
         default="forkserver", description="how loader processes start; fork is not allowed, it breaks threads and CUDA"
     )
     divisor: int = Field(
         default=32,
         ge=1,
+        le=1024,
         description="heights and widths of a batch are padded to a multiple of this, the network's largest stride",
+    )
+    cache_mib: int = Field(
+        default=CACHE_BYTES // 2**20,
+        gt=0,
+        le=2**30,
+        description="encoded images that the training process and each loader process keep in memory, MiB; less than "
+        "20 row groups (of at most 32 MiB, or one image) makes the order's windows be read again",
+    )
+    max_pixels: int = Field(
+        default=MAX_PIXELS,
+        gt=0,
+        le=2**40,
+        description="width times height of an image file, at most; a larger one is refused",
     )
 
     @model_validator(mode="before")
@@ -66,37 +82,49 @@ class Sample(NamedTuple):
     original_size: tuple[int, int]  # (height, width) of the image file
     image_id: int
     position: int
+    crowds: Tensor | None = None  # [r, 4] crowd boxes, in pixels of the network input; None: none
 
 
 class TrainImages(Dataset[Sample]):
-    """The decoded and augmented images of a split, by `SampleKey`. Crowd boxes are left out: they are no targets."""
+    """The decoded and augmented images of a split, by `SampleKey`. Crowd boxes are kept apart: they are no targets."""
 
-    def __init__(self, source: ShardedDataset, config: TransformConfig, seed: int) -> None:
-        self.source, self.transform = source, TrainTransform(config, seed)
+    def __init__(self, source: ShardedDataset, config: TransformConfig, seed: int, max_pixels: int) -> None:
+        self.source, self.transform, self.max_pixels = source, TrainTransform(config, seed), max_pixels
 
     def __getitem__(self, key: SampleKey) -> Sample:
-        image, boxes, labels = _load(self.source, key.position)
+        image, boxes, labels = _load(self.source, key.position, self.max_pixels, crowds=True)
         data = self.transform(image, boxes, labels, epoch=key.epoch, position=key.position)
-        return _sample(self.source, key.position, image, data)
+        crowd = data.labels == _CROWD
+        if not crowd.any():
+            return _sample(self.source, key.position, image, data)
+        objects = Transformed(data.image, data.boxes[~crowd], data.labels[~crowd])
+        return _sample(self.source, key.position, image, objects)._replace(crowds=data.boxes[crowd])
 
 
 class EvalImages(Dataset[Sample]):
     """The decoded and resized images of a split, by row. Without crowd boxes: the evaluator has `ground_truth()`."""
 
-    def __init__(self, source: ShardedDataset, config: TransformConfig) -> None:
-        self.source, self.transform = source, EvalTransform(config)
+    def __init__(self, source: ShardedDataset, config: TransformConfig, max_pixels: int) -> None:
+        self.source, self.transform, self.max_pixels = source, EvalTransform(config), max_pixels
 
     def __getitem__(self, position: int) -> Sample:
-        image, boxes, labels = _load(self.source, position)
+        image, boxes, labels = _load(self.source, position, self.max_pixels)
         return _sample(self.source, position, image, self.transform(image, boxes, labels))
 
 
-def _load(source: ShardedDataset, position: int) -> tuple[Tensor, Tensor, Tensor]:
-    image = decode_image(source.read_image(position), source.describe(position))
+_CROWD = -1
+"""The label of a crowd on its way through the transform, which moves it as it moves objects."""
+
+
+def _load(
+    source: ShardedDataset, position: int, max_pixels: int, crowds: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Pixels, boxes and labels of an image, with its crowds only where they are asked for."""
+    image = decode_image(source.read_image(position), source.describe(position), max_pixels)
     annotation = source.annotation(position)
-    wanted = ~annotation.iscrowd
-    boxes = torch.from_numpy(annotation.boxes[wanted]).float()
-    return image, boxes, torch.from_numpy(annotation.labels[wanted])
+    wanted = slice(None) if crowds else ~annotation.iscrowd
+    labels = np.where(annotation.iscrowd, _CROWD, annotation.labels)[wanted]
+    return image, torch.from_numpy(annotation.boxes[wanted]).float(), torch.from_numpy(labels)
 
 
 def _sample(source: ShardedDataset, position: int, image: Tensor, data: Transformed) -> Sample:
@@ -119,10 +147,18 @@ class Collate:
             images=images,
             sizes=sizes,
             original_sizes=torch.tensor([s.original_size for s in samples]),
-            targets=pad_targets([s.data.boxes for s in samples], [s.data.labels for s in samples]),
+            targets=pad_targets([s.data.boxes for s in samples], [s.data.labels for s in samples]).replace(
+                regions=_padded_regions(samples)
+            ),
             image_ids=torch.tensor([s.image_id for s in samples]),
             positions=torch.tensor([s.position for s in samples]),
         )
+
+
+def _padded_regions(samples: Sequence[Sample]) -> Tensor:
+    """The crowds of a batch `[B, R, 4]`, padded with zeros to the image that has most."""
+    crowds = [torch.zeros(0, 4) if s.crowds is None else s.crowds for s in samples]
+    return pad_targets(crowds, [torch.zeros(len(c), dtype=torch.int64) for c in crowds]).boxes
 
 
 class TrainLoader(DataLoader[Sample]):
@@ -172,7 +208,7 @@ def build_train_loader(
     """
     batches = TrainBatches(source.row_group_sizes, batch_size=batch_size, seed=seed, world=world, rank=rank)
     options = _options(transform, loader, batch_size, cpus, pin_memory)
-    result = TrainLoader(TrainImages(source, transform, seed), batch_sampler=batches, **options)
+    result = TrainLoader(TrainImages(source, transform, seed, loader.max_pixels), batch_sampler=batches, **options)
     result.batches = batches
     return result
 
@@ -194,7 +230,7 @@ def build_eval_loader(
     """
     batches = EvalBatches(source.num_images, batch_size=batch_size, world=world, rank=rank)
     options = _options(transform, loader, batch_size, cpus, pin_memory)
-    return DataLoader(EvalImages(source, transform), batch_sampler=batches, **options)
+    return DataLoader(EvalImages(source, transform, loader.max_pixels), batch_sampler=batches, **options)
 
 
 def resolve_loader_workers(cpus_for_this_worker: float) -> tuple[int, str]:

@@ -11,11 +11,12 @@
 | image      | binary                | the encoded file, byte for byte (JPEG, PNG, ...)                           |
 | boxes      | list<float64>         | x1, y1, x2, y2 of box 0, then box 1, ...; pixels, continuous corners       |
 | labels     | list<int32>           | contiguous classes, positions in `Manifest.categories`                     |
-| iscrowd    | list<bool>            | COCO's crowd flag: ignored in training, may match many in evaluation       |
+| iscrowd    | list<bool>            | COCO's crowd flag: priors in it are ignored in training; matches many in AP|
 | area       | list<float64>         | the annotation's own `area` (COCO: of the mask), else width x height       |
 
 Boxes are float64 because evaluation compares with the annotation file's numbers to full precision. Images stand in
-order of the source; row groups hold about 64 images, so that one read brings about that many neighbours.
+order of the source. A row group holds 64 images, or fewer where they weigh 32 MiB: one read brings that many
+neighbours, and the memory of readers and of the writer does not grow with the size of the files.
 """
 
 from collections.abc import Callable
@@ -36,6 +37,8 @@ from mgdet.structures import Category
 FORMAT_VERSION = 1
 MANIFEST = "dataset.json"
 ROW_GROUP_SIZE = 64
+ROW_GROUP_BYTES = 32 * 2**20
+"""Bytes of encoded images after which a row group ends before it has `ROW_GROUP_SIZE` rows."""
 ROWS_PER_SHARD = 2048
 
 Progress = Callable[[str, int, int], None]
@@ -116,6 +119,14 @@ class Changes(Config):
     filled_area: int = 0  # annotations without area: width x height
     resized: int = 0  # images whose file has another size than the annotations say: the file wins
     bad_images: int = 0  # missing or undecodable image files: dropped with their boxes
+    renamed: int = 0  # file names that lead to their file only by another reading
+    repeated_images: int = 0  # further entries of a file that is listed already: its objects are added to the first
+    repeated_boxes: int = 0  # annotations equal to another one of their image: dropped
+    filled_bbox: int = 0  # annotations without a box: the bounds of their segmentation
+    replaced_area: int = 0  # areas that cannot be: width x height
+    turned: int = 0  # images whose boxes referred to the picture before its EXIF orientation: turned
+    rescaled: int = 0  # images whose boxes referred to another size: rescaled
+    deep: int = 0  # images of more than 8 bits per sample: scaled when they are decoded
     dropped_boxes: tuple[DroppedBox, ...] = ()  # the first 1000
     dropped_images: tuple[str, ...] = ()  # the first 1000
 

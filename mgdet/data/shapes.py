@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field
 
 from mgdet.config_base import Config
 from mgdet.data.render import CLASS_NAMES, draw_scene
@@ -29,10 +29,10 @@ GENERATOR_VERSION = 2
 class ShapesConfig(Config):
     """How many images to draw, and how hard they are."""
 
-    train: PositiveInt = Field(default=600, description="images of the split train")
-    val: PositiveInt = Field(default=150, description="images of the split val")
+    train: int = Field(default=600, gt=0, le=1_000_000, description="images of the split train")
+    val: int = Field(default=150, gt=0, le=1_000_000, description="images of the split val")
     size: int = Field(default=160, ge=48, le=4096, description="height and width in pixels")
-    seed: NonNegativeInt = Field(default=0, description="an image depends on it, its split and its index only")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="an image depends on it, its split and its index only")
     max_objects: int = Field(default=8, ge=1, le=100, description="objects in an image, at most")
     smallest: float = Field(
         default=0.08, gt=0, le=0.5, description="least width and height of an object, share of the image's; most is 0.7"

@@ -6,11 +6,11 @@ loader's workers, on the rank that draws it or on what was drawn before.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -18,13 +18,16 @@ from torchvision.transforms.v2 import functional as F
 
 from mgdet.config_base import Config
 
+Side: TypeAlias = Annotated[int, Field(gt=0, le=16_384)]
+"""A length of an image, pixels."""
+
 
 class FixedSize(Config):
     """Every image becomes exactly `height x width`; its aspect ratio is not kept. Batches need no padding."""
 
     name: Literal["fixed"] = "fixed"
-    height: PositiveInt = Field(description="height of the network's input, pixels")
-    width: PositiveInt = Field(description="width of the network's input, pixels")
+    height: Side = Field(description="height of the network's input, pixels")
+    width: Side = Field(description="width of the network's input, pixels")
 
     def target(self, height: int, width: int, scale: float = 1.0, train: bool = False) -> tuple[int, int]:
         """(height, width) of the network input for an image of `height x width`, times `scale`."""
@@ -39,8 +42,8 @@ class LongestEdge(Config):
     """The largest size within `height x width` that keeps the aspect ratio."""
 
     name: Literal["longest_edge"] = "longest_edge"
-    height: PositiveInt = Field(description="greatest height of the network's input, pixels")
-    width: PositiveInt = Field(description="greatest width of the network's input, pixels")
+    height: Side = Field(description="greatest height of the network's input, pixels")
+    width: Side = Field(description="greatest width of the network's input, pixels")
 
     def target(self, height: int, width: int, scale: float = 1.0, train: bool = False) -> tuple[int, int]:
         """(height, width) of the network input for an image of `height x width`, times `scale`."""
@@ -59,10 +62,10 @@ class ShortestEdge(Config):
     """
 
     name: Literal["shortest_edge"] = "shortest_edge"
-    sizes: tuple[PositiveInt, ...] = Field(
+    sizes: tuple[Side, ...] = Field(
         default=(800,), min_length=1, description="lengths of the shortest edge, pixels; evaluation takes the largest"
     )
-    longest: PositiveInt = Field(default=1333, description="bound on the longest edge, pixels")
+    longest: Side = Field(default=1333, description="bound on the longest edge, pixels")
 
     def target(self, height: int, width: int, scale: float = 1.0, train: bool = False) -> tuple[int, int]:
         """(height, width) of the network input for an image of `height x width`; draws when training."""
@@ -83,17 +86,17 @@ Resize = Annotated[FixedSize | LongestEdge | ShortestEdge, Field(discriminator="
 class ColorJitter(Config):
     """Strengths as in `torchvision.transforms.v2.ColorJitter`; 0 leaves a property alone."""
 
-    brightness: float = Field(default=0.2, ge=0, description="factor drawn from [1 - x, 1 + x]")
-    contrast: float = Field(default=0.2, ge=0, description="factor drawn from [1 - x, 1 + x]")
-    saturation: float = Field(default=0.2, ge=0, description="factor drawn from [1 - x, 1 + x]")
+    brightness: float = Field(default=0.2, ge=0, le=100, description="factor drawn from [1 - x, 1 + x]")
+    contrast: float = Field(default=0.2, ge=0, le=100, description="factor drawn from [1 - x, 1 + x]")
+    saturation: float = Field(default=0.2, ge=0, le=100, description="factor drawn from [1 - x, 1 + x]")
     hue: float = Field(default=0.0, ge=0, le=0.5, description="shift drawn from [-x, x]; 0.5 is half the colour circle")
 
 
 class ScaleJitter(Config):
     """Large-scale jitter: the size is multiplied by a factor of `low` to `high`, then cut or padded to `resize`."""
 
-    low: float = Field(default=0.5, gt=0, description="least factor of the size")
-    high: float = Field(default=1.5, gt=0, description="greatest factor of the size")
+    low: float = Field(default=0.5, ge=0.01, le=16, description="least factor of the size")
+    high: float = Field(default=1.5, ge=0.01, le=16, description="greatest factor of the size")
 
     @model_validator(mode="after")
     def _ordered(self) -> "ScaleJitter":
@@ -115,6 +118,7 @@ class TransformConfig(Config):
     min_box_size: float = Field(
         default=1.0,
         ge=0,
+        le=16_384,
         description="boxes narrower or lower after augmentation are dropped, pixels of the network's input",
     )
 
@@ -126,6 +130,16 @@ class TransformConfig(Config):
                 "or with shortest_edge give several resize.sizes instead"
             )
         return self
+
+    def largest_input(self, height: int, width: int) -> tuple[int, int]:
+        """The largest (height, width) at which training may see an image of `height x width`."""
+        high = 1.0 if self.scale_jitter is None else max(1.0, self.scale_jitter.high)
+        return self.resize.target(height, width, high)
+
+
+def least_side(config: TransformConfig) -> float:
+    """The width and height below which training drops a box, pixels of the network's input."""
+    return max(config.min_box_size, 1e-3)
 
 
 class Transformed(NamedTuple):
@@ -174,7 +188,7 @@ class TrainTransform:
         with seeded(self.seed, epoch, position):
             out, tv_boxes = self._steps(tv_tensors.Image(image), _as_tv_boxes(boxes, height, width))
         kept = _plain(tv_boxes)
-        large = ((kept[:, 2:] - kept[:, :2]) >= max(self.config.min_box_size, 1e-3)).all(dim=1)
+        large = ((kept[:, 2:] - kept[:, :2]) >= least_side(self.config)).all(dim=1)
         return Transformed(_plain(out), kept[large], labels[large])
 
 

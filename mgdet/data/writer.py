@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from mgdet.data.fingerprint import rows_checksum
 from mgdet.data.schema import (
     MANIFEST,
+    ROW_GROUP_BYTES,
     ROW_GROUP_SIZE,
     ROWS_PER_SHARD,
     SCHEMA,
@@ -45,7 +46,8 @@ def write_dataset(
 ) -> Manifest:
     """Write `splits` to `uri` and return the manifest; nothing stays behind after an error.
 
-    The records are pulled one row group at a time, so memory holds about 64 images whatever the size of the data set.
+    The records are pulled one row group at a time, so memory holds a few times 32 MiB of
+    images (or one larger image) whatever the size of the data set.
 
     Args:
         uri: destination, a local path or a `pyarrow.fs` URI.
@@ -115,13 +117,25 @@ def _write_shard(
     # Encoded images do not compress; statistics of a binary column would repeat whole images in the footer.
     options = {"compression": "none", "use_dictionary": False, "write_statistics": ["image_id"]}
     with file.open_output() as stream, pq.ParquetWriter(stream, SCHEMA, **options) as writer:
-        while group := list(islice(rows, ROW_GROUP_SIZE)):
+        while group := _next_group(rows):
             for record in group:
                 _count(record, counts)
             writer.write_table(_table(group), row_group_size=ROW_GROUP_SIZE)
             groups.append(len(group))
             checksums.append(rows_checksum(group))
     return tuple(groups), tuple(checksums)
+
+
+def _next_group(rows: Iterator[Record]) -> list[Record]:
+    """The next row group: 64 rows, or fewer that weigh enough."""
+    group: list[Record] = []
+    weight = 0
+    for record in islice(rows, ROW_GROUP_SIZE):
+        group.append(record)
+        weight += len(record.image)
+        if weight >= ROW_GROUP_BYTES:
+            break
+    return group
 
 
 def _count(record: Record, counts: dict[str, int]) -> None:

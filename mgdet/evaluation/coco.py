@@ -2,8 +2,9 @@
 
 Both libraries implement the protocol of https://cocodataset.org/#detection-eval and are fed the same in-memory data
 set, so either can check the other. This module owns what users keep stumbling over: annotation ids are renumbered from
-1 (the matchers use id 0 for "unmatched", which silently costs AP), labels are turned back into the source's category
-ids, no detections is an AP of 0 rather than an exception, and a value that is undefined is absent rather than -1.
+1 (the matchers use id 0 for "unmatched", which silently costs AP), and so are images and classes in order of the
+source's ids (faster-coco-eval holds ids as doubles, which merges neighbours beyond 2^53; the order decides ties), no
+detections is an AP of 0 rather than an exception, and a value that is undefined is absent rather than -1.
 """
 
 import contextlib
@@ -108,7 +109,7 @@ def coco_ap(gt: GroundTruth, det: DetectionArrays, backend: Backend = "faster", 
         with contextlib.redirect_stdout(io.StringIO()):  # both libraries report their progress by print
             by_id = run(_annotations(gt), _results(gt, det), limits)
         # The libraries order classes by category id, we by contiguous label.
-        row = np.argsort(np.argsort([c.id for c in gt.categories]))
+        row = _numbers(gt)[1] - 1
         precision, recall = by_id[0][:, :, row], by_id[1][:, row]
     return _summarize(gt, det, precision, recall, limits, backend, max_dets)
 
@@ -168,11 +169,12 @@ def _xywh(boxes: NDArray[np.floating[Any]]) -> list[list[float]]:
 
 
 def _dataset(gt: GroundTruth, annotations: list[dict[str, Any]]) -> dict[str, Any]:
-    sizes = zip(gt.image_ids.tolist(), gt.heights.tolist(), gt.widths.tolist(), strict=True)
+    images, classes = _numbers(gt)
+    sizes = zip(images.tolist(), gt.heights.tolist(), gt.widths.tolist(), strict=True)
     return {
         "info": {},  # pycocotools < 2.0.11 and third-party readers fail without it
         "images": [{"id": i, "height": h, "width": w} for i, h, w in sizes],
-        "categories": [{"id": c.id, "name": c.name} for c in gt.categories],
+        "categories": [{"id": n, "name": c.name} for n, c in zip(classes.tolist(), gt.categories, strict=True)],
         "annotations": annotations,
     }
 
@@ -202,8 +204,18 @@ def _results(gt: GroundTruth, det: DetectionArrays) -> dict[str, Any]:
 
 
 def _id_columns(gt: GroundTruth, image: NDArray[np.int64], labels: NDArray[np.int64]) -> tuple[list[int], list[int]]:
+    images, classes = _numbers(gt)
+    return images[image].tolist(), classes[labels].tolist()
+
+
+def _numbers(gt: GroundTruth) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Numbers 1, 2, ... of the images and of the classes, in order of their ids: what the libraries see as ids."""
     category_ids = np.array([c.id for c in gt.categories], dtype=np.int64)
-    return gt.image_ids[image].tolist(), category_ids[labels].tolist()
+    return _ranks(gt.image_ids) + 1, _ranks(category_ids) + 1
+
+
+def _ranks(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.argsort(np.argsort(values))
 
 
 def _run_faster(

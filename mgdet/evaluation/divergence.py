@@ -61,18 +61,29 @@ class DivergenceConfig(Config):
         lt=1,
         description="least IoU with its best object of a pre_nms and per_image candidate, and of a post_nms match",
     )
-    top_k: int = Field(default=50, ge=3, description="best scored boxes of an object that pre_nms_top<k> correlates")
+    top_k: int = Field(
+        default=50, ge=3, le=100_000, description="best scored boxes of an object that pre_nms_top<k> correlates"
+    )
     top_iou_floor: float = Field(
         default=0.1, ge=0, lt=1, description="IoU that a box of pre_nms_top<k> has more of with its object"
     )
     min_candidates: int = Field(
-        default=3, ge=3, description="objects, images and classes with fewer boxes have no rho and enter no mean"
+        default=3,
+        ge=3,
+        le=10**9,
+        description="objects, images and classes with fewer boxes have no rho and enter no mean",
     )
     scatter_points: int = Field(
-        default=4000, ge=0, description="size of the random sample of pre_nms candidates that is kept to be drawn"
+        default=4000,
+        ge=0,
+        le=1_000_000,
+        description="size of the random sample of pre_nms candidates that is kept to be drawn",
     )
     chunk_elements: int = Field(
-        default=1 << 24, ge=1, description="most IoU values held at once on the device; never changes the result"
+        default=1 << 24,
+        ge=1,
+        le=2**53,
+        description="most IoU values held at once on the device; never changes the result",
     )
 
 

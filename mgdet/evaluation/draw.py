@@ -4,9 +4,11 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from mgdet.evaluation.fonts import drawable
+from mgdet.text import printable
 
 COLORS = ("#ffb000", "#36c5f0", "#ff5c8a", "#7ee081", "#c79bff", "#ff8f45", "#f4f45a", "#4fe3c1")
 """By class."""
@@ -31,14 +33,16 @@ def draw_boxes(
     size = max(1, round(width * scale)), max(1, round(height * scale))
     picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).resize(size, Image.Resampling.BICUBIC)
     pen, line = ImageDraw.Draw(picture), max(2, round(max(size) / 400))
-    font = _font(max(12, round(max(size) / 45)))
+    height_of_text = max(12, round(max(size) / 45))
     drawn = list(zip(boxes, labels, strict=True))
     for box, label in reversed(drawn):
         corners = [value * scale for value in box]
         pen.rectangle(_grown(corners, 1), outline="black", width=line + 2)
         pen.rectangle(corners, outline=COLORS[label % len(COLORS)], width=line)
     for (box, label), text in reversed(list(zip(drawn, texts, strict=True))):  # after all boxes: none crosses a text
-        _write(pen, text, (box[0] * scale, box[1] * scale), COLORS[label % len(COLORS)], font, size)
+        shown, file = drawable(text)
+        font = _font(file, height_of_text)
+        _write(pen, shown, (box[0] * scale, box[1] * scale), COLORS[label % len(COLORS)], font, size)
     return picture
 
 
@@ -51,6 +55,7 @@ def _write(
     size: tuple[int, int],
 ) -> None:
     """Above the box's upper left corner, within the picture."""
+    text = printable(text)
     left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
     width, height = right - left + 6, bottom - top + 4
     x = max(0, min(corner[0], size[0] - width))
@@ -64,6 +69,5 @@ def _grown(box: Sequence[float], by: float) -> list[float]:
 
 
 @functools.cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu, which matplotlib brings along: class names need not be ASCII."""
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)
+def _font(file: Path, size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(file, size)

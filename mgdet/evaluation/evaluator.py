@@ -61,6 +61,7 @@ class EvaluationConfig(DivergenceConfig):
     max_dets: int = Field(
         default=100,
         ge=1,
+        le=10_000,
         description="detections of an image and class that AP of the protocol coco counts, at least 100 (LVIS: 300; "
         "model.postprocess.max_detections has to allow them); adds the recall at this limit to those at 1, 10 and 100",
     )

@@ -3,8 +3,8 @@
 Figures are made without pyplot, so they need no display, share no state and are freed like any other object.
 """
 
-import csv
-import io
+import html
+import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from torch import Tensor
@@ -22,7 +23,9 @@ from torch import Tensor
 from mgdet.evaluation.average_precision import IOU_THRESHOLDS, RECALL_THRESHOLDS, APResult
 from mgdet.evaluation.divergence import DivergenceResult
 from mgdet.evaluation.draw import COLORS
+from mgdet.evaluation.fonts import drawable
 from mgdet.structures import Category, Detections, Targets
+from mgdet.text import csv_text, printable
 
 _MAX_CURVES = 10
 _GREY = "#666666"
@@ -68,11 +71,20 @@ def _class_curves(axes: Axes, result: APResult, defined: Any) -> None:
     at50 = result.precision[0]
     ranked = sorted(defined.tolist(), key=lambda k: -at50[:, k].mean())
     shown = ranked if len(ranked) <= _MAX_CURVES else ranked[: _MAX_CURVES // 2] + ranked[-_MAX_CURVES // 2 :]
+    labels = []
     for i, k in enumerate(shown):
         label = f"{names[k]}  {at50[:, k].mean():.3f}  (n = {result.class_boxes[names[k]]:,})"
-        axes.plot(RECALL_THRESHOLDS, at50[:, k], lw=1.8, color=colormaps["tab10"](i % 10), label=label)
+        axes.plot(RECALL_THRESHOLDS, at50[:, k], lw=1.8, color=colormaps["tab10"](i % 10), label=str(i))
+        labels.append(drawable(label))
     title = "class, AP50, objects" if len(shown) == len(ranked) else f"5 best and 5 worst of {len(ranked)} classes"
-    axes.legend(title=title, fontsize=8, title_fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)
+    legend = axes.legend(
+        title=title, fontsize=8, title_fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False
+    )
+    # only now, because a name that begins with _ would be left out, and one with $ taken for a formula
+    for text, shown_as in zip(legend.get_texts(), labels, strict=True):
+        text.set_parse_math(False)
+        text.set_text(shown_as.text)
+        text.set_fontproperties(FontProperties(fname=str(shown_as.font), size=8))
 
 
 def score_iou_figure(divergence: DivergenceResult) -> Figure:
@@ -221,9 +233,10 @@ def _tag(axes: Axes, x: float, y: float, text: str, color: str, above: bool) -> 
     outside = y > top + room if above else y < bottom - room
     style = {"facecolor": color, "edgecolor": "none", "pad": 1.2, "alpha": 0.92}
     place: dict[str, Any] = {"ha": "left", "va": "bottom" if above == outside else "top", "clip_on": True}
-    axes.text(
-        max(x, axes.get_xlim()[0]), min(max(y, top), bottom), text, fontsize=7, color="black", bbox=style, **place
-    )
+    shown, font = drawable(text)
+    place["fontproperties"] = FontProperties(fname=str(font), size=7)
+    corner = max(x, axes.get_xlim()[0]), min(max(y, top), bottom)
+    axes.text(*corner, shown, color="black", bbox=style, parse_math=False, **place)
 
 
 def _draw_box(axes: Axes, box: Sequence[float], color: str, dashed: bool) -> None:
@@ -247,15 +260,19 @@ def per_class_table(result: APResult, style: Literal["markdown", "csv"] = "markd
     digits = 4 if style == "markdown" else 6
     cells = [[r[0], str(r[1]), *(_cell(v, digits) for v in r[2:])] for r in (*rows, total)]
     if style == "csv":
-        out = io.StringIO()
-        csv.writer(out, lineterminator="\n").writerows([header, *cells])
-        return out.getvalue()
-    cells = [[c.replace("|", "\\|") for c in row] for row in cells]
+        return csv_text([header, *cells])
+    cells = [[_markdown(c) for c in row] for row in cells]
     width = [max(len(c) for c in column) for column in zip(header, *cells, strict=True)]
     pad = [[c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(r, width, strict=True))] for r in cells]
     head = [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(header, width, strict=True))]
     rule = ["-" * w if i == 0 else "-" * (w - 1) + ":" for i, w in enumerate(width)]
     return "".join("| " + " | ".join(row) + " |\n" for row in (head, rule, *pad))
+
+
+def _markdown(text: str) -> str:
+    """The text in a cell of a table; nothing in it is taken for Markdown or HTML."""
+    escaped = html.escape(printable(text), quote=False)
+    return re.sub(r"([\\`*\[\]|])", r"\\\1", escaped)
 
 
 def _cell(value: float | None, digits: int) -> str:

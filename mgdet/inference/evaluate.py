@@ -49,7 +49,7 @@ def evaluate_trained(trained: Trained, data: str | None = None, split: str | Non
         ConfigError: its classes are not those of the checkpoint.
     """
     uri, name = data or trained.experiment.data.uri, split or trained.experiment.data.val_split
-    dataset = ShardedDataset(uri, name)
+    dataset = ShardedDataset(uri, name, trained.experiment.data.loader.cache_mib * 2**20)
     require_categories(trained, dataset.categories, uri)
     metrics, _ = evaluate(
         trained.detector,

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import yaml
 
 from mgdet.config import Experiment, validate
 from mgdet.config_yaml import Overrides, settings_of, with_settings
 from mgdet.errors import CheckpointError, ConfigError
 from mgdet.models import Detector
+from mgdet.plain_yaml import parse_yaml
 from mgdet.plugins import load_plugins
 from mgdet.records import RecordError, read_as
 from mgdet.storage import Location, locate
@@ -175,8 +175,8 @@ def _verify(file: Location, data: bytes) -> None:
 def _experiment(path: str, state: dict[str, Any], asked: Mapping[str, Any]) -> Experiment:
     text = state.get("config")
     try:
-        tree = yaml.safe_load(text) if isinstance(text, str) else None
-    except yaml.YAMLError:
+        tree = parse_yaml(text) if isinstance(text, str) else None
+    except ValueError:
         tree = None
     if not isinstance(tree, dict):
         raise CheckpointError(f"{path}: holds no configuration, so nothing says what its weights are. {EXPECTED}.")

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from mgdet.errors import DataError
+from mgdet.files import may_be_written
 from mgdet.storage import child_uri, locate
 
 
@@ -14,7 +15,7 @@ class JsonFile:
         uri: local path or `pyarrow.fs` URI. Its directory is made; an existing file is replaced.
 
     Raises:
-        DataError: it is a directory, or its directory cannot be made.
+        DataError: it is a directory or another thing that is no regular file, or its directory cannot be made.
     """
 
     def __init__(self, uri: str) -> None:
@@ -24,6 +25,8 @@ class JsonFile:
             if self.file.is_directory():
                 example = child_uri(uri, "metrics.json")
                 raise DataError(f"{uri} is a directory; give the name of a file in it, such as {example}.")
+            if self.file.is_local:
+                may_be_written(self.file.path)
             self.file.parent.mkdir()
         except OSError as error:
             raise self._unwritable(error) from error

@@ -1,7 +1,6 @@
 """Detect objects in image files, exactly as an evaluation does, and write them in COCO's results format."""
 
 import logging
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,6 +13,8 @@ from mgdet.data.decode import decode_image
 from mgdet.data.loader import Collate, Sample
 from mgdet.data.transforms import EvalTransform
 from mgdet.errors import DataError
+from mgdet.files import absolute, may_be_written, read_regular
+from mgdet.inference.find import Images, find_images
 from mgdet.inference.load import Trained
 from mgdet.inference.output import JsonFile
 from mgdet.inference.prediction import Prediction, predictions
@@ -22,9 +23,6 @@ from mgdet.training.precision import autocast
 from mgdet.training.progress import ProgressLog
 
 logger = logging.getLogger(__name__)
-
-SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"))
-"""Suffixes, in either case, of the files that are taken from directories; a file given by name may have any."""
 
 
 class Photo(NamedTuple):
@@ -41,6 +39,7 @@ class Predicted(NamedTuple):
     images: int  # number of images
     unreadable: tuple[str, ...]  # paths of the images that could not be read
     detections: int  # number of detections in all images
+    passed_over: tuple[str, ...] = ()  # one text for each kind of file that was not taken: how many, and which
 
 
 @torch.no_grad()
@@ -71,6 +70,8 @@ def predict(
     draw: bool = False,
     batch_size: int = 1,
     overwrite: bool = False,
+    ids: str | None = None,
+    max_pixels: int | None = None,
 ) -> Predicted:
     """Detect in files and write `out/detections.json` (COCO results) and `out/images.json` (what their ids mean).
 
@@ -82,18 +83,22 @@ def predict(
         draw: also write a picture of each image with its detections, `out/<name>.png`.
         batch_size: images at a time.
         overwrite: let `out` hold files already. Those of the same names are replaced, all others stay.
+        ids: an annotation file in COCO's format. Its images alone are taken, matched by file name, and the results
+            carry its ids, so that `loadRes` of pycocotools reads them for that file. By default ids are positions.
+        max_pixels: width times height of an image, at most; by default that of the training.
 
     Raises:
         DataError: an input that does not exist, no image that can be read, or an `out` that is taken or unwritable.
     """
     _check_options(trained, score, batch_size)
     directory = _directory(out, overwrite)
-    paths = find_images(inputs, directory)
+    found = find_images(inputs, directory, ids)
+    paths, limit = found.paths, max_pixels or trained.experiment.data.loader.max_pixels
     made = not directory.exists()
     writer = _Writer(trained, directory, score, _picture_names(paths) if draw else None)
     unreadable: list[str] = []
     try:
-        for photos in _groups(paths, batch_size, unreadable):
+        for photos in _groups(found, batch_size, unreadable, limit):
             writer.add(photos, detect(trained, [p.pixels for p in photos]))
         if not writer.images:
             raise DataError(f"None of the {len(paths)} images can be read; nothing was written. The log says why.")
@@ -102,53 +107,18 @@ def predict(
         if made:  # a directory without detections.json would only stand in the way of the next try
             shutil.rmtree(directory, ignore_errors=True)
         raise
-    return Predicted(len(writer.images), tuple(unreadable), len(writer.results))
+    return Predicted(len(writer.images), tuple(unreadable), len(writer.results), found.passed_over)
 
 
-def find_images(inputs: Sequence[str], out: Path) -> list[Path]:
-    """The image files that `inputs` name, each once: in the order given, those of a directory sorted.
-
-    Hidden files and what lies in `out` (pictures of an earlier prediction) are passed over. Raises `DataError` for an
-    input that does not exist or lies in `out` itself, and where there is no image at all.
-    """
-    out = out.resolve()
-    found: dict[Path, Path] = {}
-    for name in inputs:
-        given = Path(name)
-        if not os.path.exists(given):  # unlike Path.exists also where a directory may not be entered
-            raise DataError(f"{name}: no such file or directory. Give image files, or directories with images.")
-        if given.resolve().is_relative_to(out):
-            raise DataError(
-                f"{name} lies in the output directory {out}, where it could be overwritten. Choose another."
-            )
-        files = list(_below(given, out)) if given.is_dir() else [given]
-        if not files:
-            logger.warning("%s: no file with the suffix of an image in it or below", name)
-        for path in files:
-            found.setdefault(path.resolve(), path)
-    if not found:
-        raise DataError(
-            f"No images in {', '.join(inputs) or 'nothing'}. Taken are files with the suffixes "
-            f"{', '.join(sorted(SUFFIXES))}; name a file itself if it is called otherwise."
-        )
-    return list(found.values())
-
-
-def _below(directory: Path, out: Path) -> Iterator[Path]:
-    for path in sorted(directory.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(directory).parts)
-        wanted = path.suffix.lower() in SUFFIXES and path.is_file() and not hidden
-        if wanted and not path.resolve().is_relative_to(out):
-            yield path
-
-
-def _groups(paths: Sequence[Path], size: int, unreadable: list[str]) -> Iterator[list[Photo]]:
+def _groups(found: Images, size: int, unreadable: list[str], max_pixels: int) -> Iterator[list[Photo]]:
     """The readable images, `size` at a time; the names of the others are appended to `unreadable`, with a warning."""
+    paths = found.paths
     pace = ProgressLog("predicted", len(paths))
     group: list[Photo] = []
     for index, path in enumerate(paths):
         try:
-            group.append(Photo(index - len(unreadable), path, decode_image(path.read_bytes(), str(path))))
+            number = index - len(unreadable) if found.ids is None else found.ids[index]
+            group.append(Photo(number, path, decode_image(read_regular(path), str(path), max_pixels)))
         except (OSError, DataError) as error:
             logger.warning("left out: %s", error)
             unreadable.append(path.as_posix())
@@ -171,8 +141,8 @@ def _check_options(trained: Trained, score: float, batch_size: int) -> None:
 def _directory(out: str, overwrite: bool) -> Path:
     if "://" in out or not out.strip():
         raise DataError(f"The output directory is {out!r}; it must be a local directory.")
-    path = Path(out).expanduser()
     try:
+        path = absolute(out)
         taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
     except OSError as error:
         raise DataError(f"{out} cannot be used: {error}. Choose another place.") from error
@@ -236,6 +206,7 @@ class _Writer:
         assert self.pictures is not None, "names were made where pictures are wanted"
         path = self.directory / self.pictures[photo.path]
         try:
+            may_be_written(path)
             draw_boxes(photo.pixels, found.boxes.tolist(), found.labels.tolist(), texts).save(path)
         except OSError as error:
             raise DataError(f"{path} cannot be written: {error}. Check the space and the rights.") from error

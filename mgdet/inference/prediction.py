@@ -3,7 +3,6 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -12,8 +11,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from mgdet.data.choices import MAX_PIXELS
 from mgdet.data.decode import decode_image, from_pillow
 from mgdet.errors import DataError, MgdetError
+from mgdet.files import read_regular
 from mgdet.structures import Category, Detections
 
 if TYPE_CHECKING:
@@ -102,8 +103,8 @@ def predictions(
     return out
 
 
-def pixels_of(image: ImageLike) -> Tensor:
-    """The `[3, H, W]` uint8 RGB pixels of an image, upright.
+def pixels_of(image: ImageLike, max_pixels: int = MAX_PIXELS) -> Tensor:
+    """The `[3, H, W]` uint8 RGB pixels of an image, upright; a file may have at most `max_pixels`.
 
     Raises:
         DataError: a file or Pillow image that cannot be read, or an array or tensor of another shape or type.
@@ -116,15 +117,28 @@ def pixels_of(image: ImageLike) -> Tensor:
         return _checked(pixels, "array", image.shape, fits)
     if isinstance(image, Image.Image):
         try:
-            return from_pillow(image)
+            data = _unread_file(image)
+            return from_pillow(image) if data is None else decode_image(data, "the Pillow image", max_pixels)
         except (OSError, ValueError) as error:
             raise DataError(f"the Pillow image cannot be read: {error}") from error
     if isinstance(image, str | os.PathLike):
         try:
-            return decode_image(Path(image).read_bytes(), str(image))
+            return decode_image(read_regular(image), str(image), max_pixels)
         except OSError as error:
             raise DataError(f"{image}: cannot be read ({error}). Give the path of an image file.") from error
     raise DataError(f"an image is a {type(image).__name__}: {_ALLOWED}")
+
+
+def _unread_file(image: Image.Image) -> bytes | None:
+    """The whole file of an image that Pillow has opened and not decoded yet: Pillow takes damaged JPEGs for whole."""
+    file = getattr(image, "fp", None)
+    if file is None or not getattr(image, "tile", None) or image.tell() != 0:
+        return None
+    place = file.tell()
+    file.seek(0)
+    data: bytes = file.read()
+    file.seek(place)
+    return data
 
 
 _ALLOWED = (

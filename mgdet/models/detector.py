@@ -59,7 +59,7 @@ class DetectorConfig(Config):
     )
     fpn_norm: Norm = Field(default="none", description="norm of the pyramid's convolutions")
     head_norm: Norm = Field(default="none", description="norm of the head's convolutions")
-    channels: int = Field(default=256, ge=8, multiple_of=8, description="width of pyramid and head")
+    channels: int = Field(default=256, ge=8, le=2048, multiple_of=8, description="width of pyramid and head")
     p6_from: str = "p5"
     trainable_layers: int = Field(
         default=5, ge=0, le=5, description="backbone stages that train, counted from the last; 5: all"
@@ -92,7 +92,8 @@ class DetectorConfig(Config):
 class Detector(nn.Module):
     """Backbone, pyramid and head; parameter names are those of torchvision's detectors.
 
-    A subclass sets `head`, `coder` and `anchor_generator`, and says in `predict` what its head makes of the pyramid.
+    A subclass sets `head`, `coder`, `anchor_generator` and `prior_offset` (where in its cell a location lies, in
+    strides), and says in `predict` what its head makes of the pyramid.
     """
 
     mean: Tensor
@@ -100,6 +101,7 @@ class Detector(nn.Module):
     head: nn.Module
     coder: Coder
     anchor_generator: AnchorGenerator
+    prior_offset: float
 
     def __init__(self, config: DetectorConfig, num_classes: int) -> None:
         super().__init__()
@@ -164,7 +166,9 @@ class Detector(nn.Module):
             if len(self._priors) >= REMEMBERED_SHAPES:  # many image shapes: do not hold the priors of all of them
                 self._priors.clear()
             grids = [(f.shape[-2], f.shape[-1]) for f in features]
-            self._priors[key] = grid_priors(self.anchor_generator, key[:2], grids, images.device, self.config.layout)
+            self._priors[key] = grid_priors(
+                self.anchor_generator, key[:2], grids, images.device, self.config.layout, self.prior_offset
+            )
         return self._priors[key]
 
 

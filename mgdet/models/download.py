@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mgdet.errors import CheckpointError
+from mgdet.files import ensure_home
 
 
 def fetch(enum: Any) -> dict[str, Tensor]:
@@ -13,10 +14,12 @@ def fetch(enum: Any) -> dict[str, Tensor]:
 
     Raises `CheckpointError` where it can be neither downloaded nor found in the cache.
     """
+    ensure_home()
     try:
         return dict(enum.get_state_dict(progress=False, check_hash=True))
     except Exception as error:  # URLError, HTTPError, OSError, RuntimeError (hash): all mean the same to the user
         raise CheckpointError(
             f"{enum} could not be downloaded from {enum.url} ({error}). Without internet access put the file into "
-            f"{torch.hub.get_dir()}/checkpoints/ by hand, or set model.weights=none, or give the path of a checkpoint."
+            f"{torch.hub.get_dir()}/checkpoints/ by hand, or set model.weights=none, or give the path of a checkpoint. "
+            "TORCH_HOME is another place for downloads, if that one cannot be written to."
         ) from error

@@ -39,6 +39,13 @@ class FCOSConfig(DetectorConfig):
     name: Literal["fcos"] = "fcos"
     head_norm: Norm = Field(default="gn", description="norm of the head's convolutions")
     p6_from: Literal["p5", "c5"] = Field(default="p5", description="input of P6")
+    point_offset: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="where points lie in their cell, in strides from its upper left: 0 as in torchvision, 0.5 as in "
+        "the paper and MMDetection",
+    )
     quality: Literal["none", "centerness", "iou"] = Field(
         default="centerness", description="what the branch beside the boxes predicts; iou: IoU rescoring in its place"
     )
@@ -66,6 +73,7 @@ class FCOS(Detector):
         self.head = _Head(config.channels, num_classes, config.head_norm, with_quality=config.quality != "none")
         self.coder = PointCoder()
         self.anchor_generator = AnchorGenerator(tuple((s,) for s in STRIDES), ((1.0,),) * len(STRIDES))
+        self.prior_offset = config.point_offset
 
     @property
     def class_layer(self) -> nn.Conv2d:

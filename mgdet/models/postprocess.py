@@ -15,8 +15,10 @@ class PostProcess(Config):
 
     score_threshold: float = Field(default=0.05, ge=0, lt=1, description="scores up to this are dropped before NMS")
     nms_iou: float = Field(default=0.5, gt=0, le=1, description="same-class boxes that overlap more are suppressed")
-    pre_nms_top_k: int = Field(default=1000, ge=1, description="candidates kept on each pyramid level before NMS")
-    max_detections: int = Field(default=100, ge=1, description="detections kept per image")
+    pre_nms_top_k: int = Field(
+        default=1000, ge=1, le=100_000, description="candidates kept on each pyramid level before NMS"
+    )
+    max_detections: int = Field(default=100, ge=1, le=10_000, description="detections kept per image")
 
     @torch.no_grad()
     def __call__(

@@ -1,7 +1,7 @@
 """RetinaNet (Lin et al., ICCV 2017) from torchvision's parts, on whole batch tensors."""
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, TypeAlias
 
 import torch
 from pydantic import Field
@@ -13,6 +13,8 @@ from mgdet.models.coder import AnchorCoder
 from mgdet.models.detector import CocoWeights, Detector, DetectorConfig, flatten_map
 from mgdet.models.norm import norm_layer
 from mgdet.structures import PriorLayout
+
+Weight: TypeAlias = Annotated[float, Field(ge=0.001, le=1000)]
 
 
 class RetinaNetConfig(DetectorConfig):
@@ -33,7 +35,7 @@ class RetinaNetConfig(DetectorConfig):
     name: Literal["retinanet"] = "retinanet"
     p6_from: Literal["p5", "c5"] = Field(default="p5", description="input of P6: p5 as torchvision's v1, c5 as its v2")
     anchors: AnchorConfig = AnchorConfig()
-    coder_weights: tuple[float, float, float, float] = Field(
+    coder_weights: tuple[Weight, Weight, Weight, Weight] = Field(
         default=(1.0, 1.0, 1.0, 1.0), description="of dx, dy, dw, dh; (10, 10, 5, 5) is SSD's variance coding"
     )
     quality: Literal["none", "iou"] = Field(
@@ -63,6 +65,7 @@ class RetinaNet(Detector):
             nn.init.zeros_(self.quality.bias)  # type: ignore[arg-type]  # the layer has one
         self.coder = AnchorCoder(config.coder_weights)
         self.anchor_generator = config.anchors.generator()
+        self.prior_offset = config.anchors.offset
 
     @property
     def class_layer(self) -> nn.Conv2d:

@@ -1,10 +1,14 @@
 """What a run asks of the cluster. Imports no Ray: a configuration can be read without it."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self, TypeAlias
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from mgdet.config_base import Config
+
+WEEK = 7 * 24 * 3600.0
+"""The longest time to wait for anything, s."""
+Workers: TypeAlias = Annotated[int, Field(gt=0, le=4096)]
 
 
 class ClusterConfig(Config):
@@ -13,22 +17,33 @@ class ClusterConfig(Config):
     address: str | None = Field(
         default=None, description="Ray address; null: RAY_ADDRESS if set, else a cluster of this machine alone"
     )
-    workers: NonNegativeInt | Literal["auto"] | tuple[PositiveInt, PositiveInt] = Field(
+    workers: Annotated[int, Field(ge=0, le=4096)] | Literal["auto"] | tuple[Workers, Workers] = Field(
         default="auto",
         description="DDP workers; auto: one per GPU, else one per CPU up to 2; 0: in this process; [min, max]: "
         "elastic, as many of them as the cluster has room for",
     )
     gpu: bool | Literal["auto"] = Field(default="auto", description="one GPU per worker; auto: if the cluster has any")
-    cpus_per_worker: PositiveFloat | Literal["auto"] = Field(
+    cpus_per_worker: Annotated[float, Field(ge=0.01, le=4096)] | Literal["auto"] = Field(
         default="auto", description="auto: the cluster's CPUs divided by the workers, at most 16, at least 1"
     )
-    max_failures: int = Field(default=3, ge=-1, description="worker crashes to recover from; -1: any number")
-    scale_up_timeout_s: float = Field(
-        default=0, ge=0, description="wait so long for an autoscaler to bring nodes; 0: those that are there must do"
+    max_failures: int = Field(
+        default=3, ge=-1, le=1_000_000, description="worker crashes to recover from; -1: any number"
     )
-    start_timeout_s: float = Field(default=60, gt=0, description="elastic: try fewer workers after waiting so long")
-    resize_interval_s: float = Field(default=60, gt=0, description="elastic: look so often whether more workers fit")
-    collective_timeout_s: float = Field(default=300, gt=0, description="a worker silent for so long counts as lost")
+    scale_up_timeout_s: float = Field(
+        default=0,
+        ge=0,
+        le=WEEK,
+        description="wait so long for an autoscaler to bring nodes; 0: those that are there must do",
+    )
+    start_timeout_s: float = Field(
+        default=60, gt=0, le=WEEK, description="elastic: try fewer workers after waiting so long"
+    )
+    resize_interval_s: float = Field(
+        default=60, gt=0, le=WEEK, description="elastic: look so often whether more workers fit"
+    )
+    collective_timeout_s: float = Field(
+        default=300, ge=1, le=WEEK, description="a worker silent for so long counts as lost"
+    )
 
     @field_validator("workers")
     @classmethod

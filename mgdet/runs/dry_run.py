@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mgdet.config import Experiment
+from mgdet.data.findings import examine_data
 from mgdet.data.order import micro_batch
 from mgdet.runs.launch import prepare
 from mgdet.runs.resources import arithmetic, check_fits, this_machine
@@ -39,12 +40,20 @@ def dry_run(experiment: Experiment) -> str:
         train = experiment.train.model_copy(update={"batch_size": share, "accumulate": 1})
         alone = experiment.model_copy(update={"storage": directory, "train": train})
         worker = Worker(alone, World(0, 1, device), NullTracker())
+        found = examine_data(experiment.data)
+        lines += [f"data: {line}" for line in found.lines]
         worker.loader.start(0)
         batch = next(iter(worker.loader)).to(device)
         lines += _step(worker, batch)
         lines += _checkpoint_and_evaluation(worker, directory)
     lines.append(_memory(device))
-    lines.append("dry run: everything works; nothing was kept")
+    learnable = found.learnable[experiment.data.train_split]
+    lines.append(
+        "dry run: everything works; nothing was kept"
+        if learnable
+        else "dry run: every part runs, but NOTHING WOULD BE LEARNED: no object of the training split reaches the loss "
+        "(see the lines that begin with `data:`); nothing was kept"
+    )
     return "\n".join(lines)
 
 

@@ -6,19 +6,21 @@ Where the loop itself runs is the caller's: `in_process` here, or Ray's workers 
 import logging
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
+from mgdet import files
 from mgdet.config import Experiment
 from mgdet.data.config import DataConfig
+from mgdet.data.findings import examine_data
 from mgdet.data.fingerprint import describe_data, fingerprint
 from mgdet.data.schema import read_manifest
 from mgdet.data.shapes import ensure_shapes
-from mgdet.errors import ClusterError, Interrupted
+from mgdet.errors import ClusterError, ConfigError, Interrupted
 from mgdet.evaluation.evaluator import AP, DIVERGENCE
 from mgdet.models.weights import NAMED_WEIGHTS
 from mgdet.provenance import as_tags, made_by
+from mgdet.runs.memory import check_batch_fits
 from mgdet.runs.record import (
     Summary,
     log_directory,
@@ -47,14 +49,17 @@ Execute = Callable[[Experiment, RunHandle | None], None]
 def absolute(experiment: Experiment) -> Experiment:
     """The same experiment with absolute local paths: workers run in other directories."""
 
-    def fix(uri: str) -> str:
-        return uri if "://" in uri else str(Path(uri).expanduser().resolve())
+    def fix(key: str, uri: str) -> str:
+        try:
+            return uri if "://" in uri else str(files.absolute(uri))
+        except OSError as error:
+            raise ConfigError(f"{key} = {uri!r}: {error}") from None
 
-    data = experiment.data.model_copy(update={"uri": fix(experiment.data.uri)})
+    data = experiment.data.model_copy(update={"uri": fix("data.uri", experiment.data.uri)})
     model = experiment.model
     if model.weights not in NAMED_WEIGHTS:
-        model = model.model_copy(update={"weights": fix(model.weights)})
-    return experiment.model_copy(update={"data": data, "model": model, "storage": fix(experiment.storage)})
+        model = model.model_copy(update={"weights": fix("model.weights", model.weights)})
+    return experiment.model_copy(update={"data": data, "model": model, "storage": fix("storage", experiment.storage)})
 
 
 def prepare(experiment: Experiment, cpus: float, gpus: float) -> tuple[Experiment, list[str]]:
@@ -68,6 +73,7 @@ def prepare(experiment: Experiment, cpus: float, gpus: float) -> tuple[Experimen
     resolved, reasons = resolve(experiment, num_images=images, cpus=cpus, gpus=gpus, begun_in=begun_in)
     for caution in out_of_reach(experiment, resolved, images):
         logger.warning("%s", caution)
+    check_batch_fits(resolved)
     return resolved, reasons
 
 
@@ -117,6 +123,9 @@ def _launch(
         logger.info("%s", reason)
     reached = summarise(experiment) if existing else None
     finished = reached is not None and reached.already_finished
+    if not finished:
+        for line in examine_data(experiment.data).lines:
+            logger.warning("%s", line)
     if existing:
         logger.info("the run %s is %s", experiment.run_uri, "finished, nothing to train" if finished else "continued")
     else:

@@ -12,6 +12,7 @@ from typing import Any
 from mgdet.config import Experiment
 from mgdet.data.fingerprint import Fingerprint, data_differences
 from mgdet.errors import ConfigError
+from mgdet.files import cache_directory
 from mgdet.lease import OWNER, owned
 from mgdet.provenance import made_by
 from mgdet.records import RecordError, plain, seal, unseal
@@ -215,7 +216,7 @@ def log_directory(experiment: Experiment) -> Path:
     if local is not None:
         return local
     digest = hashlib.sha256(experiment.run_uri.encode()).hexdigest()[:12]
-    return Path.home() / ".cache" / "mgdet" / f"{experiment.name}-{digest}"
+    return cache_directory() / f"{experiment.name}-{digest}"
 
 
 def set_old_journal_aside(experiment: Experiment) -> None:

@@ -5,18 +5,17 @@
 Everything that a trial could be is validated against the experiment's own types when the file is read.
 """
 
-import copy
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from mgdet.config import Experiment, validate
 from mgdet.config_base import Config
 from mgdet.config_files import SWEEPS, find, find_base
-from mgdet.config_yaml import Overrides, flatten, read_tree, read_yaml, settings_of, validate_as, with_settings
+from mgdet.config_yaml import Overrides, flatten, plain, read_tree, read_yaml, settings_of, validate_as, with_settings
 from mgdet.errors import ConfigError
 from mgdet.evaluation.evaluator import AP, info_of, infos
 from mgdet.plugins import load_plugins, named_plugins, united
@@ -24,6 +23,7 @@ from mgdet.storage import child_uri
 from mgdet.sweep.space import AnyDomain, Params, Space
 
 Mode = Literal["max", "min"]
+MOST_TRIALS = 100_000
 
 
 class ASHA(Config):
@@ -31,8 +31,8 @@ class ASHA(Config):
     goes on only if it is among the best 1 / `reduction_factor` of those that have been there."""
 
     name: Literal["asha"] = "asha"
-    grace_epochs: PositiveInt = Field(default=2, description="no trial is stopped before")
-    reduction_factor: float = Field(default=3, gt=1, description="one in so many goes on")
+    grace_epochs: int = Field(default=2, gt=0, le=1_000_000, description="no trial is stopped before")
+    reduction_factor: float = Field(default=3, gt=1, le=1_000_000, description="one in so many goes on")
 
 
 class Median(Config):
@@ -40,8 +40,8 @@ class Median(Config):
     2017)."""
 
     name: Literal["median"] = "median"
-    grace_epochs: PositiveInt = Field(default=2, description="no trial is stopped before")
-    min_trials: PositiveInt = Field(default=3, description="trials to compare with")
+    grace_epochs: int = Field(default=2, gt=0, le=1_000_000, description="no trial is stopped before")
+    min_trials: int = Field(default=3, gt=0, le=MOST_TRIALS, description="trials to compare with")
 
 
 class NoScheduler(Config):
@@ -54,31 +54,41 @@ class TPE(Config):
     """Optuna's tree-structured Parzen estimator (Bergstra et al., NeurIPS 2011); it takes several metrics as well."""
 
     name: Literal["tpe"] = "tpe"
-    seed: int = Field(default=0, ge=0, description="of the searcher's random numbers")
-    startup_trials: PositiveInt = Field(default=10, description="random ones, before the estimator begins")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="of the searcher's random numbers")
+    startup_trials: int = Field(
+        default=10, gt=0, le=MOST_TRIALS, description="random ones, before the estimator begins"
+    )
 
 
 class RandomSearch(Config):
     """Every trial independent of the others."""
 
     name: Literal["random"] = "random"
-    seed: int = Field(default=0, ge=0, description="of the searcher's random numbers")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="of the searcher's random numbers")
 
 
 class Sweep(Config):
     """What a sweep file holds. The same storage and name mean the same sweep, which is then continued."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="of the sweep: letters, digits, . _ -")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=150, description="of the sweep: letters, digits, . _ -"
+    )
     base: dict[str, Any] = Field(description="the experiment that is varied; in the file: its path relative to it")
     set: dict[str, Any] = Field(default={}, description="dotted keys that are the same in every trial")
     space: dict[str, AnyDomain] = Field(min_length=1, description="dotted keys that are searched")
     metric: dict[str, Mode] = Field(default={AP.name: AP.direction}, description="one or several; the first one leads")
-    trials: PositiveInt | Literal["auto"] = Field(default="auto", description="auto: every point of the grids once")
+    trials: Annotated[int, Field(gt=0, le=MOST_TRIALS)] | Literal["auto"] = Field(
+        default="auto", description="auto: every point of the grids once"
+    )
     scheduler: Annotated[ASHA | Median | NoScheduler, Field(discriminator="name")] = ASHA()
     searcher: Annotated[TPE | RandomSearch, Field(discriminator="name")] = TPE()
-    concurrent: PositiveInt | Literal["auto"] = Field(default="auto", description="auto: as many as fit the cluster")
-    max_failures: int = Field(default=1, ge=0, description="retries of a trial, beside cluster.max_failures of workers")
-    report_every_s: float = Field(default=30, gt=0, description="seconds between tables in the log")
+    concurrent: Annotated[int, Field(gt=0, le=10_000)] | Literal["auto"] = Field(
+        default="auto", description="auto: as many as fit the cluster"
+    )
+    max_failures: int = Field(
+        default=1, ge=0, le=1000, description="retries of a trial, beside cluster.max_failures of workers"
+    )
+    report_every_s: float = Field(default=30, gt=0, le=86_400, description="seconds between tables in the log")
 
     @field_validator("metric", mode="before")
     @classmethod
@@ -177,7 +187,7 @@ def load_sweep(config: str | Path | Mapping[str, Any], overrides: Overrides = ()
         ConfigError: naming the key, the value and the range that led to it.
     """
     if isinstance(config, Mapping):
-        source, directory, tree = "the sweep", Path(), copy.deepcopy(dict(config))
+        source, directory, tree = "the sweep", Path(), plain(config, "the sweep")
     else:
         path = find(config, SWEEPS)
         source, directory, tree = str(config), path.parent, read_yaml(path)
@@ -192,7 +202,7 @@ def load_sweep(config: str | Path | Mapping[str, Any], overrides: Overrides = ()
         raise ConfigError(f"{source}: base = {base!r}: expected the name of an experiment's YAML file beside this one")
     tree["base"] = read_tree(Experiment, find_base(base, directory))
     if added:
-        tree.setdefault("set", {})["plugins"] = united(tree["base"].get("plugins", ()), added)
+        _below(tree, "set", source)["plugins"] = united(tree["base"].get("plugins", ()), added)
     sweep = validate_as(Sweep, tree, source)
     experiments = [experiment for _, experiment in sweep.corners()]
     _check_epochs(sweep, experiments, source)
@@ -231,22 +241,25 @@ def _dotted(tree: dict[str, Any], *, searched: bool) -> dict[str, Any]:
 
 def _apply(tree: dict[str, Any], key: str, value: Any, said: str) -> None:
     head, _, rest = key.partition(".")
-    if head in ("set", "space") and rest:
-        tree.setdefault(head, {})[rest] = value
-    elif head in Sweep.model_fields and head not in ("set", "space"):
-        node = tree
-        if rest:
-            node = tree.setdefault(head, {})
-            if not isinstance(node, dict):
-                raise ConfigError(f"{said}: {head} is a value, it has no keys below it")
-        node[rest or head] = value
+    if head in Sweep.model_fields and (rest or head not in ("set", "space")):
+        (_below(tree, head, said) if rest else tree)[rest or head] = value
     elif head in Experiment.model_fields:
-        tree.setdefault("set", {})[key] = value
+        _below(tree, "set", said)[key] = value
     else:
         allowed = [*Sweep.model_fields, *Experiment.model_fields]
         near = difflib.get_close_matches(head, allowed, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise ConfigError(f"{said}: unknown key {head}.{hint} Allowed: {', '.join(dict.fromkeys(allowed))}.")
+
+
+def _below(tree: dict[str, Any], key: str, said: str) -> dict[str, Any]:
+    """The mapping under a key of a sweep, made if it is missing. Raises `ConfigError` where something else is there."""
+    if tree.get(key) is None:
+        tree[key] = {}
+    if not isinstance(tree[key], dict):
+        raise ConfigError(f"{said}: {key} is a value, it has no keys below it")
+    found: dict[str, Any] = tree[key]
+    return found
 
 
 def _check_epochs(sweep: Sweep, experiments: Sequence[Experiment], source: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from mgdet.evaluation.evaluator import AP, DIVERGENCE
 from mgdet.sweep.config import Sweep
@@ -150,6 +151,8 @@ def _axis(axes: Any, x: float, ticks: Sequence[tuple[float, str]]) -> None:
 
 
 def _png(figure: Figure) -> bytes:
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # values may hold a $
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     return buffer.getvalue()

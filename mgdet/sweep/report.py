@@ -1,7 +1,5 @@
 """The report of a sweep, as files: tables of trials, pictures, importances, and the winner's configuration."""
 
-import csv
-import io
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
@@ -14,6 +12,7 @@ from mgdet.sweep.config import Sweep
 from mgdet.sweep.pictures import divergence_against_ap, importance_bars, parallel_coordinates
 from mgdet.sweep.table import sweep_metrics
 from mgdet.sweep.trials import Trial, front, ranked, tell, values
+from mgdet.text import csv_text
 
 _FEWEST = 4
 """Fewer trials than this give no importance: it would be noise."""
@@ -38,7 +37,9 @@ def report(sweep: Sweep, trials: Sequence[Trial]) -> dict[str, bytes]:
         "divergence_against_ap.png": divergence_against_ap(sweep, trials),
     }
     if found := importance(sweep, trials):
-        files["importance.csv"] = _csv([["key", "importance"], *([k, f"{v:.4f}"] for k, v in found.items())]).encode()
+        files["importance.csv"] = csv_text(
+            [["key", "importance"], *([k, f"{v:.4f}"] for k, v in found.items())]
+        ).encode()
         pictures["importance.png"] = importance_bars(sweep, found)
     return files | {name: picture for name, picture in pictures.items() if picture}
 
@@ -52,7 +53,7 @@ def trials_csv(sweep: Sweep, trials: Sequence[Trial]) -> str:
     for t in [*best, *(t for t in trials if t not in best)]:
         searched = [t.settings.get(k, "") for k in keys]
         rows.append([t.name, t.state, t.epoch, t.epochs, *searched, *(t.metrics.get(m, "") for m in metrics), t.reason])
-    return _csv(rows)
+    return csv_text(rows)
 
 
 def seeds_csv(sweep: Sweep, trials: Sequence[Trial]) -> str | None:
@@ -73,7 +74,7 @@ def seeds_csv(sweep: Sweep, trials: Sequence[Trial]) -> str | None:
             cells.append(f"{statistics.mean(found):.4f}" if found else "")
             cells.append(f"{statistics.stdev(found):.4f}" if len(found) > 1 else "")
         rows.append([*group, len(members), *cells])
-    return _csv(rows)
+    return csv_text(rows)
 
 
 def winner_yaml(sweep: Sweep, trial: Trial, suffix: str) -> str:
@@ -105,9 +106,3 @@ def importance(sweep: Sweep, trials: Sequence[Trial]) -> dict[str, float] | None
     evaluator = optuna.importance.PedAnovaImportanceEvaluator()
     found = optuna.importance.get_param_importances(study, evaluator=evaluator, params=everywhere)
     return {k: float(v) for k, v in found.items()} or None
-
-
-def _csv(rows: Sequence[Sequence[Any]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()

@@ -14,6 +14,12 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from mgdet.config_base import Config
 
 Scalar: TypeAlias = bool | int | float | str | None
+MOST_DOMAINS, MOST_OPTIONS, MOST_POINTS = 100, 4096, 20_000
+"""Bounds of a space: searched keys, values of all choices and grids together, combinations of all grids."""
+Real: TypeAlias = Annotated[float, Field(ge=-1e300, le=1e300)]
+"""A number whose distance from another one is finite."""
+Whole: TypeAlias = Annotated[int, Field(ge=-(2**53), le=2**53)]
+"""An integer that a searcher's floating-point numbers can be."""
 Params: TypeAlias = dict[str, Scalar]
 """A trial as the searcher knows it: a plain value for each key that exists in the trial."""
 
@@ -65,7 +71,7 @@ class _Interval(Domain):
 class Uniform(_Interval):
     """Any number of the interval, all equally likely."""
 
-    uniform: tuple[float, float]
+    uniform: tuple[Real, Real]
 
     def _ends(self) -> tuple[float, float]:
         return self.uniform
@@ -78,7 +84,7 @@ class Uniform(_Interval):
 class LogUniform(_Interval):
     """Any number of the interval, its logarithm being uniformly distributed."""
 
-    loguniform: tuple[Annotated[float, Field(gt=0)], float]
+    loguniform: tuple[Annotated[float, Field(gt=0)], Real]
 
     def _ends(self) -> tuple[float, float]:
         return self.loguniform
@@ -91,7 +97,7 @@ class LogUniform(_Interval):
 class Integers(_Interval):
     """An integer, both ends included; with `log: true` (from 1 on) its logarithm is uniformly distributed."""
 
-    integers: tuple[int, int]
+    integers: tuple[Whole, Whole]
     log: bool = False
 
     def _ends(self) -> tuple[float, float]:
@@ -174,6 +180,12 @@ class Space:
     def __init__(self, domains: Mapping[str, Domain]) -> None:
         self.domains: dict[str, Domain] = {}
         waiting = dict(domains)
+        values = sum(len(d.options()) for d in domains.values())
+        if len(domains) > MOST_DOMAINS or values > MOST_OPTIONS:
+            raise ValueError(
+                f"{len(domains)} keys with {values} values: expected at most {MOST_DOMAINS} keys and "
+                f"{MOST_OPTIONS} values"
+            )
         while waiting:
             ready = [k for k, d in waiting.items() if all(parent in self.domains for parent in d.when)]
             if not ready:
@@ -182,6 +194,11 @@ class Space:
                 self.domains[key] = waiting.pop(key)
         for key, domain in self.domains.items():
             self._check_parents(key, domain)
+        parents = {p for d in self.domains.values() for p in d.when}
+        if math.prod(len(self.domains[p].options()) for p in parents) > MOST_OPTIONS:
+            raise ValueError(
+                f"{', '.join(sorted(parents))}: other keys depend on more than {MOST_OPTIONS} combinations"
+            )
 
     def suggest(self, trial: Trial) -> Params:
         """Plain values that Optuna chooses for each key that exists, given the values of the keys before it."""
@@ -214,7 +231,12 @@ class Space:
     def grid(self) -> list[Params]:
         """Every combination of all grids' values, as plain ones; a single empty one without a grid."""
         grids = {k: d for k, d in self.domains.items() if isinstance(d, Grid)}
-        return [{k: grids[k].encode(v) for k, v in point.items()} for point in _product(grids)]
+        points = list(itertools.islice(_product(grids), MOST_POINTS + 1))
+        if len(points) > MOST_POINTS:
+            raise ValueError(
+                f"the grids have more than {MOST_POINTS:,} points; leave values out, or take choice for some"
+            )
+        return [{k: grids[k].encode(v) for k, v in point.items()} for point in points]
 
     def corners(self, limit: int = 2048) -> Iterator[dict[str, Any]]:
         """Settings that together hold every option and both ends of every interval.

@@ -4,7 +4,7 @@ import logging
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -63,7 +63,7 @@ class StoreTracking(Tracking):
 
     enabled: bool = Field(default=True, description="false: the same as the tracker none")
     send_every_s: float = Field(default=1.0, gt=0, le=60, description="metrics are collected this long, then sent")
-    retry_after_s: tuple[float, ...] = Field(
+    retry_after_s: tuple[Annotated[float, Field(ge=0, le=3600)], ...] = Field(
         default=(5.0, 15.0, 60.0), min_length=1, description="waits after failures to send; the last one repeats"
     )
     flush_timeout_s: float = Field(default=30.0, ge=0, le=600, description="bound on sending the rest at the end")

@@ -1,11 +1,13 @@
 """Access to MLflow: which store, how it is reached without ever blocking for long, and which names it accepts."""
 
+import hashlib
 import logging
 import os
 import re
 from pathlib import Path
 from typing import Any
 
+from mgdet.files import ensure_home
 from mgdet.text import redacted
 
 _SQLITE = "sqlite:///"
@@ -24,7 +26,7 @@ def sqlite_path(uri: str) -> Path | None:
     """The database file of a SQLite URI, absolute; None for every other store."""
     if not uri.startswith(_SQLITE) or uri == f"{_SQLITE}:memory:":
         return None
-    return Path(uri.removeprefix(_SQLITE)).expanduser().absolute()
+    return Path(os.path.expanduser(uri.removeprefix(_SQLITE))).absolute()  # which leaves an unknown ~name as it is
 
 
 def shown_uri(uri: str) -> str:
@@ -33,12 +35,18 @@ def shown_uri(uri: str) -> str:
 
 
 def mlflow_name(name: str) -> str:
-    """A key that MLflow accepts; class names in `val/AP/<class>` may hold anything."""
+    """A key that MLflow accepts; class names in `val/AP/<class>` may hold anything.
+
+    A name that has to be changed gets a hash of itself at its end, so that "a&b" and "a%b" stay two keys.
+    """
     clean = re.sub(r"[^\w\-. /:]", "_", name)
     clean = "/".join("_" if part in ("", ".", "..") else part for part in clean.split("/"))
     if clean.startswith(".."):  # refused even where it is no directory, as in "..x"
         clean = "__" + clean[2:]
-    return clean if len(clean) <= _MAX_NAME else clean[: _MAX_NAME - 1] + "_"
+    if clean == name and len(clean) <= _MAX_NAME:
+        return clean
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:6]
+    return f"{clean[: _MAX_NAME - 7]}-{digest}"
 
 
 def connect(uri: str, timeout_s: int, repeats: int, *, create: bool = False) -> Any:
@@ -75,6 +83,7 @@ def connect(uri: str, timeout_s: int, repeats: int, *, create: bool = False) -> 
     retries = logging.getLogger("urllib3.connectionpool")
     if retries.level == logging.NOTSET:  # it warns at each retry of each request; our own warning says it once
         retries.setLevel(logging.ERROR)
+    ensure_home()
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=uri)

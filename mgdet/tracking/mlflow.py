@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, TextIO
 
 from pydantic import Field
 
+from mgdet.files import may_be_written
 from mgdet.text import first_line
 from mgdet.tracking.base import StoreTracking
 from mgdet.tracking.client import connect, mlflow_name, resolve_uri, shown_uri, sqlite_path
@@ -155,6 +156,8 @@ def _alone(uri: str) -> Iterator[None]:
         yield
         return
     path.parent.mkdir(parents=True, exist_ok=True)
+    for file in (path, f"{path}.lock"):
+        may_be_written(file)
     with open(f"{path}.lock", "a+") as lock:
         _wait_for(lock)
         yield

@@ -143,8 +143,9 @@ class Worker:
 
     def _build_data(self) -> None:
         e, world = self.experiment, self.world
-        self.train_data = ShardedDataset(e.data.uri, e.data.train_split)
-        val_data = ShardedDataset(e.data.uri, e.data.val_split)
+        cache = e.data.loader.cache_mib * 2**20
+        self.train_data = ShardedDataset(e.data.uri, e.data.train_split, cache)
+        val_data = ShardedDataset(e.data.uri, e.data.val_split, cache)
         self.categories = val_data.categories
         self.data = fingerprint(self.train_data.manifest, [e.data.train_split, e.data.val_split])
         self.ground_truth = val_data.ground_truth()

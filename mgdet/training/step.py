@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from mgdet.assign.ignore import ignore_regions
 from mgdet.config import Experiment
 from mgdet.models import Detector, Losses
 from mgdet.models.losses.total import OverStep
@@ -85,6 +86,8 @@ def forward(
         predictions: Predictions = network(batch.images, batch.sizes)
     if assignment is None:
         assignment = experiment.assigner.at(epoch, predictions.priors.layout)(predictions, batch.targets)
+        regions, overlap = batch.targets.regions, experiment.train.ignore_overlap
+        assignment = ignore_regions(assignment, predictions.priors, regions, overlap)
     losses = experiment.loss(
         predictions,
         batch.targets,

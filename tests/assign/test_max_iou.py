@@ -26,6 +26,8 @@ from tests.assign.helpers import (
 )
 from tests.reference.assigners import assign_max_iou
 
+FORCE = st.fixed_dictionaries({key: st.booleans() for key in ("force_match", "force_ties", "adopt")})
+
 
 def check(inputs, **options):
     """Assigner and oracle agree; returns the assignment."""
@@ -41,16 +43,16 @@ def check(inputs, **options):
     anchors=st.integers(1, 40),
     step=st.sampled_from(STEPS),
     thresholds=st.sampled_from([(0.5, 0.4), (0.5, 0.5), (0.7, 0.3), (0.25, 0.125), (1.0, 0.0), (1.0, 1.0), (0.0, 0.0)]),
-    force_match=st.booleans(),
+    options=FORCE,
 )
-def test_equals_the_loop_oracle(seed, images, objects, anchors, step, thresholds, force_match):
+def test_equals_the_loop_oracle(seed, images, objects, anchors, step, thresholds, options):
     inputs = random_inputs(seed, images=images, objects=objects, anchors=anchors, step=step)
-    check(inputs, positive_iou=thresholds[0], negative_iou=thresholds[1], force_match=force_match)
+    check(inputs, positive_iou=thresholds[0], negative_iou=thresholds[1], **options)
 
 
-@given(batch=batches("anchors", "three anchors"), force_match=st.booleans())
-def test_equals_the_loop_oracle_on_levels(batch, force_match):
-    check(named_inputs(**batch), force_match=force_match)
+@given(batch=batches("anchors", "three anchors"), options=FORCE)
+def test_equals_the_loop_oracle_on_levels(batch, options):
+    check(named_inputs(**batch), **options)
 
 
 @pytest.mark.parametrize("force_match", [True, False])
@@ -83,9 +85,11 @@ def test_no_band_between_equal_thresholds():
     assert not (result.cls.gt_index == IGNORED).any()
 
 
-def test_force_match_gives_a_small_object_its_best_anchor():
+def test_force_match_gives_a_small_object_its_best_anchors():
+    """It lies in four anchors whose IoU is the same; the centre of the first is nearest."""
     inputs = table_inputs(grid(4, 4), [[(9.0, 9.0, 11.0, 11.0)]])
-    assert count_positives(check(inputs).cls, 0, 1) == [1]
+    assert count_positives(check(inputs).cls, 0, 1) == [4]
+    assert check(inputs, force_ties=False).cls.gt_index.tolist() == [[NEGATIVE] * 5 + [0] + [NEGATIVE] * 10]
     assert all_negative(check(inputs, force_match=False).cls)
 
 
@@ -140,7 +144,7 @@ def test_one_anchor_and_one_object():
 def test_one_anchor_and_two_objects():
     objects = [(20.0, 20.0, 30.0, 30.0), (0.0, 0.0, 8.0, 8.0)]
     result = check(table_inputs([(0.0, 0.0, 8.0, 8.0)], [objects]))
-    assert result.cls.gt_index.tolist() == [[0]]  # forced for both, the first keeps it
+    assert result.cls.gt_index.tolist() == [[1]]  # the best of both, and only the second overlaps it
 
 
 def test_more_orphans_than_are_helped():

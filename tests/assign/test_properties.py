@@ -8,7 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from mgdet.assign import ATSS, CenterSampling, MaxIoU, MutualGuidance, MutualLabeling, SimOTA, TaskAligned
+from mgdet.assign import (
+    ATSS,
+    CenterSampling,
+    MaxIoU,
+    MutualGuidance,
+    MutualLabeling,
+    SimOTA,
+    TaskAligned,
+    geometry,
+    ownership,
+)
 from mgdet.structures import Assignment, PriorLayout, Targets
 from tests.assign.helpers import (
     DEGENERATE,
@@ -26,6 +36,7 @@ from tests.assign.helpers import (
     tasks,
 )
 from tests.reference import assigners as oracle
+from tests.reference import published
 
 
 class Case(NamedTuple):
@@ -83,11 +94,14 @@ def make_cases() -> dict[str, Case]:
     methods: list[tuple[type, Callable, dict[str, Any]]] = [
         (MaxIoU, oracle.assign_max_iou, {}),
         (MaxIoU, oracle.assign_max_iou, {"force_match": False}),
+        (MaxIoU, oracle.assign_max_iou, {"force_ties": False}),
         (CenterSampling, oracle.assign_center_sampling, {}),
         (CenterSampling, oracle.assign_center_sampling, {"radius": None, "regress_range": (1.0, 2.0)}),
         (ATSS, oracle.assign_atss, {}),
+        (ATSS, oracle.assign_atss, {"adopt": False}),
         (TaskAligned, oracle.assign_task_aligned, {}),
         (SimOTA, oracle.assign_simota, {}),
+        (SimOTA, published.yolox, {"version": "yolox-0.3.0", "adopt": False}),
     ]
     guidance = [{"amplify": a, "count": c} for a, c in product(("power", "exponential"), ("iou", "dynamic_k"))]
     guidance += [
@@ -250,7 +264,11 @@ def assert_each_has_one(case: Case, inputs: Inputs) -> None:
             assert [g in have for g in range(len(wanted))] == wanted
 
 
-CASES_THAT_PROVIDE = {name: case for name, case in CASES.items() if case.options.get("force_match", True)}
+CASES_THAT_PROVIDE = {
+    name: case
+    for name, case in CASES.items()
+    if case.options.get("force_match", True) and case.options.get("adopt", True)
+}
 
 
 @pytest.mark.parametrize("case", CASES_THAT_PROVIDE.values(), ids=CASES_THAT_PROVIDE)
@@ -278,13 +296,16 @@ def test_at_most_32_orphans_are_helped(case):
 
 @every_case
 @pytest.mark.parametrize("objects", [0, 4])
-def test_host_never_waits_for_the_values(objects, case):
-    """But for the look for orphans, once per criterion, which is free on the CPU and not done elsewhere."""
-    inputs = case.inputs(9, images=3, objects=objects)
+def test_host_never_waits_for_the_values(objects, case, monkeypatch):
+    """But for a look whether there is anything to do, which is free on the CPU and not done elsewhere."""
+    inputs = case.inputs(9, images=3, objects=objects, step=8.0)
+    expected = assign(case.assigner, inputs)
+    for module in (geometry, ownership):
+        monkeypatch.setattr(module, "known_empty", lambda mask: False)
     with Recorder() as recorder:
-        assign(case.make(**case.options, chunk_elements=1), inputs)
-    assert set(recorder.waits) <= {"_local_scalar_dense", "is_nonzero"}
-    assert len(recorder.waits) <= 3
+        result = assign(case.make(**case.options, chunk_elements=1), inputs)
+    assert recorder.waits == []
+    assert_same(result, expected)
 
 
 @every_case

@@ -64,3 +64,96 @@ def test_workers_that_do_not_fit_are_refused_with_the_arithmetic(tmp_path, share
     with pytest.raises(ClusterError, match=r"2 workers x 500 CPUs = 1000 CPUs"):
         run(e)
     assert not (tmp_path / "runs").exists()
+
+
+HOSTILE = """
+with open({trace!r}, "a") as file:
+    print(__file__, file=file)
+raise ImportError("this file lies in the working directory")
+"""
+
+SESSION = """
+import os, stat, sys
+from mgdet.cluster.session import session
+from mgdet.runs.config import ClusterConfig
+
+def path():
+    return [os.getcwd(), *sys.path]
+
+with session(ClusterConfig()):
+    import ray
+
+    here, *entries = ray.get(ray.remote(num_cpus=0)(path).remote())
+    print("path", any(os.path.realpath(entry) == here for entry in entries))
+    above = ray._private.worker._global_node.get_session_dir_path()
+    closed = False
+    while above != "/":
+        closed = closed or not stat.S_IMODE(os.stat(above).st_mode) & 0o077
+        above = os.path.dirname(above)
+    print("closed", closed)
+"""
+
+COMMAND = """
+import sys
+from mgdet.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
+"""
+
+HELPED = """
+from typing import Literal
+
+from helper_in_the_working_directory import K
+from mgdet.assign.atss import ATSS
+
+
+class Helped(ATSS):
+    name: Literal["helped"] = "helped"
+    top_k: int = K
+"""
+
+
+@pytest.fixture
+def hostile(tmp_path):
+    """A working directory with modules that would be imported in the place of others, and what they leave behind."""
+    work, trace = tmp_path / "work", tmp_path / "trace"
+    work.mkdir()
+    for name in ("numpy", "torch", "ray", "socket", "selectors", "mlflow", "setproctitle"):
+        (work / f"{name}.py").write_text(HOSTILE.format(trace=str(trace)))
+    return work, trace
+
+
+def script(tmp_path, text, *arguments, directory):
+    """A script that lies elsewhere, run in the directory: its own process imports nothing from there."""
+    (tmp_path / "bin").mkdir(exist_ok=True)
+    (tmp_path / "bin" / "script.py").write_text(text)
+    return subprocess.run(
+        [sys.executable, str(tmp_path / "bin" / "script.py"), *arguments],
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONSAFEPATH"},
+    )
+
+
+def test_workers_import_nothing_from_the_working_directory(hostile, tmp_path):
+    """But a plugin that lies there, and what that imports. Processes that load data are tried as well."""
+    work, trace = hostile
+    (work / "plugin_of_mine.py").write_text(HELPED)
+    (work / "helper_in_the_working_directory.py").write_text("K = 7")
+    small = small_experiment(tmp_path, train__epochs=1, cluster={"workers": 1, "gpu": False, "cpus_per_worker": 1})
+    (work / "c.yaml").write_text(small.to_yaml())
+    settings = ["plugins=[plugin_of_mine]", "assigner.name=helped", "data.loader.workers=1"]
+    done = script(tmp_path, COMMAND, "train", "c.yaml", *settings, directory=work)
+    assert not trace.exists(), trace.read_text()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "epoch 1" in done.stdout
+
+
+def test_the_directory_of_a_session_is_closed_to_others(hostile, tmp_path):
+    work, trace = hostile
+    done = script(tmp_path, SESSION, directory=work)
+    assert done.stdout.splitlines()[-2:] == ["path False", "closed True"], done.stdout + done.stderr
+    assert not trace.exists(), trace.read_text()

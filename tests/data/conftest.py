@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from mgdet.data import ShapesConfig, ShardedDataset, generate_shapes
+from tests.data.scenes import Scene
 
 REAL_DATA = Path(__file__).parents[2].parent / "shared" / "data"
 
@@ -38,3 +39,9 @@ def jpeg() -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=95, subsampling=0)
     return buffer.getvalue()
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    """Four pictures with two coloured rectangles each, and annotations that a test may spoil."""
+    return Scene(tmp_path)

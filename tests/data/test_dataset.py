@@ -12,7 +12,7 @@ import pytest
 from pyarrow import fs
 
 from mgdet import lease, storage
-from mgdet.data import ShapesConfig, ShardedDataset, dataset, generate_shapes, read_manifest
+from mgdet.data import ShapesConfig, ShardedDataset, dataset, generate_shapes, read_manifest, writer
 from mgdet.data.schema import SCHEMA, Record
 from mgdet.data.writer import write_dataset
 from mgdet.errors import DataError, OwnedError
@@ -66,8 +66,6 @@ def test_schema_and_raw_images_on_disk(small: str) -> None:
 
 
 def test_several_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mgdet.data import writer
-
     monkeypatch.setattr(writer, "ROWS_PER_SHARD", 70)
     uri = str(tmp_path / "x")
     manifest = write_dataset(uri, {"train": records(150)}, name="x", categories=CLASSES)
@@ -269,3 +267,28 @@ def test_object_store(monkeypatch: pytest.MonkeyPatch) -> None:
     write_dataset(uri, {"train": records(3)}, name="x", categories=CLASSES, overwrite=True)
     data = ShardedDataset(uri, "train")
     assert [data.read_image(i) for i in range(len(data))] == [b"x0", b"x1", b"x2"]
+
+
+def heavy(count: int, weight: int) -> Iterator[Record]:
+    """Rows whose image files are `weight` bytes each."""
+    for i in range(count):
+        box = np.array([[1.0, 1, 9, 9]])
+        ones = np.ones(1)
+        yield Record(i, f"{i}.jpg", 64, 64, bytes(weight), box, ones.astype(np.int32) - 1, ones < 0, ones * 64)
+
+
+@pytest.mark.parametrize(
+    ("weight", "groups"), [(10, (64, 36)), (300, (4,) * 25), (1000, (1,) * 100), (5000, (1,) * 100)]
+)
+def test_row_groups_and_cache_have_a_bound_in_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weight: int, groups: tuple[int, ...]
+) -> None:
+    monkeypatch.setattr(writer, "ROW_GROUP_BYTES", 1000)
+    write_dataset(tmp_path / "heavy", {"train": heavy(100, weight)}, name="heavy", categories=[Category(1, "a")])
+    data = ShardedDataset(str(tmp_path / "heavy"), "train", cache_bytes=6000)
+    assert data.row_group_sizes == groups
+    for row in np.random.default_rng(0).permutation(100).tolist():
+        assert len(data.read_image(row)) == weight
+        kept = sum(group.nbytes for group in data._cache.values())
+        assert kept <= 6000 or len(data._cache) == 1
+    assert len(data) == 100

@@ -132,7 +132,10 @@ def test_python_has_a_new_format(tmp_path: Path, photos: Path, boxes: Path) -> N
     assert (made.classes, dict(made.images)) == (("cow", "zebra"), {"val": 3})
     for options, message in (
         ({"delimiter": 5}, "csv: delimiter = 5: expected str, such as ','"),
-        ({"delimitor": ";"}, "csv has no option 'delimitor': allowed are name, skip_bad_images, workers, delimiter"),
+        (
+            {"delimitor": ";"},
+            "csv has no option 'delimitor': allowed are name, workers, skip_bad_images, keep_repeated, .*delimiter",
+        ),
         ({"delimiter": ";;"}, "Correct the path, file or delimiter"),
         ({}, r"line 1: \['b.jpg;1;2;11;12;zebra'\]: allowed are file, x1"),
     ):

@@ -148,6 +148,35 @@ def test_unreadable_images_are_named(tmp_path: Path, jpeg: bytes, workers: int) 
         epoch(train_loader(data, LoaderConfig(workers=workers), batch_size=2), 0)
 
 
+def test_a_cut_image_with_an_end_marker_is_named_in_training_and_evaluation(tmp_path: Path, jpeg: bytes) -> None:
+    data = write(tmp_path / "x", [jpeg, jpeg[:-50] + b"\xff\xd9"])
+    for batches in (
+        lambda: epoch(train_loader(data, batch_size=2), 0),
+        lambda: list(build_eval_loader(data, AUGMENT, IN_PROCESS, batch_size=2)),
+    ):
+        with pytest.raises(DataError, match=r"image 1\.jpg \(id 1, .*: not a readable image .*Corrupt JPEG data"):
+            batches()
+
+
+def test_the_limit_of_pixels_is_a_key(tmp_path: Path, jpeg: bytes) -> None:
+    data = write(tmp_path / "x", [jpeg])
+    assert len(epoch(train_loader(data, LoaderConfig(workers=0, max_pixels=1200), batch_size=1), 0)) == 1
+    with pytest.raises(DataError, match=r"40 x 30 = 1200, allowed are 1199"):
+        epoch(train_loader(data, LoaderConfig(workers=0, max_pixels=1199), batch_size=1), 0)
+
+
+def test_crowds_are_moved_with_the_picture(tmp_path: Path, jpeg: bytes) -> None:
+    """A crowd lies where an object with its box would lie, whatever the augmentation."""
+    as_crowds = write(tmp_path / "crowds", [jpeg, jpeg], crowd=True)
+    as_objects = write(tmp_path / "objects", [jpeg, jpeg], crowd=False)
+    (crowds,), (objects,) = (epoch(train_loader(d, batch_size=2), 0) for d in (as_crowds, as_objects))
+    assert torch.equal(crowds.images, objects.images)
+    for i in range(2):
+        regions = crowds.targets.regions[i]
+        found = [b for b in regions.tolist() if any(b)] + crowds.targets.boxes[i][crowds.targets.valid[i]].tolist()
+        assert sorted(found) == sorted(objects.targets.boxes[i][objects.targets.valid[i]].tolist())
+
+
 def test_images_of_different_sizes_share_a_batch(tmp_path: Path, bccd: Path) -> None:
     images = [p.read_bytes() for p in sorted((bccd.parent / "aquarium" / "images").glob("*.jpg"))[:12]]
     data = write(tmp_path / "x", images)

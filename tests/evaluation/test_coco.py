@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 
@@ -318,3 +319,44 @@ def test_order_of_images_objects_and_detections_does_not_matter(seed):
     )  # fmt: skip
     moved_det = DetectionArrays(row[det.image][dets], det.boxes[dets], det.scores[dets], det.labels[dets])
     assert coco_ap(moved_gt, moved_det).metrics() == coco_ap(gt, det).metrics()
+
+
+# --- ids are only names
+
+
+def renumbered(gt, images, categories):
+    return dataclasses.replace(
+        gt,
+        image_ids=np.array(images, dtype=np.int64),
+        categories=tuple(Category(i, c.name) for i, c in zip(categories, gt.categories, strict=True)),
+    )
+
+
+IDS = {
+    "around 2^60": ([2**60 + 1000 + i for i in range(3)], [2**60 + 7, 2**60 + 8, 2**60 + 9]),
+    "the ends of int64": ([2**63 - 1, -(2**63), 2**63 - 2], [-(2**63), 2**63 - 1, 0]),
+    "beyond 2^53": ([2**53 + 1, 2**53, 2**53 + 2], [2**53 + 2, 2**53 + 1, 2**53]),
+    "zero and below": ([0, -1, -2], [0, -5, -1]),
+}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("images", "categories"), IDS.values(), ids=IDS.keys())
+def test_ids_of_64_bits_change_nothing(backend, images, categories):
+    gt = gt_from(dataset(THREE))
+    wide = renumbered(gt, images, categories)
+    assert coco_ap(wide, perfect(wide), backend).AP == ONE
+    shifted = perfect(wide)
+    wrong = DetectionArrays((shifted.image + 1) % 3, shifted.boxes, shifted.scores, shifted.labels)
+    assert coco_ap(wide, wrong, backend).AP == 0.0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_ties_between_images_are_broken_in_order_of_their_ids(backend):
+    """As COCO's own code does on the source's file, whatever the order of the rows."""
+    gt = gt_from(dataset([(1, 77, 5, (0, 0, 50, 50)), (2, 3, 5, (0, 0, 50, 50)), (3, 1000, 5, (0, 0, 50, 50))]))
+    box = np.array([[0.0, 0, 50, 50], [100.0, 100, 150, 150], [0.0, 0, 50, 50]])
+    det = DetectionArrays(np.arange(3), box, np.full(3, 0.5), np.zeros(3, dtype=np.int64))
+    # In order of the ids 3, 77, 1000 the miss comes first: precision 1/2 and 2/3, so that recall up to 2/3 has 2/3
+    found = coco_ap(gt, det, backend).AP
+    assert found == pytest.approx(2 / 3 * 67 / 101, abs=1e-9)

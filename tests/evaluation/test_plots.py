@@ -6,6 +6,7 @@ import torch
 
 from mgdet.evaluation import DetectionArrays, DivergenceAccumulator, DivergenceConfig, coco_ap
 from mgdet.evaluation.divergence import DivergenceResult, Population
+from mgdet.evaluation.draw import draw_boxes
 from mgdet.evaluation.plots import detections_figure, per_class_table, pr_curves, score_iou_figure
 from mgdet.structures import Category, Detections, pad_targets
 from tests.evaluation.test_coco import THREE, dataset, gt_from, perfect
@@ -34,6 +35,41 @@ def test_pr_curves_of_many_classes_and_of_none():
     assert len(figure.axes[1].lines) == 10
     for empty in (gt_from(dataset([])), gt_from(dataset([], categories=()))):
         assert "no ground truth" in texts(pr_curves(coco_ap(empty, DetectionArrays.empty())))
+
+
+ODD_NAMES = ("_private", "$a$ and $\\frac$", "cat\x1b[2J\ndog", "<b>|`x`", "=1+1")
+
+
+def test_names_of_classes_are_only_text(tmp_path):
+    """None is left out, obeyed or taken for a formula, in a picture or in a table."""
+    names = tuple(enumerate(ODD_NAMES, start=1))
+    gt = gt_from(dataset([(i, 3, i, (i, i, 20, 20)) for i, _ in names], categories=names))
+    result = coco_ap(gt, perfect(gt))
+    figure = pr_curves(result)
+    figure.savefig(tmp_path / "pr.png")
+    shown = texts(figure)
+    for name in ("_private  1.000", "$a$ and $\\frac$  1.000", r"cat\x1b[2J\ndog", "<b>|`x`", "=1+1"):
+        assert name in shown
+    table = per_class_table(result)
+    assert len(table.splitlines()) == 2 + len(names) + 1
+    assert r"| &lt;b&gt;\|\`x\` " in table
+    assert "\x1b" not in table + per_class_table(result, "csv")
+    assert [row["class"] for row in csv.DictReader(per_class_table(result, "csv").splitlines())][:1] == [
+        "$a$ and $\\frac$"
+    ]
+    assert "'=1+1," in per_class_table(result, "csv")
+
+
+def test_names_of_classes_in_a_picture_are_only_text(tmp_path):
+    images = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    targets = pad_targets([torch.tensor([[5.0, 5, 40, 40]])], [torch.tensor([0])])
+    found = Detections(targets.boxes, torch.tensor([[0.9]]), torch.tensor([[0]]), torch.tensor([[True]]))
+    for name in ODD_NAMES:
+        figure = detections_figure(images, targets, found, [Category(1, name)])
+        figure.savefig(tmp_path / "d.png")
+        assert "\x1b" not in texts(figure)
+        plain = draw_boxes(images[0], [[5.0, 5, 40, 40]], [0], [name.replace("\x1b", r"\x1b").replace("\n", r"\n")])
+        assert draw_boxes(images[0], [[5.0, 5, 40, 40]], [0], [name]).tobytes() == plain.tobytes()
 
 
 def test_score_iou_figure_prints_rho_and_n():

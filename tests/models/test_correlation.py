@@ -14,6 +14,7 @@ from tests.assign.helpers import Recorder
 from tests.models.loss_problem import Problem, random_problem
 from tests.models.test_quality_losses import near_objects
 from tests.reference import losses as loop
+from tests.reference.published import soft_ranks as soft_ranks_as_published
 
 KINDS = {
     "concordance": loop.concordance,
@@ -246,3 +247,51 @@ def test_only_what_makes_sense_is_allowed():
     for wrong in ({"kind": "kendall"}, {"max_samples": 2}, {"temperature": 0.0}, {"weight": -1}):
         with pytest.raises(ValidationError):
             CorrelationLoss(**wrong)
+
+
+# --- the authors' configurations
+
+
+@given(st.lists(st.tuples(unit, unit), min_size=3, max_size=40), st.integers(0, 99))
+def test_the_published_spearman_is_pearson(pairs, seed):
+    """Soft ranks of strength 1 on values in [0, 1] are the values plus a constant."""
+    x, y = (torch.tensor(side, dtype=torch.float64) for side in zip(*pairs, strict=True))
+    if min(float(x.var(correction=0)), float(y.var(correction=0))) <= 1e-8:
+        return
+    published = loop.pearson(soft_ranks_as_published(x.tolist()), soft_ranks_as_published(y.tolist()))
+    (scores, mask), (overlaps, _) = masked(x, seed), masked(y, seed)
+    assert CorrelationLoss(kind="pearson")(scores, overlaps, mask).item() == pytest.approx(1 - published, abs=1e-6)
+
+
+def test_soft_ranks_of_a_small_strength_are_ranks():
+    """So the projection is one: 1 is the rank of the smallest."""
+    assert soft_ranks_as_published([0.3, 0.9, 0.1, 0.5], strength=0.01) == pytest.approx([2, 4, 1, 3])
+
+
+def test_unbiased_concordance_divides_by_one_less():
+    x, y = torch.rand(2, 1, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    cov = float(torch.cov(torch.cat([x, y]))[0, 1])
+    expected = 2 * cov / float(x.var() + y.var() + (x.mean() - y.mean()) ** 2)
+    assert CorrelationLoss(unbiased=True)(x, y, x > -1).item() == pytest.approx(1 - expected, abs=1e-9)
+
+
+def test_two_samples_correlate_only_where_asked():
+    x, y = torch.tensor([[0.1, 0.4]]), torch.tensor([[0.2, 0.3]])
+    assert CorrelationLoss(kind="pearson")(x, y, x > 0).item() == 0
+    assert CorrelationLoss(kind="pearson", min_samples=2)(x, 1 - y, x > 0).item() == pytest.approx(2)
+
+
+def test_per_level_is_the_mean_over_levels_that_have_one():
+    problem = near_objects(random_problem(1, samples=15))
+    problem = problem._replace(priors=problem.priors.replace(level_counts=(7, 0, 8)))
+    scores, overlaps, positive = sides(problem)
+    each, start = [], 0
+    for count in problem.priors.level_counts:
+        part = (slice(None), slice(start, start + count))
+        x, y = scores[part][positive[part]], overlaps[part][positive[part]]
+        if len(x) >= 2:
+            each.append(1 - loop.pearson(x.tolist(), y.tolist()))
+        start += count
+    got = problem.losses(only_correlation(kind="pearson", per_level=True, min_samples=2, weight=1.0))
+    assert len(each) == 2
+    assert got.terms["correlation"].item() == pytest.approx(sum(each) / len(each), rel=1e-6)

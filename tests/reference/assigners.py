@@ -44,9 +44,10 @@ def image_by_image(label):
     """Make `label(image, **options)`, which gives the labels of both tasks and maybe weights, label a batch."""
 
     @wraps(label)
-    def assign(priors: Priors, predictions: Predictions, targets: Targets, **options) -> Outcome:
+    def assign(priors: Priors, predictions: Predictions, targets: Targets, *, adopt: bool = True, **options) -> Outcome:
         outcome = Outcome()
         for image in read_images(priors, predictions, targets):
+            image.adopts = adopt
             cls, loc, *weights = label(image, **options)
             outcome.cls.append(cls)
             outcome.loc.append(loc)
@@ -131,21 +132,29 @@ def own_centre_samples(image: Image, radius: float | None, regress_range: tuple[
             return ZERO
         return ONE / (ONE + min(area(image.boxes[g]), np.float32(1e30)))
 
-    return find_owners(image, image.pairwise(quality), force=False)
+    return find_owners(image, image.pairwise(quality), force="none")
 
 
 def own_adaptive(image: Image, quality: dict[int, list], k: int) -> Ownership:
     """ATSS's rule for any quality."""
-    return find_owners(image, adaptive_quality(image, quality, k), force=False)
+    return find_owners(image, adaptive_quality(image, quality, k), force="none")
 
 
 # The assigners --------------------------------------------------------------------------------------------------------
 
 
 @image_by_image
-def assign_max_iou(image: Image, *, positive_iou: float = 0.5, negative_iou: float = 0.4, force_match: bool = True):
+def assign_max_iou(
+    image: Image,
+    *,
+    positive_iou: float = 0.5,
+    negative_iou: float = 0.4,
+    force_match: bool = True,
+    force_ties: bool = True,
+):
     """The static baseline, the same for both tasks."""
-    found = find_owners(image, image.prior_iou, force=force_match, adopt=force_match, enough=positive_iou)
+    force = "none" if not force_match else "ties" if force_ties else "best"
+    found = find_owners(image, image.prior_iou, force=force, adopt=force_match, enough=positive_iou)
     labels = threshold_labels(found, positive_iou, negative_iou)
     return labels, labels
 
@@ -173,7 +182,7 @@ def assign_task_aligned(image: Image, *, alpha: float = 1.0, beta: float = 6.0, 
     alignment = image.pairwise(lambda g, a: np.float32(float(p[g][a]) ** alpha * float(u[g][a]) ** beta))
     inside = image.pairwise(lambda g, a: alignment[g][a] if image.sides[g][a].least > 0.01 else ZERO)
     selected = best_quality(image, inside, dict.fromkeys(image.objects, top_k))
-    found = find_owners(image, image.pairwise(lambda g, a: u[g][a] if a in selected[g] else ZERO), force=False)
+    found = find_owners(image, image.pairwise(lambda g, a: u[g][a] if a in selected[g] else ZERO), force="none")
 
     weights = [0.0] * image.amount
     for g, mine in found.owned.items():
@@ -218,7 +227,7 @@ def assign_simota(
         overlaps = [float(image.regressed[g][a]) for a in range(image.amount) if in_box[g][a] or in_centre[g][a]]
         counts[g] = whole_part(image, g, sorted(overlaps, reverse=True)[:top_k])
     selected = best_quality(image, rounded, counts)
-    found = find_owners(image, image.pairwise(lambda g, a: rounded[g][a] if a in selected[g] else ZERO), force=False)
+    found = find_owners(image, image.pairwise(lambda g, a: rounded[g][a] if a in selected[g] else ZERO), force="none")
     labels = owner_labels(found)
     return labels, labels
 
@@ -230,6 +239,7 @@ def assign_mutual_guidance(
     sigma: float = 2.0,
     positive_iou: float = 0.5,
     negative_iou: float = 0.4,
+    force_ties: bool = False,
     amplify: str = "power",
     prior: str = "auto",
     count: str = "auto",
@@ -245,7 +255,8 @@ def assign_mutual_guidance(
     if prior == "auto":
         prior = "centre" if points and count != "mean_std" else "iou"
     base = image.prior_iou if prior == "iou" else centre_quality(image, base_scale)
-    static = None if points else find_owners(image, image.prior_iou, enough=positive_iou)
+    force = "ties" if force_ties else "best"
+    static = None if points else find_owners(image, image.prior_iou, force=force, enough=positive_iou)
 
     def adaptive(quality):
         return owner_labels(own_adaptive(image, quality, candidates))
@@ -292,6 +303,7 @@ def assign_mutual_labeling(
     region: str = "box",
     positive_iou: float = 0.5,
     negative_iou: float = 0.4,
+    force_ties: bool = True,
     radius: float | None = 1.5,
     regress_range: tuple[float, float] = (4.0, 8.0),
 ):
@@ -332,7 +344,7 @@ def assign_mutual_labeling(
         positives = kept = {g: len(mine) for g, mine in static.owned.items()}
     else:
         enough = positive_iou
-        static = find_owners(image, image.prior_iou, enough=positive_iou)
+        static = find_owners(image, image.prior_iou, force="ties" if force_ties else "best", enough=positive_iou)
         static_labels = threshold_labels(static, positive_iou, negative_iou)
         positives, kept = count_at_least(static, positive_iou), count_at_least(static, negative_iou)
 

@@ -98,6 +98,7 @@ class Image:
     labels: dict[int, int]
     decoded: list[tuple]  # box now predicted at each prior
     scores: list[list]  # prior -> a probability of each class
+    adopts: bool = True  # objects without a positive are given one
     close_calls: list[str] = field(default_factory=list)  # why the outcome may hinge on rounding
     order_matters: list[str] = field(default_factory=list)  # why the outcome may depend on the order of the objects
 

@@ -35,12 +35,12 @@ def first_best(values):
 
 
 def find_owners(
-    image: Image, quality: dict[int, list], *, force: bool = True, adopt: bool = True, enough: float = 0.0
+    image: Image, quality: dict[int, list], *, force: str = "best", adopt: bool = True, enough: float = 0.0
 ) -> Ownership:
     """The steps of ownership under one criterion."""
-    keys = image.pairwise(lambda g, a: quality[g][a] if quality[g][a] > 0 else image.diou[g][a] - ONE)
+    keys = image.pairwise(lambda g, a: (quality[g][a], image.diou[g][a]))
     boosted = {g: list(quality[g]) for g in image.objects}
-    if force:
+    if force == "best":
         for g in image.objects:
             best = first_best(keys[g])
             if best is not None:
@@ -48,13 +48,20 @@ def find_owners(
 
     owner: list[int | None] = []
     for a in range(image.amount):
-        column = [boosted[g][a] for g in image.objects]
+        column = [(boosted[g][a], *keys[g][a]) for g in image.objects]
         winner = first_best(column)
-        owner.append(image.objects[winner] if winner is not None and column[winner] > 0 else None)
+        owner.append(image.objects[winner] if winner is not None and column[winner][0] > 0 else None)
         if owner[a] is not None and column.count(column[winner]) > 1:
-            image.order_matters.append(f"several objects have quality {column[winner]} at prior {a}")
+            image.order_matters.append(f"several objects have {column[winner]} at prior {a}")
 
-    if adopt:
+    if force == "ties":
+        for g in image.objects:
+            most = max(quality[g])
+            for a in range(image.amount):
+                if quality[g][a] == most > 0:
+                    boosted[owner[a]][a] = ONE
+
+    if adopt and image.adopts:
         orphans = []
         for g in image.objects:
             if not any(owner[a] == g and boosted[g][a] >= np.float32(enough) for a in range(image.amount)):
@@ -63,7 +70,7 @@ def find_owners(
         for g in image.objects:
             mine = [a for a in range(image.amount) if owner[a] == g]
             if g not in orphans:
-                taken.add(mine[first_best([boosted[g][a] for a in mine])])
+                taken.add(mine[first_best([keys[g][a] for a in mine])])
         wanted = []
         for g in orphans:
             free = [a for a in range(image.amount) if a not in taken]
@@ -83,7 +90,7 @@ def find_owners(
     owned = {}
     for g in image.objects:
         mine = [a for a in range(image.amount) if owner[a] == g]
-        owned[g] = sorted(mine, key=lambda a: (-boosted[g][a], a))
+        owned[g] = sorted(mine, key=lambda a: (-boosted[g][a], *(-key for key in keys[g][a]), a))
     return Ownership(
         owner=owner,
         boosted=[ZERO if g is None else boosted[g][a] for a, g in enumerate(owner)],
@@ -97,11 +104,12 @@ def nearest_candidates(image: Image, g: int, k: int) -> list[int]:
     """All priors of the `k` locations of each level that are nearest to the object's centre."""
     candidates = []
     for level in range(1 + max(prior.level for prior in image.priors)):
-        nearest = {}  # location -> its distance
+        nearest = {}  # location -> its distance and the largest DIoU of its priors
         for a, prior in enumerate(image.priors):
-            if prior.level == level and prior.location not in nearest:
-                nearest[prior.location] = image.distance[g][a]
-        chosen = sorted(nearest, key=lambda location: (nearest[location], location))[:k]
+            if prior.level == level:
+                far, diou = nearest.get(prior.location, (image.distance[g][a], -ONE))
+                nearest[prior.location] = far, max(diou, image.diou[g][a])
+        chosen = sorted(nearest, key=lambda at: (nearest[at][0], -nearest[at][1], at))[:k]
         candidates += [a for a, p in enumerate(image.priors) if p.level == level and p.location in chosen]
     return candidates
 
@@ -127,10 +135,10 @@ def adaptive_quality(image: Image, quality: dict[int, list], k: int) -> dict[int
 
 
 def best_quality(image: Image, score: dict[int, list], counts: dict[int, int]) -> dict[int, list[int]]:
-    """The `counts[g]` priors with the largest score above 0, of each object; lower indices first among equals."""
+    """The `counts[g]` priors with the largest score above 0, of each object; by DIoU, then by index, among equals."""
     selected = {}
     for g in image.objects:
-        order = sorted(range(image.amount), key=lambda a: (-score[g][a], a))
+        order = sorted(range(image.amount), key=lambda a: (-score[g][a], -image.diou[g][a], a))
         selected[g] = [a for a in order[: counts[g]] if score[g][a] > 0]
         if 0 < counts[g] < image.amount:
             high, low = float(score[g][order[counts[g] - 1]]), float(score[g][order[counts[g]]])

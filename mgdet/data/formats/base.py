@@ -30,6 +30,8 @@ class AnnotatedObject(NamedTuple):
     """Whether the box holds many objects that are not annotated one by one. None: the annotation does not say, no."""
     area: float | None = None
     """In square pixels, where it is not that of the box, such as of a mask. None: width times height of the box."""
+    from_mask: bool = False
+    """Whether the box is the bounds of a segmentation, because the annotation has no box of its own."""
 
 
 class AnnotatedImage(NamedTuple):
@@ -56,6 +58,8 @@ class AnnotatedSplit(NamedTuple):
     categories: Mapping[int, str] | None
     """Names of the classes by id; all splits must agree. None where the format has no list of classes: they are then
     those of the objects of all splits, in alphabetical order with the ids 1, 2, and so on."""
+    parents: Mapping[str, str] = {}
+    """For each class that has one the class above it, such as COCO's `supercategory`: only reports name it."""
 
 
 class Option(NamedTuple):
@@ -80,12 +84,7 @@ class DataFormat(ABC):
     """Whether annotations of this format should say `iscrowd` and `area`: only then are missing ones reported."""
 
     def __post_init__(self) -> None:
-        for own in self.options():
-            value, expected = getattr(self, own.name), type(own.default)
-            if type(value) is not expected:
-                raise ConfigError(
-                    f"{self.name}: {own.name} = {value!r}: expected {expected.__name__}, such as {own.default!r}"
-                )
+        check_options(self.name, self, self.options())
 
     @abstractmethod
     def read(self, places: Sequence[Path]) -> AnnotatedSplit:
@@ -114,6 +113,16 @@ class DataFormat(ABC):
         """The options that only this format has."""
         for each in fields(cls):
             yield Option(each.name, each.default, each.metadata["meaning"])
+
+
+def check_options(owner: str, value: object, options: Iterator[Option]) -> None:
+    """Check that each option of `value` has the type of its default. Raises `ConfigError`, which names `owner`."""
+    for each in options:
+        given, expected = getattr(value, each.name), type(each.default)
+        if type(given) is not expected:
+            raise ConfigError(
+                f"{owner}: {each.name} = {given!r}: expected {expected.__name__}, such as {each.default!r}"
+            )
 
 
 def option(default: T, meaning: str) -> T:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn
 
 from mgdet.data.formats.base import AnnotatedImage, AnnotatedObject, AnnotatedSplit, Box, DataFormat
+from mgdet.data.formats.masks import mask_bounds
 from mgdet.errors import DataError
+from mgdet.files import read_regular
 from mgdet.text import first_of
 
 if TYPE_CHECKING:
@@ -51,12 +53,24 @@ class Coco(DataFormat):
         images = _images(content["images"], where)
         for i, entry in enumerate(content["annotations"]):
             _add_object(entry, f"{where}: annotations[{i}]", images, categories)
-        return AnnotatedSplit(path, directory, list(images.values()), categories)
+        parents = {entry["name"]: entry.get("supercategory") for entry in content["categories"]}
+        parents = {name: above for name, above in parents.items() if isinstance(above, str)}
+        return AnnotatedSplit(path, directory, list(images.values()), categories, parents)
 
     def corners(self, box: Box, size: tuple[int, int]) -> Box:
         """See `DataFormat`; the box is COCO's x, y, width, height in pixels."""
         x, y, w, h = box
         return x, y, x + w, y + h
+
+
+def read_images(path: Path) -> dict[int, str]:
+    """The file name of each image id of an annotation file. Raises `DataError`."""
+    content = _load(path)
+    if not isinstance(content, dict) or not isinstance(content.get("images"), list):
+        raise DataError(
+            f"{path}: expected an object with a list of 'images'. Give an annotation file of COCO's format."
+        )
+    return {number: image.file_name for number, image in _images(content["images"], str(path)).items()}
 
 
 def _content(path: Path) -> dict[str, list[Any]]:
@@ -76,7 +90,7 @@ def _content(path: Path) -> dict[str, list[Any]]:
 
 def _load(path: Path) -> Any:
     try:
-        text = path.read_bytes()
+        text = read_regular(path)
     except FileNotFoundError:
         raise DataError(f"Annotation file {path} does not exist. Correct the path.") from None
     except OSError as error:
@@ -88,7 +102,7 @@ def _load(path: Path) -> Any:
             f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}. Is it complete? "
             "Export it again."
         ) from error
-    except (UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # another encoding, or a number of thousands of digits
         raise DataError(f"{path} is not JSON: {error}. Give an annotation file in COCO's format.") from error
 
 
@@ -114,8 +128,8 @@ def _images(entries: list[Any], where: str) -> dict[int, AnnotatedImage]:
         if number in images:
             raise DataError(f"{at} ({name}): image id {number} is used twice. Ids are unique within a file.")
         size = None
-        if entry.get("height") is not None and entry.get("width") is not None:
-            size = (_integer(entry, "height", at), _integer(entry, "width", at))
+        if entry.get("height") and entry.get("width"):  # some tools write 0 where they do not know it
+            size = (_length(entry, "height", at), _length(entry, "width", at))
         images[number] = AnnotatedImage(number, name, size, [])
     return images
 
@@ -123,10 +137,9 @@ def _images(entries: list[Any], where: str) -> dict[int, AnnotatedImage]:
 def _add_object(entry: Any, at: str, images: dict[int, AnnotatedImage], categories: dict[int, str]) -> None:
     """Check an annotation and add it to its image."""
     image_id, category_id = _integer(entry, "image_id", at), _integer(entry, "category_id", at)
-    number = entry["id"] if isinstance(entry.get("id"), int) else None
-    bbox = _get(entry, "bbox", at)
-    if not (isinstance(bbox, list) and len(bbox) == 4 and all(_is_number(v) for v in bbox)):
-        _wrong(at, "bbox", "four numbers [x, y, width, height]", bbox)
+    number = entry.get("id")
+    number = number if isinstance(number, int) and abs(number) < 2**63 else None
+    box, from_mask = _box(entry, at)
     area, iscrowd = entry.get("area"), entry.get("iscrowd")
     if area is not None and not (_is_number(area) and math.isfinite(area)):
         _wrong(at, "area", "a finite number", area)
@@ -139,16 +152,30 @@ def _add_object(entry: Any, at: str, images: dict[int, AnnotatedImage], categori
             f"{at} (id {number}) has category_id {category_id}; allowed are the ids in 'categories': "
             f"{first_of(sorted(categories))}. Correct either."
         )
-    x, y, w, h = (float(v) for v in bbox)
     images[image_id].objects.append(
         AnnotatedObject(
             categories[category_id],
-            (x, y, w, h),
+            box,
             id=number,
             iscrowd=None if iscrowd is None else bool(iscrowd),
             area=None if area is None else float(area),
+            from_mask=from_mask,
         )
     )
+
+
+def _box(entry: dict[str, Any], at: str) -> tuple[Box, bool]:
+    """The annotation's box; where it has none, or one without area, the bounds of its segmentation, and True."""
+    bbox: Any = entry.get("bbox")
+    whole = isinstance(bbox, list) and len(bbox) == 4 and all(_is_number(v) for v in bbox)
+    if not whole or not (bbox[2] > 0 and bbox[3] > 0):
+        bounds = mask_bounds(entry.get("segmentation"))
+        if bounds is not None and (not bbox or whole):
+            return bounds, True
+    if not whole:
+        _wrong(at, "bbox", "four numbers [x, y, width, height]", _get(entry, "bbox", at))
+    x, y, w, h = (float(v) for v in bbox)
+    return (x, y, w, h), False
 
 
 def _get(entry: Any, key: str, at: str) -> Any:
@@ -161,10 +188,17 @@ def _get(entry: Any, key: str, at: str) -> Any:
 
 def _integer(entry: Any, key: str, at: str) -> int:
     value = _get(entry, key, at)
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
+    if isinstance(value, float):  # exact up to here; beyond, several integers are the same float
+        value = int(value) if value.is_integer() and abs(value) <= 2**53 else None
     if not isinstance(value, int) or isinstance(value, bool) or not -(2**63) <= value < 2**63:
-        _wrong(at, key, "an integer of 64 bits", value)
+        _wrong(at, key, "an integer of 64 bits", entry[key])
+    return value
+
+
+def _length(entry: Any, key: str, at: str) -> int:
+    value = _integer(entry, key, at)
+    if not 0 < value < 2**31:
+        _wrong(at, key, "a number of pixels from 1 to 2147483647", value)
     return value
 
 
@@ -176,7 +210,10 @@ def _text(entry: Any, key: str, at: str) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Whether it is a number that a float can hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return isinstance(value, float) or abs(value) < 2**1023
 
 
 def _wrong(at: str, key: str, allowed: str, value: Any) -> NoReturn:

@@ -40,7 +40,7 @@ class LossTerm(Config):
     takes no part instead of leaving it out.
     """
 
-    weight: float = Field(default=1.0, ge=0, description="factor of this term in the total")
+    weight: float = Field(default=1.0, ge=0, le=1e6, description="factor of this term in the total")
 
     @abstractmethod
     def term(self, inputs: LossInputs) -> Term | None:

@@ -2,10 +2,10 @@
 
 import math
 from abc import abstractmethod
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from mgdet.boxes import giou
@@ -81,7 +81,7 @@ class SmoothL1Loss(CodedTerm):
     """Huber-like L1 (Girshick, ICCV 2015, equation 3), quadratic below `beta`."""
 
     name: Literal["smooth_l1"] = "smooth_l1"
-    beta: float = Field(default=1.0 / 9, gt=0, description="error up to which the loss is a parabola")
+    beta: float = Field(default=1.0 / 9, ge=1e-6, le=1e6, description="error up to which the loss is a parabola")
 
     def of_difference(self, difference: Tensor) -> Tensor:
         """0.5 x^2 / beta below beta, |x| - 0.5 beta above."""
@@ -95,9 +95,20 @@ class BalancedL1Loss(CodedTerm):
     """
 
     name: Literal["balanced_l1"] = "balanced_l1"
-    alpha: float = Field(default=0.5, gt=0, description="the larger, the steeper the gradient of small errors")
-    gamma: float = Field(default=1.5, gt=0, description="gradient of errors from beta on")
-    beta: float = Field(default=0.11, gt=0, description="error up to which the gradient grows")
+    alpha: float = Field(
+        default=0.5, ge=0.01, le=1e6, description="the larger, the steeper the gradient of small errors"
+    )
+    gamma: float = Field(default=1.5, ge=0.001, le=1e6, description="gradient of errors from beta on")
+    beta: float = Field(default=0.11, ge=1e-6, le=1e6, description="error up to which the gradient grows")
+
+    @model_validator(mode="after")
+    def _curve_can_be_computed(self) -> Self:
+        if not 1e-3 <= self.gamma / self.alpha <= 50:
+            raise ValueError(
+                f"gamma = {self.gamma:g} and alpha = {self.alpha:g}: expected gamma / alpha between 0.001 and 50, as "
+                "the loss takes its exponential"
+            )
+        return self
 
     def of_difference(self, difference: Tensor) -> Tensor:
         """alpha/b (b x + 1) ln(b x / beta + 1) - alpha x below beta, gamma x + C above, b = e^(gamma/alpha) - 1."""

@@ -44,7 +44,7 @@ class FocalLoss(ClassTerm):
 
     name: Literal["focal"] = "focal"
     alpha: float = Field(default=0.25, ge=-1, le=1, description="weight of positives; negative: no balancing")
-    gamma: float = Field(default=2.0, ge=0, description="how much easy samples are turned down")
+    gamma: float = Field(default=2.0, ge=0, le=1000, description="how much easy samples are turned down")
     target: Literal["assigned", "iou"] = Field(
         default="assigned",
         description="target of a positive at its object's class: its label's weight, or its own box's IoU with it",
@@ -62,7 +62,9 @@ class QualityFocalLoss(ClassTerm):
     """
 
     name: Literal["quality_focal"] = "quality_focal"
-    beta: float = Field(default=2.0, ge=0, description="how much predictions near their target are turned down")
+    beta: float = Field(
+        default=2.0, ge=0, le=1000, description="how much predictions near their target are turned down"
+    )
 
     def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
         """|y - p|^beta BCE(p, y)."""
@@ -80,8 +82,8 @@ class VarifocalLoss(ClassTerm):
     """
 
     name: Literal["varifocal"] = "varifocal"
-    alpha: float = Field(default=0.75, ge=0, description="weight of negatives")
-    gamma: float = Field(default=2.0, ge=0, description="how much easy negatives are turned down")
+    alpha: float = Field(default=0.75, ge=0, le=1e6, description="weight of negatives")
+    gamma: float = Field(default=2.0, ge=0, le=1000, description="how much easy negatives are turned down")
 
     def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
         """y BCE(p, y) where y > 0, alpha p^gamma BCE(p, 0) elsewhere."""

@@ -16,8 +16,8 @@ class Optimizer(Config):
     """How a gradient becomes a step. Subclasses have a `name`, defaults for these keys, and keys of their own."""
 
     name: str
-    lr: float = Field(gt=0, description="learning rate for this global batch size")
-    weight_decay: float = Field(ge=0)
+    lr: float = Field(gt=0, le=1e30, description="learning rate for this global batch size")
+    weight_decay: float = Field(ge=0, le=1e6)
     decay_norm_and_bias: bool = Field(description="false: no weight decay on biases and norm layers")
 
     @abstractmethod

@@ -3,9 +3,9 @@
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Literal, NamedTuple, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
-from pydantic import Field, NonNegativeInt
+from pydantic import Field
 
 from mgdet.config_base import Config, resolved
 from mgdet.errors import ConfigError
@@ -27,7 +27,7 @@ class Schedule(Config):
     """A linear warm-up, and then whatever `factor` says. Subclasses have a `name` and keys of their own."""
 
     name: str
-    warmup_steps: NonNegativeInt | Literal["auto"] = Field(
+    warmup_steps: Annotated[int, Field(ge=0, le=10**9)] | Literal["auto"] = Field(
         default="auto", description="optimizer steps of linear warm-up; auto: 500, at most a tenth of the training"
     )
     warmup_factor: float = Field(default=0.001, gt=0, le=1, description="learning rate of the first step / lr")

@@ -13,7 +13,7 @@ class MultiStep(Schedule):
     """Multiply by `gamma` at each milestone; milestones are epochs."""
 
     name: Literal["multistep"] = "multistep"
-    milestones: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] | Literal["auto"] = Field(
+    milestones: tuple[Annotated[float, Field(ge=0, le=1e6)], ...] | Literal["auto"] = Field(
         default="auto",
         description="epochs after which lr is multiplied by gamma; auto: two thirds and eleven twelfths of the "
         "training, [8, 11] of 12 epochs",

@@ -1,0 +1,156 @@
+"""From a file name in annotations to the image file: one place that knows by which readings a name leads there.
+
+A name is read as it stands first. Where that leads nowhere, it may still lead to exactly one file by an obvious
+reading: backslashes between directories, `%20`, white space around it, another case or Unicode form, the image
+directory named twice, or only the last part of an absolute path or URL of another machine. Such a reading is noted.
+Whatever else is near only helps the message.
+"""
+
+import os
+import re
+import unicodedata
+from collections import defaultdict
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import unquote
+
+from mgdet.text import first_of
+
+_FOREIGN = re.compile(r"^(?:[A-Za-z][A-Za-z0-9+.-]+://[^/]*/*|[A-Za-z]:/+|/+|~/+)")
+"""The beginning of a URL, of a path with a drive's letter, or of an absolute path."""
+
+
+class Found(NamedTuple):
+    """The file that a name leads to."""
+
+    path: Path
+    read_as: str | None = None
+    """The name relative to the image directory that it was read as; None: it leads there as it stands."""
+
+
+class NotFound(Exception):
+    """A name leads to no file, or to several; the text says why and what stands there instead."""
+
+
+class ImageFiles:
+    """The files of one image directory.
+
+    Args:
+        directory: with all below it, linked directories included.
+        allow_outside: whether names may lead out of the directory, by `..` or as absolute paths.
+    """
+
+    def __init__(self, directory: Path, allow_outside: bool = False) -> None:
+        self.directory, self.allow_outside = directory, allow_outside
+
+    def find(self, name: str) -> Found:
+        """The file that `name` leads to. Raises `NotFound`."""
+        path = self.directory / name
+        inside = Path(os.path.normpath(path.absolute())).is_relative_to(os.path.normpath(self.directory.absolute()))
+        if "\0" not in name and (inside or self.allow_outside) and path.is_file():
+            return Found(path)
+        parts, foreign = _parts(name)
+        for candidate in self._readings(parts, foreign):
+            files = self._index.get(_key(candidate), [])
+            files = [f for f in files if f == "/".join(candidate)] or files
+            if len(files) == 1:
+                return Found(self.directory / files[0], files[0])
+            if files:
+                raise NotFound(f"there is no such file, and {first_of(files, 3)} are equally near: give its exact name")
+        if not inside and "\0" not in name and path.is_file():
+            raise NotFound(f"it lies outside of the image directory {self.directory}; pass --allow-outside to read it")
+        raise NotFound(self._what_instead(path, parts))
+
+    def _readings(self, parts: tuple[str, ...], foreign: bool) -> list[tuple[str, ...]]:
+        """What a name may mean below the directory, the longest first.
+
+        A path of another machine may begin anywhere above; a relative one may only repeat the end of the directory.
+        """
+        above = tuple(_folded(part) for part in self.directory.absolute().parts)
+        starts = range(len(parts)) if foreign else [k for k in range(len(parts)) if _ends_with(above, parts[:k])]
+        return [parts[k:] for k in starts]
+
+    @cached_property
+    def _index(self) -> dict[tuple[str, ...], list[str]]:
+        """All files, by their parts without case and Unicode form: paths relative to the directory."""
+        found: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
+        for path in files_below(self.directory):
+            relative = path.relative_to(self.directory)
+            found[_key(relative.parts)].append(relative.as_posix())
+        return found
+
+    @cached_property
+    def _by_stem(self) -> dict[str, list[str]]:
+        found: defaultdict[str, list[str]] = defaultdict(list)
+        for key, paths in self._index.items():
+            found[key[-1].rpartition(".")[0]].extend(paths)
+        return found
+
+    def _what_instead(self, path: Path, parts: tuple[str, ...]) -> str:
+        if path.is_dir():
+            return "it is a directory, not a file"
+        if path.exists() or path.is_symlink():
+            return "it is a link that leads nowhere" if path.is_symlink() else "it is not a regular file"
+        name = _folded(parts[-1]) if parts else ""
+        near = [p for key, paths in self._index.items() if key[-1] == name for p in paths]
+        near = near or self._by_stem.get(name.rpartition(".")[0] or name, [])
+        there = f"; in {self.directory} there is {first_of(near, 3)}" if near else ""
+        return f"there is no such file{there}"
+
+
+def files_below(directory: Path, unreadable: list[str] | None = None) -> list[Path]:
+    """All files in a directory and below it, sorted; linked directories are entered, each directory once.
+
+    Directories that cannot be read are appended to `unreadable`.
+    """
+    found: list[Path] = []
+    entered: set[tuple[int, int]] = set()
+
+    def note(error: OSError) -> None:
+        if unreadable is not None:
+            unreadable.append(f"{error.filename}: {error.strerror}")
+
+    for folder, below, names in os.walk(directory, followlinks=True, onerror=note):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in entered:
+            below.clear()
+            continue
+        entered.add((status.st_dev, status.st_ino))
+        found += [Path(folder) / name for name in names]
+    return sorted(found)
+
+
+def _parts(name: str) -> tuple[tuple[str, ...], bool]:
+    """The parts of a name without what only other machines know, and whether there was something of that kind."""
+    text = name.strip().replace("\\", "/")
+    foreign = _FOREIGN.match(text)
+    if foreign and "://" in foreign.group():
+        text = re.split(r"[?#]", text)[0]
+    if foreign:
+        text = text[foreign.end() :]
+    parts: list[str] = []
+    for part in text.split("/"):
+        if part == "..":
+            foreign = foreign or (None if parts else _FOREIGN.match("/"))
+            del parts[-1:]
+        elif part not in ("", "."):
+            parts.append(part)
+    return tuple(parts), foreign is not None
+
+
+def name_parts(name: str) -> tuple[str, ...]:
+    """The parts of a file name without case, Unicode form and kind of separator: equal where names mean one file."""
+    return _key(_parts(name)[0])
+
+
+def _folded(text: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", unquote(text).strip()).casefold())
+
+
+def _key(parts: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(_folded(part) for part in parts)
+
+
+def _ends_with(above: tuple[str, ...], parts: tuple[str, ...]) -> bool:
+    return not parts or above[-len(parts) :] == _key(parts)
