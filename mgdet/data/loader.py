@@ -88,7 +88,9 @@ class Sample(NamedTuple):
 class TrainImages(Dataset[Sample]):
     """The decoded and augmented images of a split, by `SampleKey`. Crowd boxes are kept apart: they are no targets."""
 
-    def __init__(self, source: ShardedDataset, config: TransformConfig, seed: int, max_pixels: int) -> None:
+    def __init__(
+        self, source: ShardedDataset, config: TransformConfig, seed: int, max_pixels: int = MAX_PIXELS
+    ) -> None:
         self.source, self.transform, self.max_pixels = source, TrainTransform(config, seed), max_pixels
 
     def __getitem__(self, key: SampleKey) -> Sample:
@@ -104,7 +106,7 @@ class TrainImages(Dataset[Sample]):
 class EvalImages(Dataset[Sample]):
     """The decoded and resized images of a split, by row. Without crowd boxes: the evaluator has `ground_truth()`."""
 
-    def __init__(self, source: ShardedDataset, config: TransformConfig, max_pixels: int) -> None:
+    def __init__(self, source: ShardedDataset, config: TransformConfig, max_pixels: int = MAX_PIXELS) -> None:
         self.source, self.transform, self.max_pixels = source, EvalTransform(config), max_pixels
 
     def __getitem__(self, position: int) -> Sample:

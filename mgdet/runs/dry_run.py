@@ -41,7 +41,7 @@ def dry_run(experiment: Experiment) -> str:
         alone = experiment.model_copy(update={"storage": directory, "train": train})
         worker = Worker(alone, World(0, 1, device), NullTracker())
         found = examine_data(experiment.data)
-        lines += [f"data: {line}" for line in found.lines]
+        lines += [f"annotations: {line}" for line in found.lines]
         worker.loader.start(0)
         batch = next(iter(worker.loader)).to(device)
         lines += _step(worker, batch)
@@ -52,7 +52,7 @@ def dry_run(experiment: Experiment) -> str:
         "dry run: everything works; nothing was kept"
         if learnable
         else "dry run: every part runs, but NOTHING WOULD BE LEARNED: no object of the training split reaches the loss "
-        "(see the lines that begin with `data:`); nothing was kept"
+        "(see the lines that begin with `annotations:`); nothing was kept"
     )
     return "\n".join(lines)
 

@@ -154,8 +154,8 @@ def _launch(
         status = "KILLED"
         raise
     finally:
-        if handle:
-            tracking.end(handle, status)
+        if handle and (parent_run_id is None or status == "FINISHED"):
+            tracking.end(handle, status)  # how any other trial ended, the sweep knows: one that it stops fails here
     return summary, handle
 
 

@@ -75,7 +75,7 @@ def test_the_count_is_that_of_the_transform(aerial: Scene) -> None:
 
 def test_the_dry_run_says_what_will_not_be_learned(aerial: Scene) -> None:
     report = dry_run(experiment_of(aerial))
-    assert "data: 32 of 40 training objects (80%)" in report
+    assert "annotations: 32 of 40 training objects (80%)" in report
     assert report.endswith("dry run: everything works; nothing was kept")
 
 
