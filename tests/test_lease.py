@@ -232,7 +232,7 @@ def test_a_training_waits_for_another_one_that_draws_the_same_data(tmp_path):
 
 
 def lock_for(path, ready, seconds):
-    from mgdet.tracking.run import _alone
+    from mgdet.tracking.mlflow import _alone
 
     with _alone(f"sqlite:///{path}"):
         ready.set()
@@ -241,7 +241,7 @@ def lock_for(path, ready, seconds):
 
 @pytest.mark.parametrize("seconds", [0.5, 60], ids=["is released", "stays"])
 def test_the_lock_of_a_new_database_is_waited_for_with_a_bound(tmp_path, monkeypatch, caplog, seconds):
-    from mgdet.tracking import run
+    from mgdet.tracking import mlflow as run
 
     ready = CONTEXT.Event()
     process = CONTEXT.Process(target=lock_for, args=(tmp_path / "mlflow.db", ready, seconds))
@@ -261,7 +261,7 @@ def test_the_lock_of_a_new_database_is_waited_for_with_a_bound(tmp_path, monkeyp
 
 
 def test_the_lock_names_its_owner(tmp_path):
-    from mgdet.tracking.run import _alone
+    from mgdet.tracking.mlflow import _alone
 
     with _alone(f"sqlite:///{tmp_path}/x/mlflow.db"):
         assert (tmp_path / "x" / "mlflow.db.lock").read_text().startswith(f"process {os.getpid()} on ")
