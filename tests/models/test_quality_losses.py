@@ -473,3 +473,9 @@ def test_workers_of_two_keep_their_own_correlation():
     together = [part.losses(config, mean=lambda own: own * 3) for part in parts]
     assert [t.total.item() for t in together] == [t.total.item() for t in alone]
     assert len({t.total.item() for t in [*alone, problem.losses(config)]}) == 3
+
+
+@pytest.mark.parametrize("alpha", [-0.999, -0.5, -1e-9])
+def test_any_negative_alpha_means_no_balancing(alpha):
+    logits, target = torch.linspace(-3, 3, 8), torch.tensor([0.0, 1.0]).repeat(4)
+    assert torch.equal(FocalLoss(alpha=alpha)(logits, target), FocalLoss(alpha=-1)(logits, target))

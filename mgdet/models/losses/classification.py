@@ -52,7 +52,8 @@ class FocalLoss(ClassTerm):
 
     def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
         """alpha_t (1 - p_t)^gamma BCE(p, y), where p_t = p y + (1 - p)(1 - y) and alpha_t likewise."""
-        return sigmoid_focal_loss(full_precision(logits), target, self.alpha, self.gamma)  # type: ignore[no-any-return]  # untyped
+        alpha = self.alpha if self.alpha >= 0 else -1  # the only negative number that torchvision takes
+        return sigmoid_focal_loss(full_precision(logits), target, alpha, self.gamma)  # type: ignore[no-any-return]  # untyped
 
 
 class QualityFocalLoss(ClassTerm):
