@@ -149,8 +149,8 @@ def insert_objects(targets: Targets, boxes: Tensor, valid: bool) -> tuple[Target
     wider = Targets(
         torch.zeros(images, total, 4), torch.zeros(images, total, dtype=torch.int64), torch.zeros(images, total).bool()
     )
-    for name, here in targets.fields().items():
-        getattr(wider, name)[:, old] = here
+    for name in ("boxes", "labels", "valid"):
+        getattr(wider, name)[:, old] = getattr(targets, name)
     wider.boxes[:, new] = boxes
     wider.valid[:, new] = valid
     return wider, old

@@ -63,7 +63,9 @@ def test_names_of_classes_are_only_text(tmp_path):
 def test_names_of_classes_in_a_picture_are_only_text(tmp_path):
     images = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
     targets = pad_targets([torch.tensor([[5.0, 5, 40, 40]])], [torch.tensor([0])])
-    found = Detections(targets.boxes, torch.tensor([[0.9]]), torch.tensor([[0]]), torch.tensor([[True]]))
+    found = Detections(
+        targets.boxes, torch.tensor([[0.9]]), torch.tensor([[0]]), torch.tensor([[True]]), torch.tensor([[0]])
+    )
     for name in ODD_NAMES:
         figure = detections_figure(images, targets, found, [Category(1, name)])
         figure.savefig(tmp_path / "d.png")

@@ -415,7 +415,8 @@ def test_order_of_objects_means_nothing(seed, arm, which):
         index = labels.gt_index
         return labels.replace(gt_index=torch.where(index >= 0, order.argsort()[index.clamp(min=0)], index))
 
-    shuffled = problem._replace(targets=problem.targets.map(lambda t: t[:, order]))
+    targets = problem.targets
+    shuffled = problem._replace(targets=Targets(*(t[:, order] for t in (targets.boxes, targets.labels, targets.valid))))
     shuffled = shuffled.labelled(cls=renamed(problem.assignment.cls), loc=renamed(problem.assignment.loc))
     mine, other = problem.losses(config, quality=quality), shuffled.losses(config, quality=quality)
     assert [t.item() for t in scalars(mine)] == [t.item() for t in scalars(other)]
@@ -427,7 +428,7 @@ def test_order_of_objects_means_nothing(seed, arm, which):
 def test_padding_means_nothing(seed, arm, which, junk):
     config, quality = with_correlation(arm, which)
     problem = near_objects(random_problem(seed))
-    boxes, labels, valid = problem.targets.fields().values()
+    boxes, labels, valid = problem.targets.boxes, problem.targets.labels, problem.targets.valid
 
     def pad(tensor: Tensor, value: float) -> Tensor:
         return torch.cat([tensor, torch.full_like(tensor[:, :2], value)], dim=1)

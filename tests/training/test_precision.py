@@ -119,7 +119,7 @@ def begun(tmp_path, asked, resolved):
     save_run(experiment, experiment.model_copy(update={"train": train}), {})
     checkpoints = tmp_path / "runs" / "small" / "checkpoints"
     checkpoints.mkdir()
-    info = {"file": "step-00000003.pt", "step": 3, "epoch": 1, "size": 1, "sha256": "", "metrics": {}}
+    info = {"file": "step-00000003.pt", "step": 3, "epoch": 1, "size": 1, "sha256": 64 * "0", "metrics": {}}
     (checkpoints / "step-00000003.json").write_text(json.dumps(info))
 
 
