@@ -28,7 +28,7 @@ from mgdet.errors import DataError
 class CsvBoxes(DataFormat):
     """Files without a header, one for each split; images are numbered in order of their first line."""
 
-    name: ClassVar[str] = "csv"
+    name: ClassVar[str] = "rows"
     summary: ClassVar[str] = "import CSV files of file, x1, y1, x2, y2, class"
     delimiter: str = option(",", "the character between two columns")
 
@@ -107,7 +107,7 @@ def test_the_command_has_a_new_format(
     tmp_path: Path, photos: Path, boxes: Path, jpeg: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = str(tmp_path / "out")
-    arguments = ["prepare", "csv", "--split", "train", str(boxes), str(photos), "--delimiter", ";", "--out", out]
+    arguments = ["prepare", "rows", "--split", "train", str(boxes), str(photos), "--delimiter", ";", "--out", out]
     assert main.main(arguments) == 0
     said = capsys.readouterr().out
     assert "2 classes: cow, zebra\nChanged: degenerate 1, clipped 1\n" in said
@@ -120,7 +120,7 @@ def test_the_command_has_a_new_format(
     assert not truth.iscrowd.any()
     assert data.read_image(0) == jpeg
     manifest = read_manifest(out)
-    assert manifest.source == {"importer": "csv", "annotations": {"train": "boxes.csv"}}
+    assert manifest.source == {"importer": "rows", "annotations": {"train": "boxes.csv"}}
     (dropped,) = manifest.changes.dropped_boxes
     assert (dropped.image, dropped.reason) == ("c.jpg", "bbox [5.0, 5.0, 5.0, 9.0] has no area")
 
@@ -128,25 +128,25 @@ def test_the_command_has_a_new_format(
 @pytest.mark.usefixtures("listed")
 def test_python_has_a_new_format(tmp_path: Path, photos: Path, boxes: Path) -> None:
     splits = {"val": (boxes, photos)}
-    made = mgdet.prepare("csv", tmp_path / "out", splits=splits, delimiter=";", name="mine")
+    made = mgdet.prepare("rows", tmp_path / "out", splits=splits, delimiter=";", name="mine")
     assert (made.classes, dict(made.images)) == (("cow", "zebra"), {"val": 3})
     for options, message in (
-        ({"delimiter": 5}, "csv: delimiter = 5: expected str, such as ','"),
+        ({"delimiter": 5}, "rows: delimiter = 5: expected str, such as ','"),
         (
             {"delimitor": ";"},
-            "csv has no option 'delimitor': allowed are name, workers, skip_bad_images, keep_repeated, .*delimiter",
+            "rows has no option 'delimitor': allowed are name, workers, skip_bad_images, keep_repeated, .*delimiter",
         ),
         ({"delimiter": ";;"}, "Correct the path, file or delimiter"),
         ({}, r"line 1: \['b.jpg;1;2;11;12;zebra'\]: allowed are file, x1"),
     ):
         with pytest.raises(mgdet.MgdetError, match=message):
-            mgdet.prepare("csv", tmp_path / "other", splits=splits, **options)
+            mgdet.prepare("rows", tmp_path / "other", splits=splits, **options)
     with pytest.raises(mgdet.MgdetError, match="allowed are coco, csv, given and shapes"):
         mgdet.prepare("voc", tmp_path / "other")
-    with pytest.raises(mgdet.MgdetError, match=r"csv needs splits=.'train': \(ANNOTATIONS, IMAGES\)"):
-        mgdet.prepare("csv", tmp_path / "other")
-    with pytest.raises(mgdet.MgdetError, match=r"'val' of csv is .*: expected 2 in a list: ANNOTATIONS, IMAGES"):
-        mgdet.prepare("csv", tmp_path / "other", splits={"val": [boxes]})
+    with pytest.raises(mgdet.MgdetError, match=r"rows needs splits=.'train': \(ANNOTATIONS, IMAGES\)"):
+        mgdet.prepare("rows", tmp_path / "other")
+    with pytest.raises(mgdet.MgdetError, match=r"'val' of rows is .*: expected 2 in a list: ANNOTATIONS, IMAGES"):
+        mgdet.prepare("rows", tmp_path / "other", splits={"val": [boxes]})
     assert not (tmp_path / "other").exists()
 
 
@@ -154,7 +154,7 @@ def test_python_has_a_new_format(tmp_path: Path, photos: Path, boxes: Path) -> N
 def test_help_has_the_format_and_its_options(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, expected in (
         ([], ["import COCO annotation files", CsvBoxes.summary, "draw the generated"]),
-        (["csv"], ["--split NAME ANNOTATIONS IMAGES", "the character between two columns (default ,)"]),
+        (["rows"], ["--split NAME ANNOTATIONS IMAGES", "the character between two columns (default ,)"]),
         (["given"], ["--split NAME DIRECTORY", "1 is 100% of it", "in pixels (default 0.5)", "--skip-bad-images"]),
     ):
         with pytest.raises(SystemExit):
