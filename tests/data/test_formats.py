@@ -141,7 +141,7 @@ def test_python_has_a_new_format(tmp_path: Path, photos: Path, boxes: Path) -> N
     ):
         with pytest.raises(mgdet.MgdetError, match=message):
             mgdet.prepare("rows", tmp_path / "other", splits=splits, **options)
-    with pytest.raises(mgdet.MgdetError, match="allowed are coco,.* rows, given and shapes"):
+    with pytest.raises(mgdet.MgdetError, match=r"allowed are coco,.* rows, given and shapes"):
         mgdet.prepare("voc", tmp_path / "other")
     with pytest.raises(mgdet.MgdetError, match=r"rows needs splits=.'train': \(ANNOTATIONS, IMAGES\)"):
         mgdet.prepare("rows", tmp_path / "other")
