@@ -11,14 +11,13 @@ from mgdet.cluster.relay import speak_through_driver, workers_heard
 from mgdet.cluster.session import check_shared, scale_up, session
 from mgdet.cluster.train import run_trial
 from mgdet.config import Experiment, validate
-from mgdet.data.fingerprint import data_differences, fingerprint
-from mgdet.data.schema import read_manifest
+from mgdet.data.fingerprint import data_differences
 from mgdet.errors import ClusterError, ConfigError
 from mgdet.evaluation.evaluator import AP, DIVERGENCE
 from mgdet.plugins import load_plugins
 from mgdet.provenance import as_tags, made_by
 from mgdet.runs.config import ClusterConfig
-from mgdet.runs.launch import absolute, training_images
+from mgdet.runs.launch import absolute, training_data, training_images
 from mgdet.runs.record import Record, differences, log_directory, own, read_record, summarise, write_record
 from mgdet.runs.resolve import resolve
 from mgdet.runs.resources import Resources, describe
@@ -208,7 +207,7 @@ def _check_corners(sweep: Sweep, cluster: ClusterConfig) -> dict[str, Any]:
         key = e.data.model_dump_json(exclude={"transform", "loader"})
         if key not in sizes:
             sizes[key] = training_images(e.data)
-            found = fingerprint(read_manifest(e.data.uri), [e.data.train_split, e.data.val_split])
+            found = training_data(e.data)
             data.setdefault(e.data.uri, found)["splits"].update(found["splits"])
         try:
             resolve(e, num_images=sizes[key], cpus=float(cluster.cpus_per_worker), gpus=float(bool(cluster.gpu)))

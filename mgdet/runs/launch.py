@@ -13,7 +13,7 @@ from mgdet import files
 from mgdet.config import Experiment
 from mgdet.data.config import DataConfig
 from mgdet.data.findings import examine_data
-from mgdet.data.fingerprint import describe_data, fingerprint
+from mgdet.data.fingerprint import Fingerprint, describe_data, fingerprint
 from mgdet.data.schema import read_manifest
 from mgdet.data.shapes import ensure_shapes
 from mgdet.errors import ClusterError, ConfigError, Interrupted
@@ -86,6 +86,11 @@ def training_images(data: DataConfig) -> int:
     return manifest.split(data.train_split, data.uri).images
 
 
+def training_data(data: DataConfig) -> Fingerprint:
+    """The fingerprint of the two splits that a training uses. Raises `DataError`."""
+    return fingerprint(read_manifest(data.uri), [data.train_split, data.val_split])
+
+
 def train_in_process(experiment: Experiment) -> tuple[Summary, RunHandle | None]:
     """Train, or continue the run of the same storage and name, to its end, in this process and without Ray.
 
@@ -116,7 +121,7 @@ def launch(
 def _launch(
     asked: Experiment, experiment: Experiment, reasons: list[str], execute: Execute, parent_run_id: str | None
 ) -> tuple[Summary, RunHandle | None]:
-    data = fingerprint(read_manifest(asked.data.uri), [asked.data.train_split, asked.data.val_split])
+    data = training_data(asked.data)
     existing = open_run(asked, data)
     logger.info("%s", experiment.to_yaml())
     for reason in reasons:
