@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 
 from mgdet.errors import ConfigError
+from mgdet.files import require_regular
+from mgdet.text import printable
 
 EXPERIMENTS, SWEEPS = "*.yaml", "sweeps/*.yaml"
 """The two kinds, each as the pattern of its files below `directory()`."""
@@ -61,12 +63,20 @@ def find(name: str | Path, *kinds: str) -> Path:
     )
 
 
-def find_base(base: str, beside: Path) -> Path:
-    """The file that a `base` means in a file of the directory `beside`: one relative to it, or one of mgdet's own."""
-    if os.path.exists(beside / base):
-        return beside / base
+def find_base(base: str, beside: Path, source: str) -> Path:
+    """The file that a `base` means in the file `source` of the directory `beside`.
+
+    It is one relative to that directory, or one of mgdet's own. Raises `ConfigError` where there is neither.
+    """
     own = directory() / f"{base.removesuffix('.yaml')}.yaml"
-    return own if os.path.isfile(own) and own.is_relative_to(directory()) else beside / base
+    if not os.path.exists(beside / base) and os.path.isfile(own) and own.is_relative_to(directory()):
+        return own
+    try:
+        require_regular(beside / base)
+    except OSError as error:
+        file = printable(str(beside / base))
+        raise ConfigError(f"{source}: base = {base!r}: {file}: cannot be read ({error}).") from None
+    return beside / base
 
 
 def is_override(argument: str) -> bool:

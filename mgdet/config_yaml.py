@@ -55,7 +55,7 @@ def on_base(
         return own
     if not isinstance(base, str):
         raise ConfigError(f"{source}: base = {base!r}: expected the name of a YAML file, relative to this one")
-    start = read_tree(root, find_base(base, directory), above)
+    start = read_tree(root, find_base(base, directory, source), above)
     if plugins := united(start.get("plugins", ()), plugins):
         own["plugins"] = plugins
     return with_settings(root, start, flatten(own), source)

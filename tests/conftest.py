@@ -19,6 +19,8 @@ import torch
 
 torch.set_num_threads(1)
 
+pytest_plugins = ["tests.buckets"]
+
 # No example fails because the machine is slow: the first one of a test may import MLflow.
 EVER = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
 hypothesis.settings.register_profile("unit", max_examples=30, derandomize=True, **EVER)

@@ -21,7 +21,7 @@ from tests.small import small_experiment
 MODELS = {
     "retinanet": {"train__ema": {"enabled": True, "decay": 0.9}},
     "fcos": {
-        "model": {"name": "fcos", "backbone": "resnet18", "norm": "gn", "channels": 32},
+        "model": {"name": "fcos", "backbone": "mobilenet_v3_small", "norm": "gn", "channels": 32},
         "assigner": {"name": "center_sampling"},
         "data__transform__resize": {"name": "longest_edge", "height": 96, "width": 64},
     },

@@ -201,9 +201,13 @@ def _adopt(
     order = torch.argsort(~orphan, dim=1, stable=True)[:, :MAX_ORPHANS]  # orphans first, in index order
     for part in torch.split(order, _chunk_size(priors, targets, chunk_elements), dim=1):
         waiting = orphan.gather(1, part)
+        if known_empty(waiting):
+            break  # orphans come first
         boxes = targets.boxes.gather(1, part[..., None].expand(-1, -1, 4))
         raw, near = criterion(boxes, targets.labels.gather(1, part)), nearness(boxes, priors)
         for slot in range(part.shape[1]):
+            if known_empty(waiting[:, slot]):
+                break
             free = raw[:, slot].masked_fill(kept, -torch.inf)
             choice = first_best([free], partial(near.select, 1, slot), dim=1)
             adopts = waiting[:, slot, None] & (free.gather(1, choice) > -torch.inf)

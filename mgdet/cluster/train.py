@@ -56,8 +56,7 @@ def run_trial(asked: Experiment, parent_run_id: str | None, callback: Any) -> Su
     """
     resolved, _ = prepare(asked, float(asked.cluster.cpus_per_worker), float(bool(asked.cluster.gpu)))
     execute = functools.partial(_on_cluster, callbacks=(callback,), trial=True)
-    # Tune may start a trial again while its process before is still ending
-    return launch(asked, resolved, [], execute, parent_run_id, wait_s=60)[0]
+    return launch(asked, resolved, [], execute, parent_run_id, trial=True)[0]
 
 
 def _on_cluster(

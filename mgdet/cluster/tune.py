@@ -1,5 +1,6 @@
 """A sweep as a Ray Tune job: each trial is a Ray Train job of its own, with its own workers."""
 
+import itertools
 import logging
 import os
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from mgdet.cluster.relay import speak_through_driver, workers_heard
 from mgdet.cluster.session import check_shared, scale_up, session
 from mgdet.cluster.train import run_trial
 from mgdet.config import Experiment, validate
+from mgdet.data.findings import examine_data
 from mgdet.data.fingerprint import data_differences
 from mgdet.errors import ClusterError, ConfigError
 from mgdet.evaluation.evaluator import AP, DIVERGENCE
@@ -196,12 +198,13 @@ def _refuse_other_data(uri: str, there: dict[str, Any], here: dict[str, Any]) ->
 
 
 def _check_corners(sweep: Sweep, cluster: ClusterConfig) -> dict[str, Any]:
-    """Make or check the data of every trial, and that batches can be split among its workers.
+    """Make or check the data of every trial, warn about it, and see that batches can be split among its workers.
 
     Returns the fingerprint of each data set, by its location.
     """
     sizes: dict[str, int] = {}
     data: dict[str, Any] = {}
+    cautions: dict[str, list[str]] = {}
     for settings, experiment in sweep.corners():
         e = absolute(experiment.model_copy(update={"cluster": cluster}))
         key = e.data.model_dump_json(exclude={"transform", "loader"})
@@ -209,10 +212,16 @@ def _check_corners(sweep: Sweep, cluster: ClusterConfig) -> dict[str, Any]:
             sizes[key] = training_images(e.data)
             found = training_data(e.data)
             data.setdefault(e.data.uri, found)["splits"].update(found["splits"])
+        if (
+            seen := e.data.model_dump_json(exclude={"loader"})
+        ) not in cautions:  # input sizes too
+            cautions[seen] = list(examine_data(e.data).lines)
         try:
             resolve(e, num_images=sizes[key], cpus=float(cluster.cpus_per_worker), gpus=float(bool(cluster.gpu)))
         except ConfigError as error:
             raise ConfigError(f"{error}\n  searched: {settings}") from error
+    for line in dict.fromkeys(itertools.chain.from_iterable(cautions.values())):
+        logger.warning("%s", line)
     return data
 
 

@@ -107,19 +107,25 @@ def launch(
     reasons: list[str],
     execute: Execute,
     parent_run_id: str | None = None,
-    wait_s: float = 0,
+    trial: bool = False,
 ) -> tuple[Summary, RunHandle | None]:
     """Open the run that was `asked` for, train its resolved `experiment` by `execute`, and end it.
 
     A run that is finished is not trained again. `reasons` are logged: one line for each `auto` that was resolved.
-    While another process writes the run it is refused, after `wait_s` seconds.
+    While another process writes the run it is refused; a `trial` of a sweep, which Tune may start again while its
+    process before is still ending, waits a minute for that. What is wrong with its data, the sweep says for all trials.
     """
-    with own(locate(asked.run_uri), f"the run {asked.run_uri}", wait_s):
-        return _launch(asked, experiment, reasons, execute, parent_run_id)
+    with own(locate(asked.run_uri), f"the run {asked.run_uri}", 60 if trial else 0):
+        return _launch(asked, experiment, reasons, execute, parent_run_id, trial)
 
 
 def _launch(
-    asked: Experiment, experiment: Experiment, reasons: list[str], execute: Execute, parent_run_id: str | None
+    asked: Experiment,
+    experiment: Experiment,
+    reasons: list[str],
+    execute: Execute,
+    parent_run_id: str | None,
+    trial: bool,
 ) -> tuple[Summary, RunHandle | None]:
     data = training_data(asked.data)
     existing = open_run(asked, data)
@@ -128,7 +134,7 @@ def _launch(
         logger.info("%s", reason)
     reached = summarise(experiment) if existing else None
     finished = reached is not None and reached.already_finished
-    if not finished:
+    if not finished and not trial:
         for line in examine_data(experiment.data).lines:
             logger.warning("%s", line)
     if existing:
@@ -159,7 +165,7 @@ def _launch(
         status = "KILLED"
         raise
     finally:
-        if handle and (parent_run_id is None or status == "FINISHED"):
+        if handle and (not trial or status == "FINISHED"):
             tracking.end(handle, status)  # how any other trial ended, the sweep knows: one that it stops fails here
     return summary, handle
 

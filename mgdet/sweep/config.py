@@ -93,10 +93,9 @@ class Sweep(Config):
     @field_validator("metric", mode="before")
     @classmethod
     def _short_metric(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            value = [value]
-        if isinstance(value, list):
-            value = {m: _direction(str(m)) for m in value}
+        named = [value] if isinstance(value, str) else value
+        if isinstance(named, list) and all(isinstance(name, str) for name in named):
+            return {name: _direction(name) for name in named}
         return value
 
     @field_validator("metric")
@@ -200,7 +199,7 @@ def load_sweep(config: str | Path | Mapping[str, Any], overrides: Overrides = ()
     base = tree.get("base")
     if not isinstance(base, str):
         raise ConfigError(f"{source}: base = {base!r}: expected the name of an experiment's YAML file beside this one")
-    tree["base"] = read_tree(Experiment, find_base(base, directory))
+    tree["base"] = read_tree(Experiment, find_base(base, directory, source))
     if added:
         _below(tree, "set", source)["plugins"] = united(tree["base"].get("plugins", ()), added)
     sweep = validate_as(Sweep, tree, source)

@@ -5,11 +5,10 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -24,7 +23,6 @@ from mgdet.evaluation.evaluator import headlines
 from mgdet.models import initialise
 from mgdet.models.weights import NAMED_WEIGHTS
 from mgdet.provenance import made_by
-from mgdet.records import Count, first_problem
 from mgdet.structures import Batch
 from mgdet.tracking import Tracker
 from mgdet.training.checkpoint import ATTEMPTS, FORMAT, LAST_ATTEMPTS, CheckpointStore, UnsavedError, weights_file
@@ -35,6 +33,7 @@ from mgdet.training.nonfinite import capture, non_finite_error
 from mgdet.training.optim import EMA, build_optimizer
 from mgdet.training.origin import data_of, refuse_other_data
 from mgdet.training.pictures import log_pictures
+from mgdet.training.position import Position
 from mgdet.training.precision import emulation, gradient_scaler
 from mgdet.training.progress import ProgressLog, Throughput, progress_line, show, training_progress
 from mgdet.training.schedules import Span
@@ -51,39 +50,6 @@ OnEvaluation = Callable[[dict[str, float]], None]
 
 StopAsked = Callable[[], bool]
 """Whether to stop: called on every rank at the same steps, and must return the same on all of them."""
-
-
-@dataclass
-class Position:
-    """How far a training has come; part of every checkpoint."""
-
-    epoch: Count = 0  # epochs completed
-    micro_step: Count = 0  # micro-batches completed in the current epoch by the current number of ranks
-    step: Count = 0  # optimizer steps completed
-    metrics: dict[str, float] = field(default_factory=dict)  # of the last evaluation
-    world: Count = 0  # number of ranks that `micro_step` refers to; 0: not known
-    batch_size: Count = 0  # images in a micro-batch of each of these ranks
-    done: list[list[Count]] = field(default_factory=list)  # `Segment`s of this epoch with other ranks
-
-    @classmethod
-    def read(cls, state: dict[str, Any]) -> "Position":
-        """The position in a checkpoint. Raises `ValueError` where it is none that could have been written there."""
-        if unknown := state.keys() - {f.name for f in fields(cls)}:
-            raise ValueError(f"position: unknown {min(unknown)!r}")
-        try:
-            position: Position = TypeAdapter(cls).validate_python(state)
-        except ValidationError as error:
-            raise ValueError(f"position: {first_problem(error)}") from error
-        if any(len(segment) != len(Segment._fields) for segment in position.done):
-            raise ValueError(f"done: {position.done}: expected lists of {', '.join(Segment._fields)}")
-        return position
-
-    def on(self, world: int, batch_size: int) -> "Position":
-        """The same position for these ranks; if they are not the ranks so far, what those did is appended to `done`."""
-        here = replace(self, world=world, batch_size=batch_size)
-        if self.micro_step and self.world and (self.world, self.batch_size) != (world, batch_size):
-            here.done, here.micro_step = [*self.done, [self.world, self.batch_size, self.micro_step]], 0
-        return here
 
 
 class Worker:

@@ -6,12 +6,16 @@ from typing import Any
 
 import pytest
 
+from mgdet.cluster import tune
 from mgdet.data.findings import examine, examine_data
 from mgdet.data.transforms import FixedSize, LongestEdge, ScaleJitter, ShortestEdge, TrainTransform, TransformConfig
+from mgdet.runs.config import ClusterConfig
 from mgdet.runs.dry_run import dry_run
 from mgdet.runs.launch import train_in_process
+from mgdet.sweep.config import load_sweep
 from tests.data.scenes import Scene
 from tests.small import small_experiment
+from tests.sweep.test_config import write
 
 SMALL = {"name": "fixed", "height": 64, "width": 64}
 
@@ -95,6 +99,19 @@ def test_a_training_begins_with_it(aerial: Scene, caplog: pytest.LogCaptureFixtu
         train_in_process(experiment_of(aerial, train__epochs=1))
     said = [record.getMessage() for record in caplog.records]
     assert any(text.startswith("32 of 40 training objects") for text in said)
+
+
+def test_a_sweep_says_it_once(aerial: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    """Two of three widths lose the same objects; in the third every object is large enough."""
+    path = write(
+        aerial.root,
+        set={"train.epochs": 4, "data.uri": str(aerial.out), "data.generate": None, "data.val_split": "train"},
+        space={"data.transform.resize.width": {"choice": [60, 64, 2000]}},
+    )
+    with caplog.at_level(logging.WARNING):
+        tune._check_corners(load_sweep(path), ClusterConfig(workers=1, gpu=False, cpus_per_worker=1))
+    lost = [r.getMessage() for r in caplog.records if "training objects" in r.getMessage()]
+    assert len(lost) == 1, lost
 
 
 def test_classes_that_only_one_split_has(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def concatenated(a, b):
 
 
 FCOS = {
-    "model": {"name": "fcos", "backbone": "resnet18", "norm": "gn", "channels": 32, "quality": "iou"},
+    "model": {"name": "fcos", "backbone": "mobilenet_v3_small", "norm": "gn", "channels": 32, "quality": "iou"},
     "assigner": {"name": "center_sampling"},
     "loss": {"cls": {"name": "quality_focal"}, "box": {"name": "giou"}},
 }

@@ -40,7 +40,6 @@ def train(experiment, stop_after_step=None):
 def stateful(directory):
     """An experiment whose checkpoints hold everything that they can."""
     changes = {
-        "model__backbone": "mobilenet_v3_small",  # much is saved, and this is a tenth of a ResNet-18
         "train__checkpoint_every_steps": 2,
         "data__transform__hflip": 0.5,
         "assigner": {"name": "mutual_labeling", "warmup_epochs": 1.3},  # another assigner takes over in mid-epoch

@@ -25,9 +25,10 @@ from mgdet.tracking import NullTracker
 from mgdet.training import loop
 from mgdet.training.checkpoint import CheckpointStore
 from mgdet.training.distributed import World
-from mgdet.training.loop import Position, Worker
+from mgdet.training.loop import Worker
 from mgdet.training.nonfinite import capture, load_capture
 from mgdet.training.origin import data_of
+from mgdet.training.position import Position
 from tests.data.test_dataset import CLASSES, records
 from tests.small import small_experiment
 from tests.sweep.test_config import write

@@ -13,7 +13,8 @@ from mgdet.runs.stop import StopRequest, on_sigterm
 from mgdet.tracking import NullTracker
 from mgdet.training.checkpoint import CheckpointStore
 from mgdet.training.distributed import World
-from mgdet.training.loop import Position, Worker
+from mgdet.training.loop import Worker
+from mgdet.training.position import Position
 from tests.faults import same, weights
 from tests.small import small_experiment
 
