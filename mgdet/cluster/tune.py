@@ -171,7 +171,8 @@ def _open(sweep: Sweep, uri: str) -> Record | None:
         if (directory / "run.json").exists():
             raise ConfigError(f"{uri} is a training, not a sweep; give the sweep another name=")
         return None
-    if different := differences(record.identity, definition(sweep)):
+    wanted = definition(sweep)
+    if different := differences(_completed(record.identity, wanted), wanted):
         raise ConfigError(
             f"the sweep {uri} exists with another definition:\n{different}\n"
             f"The same storage and name continue a sweep. Give this one another name (name={sweep.name}-2), or the "
@@ -179,6 +180,14 @@ def _open(sweep: Sweep, uri: str) -> Record | None:
         )
     logger.info("the sweep %s is continued", uri)
     return record
+
+
+def _completed(there: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+    """The definition `there`, with the keys of its searcher that the version which wrote it did not have."""
+    known, asked = there.get("searcher"), wanted["searcher"]
+    if not isinstance(known, dict) or known.get("name") != asked["name"]:
+        return there
+    return {**there, "searcher": {**asked, **known}}
 
 
 def _refuse_other_data(uri: str, there: dict[str, Any], here: dict[str, Any]) -> None:
