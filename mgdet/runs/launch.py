@@ -23,6 +23,7 @@ from mgdet.provenance import as_tags, made_by
 from mgdet.runs.memory import check_batch_fits
 from mgdet.runs.record import (
     Summary,
+    journal_copies,
     log_directory,
     open_run,
     own,
@@ -198,4 +199,4 @@ def _send_what_is_left(experiment: Experiment, handle: RunHandle | None) -> None
 
 def worker_tracker(experiment: Experiment, handle: RunHandle | None) -> Tracker:
     """The tracker of rank 0, the only worker that writes metrics and artifacts."""
-    return experiment.tracking(handle, log_directory(experiment))
+    return experiment.tracking(handle, log_directory(experiment), journal_copies(experiment))
