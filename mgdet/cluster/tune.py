@@ -13,11 +13,10 @@ from mgdet.cluster.train import run_trial
 from mgdet.config import Experiment, validate
 from mgdet.data.fingerprint import data_differences
 from mgdet.errors import ClusterError, ConfigError
-from mgdet.evaluation.evaluator import AP, DIVERGENCE
 from mgdet.plugins import load_plugins
 from mgdet.provenance import as_tags, made_by
 from mgdet.runs.config import ClusterConfig
-from mgdet.runs.launch import absolute, training_data, training_images
+from mgdet.runs.launch import HEADLINES, absolute, data_sets, training_data, training_images
 from mgdet.runs.record import Record, differences, log_directory, own, read_record, summarise, write_record
 from mgdet.runs.resolve import resolve
 from mgdet.runs.resources import Resources, describe
@@ -95,8 +94,9 @@ def _run(sweep: Sweep, first: Experiment, uri: str, retry_failed: bool) -> Outco
                 config_yaml=yaml.safe_dump(definition(sweep), sort_keys=False),
                 run_id=run_ids.get(tracking.name),
                 tags={"mgdet.sweep": uri, **as_tags(made_by())},
-                headlines=(AP.name, DIVERGENCE.name),
+                headlines=HEADLINES,
                 searched=tuple(sweep.space),
+                data=data_sets(first.data, training_data(first.data)),
             )
         )
         run_ids = {**run_ids, tracking.name: parent.run_id} if parent else run_ids

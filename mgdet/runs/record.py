@@ -256,6 +256,8 @@ class Summary:
     """Epochs completed at the checkpoint."""
     already_finished: bool = False
     """Whether some checkpoint is of the last epoch, so that there is nothing left to train."""
+    step: int = 0
+    """Optimizer steps done at the checkpoint."""
 
 
 def summarise(experiment: Experiment, last: bool = False) -> Summary | None:
@@ -270,4 +272,4 @@ def summarise(experiment: Experiment, last: bool = False) -> Summary | None:
     if best is None:
         return None
     finished = any(c.epoch >= experiment.train.epochs for c in complete)
-    return Summary(best.metrics, str(store.path(best)), best.epoch, finished)
+    return Summary(best.metrics, str(store.path(best)), best.epoch, finished, best.step)

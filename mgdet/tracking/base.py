@@ -11,7 +11,7 @@ from pydantic import Field
 from mgdet.config_base import Config
 from mgdet.storage import Location
 from mgdet.text import first_line
-from mgdet.tracking.run import Child, Connection, NewRun, RunHandle, Status
+from mgdet.tracking.run import Best, Child, Connection, NewRun, RunHandle, Status
 from mgdet.tracking.tracker import JournalTracker, Tracker
 
 logger = logging.getLogger(__name__)
@@ -45,6 +45,9 @@ class Tracking(Config):
 
     def tag(self, handle: RunHandle, tags: Mapping[str, str]) -> None:
         """Set tags of a run."""
+
+    def show_best(self, handle: RunHandle, best: Best) -> None:
+        """Show which checkpoint came out of a run, whose metrics have been sent. Calling it again changes nothing."""
 
     def children(self, parent: RunHandle) -> list[Child]:
         """The runs of the trials of a sweep."""
@@ -100,6 +103,9 @@ class StoreTracking(Tracking):
     def set_tags(self, handle: RunHandle, tags: Mapping[str, str]) -> None:
         """Note tags of a run, over those of the same names."""
 
+    def set_best(self, handle: RunHandle, best: Best) -> None:
+        """Note the best checkpoint, unless it is noted already."""
+
     def find_children(self, parent: RunHandle) -> list[Child]:
         """All runs whose `parent_run_id` was this one."""
         return []
@@ -146,6 +152,14 @@ class StoreTracking(Tracking):
             self.set_tags(handle, tags)
         except Exception as error:
             logger.warning("%s run %s could not be tagged: %s", self.title, handle.run_id, first_line(error))
+
+    def show_best(self, handle: RunHandle, best: Best) -> None:
+        """See `Tracking`; a store that is away costs a warning, and the next start of the run notes it."""
+        try:
+            self.set_best(handle, best)
+        except Exception as error:
+            said = first_line(error)
+            logger.warning("%s run %s could not be given its best checkpoint: %s", self.title, handle.run_id, said)
 
     def children(self, parent: RunHandle) -> list[Child]:
         """See `Tracking`; none, with a warning, where the store is away."""
