@@ -20,7 +20,7 @@ from mgdet.errors import ConfigError
 from mgdet.runs.launch import train_in_process
 from mgdet.runs.record import journal_copies, log_directory, set_old_journal_aside
 from mgdet.storage import Location, locate
-from mgdet.tracking import CloseReport, JournalTracker, NewRun, RunHandle, StoreTracking
+from mgdet.tracking import Best, CloseReport, DataSet, JournalTracker, NewRun, RunHandle, StoreTracking
 from mgdet.tracking import copies as copies_module
 from mgdet.tracking.copies import BEGUN, JournalCopies, begin, read_copies
 from mgdet.tracking.run import Connection
@@ -30,6 +30,7 @@ from tests.forked import CONTEXT
 from tests.small import small_experiment
 
 SENT: dict[str, list[tuple[str, int, float]]] = {}
+SAID: dict[str, tuple[tuple[DataSet, ...], list[Best]]] = {}
 
 
 class Memory(StoreTracking):
@@ -44,7 +45,11 @@ class Memory(StoreTracking):
     def open(self, run: NewRun) -> RunHandle:
         run_id = run.run_id or f"run-{len(SENT)}"
         SENT.setdefault(run_id, [])
+        SAID[run_id] = run.data, []
         return RunHandle(run_id)
+
+    def set_best(self, handle: RunHandle, best: Best) -> None:
+        SAID[handle.run_id][1].append(best)
 
     def connect(self, handle: RunHandle) -> Connection:
         if self.away:
@@ -349,6 +354,16 @@ def test_the_node_of_a_run_is_lost_before_its_tracker_had_anything(place, tmp_pa
     recorded = {(k, r["step"], v) for r in journal if not r.get("replay") for k, v in r["metrics"].items()}
     assert sorted(SENT[handle.run_id]) == sorted(recorded)
     assert [s for k, s, _ in SENT[handle.run_id] if k == "train/loss"] == list(range(1, 7))
+
+    splits, (best,) = SAID[handle.run_id]
+    assert [(s.name, s.use, s.uri, s.counts["images"]) for s in splits] == [
+        ("shapes/train", "training", e.data.uri, 6),
+        ("shapes/val", "validation", e.data.uri, 3),
+    ]
+    assert splits[0].digest != splits[1].digest
+    assert (best.step, best.epoch, best.data) == (6, 2, splits[1])
+    assert best.checkpoint == f"{e.run_uri}/checkpoints/step-00000006.pt"
+    assert {(key, 6, value) for key, value in best.metrics.items()} <= recorded
 
     # On a third machine, which has nothing: a finished run is not trained again, and a tracker that lost it gets all
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "third"))
