@@ -10,6 +10,8 @@ import urllib.request
 import pytest
 import yaml
 
+from mgdet.runs.compare import compare_metrics
+from mgdet.runs.reproduce import journal_of
 from mgdet.storage import locate
 from mgdet.training.checkpoint import CheckpointStore
 from tests.faults import same, weights
@@ -60,8 +62,9 @@ def uri(server, monkeypatch):
 
 
 def experiment(tmp_path, uri, name="small", **changes):
-    """Twelve steps of a small network, with a checkpoint after every fourth one."""
+    """Twelve steps of a small network, each in the journal, with a checkpoint after every fourth one."""
     small = {"model__backbone": "mobilenet_v3_small", "train__epochs": 4, "train__evaluate_every": 4, **STATEFUL}
+    small["train__log_every"] = 1
     places = {"storage": uri("runs"), "data__uri": uri("data/shapes")}
     return small_experiment(tmp_path, name=name, **{**small, **places, "train__checkpoint_every_steps": 4, **changes})
 
@@ -83,7 +86,8 @@ def test_a_killed_training_goes_on_and_its_detector_is_judged_and_used(uri, tmp_
     killed.wait(60)
     assert 0 < store.committed()[-1].step < 12, log.read_text()
 
-    done = run_job("train", [path], log, directory=tmp_path)
+    another_machine = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "empty")}
+    done = run_job("train", [path], log, directory=tmp_path, environment=another_machine)
     assert done.returncode == 0, done.output
     assert "continu" in done.output
     assert store.committed()[-1].step == 12
@@ -92,6 +96,7 @@ def test_a_killed_training_goes_on_and_its_detector_is_judged_and_used(uri, tmp_
     path, log = job(undisturbed, tmp_path)
     assert run_job("train", [path], log, directory=tmp_path).returncode == 0, log.read_text()
     assert same(weights(e), weights(undisturbed))
+    assert compare_metrics(journal_of(undisturbed), journal_of(e)).first == ""
 
     judged = run_job("evaluate", [e.run_uri, "--json", tmp_path / "judged.json"], tmp_path / "evaluate.log")
     assert judged.returncode == 0, judged.output
