@@ -16,7 +16,10 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = ("tests/test_faults.py", "tests/training/test_nonfinite.py", "tests/cluster/test_faults.py")
+TESTS = (
+    *("tests/test_faults.py", "tests/test_copies.py", "tests/training/test_nonfinite.py"),
+    "tests/cluster/test_faults.py",
+)
 NODES = "tests/cluster/test_nodes.py"
 
 

@@ -70,8 +70,8 @@ def require_plugins(names: Iterable[str], source: str) -> None:
         listed = ", ".join(missing)
         raise ConfigError(
             f"{source} needs the plugin{'s' if len(missing) > 1 else ''} {listed}: pass plugins={missing} (in Python), "
-            f"{' '.join(f'--plugin {name}' for name in missing)} (to evaluate, predict and replay), or name it under "
-            "plugins in the YAML. Nothing is imported that you did not name."
+            f"{' '.join(f'--plugin {name}' for name in missing)} (to evaluate, predict, replay and reproduce), or name "
+            "it under plugins in the YAML. Nothing is imported that you did not name."
         )
 
 

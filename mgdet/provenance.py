@@ -15,8 +15,12 @@ import torch
 import mgdet
 from mgdet.text import redacted
 
-LIBRARIES = ("torch", "torchvision", "ray", "mlflow", "optuna", "numpy", "pyarrow", "pillow")
-"""Those that may change a result; optuna is the searcher of sweeps."""
+LIBRARIES = (
+    *("torch", "torchvision", "timm", "numpy", "pillow", "simplejpeg", "faster-coco-eval", "pycocotools", "scipy"),
+    *("ray", "mlflow", "optuna", "pyarrow"),
+)
+"""Those that may change a result: networks, decoders, metrics. The last four compute nothing of a training; optuna is
+the searcher of sweeps."""
 _SECONDS = 10.0
 
 
@@ -78,6 +82,7 @@ def _hardware() -> dict[str, Any]:
         "machine": platform.machine(),
         "cpu": _cpu(),
         "cpus": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
         "gpus": ", ".join(gpus) or "none",
     }
 

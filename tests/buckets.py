@@ -51,8 +51,8 @@ def uri(s3_server, monkeypatch):
 
 
 def experiment_in_a_bucket(tmp_path, uri, name="small", **changes):
-    """Twelve steps of a small network, with a checkpoint after every fourth one."""
-    small = {"train__epochs": 4, "train__evaluate_every": 4, **STATEFUL}
+    """Twelve steps of a small network, each in the journal, with a checkpoint after every fourth one."""
+    small = {"train__epochs": 4, "train__evaluate_every": 4, "train__log_every": 1, **STATEFUL}
     places = {"storage": uri("runs"), "data__uri": uri("data/shapes")}
     return small_experiment(tmp_path, name=name, **{**small, **places, "train__checkpoint_every_steps": 4, **changes})
 

@@ -4,6 +4,8 @@ import signal
 
 import pytest
 
+from mgdet.runs.compare import compare_metrics
+from mgdet.runs.reproduce import journal_of
 from mgdet.storage import locate
 from mgdet.training.checkpoint import CheckpointStore
 from tests.buckets import experiment_in_a_bucket as experiment
@@ -26,7 +28,8 @@ def test_a_killed_training_goes_on_and_its_detector_is_judged_and_used(uri, tmp_
     killed.wait(60)
     assert 0 < store.committed()[-1].step < 12, log.read_text()
 
-    done = run_job("train", [path], log, directory=tmp_path)
+    another_machine = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "empty")}
+    done = run_job("train", [path], log, directory=tmp_path, environment=another_machine)
     assert done.returncode == 0, done.output
     assert "continu" in done.output
     assert store.committed()[-1].step == 12
@@ -35,6 +38,7 @@ def test_a_killed_training_goes_on_and_its_detector_is_judged_and_used(uri, tmp_
     path, log = job(undisturbed, tmp_path)
     assert run_job("train", [path], log, directory=tmp_path).returncode == 0, log.read_text()
     assert same(weights(e), weights(undisturbed))
+    assert compare_metrics(journal_of(undisturbed), journal_of(e)).first == ""
 
     judged = run_job("evaluate", [e.run_uri, "--json", tmp_path / "judged.json"], tmp_path / "evaluate.log")
     assert judged.returncode == 0, judged.output

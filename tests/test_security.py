@@ -147,6 +147,7 @@ def test_an_excerpt_of_a_broken_file_is_not_shown(tmp_path):
         ("predict", ["URI", "photo.png", "--out", "found"]),
         ("prepare", ["shapes", "--out", "URI"]),
         ("replay", ["URI"]),
+        ("reproduce", ["URI"]),
         ("tune", ["s.yaml", "storage=URI"]),
     ],
     ids=lambda a: a if isinstance(a, str) else next(p for p in a if "URI" in p),

@@ -17,7 +17,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mgdet.tracking import CloseReport, JournalTracker, Mlflow, NewRun, NullTracker, Point, RunHandle, Tracker
+from mgdet.tracking import (
+    Best,
+    CloseReport,
+    DataSet,
+    JournalTracker,
+    Mlflow,
+    NewRun,
+    NullTracker,
+    Point,
+    RunHandle,
+    Tracker,
+)
 from mgdet.tracking.client import mlflow_name, resolve_uri, shown_uri
 from mgdet.tracking.journal import Journal, Outbox, fresh
 from tests.forked import CONTEXT
@@ -119,6 +130,66 @@ def test_a_run_is_ended(store):
     handle = start_run(store)
     store.end(handle, "KILLED")
     assert client_of(handle).get_run(handle.run_id).info.status == "KILLED"
+
+
+SPLITS = tuple(
+    DataSet(f"shapes/{split}", use, digest, uri, {"images": n, "boxes": 3 * n})
+    for split, use, digest, uri, n in (
+        ("train", "training", "0123456789ab", "/data/shapes", 600),
+        ("val", "validation", "ba9876543210", "s3://bucket/shapes", 30),
+    )
+)
+
+
+def test_a_run_names_its_data_sets_once(store):
+    handle = start_run(store, data=SPLITS)
+    start_run(store, data=SPLITS, run_id=handle.run_id)
+    start_run(store, data=SPLITS)
+    inputs = client_of(handle).get_run(handle.run_id).inputs.dataset_inputs
+    found = {
+        i.dataset.name: (i.dataset.digest, i.dataset.source_type, [(t.key, t.value) for t in i.tags]) for i in inputs
+    }
+    assert len(inputs) == 2
+    assert found == {
+        "shapes/train": ("0123456789ab", "local", [("mlflow.data.context", "training")]),
+        "shapes/val": ("ba9876543210", "s3", [("mlflow.data.context", "validation")]),
+    }
+    assert {json.loads(i.dataset.source)["uri"] for i in inputs} == {"/data/shapes", "s3://bucket/shapes"}
+    assert {json.loads(i.dataset.profile)["boxes"] for i in inputs} == {1800, 90}
+
+
+def test_the_best_checkpoint_is_a_model_to_which_its_metrics_are_linked(store, tmp_path):
+    """Also where the metrics arrive later, and however often it is said; the run's own history stays as it is."""
+    handle = start_run(store, name="a.b", data=SPLITS)
+    best = Best("/runs/a.b/checkpoints/step-00000020.pt", 20, 2, {"val/AP": 0.5, "val/divergence": 0.25}, SPLITS[1])
+    store.show_best(handle, best)
+    tracker = store(handle, tmp_path)
+    for step in (10, 20, 30):
+        tracker.log({"val/AP": step / 40, "val/divergence": 0.25, "train/loss": 1.0}, step)
+    tracker.close()
+    client, histories = client_of(handle), [history(handle, key) for key in best.metrics]
+    (model,) = client.search_logged_models([handle.group], f"source_run_id = '{handle.run_id}'")
+    assert (model.status, model.metrics) == ("PENDING", None), "MLflow has none of its metrics yet"
+    for _ in range(2):
+        store.show_best(handle, best)
+    (model,) = client.search_logged_models([handle.group], f"source_run_id = '{handle.run_id}'")
+    assert (model.name, model.status, model.model_type) == ("a_b", "READY", "detector")
+    assert model.tags == {"mgdet.checkpoint": best.checkpoint, "mlflow.model.isExternal": "true"}
+    assert model.params == {"epoch": "2", "step": "20"}
+    linked = {m.key: (m.value, m.step, m.dataset_name, m.dataset_digest) for m in model.metrics}
+    assert linked == {k: (v, 20, "shapes/val", "ba9876543210") for k, v in best.metrics.items()}
+    run = client.get_run(handle.run_id)
+    assert [(o.model_id, o.step) for o in run.outputs.model_outputs] == [(model.model_id, 20)]
+    assert [history(handle, key) for key in best.metrics] == histories
+    assert run.data.metrics["val/AP"] == 0.75
+    store.show_best(handle, best._replace(checkpoint="/another.pt", step=30, metrics={}))
+    assert len(client.get_run(handle.run_id).outputs.model_outputs) == 2
+
+
+def test_a_store_that_is_away_costs_the_best_checkpoint_a_warning(tmp_path, caplog):
+    away = Mlflow(uri=f"sqlite:///{tmp_path}/none.db")
+    away.show_best(RunHandle("r", away.uri), Best("/a.pt", 1, 1, {}))
+    assert "run r could not be given its best checkpoint" in caplog.text
 
 
 def test_metrics_arrive_while_the_run_goes_on(store, tmp_path):

@@ -8,7 +8,7 @@ from typing import Any
 from ray import tune
 
 from mgdet.cluster.search import trial_experiment
-from mgdet.runs.record import log_directory, open_run
+from mgdet.runs.record import journal_copies, log_directory, open_run
 from mgdet.sweep.config import ASHA, Sweep
 from mgdet.sweep.table import headline, table
 from mgdet.sweep.trials import Trial, TrialStore
@@ -116,7 +116,8 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # ray has no types
             return
         status: Status = {"finished": "FINISHED", "failed": "FAILED"}.get(trial.state, "KILLED")  # type: ignore[assignment]
         tags = {"mgdet.state": trial.state, **({"mgdet.reason": trial.reason} if trial.reason else {})}
-        self.tracking.close_child(self.parent.sibling(run_id), status, tags, log_directory(experiment))
+        where = log_directory(experiment), journal_copies(experiment)
+        self.tracking.close_child(self.parent.sibling(run_id), status, tags, *where)
 
 
 def why_stopped(sweep: Sweep, trial: Trial) -> str:

@@ -5,6 +5,7 @@ trial started just before a crash would be sampled again. Here each trial is on 
 """
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -93,8 +94,15 @@ def _sampler(sweep: Sweep, known: int) -> optuna.samplers.BaseSampler:
     config = sweep.searcher
     seed = (config.seed + 1_000_003 * known) % 2**32  # as many as NumPy takes
     if isinstance(config, TPE):
-        # a running trial counts as a bad one, so that trials that run at the same time do not crowd into one place
-        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=config.startup_trials, constant_liar=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of `group`, since 2021
+            return optuna.samplers.TPESampler(
+                seed=seed,
+                n_startup_trials=config.startup_trials,
+                multivariate=config.multivariate,
+                group=config.group,
+                constant_liar=True,  # a running trial counts as a bad one: trials of one time do not crowd together
+            )
     return optuna.samplers.RandomSampler(seed=seed)
 
 

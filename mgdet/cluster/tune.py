@@ -15,11 +15,10 @@ from mgdet.config import Experiment, validate
 from mgdet.data.findings import examine_data
 from mgdet.data.fingerprint import data_differences
 from mgdet.errors import ClusterError, ConfigError
-from mgdet.evaluation.evaluator import AP, DIVERGENCE
 from mgdet.plugins import load_plugins
 from mgdet.provenance import as_tags, made_by
 from mgdet.runs.config import ClusterConfig
-from mgdet.runs.launch import absolute, training_data, training_images
+from mgdet.runs.launch import HEADLINES, absolute, data_sets, training_data, training_images
 from mgdet.runs.record import Record, differences, log_directory, own, read_record, summarise, write_record
 from mgdet.runs.resolve import resolve
 from mgdet.runs.resources import Resources, describe
@@ -97,8 +96,9 @@ def _run(sweep: Sweep, first: Experiment, uri: str, retry_failed: bool) -> Outco
                 config_yaml=yaml.safe_dump(definition(sweep), sort_keys=False),
                 run_id=run_ids.get(tracking.name),
                 tags={"mgdet.sweep": uri, **as_tags(made_by())},
-                headlines=(AP.name, DIVERGENCE.name),
+                headlines=HEADLINES,
                 searched=tuple(sweep.space),
+                data=data_sets(first.data, training_data(first.data)),
             )
         )
         run_ids = {**run_ids, tracking.name: parent.run_id} if parent else run_ids
@@ -173,7 +173,8 @@ def _open(sweep: Sweep, uri: str) -> Record | None:
         if (directory / "run.json").exists():
             raise ConfigError(f"{uri} is a training, not a sweep; give the sweep another name=")
         return None
-    if different := differences(record.identity, definition(sweep)):
+    wanted = definition(sweep)
+    if different := differences(_completed(record.identity, wanted), wanted):
         raise ConfigError(
             f"the sweep {uri} exists with another definition:\n{different}\n"
             f"The same storage and name continue a sweep. Give this one another name (name={sweep.name}-2), or the "
@@ -181,6 +182,14 @@ def _open(sweep: Sweep, uri: str) -> Record | None:
         )
     logger.info("the sweep %s is continued", uri)
     return record
+
+
+def _completed(there: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+    """The definition `there`, with the keys of its searcher that the version which wrote it did not have."""
+    known, asked = there.get("searcher"), wanted["searcher"]
+    if not isinstance(known, dict) or known.get("name") != asked["name"]:
+        return there
+    return {**there, "searcher": {**asked, **known}}
 
 
 def _refuse_other_data(uri: str, there: dict[str, Any], here: dict[str, Any]) -> None:

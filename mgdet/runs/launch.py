@@ -6,6 +6,7 @@ Where the loop itself runs is the caller's: `in_process` here, or Ray's workers 
 import logging
 import threading
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 
@@ -13,7 +14,7 @@ from mgdet import files
 from mgdet.config import Experiment
 from mgdet.data.config import DataConfig
 from mgdet.data.findings import examine_data
-from mgdet.data.fingerprint import Fingerprint, describe_data, fingerprint
+from mgdet.data.fingerprint import Fingerprint, describe_data, fingerprint, short
 from mgdet.data.schema import read_manifest
 from mgdet.data.shapes import ensure_shapes
 from mgdet.errors import ClusterError, ConfigError, Interrupted
@@ -23,6 +24,7 @@ from mgdet.provenance import as_tags, made_by
 from mgdet.runs.memory import check_batch_fits
 from mgdet.runs.record import (
     Summary,
+    journal_copies,
     log_directory,
     open_run,
     own,
@@ -35,12 +37,15 @@ from mgdet.runs.resolve import out_of_reach, resolve
 from mgdet.runs.resources import this_machine
 from mgdet.runs.stop import on_sigterm
 from mgdet.storage import locate
-from mgdet.tracking import NewRun, RunHandle, Status, Tracker
+from mgdet.tracking import Best, DataSet, NewRun, RunHandle, Status, Tracker
 from mgdet.training.checkpoint import CheckpointStore
 from mgdet.training.distributed import World
 from mgdet.training.loop import Worker
 
 logger = logging.getLogger(__name__)
+
+HEADLINES = (AP.name, DIVERGENCE.name)
+"""The metrics that a table of runs shows first."""
 
 Execute = Callable[[Experiment, RunHandle | None], None]
 """Trains the resolved experiment, from its last checkpoint to its end, and writes into the tracker's run."""
@@ -89,6 +94,25 @@ def training_images(data: DataConfig) -> int:
 def training_data(data: DataConfig) -> Fingerprint:
     """The fingerprint of the two splits that a training uses. Raises `DataError`."""
     return fingerprint(read_manifest(data.uri), [data.train_split, data.val_split])
+
+
+def data_sets(data: DataConfig, found: Fingerprint) -> tuple[DataSet, ...]:
+    """The two splits of a training, whose fingerprint was `found`, as trackers show them. Raises `DataError`."""
+    manifest = read_manifest(data.uri)
+    uses: tuple[tuple[Literal["training", "validation"], str], ...] = (
+        ("training", data.train_split),
+        ("validation", data.val_split),
+    )
+    return tuple(
+        DataSet(
+            name=f"{manifest.name}/{split}",
+            use=use,
+            digest=short({**found, "splits": {split: found["splits"][split]}}),
+            uri=data.uri,
+            counts={k: n for k, n in found["splits"][split].items() if isinstance(n, int)},
+        )
+        for use, split in uses
+    )
 
 
 def train_in_process(experiment: Experiment) -> tuple[Summary, RunHandle | None]:
@@ -141,6 +165,7 @@ def _launch(
         logger.info("the run %s is %s", experiment.run_uri, "finished, nothing to train" if finished else "continued")
     else:
         set_old_journal_aside(asked)
+    splits = data_sets(asked.data, data)
     tracking, run_ids = experiment.tracking, existing.run_ids if existing else {}
     handle = tracking.start(
         NewRun(
@@ -150,7 +175,8 @@ def _launch(
             run_id=run_ids.get(tracking.name),
             parent_run_id=parent_run_id,
             tags={"mgdet.run": experiment.run_uri, "mgdet.data": describe_data(data), **as_tags(made_by())},
-            headlines=(AP.name, DIVERGENCE.name),
+            headlines=HEADLINES,
+            data=splits,
         )
     )
     save_run(asked, experiment, {**run_ids, tracking.name: handle.run_id} if handle else run_ids, data)
@@ -161,6 +187,8 @@ def _launch(
         execute(experiment, handle)
         summary = _reached_the_end(experiment)
         status = "FINISHED"
+        if handle:
+            tracking.show_best(handle, _best(summary, splits[-1]))
     except (KeyboardInterrupt, Interrupted):
         status = "KILLED"
         raise
@@ -168,6 +196,11 @@ def _launch(
         if handle and (not trial or status == "FINISHED"):
             tracking.end(handle, status)  # how any other trial ended, the sweep knows: one that it stops fails here
     return summary, handle
+
+
+def _best(summary: Summary, data: DataSet) -> Best:
+    metrics = {name: summary.metrics[name] for name in HEADLINES if name in summary.metrics}
+    return Best(str(summary.checkpoint), summary.step, summary.epoch, metrics, data)
 
 
 def _reached_the_end(experiment: Experiment) -> Summary:
@@ -204,4 +237,4 @@ def _send_what_is_left(experiment: Experiment, handle: RunHandle | None) -> None
 
 def worker_tracker(experiment: Experiment, handle: RunHandle | None) -> Tracker:
     """The tracker of rank 0, the only worker that writes metrics and artifacts."""
-    return experiment.tracking(handle, log_directory(experiment))
+    return experiment.tracking(handle, log_directory(experiment), journal_copies(experiment))

@@ -18,6 +18,7 @@ from mgdet.provenance import made_by
 from mgdet.records import RecordError, plain, seal, unseal
 from mgdet.storage import Location, local_path, locate
 from mgdet.text import first_of
+from mgdet.tracking.copies import begin, set_aside
 from mgdet.training.checkpoint import CheckpointStore, best_of
 from mgdet.training.origin import data_of, learned_of, refuse_other_data
 from mgdet.training.precision import Precision
@@ -219,11 +220,28 @@ def log_directory(experiment: Experiment) -> Path:
     return cache_directory() / f"{experiment.name}-{digest}"
 
 
+def journal_copies(experiment: Experiment) -> Location | None:
+    """Where remote storage keeps copies of the run's `metrics.jsonl`; None for local storage, in which it lies itself.
+
+    Opens the storage.
+    """
+    return None if local_path(experiment.run_uri) is not None else locate(experiment.run_uri) / "journal"
+
+
 def set_old_journal_aside(experiment: Experiment) -> None:
-    """Rename the `metrics.jsonl` of a run that is replaced, so that the new run does not send its metrics."""
+    """Rename the `metrics.jsonl` of a run that is replaced, so that the new run does not send its metrics.
+
+    Its copies in remote storage are deleted, and each machine learns from the storage that the run is a new one.
+    Raises `ConfigError` where the storage cannot be used.
+    """
     journal = log_directory(experiment) / "metrics.jsonl"
     if journal.exists():
-        journal.rename(journal.with_name(f"metrics-{int(journal.stat().st_mtime)}.jsonl"))
+        set_aside(journal)
+    if copies := journal_copies(experiment):
+        try:
+            begin(copies)
+        except OSError as error:
+            raise _unusable(copies.parent, error) from error
 
 
 @dataclass(frozen=True)
@@ -238,6 +256,8 @@ class Summary:
     """Epochs completed at the checkpoint."""
     already_finished: bool = False
     """Whether some checkpoint is of the last epoch, so that there is nothing left to train."""
+    step: int = 0
+    """Optimizer steps done at the checkpoint."""
 
 
 def summarise(experiment: Experiment, last: bool = False) -> Summary | None:
@@ -252,4 +272,4 @@ def summarise(experiment: Experiment, last: bool = False) -> Summary | None:
     if best is None:
         return None
     finished = any(c.epoch >= experiment.train.epochs for c in complete)
-    return Summary(best.metrics, str(store.path(best)), best.epoch, finished)
+    return Summary(best.metrics, str(store.path(best)), best.epoch, finished, best.step)

@@ -51,13 +51,32 @@ class NoScheduler(Config):
 
 
 class TPE(Config):
-    """Optuna's tree-structured Parzen estimator (Bergstra et al., NeurIPS 2011); it takes several metrics as well."""
+    """Optuna's tree-structured Parzen estimator (Bergstra et al., NeurIPS 2011); it takes several metrics as well.
+
+    Optuna's own defaults of `multivariate` have changed between its versions and depend on the number of metrics; these
+    do not, and stand in the sweep's record.
+    """
 
     name: Literal["tpe"] = "tpe"
     seed: int = Field(default=0, ge=0, lt=2**32, description="of the searcher's random numbers")
     startup_trials: int = Field(
         default=10, gt=0, le=MOST_TRIALS, description="random ones, before the estimator begins"
     )
+    multivariate: bool = Field(
+        default=True,
+        description="keys are drawn together, so that what suits each other is found; false: each key by itself",
+    )
+    group: bool = Field(
+        default=True,
+        description="keys that exist only in some trials (`when`) are drawn together with those that exist in the same "
+        "trials; false: by themselves. Needs multivariate",
+    )
+
+    @model_validator(mode="after")
+    def _group_needs_multivariate(self) -> Self:
+        if self.group and not self.multivariate:
+            raise ValueError("group = true needs multivariate = true: set group to false as well")
+        return self
 
 
 class RandomSearch(Config):

@@ -14,15 +14,17 @@ from mgdet.config_base import ByName
 from mgdet.tracking.base import StoreTracking, Tracking
 from mgdet.tracking.mlflow import Mlflow
 from mgdet.tracking.none import NoTracking
-from mgdet.tracking.run import Child, Connection, NewRun, Point, RunHandle, Status
+from mgdet.tracking.run import Best, Child, Connection, DataSet, NewRun, Point, RunHandle, Status
 from mgdet.tracking.tracker import CloseReport, JournalTracker, NullTracker, Tracker
 
 TrackingConfig = Annotated[Mlflow | NoTracking, ByName()]
 
 __all__ = [
+    "Best",
     "Child",
     "CloseReport",
     "Connection",
+    "DataSet",
     "JournalTracker",
     "Mlflow",
     "NewRun",

@@ -9,8 +9,9 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from mgdet.config_base import Config
+from mgdet.storage import Location
 from mgdet.text import first_line
-from mgdet.tracking.run import Child, Connection, NewRun, RunHandle, Status
+from mgdet.tracking.run import Best, Child, Connection, NewRun, RunHandle, Status
 from mgdet.tracking.tracker import JournalTracker, Tracker
 
 logger = logging.getLogger(__name__)
@@ -25,9 +26,12 @@ class Tracking(Config):
 
     name: str
 
-    def __call__(self, handle: RunHandle | None, directory: Path) -> Tracker:
-        """The tracker that writes `directory/metrics.jsonl`; only one process may write there."""
-        return JournalTracker(directory)
+    def __call__(self, handle: RunHandle | None, directory: Path, copies: Location | None = None) -> Tracker:
+        """The tracker that writes `directory/metrics.jsonl`; only one process may write there.
+
+        `copies` is where the run's storage keeps copies of that file, if the directory may be lost with its machine.
+        """
+        return JournalTracker(directory, copies=copies)
 
     def start(self, run: NewRun) -> RunHandle | None:
         """Make the run, or reopen it; None where it is not tracked.
@@ -42,12 +46,25 @@ class Tracking(Config):
     def tag(self, handle: RunHandle, tags: Mapping[str, str]) -> None:
         """Set tags of a run."""
 
+    def show_best(self, handle: RunHandle, best: Best) -> None:
+        """Show which checkpoint came out of a run, whose metrics have been sent. Calling it again changes nothing."""
+
     def children(self, parent: RunHandle) -> list[Child]:
         """The runs of the trials of a sweep."""
         return []
 
-    def close_child(self, handle: RunHandle, status: Status, tags: Mapping[str, str], directory: Path) -> None:
-        """Send what `directory` still holds of a trial whose processes are gone, tag its run, and end it."""
+    def close_child(
+        self,
+        handle: RunHandle,
+        status: Status,
+        tags: Mapping[str, str],
+        directory: Path,
+        copies: Location | None = None,
+    ) -> None:
+        """Send what is left of a trial whose processes are gone, tag its run, and end it.
+
+        What is left lies in `directory`, or in the `copies` that its storage has of that.
+        """
 
 
 class StoreTracking(Tracking):
@@ -86,6 +103,9 @@ class StoreTracking(Tracking):
     def set_tags(self, handle: RunHandle, tags: Mapping[str, str]) -> None:
         """Note tags of a run, over those of the same names."""
 
+    def set_best(self, handle: RunHandle, best: Best) -> None:
+        """Note the best checkpoint, unless it is noted already."""
+
     def find_children(self, parent: RunHandle) -> list[Child]:
         """All runs whose `parent_run_id` was this one."""
         return []
@@ -98,9 +118,9 @@ class StoreTracking(Tracking):
         """The store, and where it is, as messages call it: without a password. Without a handle before `open`."""
         return self.title
 
-    def __call__(self, handle: RunHandle | None, directory: Path) -> Tracker:
+    def __call__(self, handle: RunHandle | None, directory: Path, copies: Location | None = None) -> Tracker:
         """See `Tracking`; without a handle nothing is sent."""
-        return JournalTracker(directory, self, handle)
+        return JournalTracker(directory, self, handle, copies)
 
     def start(self, run: NewRun) -> RunHandle | None:
         """See `Tracking`. None where the store is away, with a warning: the training goes on, the journal has all."""
@@ -133,6 +153,14 @@ class StoreTracking(Tracking):
         except Exception as error:
             logger.warning("%s run %s could not be tagged: %s", self.title, handle.run_id, first_line(error))
 
+    def show_best(self, handle: RunHandle, best: Best) -> None:
+        """See `Tracking`; a store that is away costs a warning, and the next start of the run notes it."""
+        try:
+            self.set_best(handle, best)
+        except Exception as error:
+            said = first_line(error)
+            logger.warning("%s run %s could not be given its best checkpoint: %s", self.title, handle.run_id, said)
+
     def children(self, parent: RunHandle) -> list[Child]:
         """See `Tracking`; none, with a warning, where the store is away."""
         try:
@@ -141,9 +169,16 @@ class StoreTracking(Tracking):
             logger.warning("%s does not tell the runs of the trials (%s).", self.title, first_line(error))
             return []
 
-    def close_child(self, handle: RunHandle, status: Status, tags: Mapping[str, str], directory: Path) -> None:
+    def close_child(
+        self,
+        handle: RunHandle,
+        status: Status,
+        tags: Mapping[str, str],
+        directory: Path,
+        copies: Location | None = None,
+    ) -> None:
         """See `Tracking`."""
-        if (directory / "metrics.jsonl").exists():  # else it is on the machine where the trial ran, or nothing came
-            self(handle, directory).close()
+        if copies or (directory / "metrics.jsonl").exists():
+            self(handle, directory, copies).close()
         self.tag(handle, tags)
         self.end(handle, status)

@@ -19,7 +19,8 @@ from mgdet.files import may_be_written
 from mgdet.text import first_line
 from mgdet.tracking.base import StoreTracking
 from mgdet.tracking.client import connect, mlflow_name, resolve_uri, shown_uri, sqlite_path
-from mgdet.tracking.run import Child, Connection, NewRun, Point, RunHandle, Status
+from mgdet.tracking.origin import log_data, show_model
+from mgdet.tracking.run import Best, Child, Connection, NewRun, Point, RunHandle, Status
 from mgdet.tracking.view import how_to_see, show_runs
 
 logger = logging.getLogger(__name__)
@@ -77,6 +78,7 @@ class Mlflow(StoreTracking):
         for what, step in (
             ("parameters", lambda: _log_params(client, found, run.params)),
             ("config.yaml", lambda: client.log_text(opened, run.config_yaml, "config.yaml")),
+            ("data sets", lambda: log_data(client, opened, run.data)),
         ):
             try:
                 step()
@@ -98,6 +100,10 @@ class Mlflow(StoreTracking):
         client = self._client(handle.store)
         for key, value in tags.items():
             client.set_tag(handle.run_id, key, value[:_MAX_TAG])
+
+    def set_best(self, handle: RunHandle, best: Best) -> None:
+        """See `StoreTracking`; MLflow's table shows it in the column Models."""
+        show_model(self._client(handle.store), handle.run_id, best)
 
     def find_children(self, parent: RunHandle) -> list[Child]:
         """See `StoreTracking`."""

@@ -27,6 +27,37 @@ class NewRun:
     """The metrics that a table of runs should show first."""
     searched: tuple[str, ...] | None = None
     """For a sweep: the keys that it searches."""
+    data: tuple["DataSet", ...] = ()
+    """The splits that it learns from and is evaluated on."""
+
+
+class DataSet(NamedTuple):
+    """A split of a data set that a run uses."""
+
+    name: str
+    """Of the data set and the split, `coco/train`."""
+    use: Literal["training", "validation"]
+    digest: str
+    """Twelve digits that stand for the content of the split and its classes."""
+    uri: str
+    """Where the data set is."""
+    counts: Mapping[str, int]
+    """Numbers of images, boxes and so on."""
+
+
+class Best(NamedTuple):
+    """The best checkpoint of a run that has come to its end."""
+
+    checkpoint: str
+    """Path or URI of its file."""
+    step: int
+    """Optimizer steps done."""
+    epoch: int
+    """Epochs completed."""
+    metrics: Mapping[str, float]
+    """The headline metrics of its evaluation, which were logged at `step`."""
+    data: DataSet | None = None
+    """On what it was evaluated."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from mgdet.storage import Location
 from mgdet.text import first_line
+from mgdet.tracking.copies import JournalCopies
 from mgdet.tracking.journal import Journal, Outbox, fresh
 from mgdet.tracking.run import Connection, RunHandle
 
@@ -42,13 +44,16 @@ class CloseReport:
 
 
 class Tracker(Protocol):
-    """Takes the metrics and artifacts of a run. No method raises, and only `close` waits."""
+    """Takes the metrics and artifacts of a run. No method raises, and only `secure` and `close` wait."""
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Record values at an optimizer step. Pass Python numbers: a tensor on a GPU would be waited for."""
 
     def artifact(self, data: bytes | str | Path, name: str) -> None:
         """Record bytes, text, or a copy of the file at a Path under `name`, which may have directories."""
+
+    def secure(self) -> None:
+        """See that what was recorded survives this machine, before a checkpoint does; waits for a bounded time."""
 
     def close(self) -> object:
         """Send the rest within a bound of time. The run itself stays open: the driver ends it (`Tracking.end`)."""
@@ -63,6 +68,9 @@ class NullTracker:
     def artifact(self, data: bytes | str | Path, name: str) -> None:
         """Discard the artifact."""
 
+    def secure(self) -> None:
+        """Return at once: nothing is recorded."""
+
     def close(self) -> None:
         """Return at once: there is nothing to send."""
 
@@ -76,17 +84,26 @@ class JournalTracker:
         directory: of the files.
         tracking: the store that the run is in, or would be in if it had been in reach; None: there is no such store.
         handle: the run.
+        copies: where the run's storage keeps copies of the journal, if `directory` may be lost with its machine: what
+            is there is taken back first.
     """
 
     def __init__(
-        self, directory: Path, tracking: "StoreTracking | None" = None, handle: RunHandle | None = None
+        self,
+        directory: Path,
+        tracking: "StoreTracking | None" = None,
+        handle: RunHandle | None = None,
+        copies: Location | None = None,
     ) -> None:
         directory = directory.absolute()  # workers may change their directory
+        self._copies = JournalCopies(directory / "metrics.jsonl", copies) if copies else None
+        whole = self._copies.restore() if self._copies else True
         self._journal = Journal(directory / "metrics.jsonl", tracking.metric_name if tracking else str)
         self._outbox = Outbox(directory / "unsent_artifacts")
         self._refused: set[str] = set()
         self._report: CloseReport | None = None
-        self._sender = _Sender(tracking, handle, self._journal, self._outbox) if tracking and handle else None
+        sender = _Sender(tracking, handle, self._journal, self._outbox) if tracking and handle else None
+        self._sender = sender if whole else None
         if self._sender:
             self._sender.start()
 
@@ -112,12 +129,24 @@ class JournalTracker:
         except Exception as error:
             self._refuse(f"artifact {name}", error)
 
+    def secure(self) -> None:
+        """Copy the journal to the run's storage if it lies elsewhere, and wait for that for ten seconds at most."""
+        if self._copies:
+            self._copies.secure()
+
     def close(self) -> CloseReport:
-        """Make one last attempt to send, within `flush_timeout_s`. Calling it again gives the same report."""
+        """Make one last attempt to send, within `flush_timeout_s`, and the last copy of the journal.
+
+        Calling it again gives the same report.
+        """
         if self._report is None:
+            if self._copies:
+                self._copies.hurry()
             sent, offset, marks = self._sender.finish() if self._sender else (0, 0, {})
             unsent = sum(1 for _ in fresh(self._journal.points(offset), marks))
             self._journal.close()
+            if self._copies:
+                self._copies.finish()
             self._report = CloseReport(
                 sent=sent,
                 unsent=unsent,

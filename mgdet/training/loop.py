@@ -221,6 +221,7 @@ class Worker:
         state, failed = self.state_dict(), ""
         if state is not None:
             p, attempts = self.position, LAST_ATTEMPTS if last else ATTEMPTS
+            self.tracker.secure()  # whoever goes on from this checkpoint logs only what comes after it
             try:
                 self.store.save(state, step=p.step, epoch=p.epoch, metrics=metrics, attempts=attempts)
             except CheckpointError as error:

@@ -2,6 +2,7 @@
 
 import json
 import random
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,10 @@ from ray.tune.search import Searcher
 
 from mgdet.cluster.recorder import Recorder
 from mgdet.cluster.search import ResumingSearcher, build_scheduler
+from mgdet.cluster.tune import _open
+from mgdet.errors import ConfigError
+from mgdet.runs.record import Record, write_record
+from mgdet.storage import locate
 from mgdet.sweep.config import load_sweep
 from mgdet.sweep.report import report
 from mgdet.sweep.trials import TrialStore, definition
@@ -111,6 +116,47 @@ def test_optuna_hears_of_the_past_and_of_undefined_metrics(tmp_path):
     book.trials[2].state = "failed"
     again = searcher(sweep, book)
     assert [t.state.name for t in again._study.trials] == ["COMPLETE", "FAIL", "FAIL"]
+
+
+WHEN = {
+    "assigner.name": {"choice": ["mutual_guidance", "max_iou"]},
+    SIGMA: {"uniform": [1, 4], "when": {"assigner.name": "mutual_guidance"}},
+    "train.optimizer.lr": {"loguniform": [1e-4, 1e-2]},
+}
+
+
+@pytest.mark.parametrize("metric", ["val/AP", ["val/AP", "val/divergence"]], ids=["one metric", "two"])
+def test_keys_are_drawn_together_with_those_that_exist_in_the_same_trials(tmp_path, metric, recwarn):
+    sweep = load_sweep(write(tmp_path, space=WHEN, trials=12, metric=metric), ["searcher.startup_trials=3"])
+    assert definition(sweep)["searcher"].items() >= {"multivariate": True, "group": True}.items()
+    book = TrialStore(str(tmp_path / "s"), "s")
+    search = searcher(sweep, book)
+    for i in range(8):
+        search.suggest(str(i))
+        finish(book, book.trials[i], AP=i / 10, divergence=0.5)
+        search.on_trial_complete(str(i), {})
+    together = {frozenset(s) for s in search._study.sampler._search_space_group.search_spaces}
+    assert together == {frozenset({SIGMA}), frozenset({"assigner.name", "train.optimizer.lr"})}
+    assert not [str(w.message) for w in recwarn if "optuna" in w.filename or "multivariate" in str(w.message)]
+
+
+def test_keys_are_drawn_by_themselves_where_that_is_asked_for(tmp_path):
+    path = write(tmp_path, space=WHEN)
+    with pytest.raises(ConfigError, match=r"group = true needs multivariate = true"):
+        load_sweep(path, ["searcher.multivariate=false"])
+    sweep = load_sweep(path, ["searcher.multivariate=false", "searcher.group=false"])
+    sampler = searcher(sweep, TrialStore(str(tmp_path / "s"), "s"))._study.sampler
+    assert (sampler._multivariate, sampler._group) == (False, False)
+
+
+def test_a_record_without_the_searchers_newer_keys_is_continued(tmp_path):
+    sweep = load_sweep(write(tmp_path))
+    there = definition(sweep)
+    there["searcher"] = {"name": "tpe", "seed": 0, "startup_trials": 10}
+    for known, refused in ((there, False), ({**there, "searcher": {**there["searcher"], "seed": 1}}, True)):
+        write_record(locate(tmp_path / "s" / "sweep.json"), "definition", Record(known, {}))
+        with pytest.raises(ConfigError, match="another definition") if refused else nullcontext():
+            assert _open(sweep, str(tmp_path / "s")) is not None
 
 
 def test_what_tune_keeps_in_the_sweeps_directory_holds_no_password(tmp_path):
