@@ -147,9 +147,8 @@ def test_a_file_holds_only_what_differs_from_its_base(tmp_path):
     [
         ("{base: nowhere.yaml, name: y}", "nowhere.yaml: cannot be read"),
         ("{base: nowhere.yaml, name: y}", r"c.yaml: base = 'nowhere.yaml': "),
-        ("{base: ., name: y}", r"c.yaml: base = '\\.': .*cannot be read"),
+        ("{base: ., name: y}", r"c.yaml: base = '\.': .*cannot be read"),
         ('{base: "a\\nb", name: y}', r"a\\nb: cannot be read"),
-        ('{base: "a\\0b", name: y}', r"a\\x00b: cannot be read"),
         ("{base: [a, b], name: y}", "expected the name of a YAML file"),
         ("{base: c.yaml, name: y}", "its base leads back to itself"),
         ("{base: b.yaml, name: {x: 1}}", "name is a value, it has no keys below it"),

@@ -1,5 +1,6 @@
 """Runs and data in an object store: everything goes through a server on this machine that speaks S3."""
 
+import os
 import signal
 
 import pytest

@@ -221,9 +221,7 @@ def _check_corners(sweep: Sweep, cluster: ClusterConfig) -> dict[str, Any]:
             sizes[key] = training_images(e.data)
             found = training_data(e.data)
             data.setdefault(e.data.uri, found)["splits"].update(found["splits"])
-        if (
-            seen := e.data.model_dump_json(exclude={"loader"})
-        ) not in cautions:  # input sizes too
+        if (seen := e.data.model_dump_json(exclude={"loader"})) not in cautions:  # input sizes too
             cautions[seen] = list(examine_data(e.data).lines)
         try:
             resolve(e, num_images=sizes[key], cpus=float(cluster.cpus_per_worker), gpus=float(bool(cluster.gpu)))

@@ -58,10 +58,10 @@ def _content(place: Location, parts: Sequence[tuple[str, int]]) -> bytes:
     return b"".join((place / name).read_bytes() for name, _ in parts)
 
 
-class JournalCopies(threading.Thread):
-    """Takes the copies of a journal back, then keeps them up to date, one write at a time. No method raises.
+class JournalCopies:
+    """A thread that takes the copies of a journal back, then keeps them up to date, one write at a time.
 
-    A daemon: a storage that hangs must not keep the process from ending.
+    No method raises.
 
     Args:
         journal: the file metrics.jsonl on this machine, which nobody has open yet.
@@ -70,7 +70,8 @@ class JournalCopies(threading.Thread):
     """
 
     def __init__(self, journal: Path, place: Location, every_s: float = EVERY_S) -> None:
-        super().__init__(name="journal-copies", daemon=True)
+        # A daemon: a storage that hangs must not keep the process from ending.
+        self._thread = threading.Thread(target=self._run, name="journal-copies", daemon=True)
         self.journal, self.place = journal, place
         self._every_s = every_s
         self._wake = threading.Event()
@@ -86,7 +87,7 @@ class JournalCopies(threading.Thread):
         Where the storage cannot be read in this time, the journal stays as it is. Then no copies are made of it, which
         would overwrite what could not be read, and nothing of it must be sent: a tracker takes no earlier steps later.
         """
-        self.start()
+        self._thread.start()
         if not self._wait(1, within_s):
             self._give_up(f"no answer in {within_s:g} s")
         return not self._over
@@ -113,7 +114,7 @@ class JournalCopies(threading.Thread):
         self._over = True
         self._wake.set()
 
-    def run(self) -> None:
+    def _run(self) -> None:
         """The thread: restore once, then copy at every turn that was asked for, and every `every_s` seconds."""
         self._try_to_restore()
         self._answer(1)

@@ -201,11 +201,12 @@ class _Backoff:
         self._until = 0.0
 
 
-class _Sender(threading.Thread):
-    """Sends journal and outbox to the store. A daemon: a request that hangs must not keep the process from ending."""
+class _Sender:
+    """A thread that sends journal and outbox to the store."""
 
     def __init__(self, tracking: "StoreTracking", handle: RunHandle, journal: Journal, outbox: Outbox) -> None:
-        super().__init__(name=f"{tracking.name}-sender", daemon=True)
+        # A daemon: a request that hangs must not keep the process from ending.
+        self._thread = threading.Thread(target=self._run, name=f"{tracking.name}-sender", daemon=True)
         self.tracking = tracking
         self.sent = 0
         self._offset = 0  # how far in the journal everything was sent or need not be
@@ -220,7 +221,11 @@ class _Sender(threading.Thread):
         self._metrics = _Backoff("metrics", tracking, handle)
         self._artifacts = _Backoff("artifacts", tracking, handle)
 
-    def run(self) -> None:
+    def start(self) -> None:
+        """Begin to send."""
+        self._thread.start()
+
+    def _run(self) -> None:
         while not self._closing.wait(self.tracking.send_every_s):
             if self._metrics.due() and self._send_metrics() and self._artifacts.due():
                 self._send_artifacts()
@@ -235,8 +240,8 @@ class _Sender(threading.Thread):
         points are not sent.
         """
         self._closing.set()
-        if self.is_alive():
-            self.join(self.tracking.flush_timeout_s)
+        if self._thread.is_alive():
+            self._thread.join(self.tracking.flush_timeout_s)
             self._abandoned = True
         return self.sent, self._offset, dict(self._marks)
 
