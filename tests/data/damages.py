@@ -1,7 +1,7 @@
 """Data sets with one thing wrong: each kind of damage as a change of one split on disk, and what must be said of it."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,6 +66,16 @@ def column(name: str, change: Callable[[list[Any]], object], type_: pa.DataType 
         return table.set_column(table.schema.get_field_index(name), field, pa.array(values, type=field.type))
 
     return lambda root, split: rewrite(root, split, changed)
+
+
+def spoil(root: Path, split: str, rows: Sequence[int]) -> None:
+    """Make the images of these rows undecodable."""
+
+    def change(values: list[Any]) -> None:
+        for row in rows:
+            values[row] = values[row][:-40]
+
+    column("image", change)(root, split)
 
 
 def first_box(number: int, value: float) -> Callable[..., None]:
