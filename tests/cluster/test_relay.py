@@ -81,7 +81,7 @@ def test_an_error_that_can_be_mended_ends_the_training_whatever_the_other_worker
     wrapped = RuntimeError("of Ray")
     wrapped.cause = mendable
     restarts = Restarts(3, "")
-    with pytest.raises(kind, match="a.jpg") as caught:
+    with pytest.raises(kind, match=r"a\.jpg") as caught:
         restarts.after_exception(None, {0: RuntimeError("peer closed"), 1: wrapped})
     assert restarts.failures == 0, "it is no failure that is counted"
     at_the_driver = pickle.loads(pickle.dumps(ControllerError(caught.value)))

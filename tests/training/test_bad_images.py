@@ -92,7 +92,7 @@ def test_an_empty_picture_takes_no_part_in_the_losses(tmp_path):
         batch = Collate(32)(samples)
         losses.append(forward(worker.detector, worker.detector, batch, worker.experiment, ALONE, 0.0).losses)
     torch.testing.assert_close(losses[0].total, losses[1].total, rtol=1e-5, atol=1e-6)
-    assert float(losses[0].total) > 0
+    assert float(losses[0].total.detach()) > 0
 
 
 def _key(position):
@@ -153,7 +153,7 @@ def two_workers(directory, limit):
 
 @pytest.mark.slow
 def test_two_workers_count_together_and_refuse_at_the_same_step(tmp_path):
-    """Each meets one bad image a step: after two steps neither knows of more than three by itself, which are allowed."""
+    """Each meets one bad image a step: after two, neither knows of more than three by itself, which are allowed."""
     (said, known, step), (also, too, same_step) = two_workers(tmp_path, 3)
     assert said == also
     assert "4 images of the training split cannot be read, data.max_bad_images allows 3" in said
