@@ -98,9 +98,7 @@ class BadImages:
             return
         reasons = [reason for _, reason in sorted(self.known.items())]
         if len(reasons) == 1:
-            raise DataError(
-                f"{reasons[0]} ({KEY} = {self.limit}: a training goes on without so many unreadable images.)"
-            )
+            raise DataError(f"{reasons[0]} A training goes on without it only where {KEY}, here 0, allows that.")
         shown = first_of(reasons, separator="\n  ")
         raise DataError(
             f"{len(reasons)} images of the training split cannot be read, {KEY} allows {self.limit}:\n  {shown}\n"

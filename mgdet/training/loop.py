@@ -33,7 +33,7 @@ from mgdet.training.evaluate import evaluate
 from mgdet.training.generators import generator_state, set_generator_state
 from mgdet.training.nonfinite import capture, non_finite_error
 from mgdet.training.optim import EMA, build_optimizer
-from mgdet.training.origin import data_of, refuse_other_data
+from mgdet.training.origin import data_of, data_of_run, refuse_other_data
 from mgdet.training.pictures import log_pictures
 from mgdet.training.precision import emulation, gradient_scaler
 from mgdet.training.progress import ProgressLog, Throughput, progress_line, show, training_progress
@@ -148,6 +148,7 @@ class Worker:
         self.val_data = val_data = ShardedDataset(e.data.uri, e.data.val_split, cache)
         self.categories = val_data.categories
         self.data = fingerprint(self.train_data.manifest, [e.data.train_split, e.data.val_split])
+        refuse_other_data(e, data_of_run(e), self.data)  # prepared again since the driver looked, or Ray restarts us
         self.ground_truth = val_data.ground_truth()
         batch_size = micro_batch(e.train.batch_size, world.size, e.train.accumulate)
         cpus = resolved(e.cluster.cpus_per_worker)

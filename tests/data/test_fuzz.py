@@ -219,6 +219,7 @@ def test_any_value_in_a_manifest(
     assert not said.startswith("refused: ") or str(root) in said
 
 
+@pytest.mark.exhaustive
 def test_the_reader_notices_a_crash_and_goes_on(proven: Place) -> None:
     """So that the properties above can fail."""
     proven.reader.process.kill()

@@ -12,7 +12,8 @@ import torch.multiprocessing as mp
 from mgdet.data.loader import Collate, _empty
 from mgdet.data.shapes import ShapesConfig, generate_shapes
 from mgdet.errors import ConfigError, DataError
-from mgdet.runs.launch import prepare
+from mgdet.runs.launch import prepare, training_data
+from mgdet.runs.record import save_run
 from mgdet.tracking import NullTracker
 from mgdet.training import loop
 from mgdet.training.distributed import World
@@ -115,6 +116,16 @@ def test_a_data_set_that_is_prepared_again_ends_the_training_and_is_refused_afte
         worker.run()
     assert [info.epoch for info in worker.store.committed()] == [1]
     with pytest.raises(ConfigError, match="was trained on other data"):
+        Worker(experiment, ALONE, NullTracker())
+
+
+def test_a_restart_before_the_first_checkpoint_does_not_take_up_other_data(tmp_path):
+    """Ray starts the workers again while the driver, which compared the data, goes on."""
+    experiment = spoilt(tmp_path, [])
+    save_run(experiment, experiment, {}, training_data(experiment.data))
+    Worker(experiment, ALONE, NullTracker())
+    generate_shapes(experiment.data.uri, ShapesConfig(train=6, val=3, size=64, seed=1), overwrite=True)
+    with pytest.raises(ConfigError, match="another content"):
         Worker(experiment, ALONE, NullTracker())
 
 
