@@ -125,7 +125,7 @@ def test_a_restart_before_the_first_checkpoint_does_not_take_up_other_data(tmp_p
     save_run(experiment, experiment, {}, training_data(experiment.data))
     Worker(experiment, ALONE, NullTracker())
     generate_shapes(experiment.data.uri, ShapesConfig(train=6, val=3, size=64, seed=1), overwrite=True)
-    with pytest.raises(ConfigError, match="another content"):
+    with pytest.raises(ConfigError, match="was trained on other data"):
         Worker(experiment, ALONE, NullTracker())
 
 
