@@ -85,7 +85,7 @@ def identity_of(tree: Mapping[str, Any]) -> dict[str, Any]:
     besides = ("cluster", "tracking", "storage", "evaluation", "plugins")
     how_often = ("evaluate_every", "checkpoint_every_steps", "keep_best", "log_every")
     rest = {k: v for k, v in tree.items() if k not in besides}
-    rest["data"] = {k: v for k, v in tree["data"].items() if k != "loader"}
+    rest["data"] = {k: v for k, v in tree["data"].items() if k not in ("loader", "max_bad_images")}
     rest["train"] = {k: v for k, v in tree["train"].items() if k not in how_often}
     return flatten(rest)
 

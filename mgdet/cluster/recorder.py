@@ -7,6 +7,7 @@ from typing import Any
 
 from ray import tune
 
+from mgdet import errors
 from mgdet.cluster.search import trial_experiment
 from mgdet.runs.record import journal_copies, log_directory, open_run
 from mgdet.sweep.config import ASHA, Sweep
@@ -144,4 +145,5 @@ def _error(trial: Any) -> str:
     if not raised:
         return text.strip().splitlines()[-1] if text.strip() else "the process of the trial died"
     kind, message = raised[-1].groups()
-    return message if kind == "MgdetError" else f"{kind}: {message}"
+    meant_for_people = isinstance(known := getattr(errors, kind, None), type) and issubclass(known, errors.MgdetError)
+    return message if meant_for_people else f"{kind}: {message}"

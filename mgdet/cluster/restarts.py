@@ -26,7 +26,15 @@ class Restarts(UserCallback):  # type: ignore[misc]  # ray has no types
         self.most, self.prefix, self.failures = most, prefix, 0
 
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
-        """Log why workers failed."""
+        """Log why workers failed.
+
+        Raises:
+            MgdetError: that of a worker. Ray ends a training whose callback fails: it stops the other workers, wherever
+                they wait, and starts none again, which would only meet the same error.
+        """
+        for cause in map(root, worker_exceptions.values()):
+            if isinstance(cause, MgdetError):
+                raise cause
         if not self.failures:
             speak_through_driver(logging.WARNING, self.prefix)
         self.failures += 1
@@ -44,14 +52,12 @@ def failure(exceptions: Mapping[int, Exception]) -> str:
     """Which workers failed and why; an error of the program itself comes with its traceback."""
     causes = {rank: root(error) for rank, error in exceptions.items()}
     lost = {rank: cause for rank, cause in causes.items() if isinstance(cause, RayError)}
-    # the others only noticed that one of them went
-    shown = lost or {rank: cause for rank, cause in causes.items() if isinstance(cause, MgdetError)} or causes
-    rank, cause = next(iter(shown.items()))
+    rank, cause = next(iter((lost or causes).items()))  # the others only noticed that one of them went
     others = f" (and {len(exceptions) - 1} more)" if len(exceptions) > 1 else ""
-    kind = "" if isinstance(cause, MgdetError | RayError) else f"{type(cause).__name__}: "
+    kind = "" if isinstance(cause, RayError) else f"{type(cause).__name__}: "
     text = f"worker {rank}{others} failed: {kind}{first_line(cause).rstrip('.')}"
     traceback = str(exceptions[rank])
-    return text if isinstance(cause, MgdetError) or "Traceback" not in traceback else f"{traceback.rstrip()}\n{text}"
+    return f"{traceback.rstrip()}\n{text}" if "Traceback" in traceback else text
 
 
 def cause_of(error: BaseException) -> BaseException:
@@ -61,7 +67,12 @@ def cause_of(error: BaseException) -> BaseException:
 
 
 def root(error: BaseException) -> BaseException:
-    """The error under Ray's wrappers."""
-    while inner := getattr(error, "cause", None) or getattr(error, "health_check_failure", None) or error.__cause__:
+    """The error under Ray's wrappers; of an error of mgdet's own not what it was made from."""
+    while not isinstance(error, MgdetError) and (inner := _under(error)) is not None:
         error = inner
     return error
+
+
+def _under(error: BaseException) -> BaseException | None:
+    wrapped = ("cause", "health_check_failure", "controller_failure")
+    return next((inner for name in wrapped if (inner := getattr(error, name, None))), error.__cause__)

@@ -13,7 +13,7 @@ import torch
 from mgdet.cluster.relay import SendToDriver, speak_through_driver, workers_heard
 from mgdet.cluster.session import check_shared, environment, scale_up, session
 from mgdet.config import Experiment, validate
-from mgdet.errors import ClusterError, ConfigError, Interrupted, MgdetError, NonFiniteError
+from mgdet.errors import ClusterError, Interrupted, MgdetError
 from mgdet.plugins import load_plugins
 from mgdet.runs.config import ClusterConfig
 from mgdet.runs.launch import absolute, launch, prepare, train_in_process, worker_tracker
@@ -22,7 +22,6 @@ from mgdet.runs.resources import arithmetic, check_fits
 from mgdet.runs.stop import StopRequest, on_sigterm
 from mgdet.storage import child_uri
 from mgdet.tracking import NullTracker, RunHandle, Tracker
-from mgdet.training.checkpoint import UnsavedError
 from mgdet.training.distributed import World
 from mgdet.training.loop import Worker
 from mgdet.training.progress import has_screen, shown_by
@@ -108,18 +107,22 @@ def _on_cluster(
         raise ClusterError(f"the process that controls the training died ({error}). {again}") from error
     except ray.train.TrainingFailedError as error:
         cause = cause_of(error)
-        text = str(cause) if isinstance(cause, MgdetError) else f"{type(cause).__name__}: {cause}"
+        if isinstance(cause, MgdetError):  # see `Restarts.after_exception`
+            raise cause from error
+        text = f"{type(cause).__name__}: {cause}"
         raise ClusterError(f"training stopped after {cluster.max_failures} restarts: {text}\n{again}") from error
     finally:
         stop.remove()
-    if isinstance(outcome, dict) and "error" in outcome:
-        raise MgdetError(outcome["error"])
     if isinstance(outcome, dict) and "interrupted" in outcome:
         raise Interrupted(outcome["interrupted"])
 
 
 def _worker_main(task: dict[str, Any]) -> dict[str, Any]:
-    """Train in one worker process of Ray: returns metrics, or the text of an error that a restart would only repeat."""
+    """Train in one worker process of Ray; returns the metrics, or why all workers have stopped on request.
+
+    Raises:
+        MgdetError: on any of the workers; the training ends with it, see `Restarts.after_exception`.
+    """
     import ray.train
 
     rank = ray.train.get_context().get_world_rank()
@@ -129,8 +132,6 @@ def _worker_main(task: dict[str, Any]) -> dict[str, Any]:
         return {"metrics": _train(task, to_driver)}
     except Interrupted as error:
         return {"interrupted": str(error)}
-    except (NonFiniteError, ConfigError, UnsavedError) as error:  # every rank has it, and a restart would meet it again
-        return {"error": str(error)}
     finally:
         to_driver.settle()
 
@@ -138,7 +139,7 @@ def _worker_main(task: dict[str, Any]) -> dict[str, Any]:
 def _train(task: dict[str, Any], to_driver: SendToDriver) -> dict[str, float]:
     """Train to the end; returns the metrics of the last evaluation.
 
-    Raises `Interrupted`, `NonFiniteError`, and `ConfigError` where this machine lacks a plugin.
+    Raises what `Worker.run` raises, and `ConfigError` where this machine lacks a plugin.
     """
     import ray.train
     import ray.train.torch

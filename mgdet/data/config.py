@@ -18,5 +18,12 @@ class DataConfig(Config):
     generate: ShapesConfig | None = Field(
         default=None, description="make this synthetic data set at `uri` if nothing is there yet"
     )
+    max_bad_images: int = Field(
+        default=0,
+        ge=0,
+        le=10**9,
+        description="images of the training split, over all workers, that a training goes on without if they cannot be "
+        "read; one more ends it. 0: the first one does, because prepare has decoded every image",
+    )
     transform: TransformConfig = TransformConfig()
     loader: LoaderConfig = LoaderConfig()

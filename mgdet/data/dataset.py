@@ -1,6 +1,9 @@
 """Read a prepared data set: annotations in flat arrays, images by row."""
 
+import logging
+import time
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,11 +11,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from mgdet.data.schema import ROW_GROUP_BYTES, Manifest, SplitInfo, read_manifest
+from mgdet.data.fingerprint import rows_checksum
+from mgdet.data.integrity import (
+    REMEDY,
+    UNREADABLE,
+    Footer,
+    check_split,
+    joined,
+    open_shard,
+    read_annotations,
+    read_footer,
+    text_of,
+)
+from mgdet.data.schema import ROW_GROUP_BYTES, Manifest, Record, SplitInfo, read_manifest
 from mgdet.errors import DataError
 from mgdet.ground_truth import GroundTruth
 from mgdet.storage import child_uri, locate
 from mgdet.structures import Category
+
+logger = logging.getLogger(__name__)
 
 CACHED_ROW_GROUPS = 20
 """Row groups whose images each process keeps in memory: a shuffle window of 16, and a few of the next window.
@@ -20,7 +37,12 @@ CACHED_ROW_GROUPS = 20
 CACHE_BYTES = CACHED_ROW_GROUPS * ROW_GROUP_BYTES
 """Bytes of encoded images that each process keeps in memory by default: all those groups, whatever the files weigh."""
 
-_ANNOTATION_COLUMNS = ["image_id", "file_name", "width", "height", "boxes", "labels", "iscrowd", "area"]
+_WAITS_S = (1.0, 2.0)
+"""Pauses between attempts to read images from a storage that fails."""
+
+
+class UnreadableImage(DataError):
+    """An image of a data set that cannot be read or decoded, although the data set is the one that was opened."""
 
 
 class Annotation(NamedTuple):
@@ -45,7 +67,8 @@ class ShardedDataset:
         cache_bytes: bound on the images that are kept; one row group always is.
 
     Raises:
-        DataError: no data set there, no such split, or a shard that is missing or not what the manifest says.
+        DataError: no data set there, no such split, a shard that is missing or not what the manifest says, or
+            annotations that cannot be.
     """
 
     def __init__(self, uri: str, split: str, cache_bytes: int = CACHE_BYTES) -> None:
@@ -54,18 +77,21 @@ class ShardedDataset:
         self.categories: tuple[Category, ...] = self.manifest.category_tuple()
         info = self.manifest.split(split, self.uri)
         self.row_group_sizes: tuple[int, ...] = tuple(n for shard in info.shards for n in shard.row_groups)
+        self._shards = info.shards
         self._group_starts = np.concatenate([[0], np.cumsum(self.row_group_sizes)]).astype(np.int64)
         self._group_address = [(s, g) for s, shard in enumerate(info.shards) for g in range(len(shard.row_groups))]
         self._load_annotations(info)
         self._reset_cache()
 
     def _reset_cache(self) -> None:
+        self._root = locate(self.uri)
         self._files: dict[int, pq.ParquetFile] = {}
+        self._damaged: dict[int, str] = {}  # row groups that cannot be read, and why
         self._cache: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but open files and cached images: another process opens the files for itself."""
-        return {k: v for k, v in self.__dict__.items() if k not in ("_files", "_cache")}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_root", "_files", "_damaged", "_cache")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -80,42 +106,21 @@ class ShardedDataset:
         return len(self.image_ids)
 
     def _load_annotations(self, info: SplitInfo) -> None:
-        root = locate(self.uri)
-        tables = []
+        root, parts = locate(self.uri), []
+        self._footers: list[Footer] = []
         for shard in info.shards:
-            place, file = child_uri(self.uri, shard.file), root / shard.file
-            try:
-                with file.open_input() as opened:
-                    table = pq.read_table(opened, columns=_ANNOTATION_COLUMNS, partitioning=None)
-            except (OSError, pa.ArrowException) as error:
-                raise DataError(f"Cannot read {place}: {error}. Prepare the data set again.") from error
-            if table.num_rows != shard.rows:
-                raise DataError(
-                    f"{place} has {table.num_rows} rows, its manifest says {shard.rows}: they belong to different "
-                    "versions. Prepare the data set again."
-                )
-            tables.append(table)
-        table = pa.concat_tables(tables).combine_chunks()
-        self.image_ids: NDArray[np.int64] = table["image_id"].to_numpy().copy()
-        self.sizes: NDArray[np.int64] = np.stack(  # [N, 2] (height, width) in pixels
-            [table["height"].to_numpy(), table["width"].to_numpy()], axis=1
-        ).astype(np.int64)
-        names = [name.encode() for name in table["file_name"].to_pylist()]
-        self._names = b"".join(names)  # a list of N strings would be N objects
-        self._name_ends = np.cumsum([len(name) for name in names])
-        lists = {name: _flat(table[name]) for name in ("boxes", "labels", "iscrowd", "area")}
-        self._offsets = np.concatenate([[0], np.cumsum(lists["labels"][1])]).astype(np.int64)  # [N + 1]
-        self._boxes: NDArray[np.float64] = lists["boxes"][0].reshape(-1, 4)
-        self._labels: NDArray[np.int64] = lists["labels"][0].astype(np.int64)
-        self._iscrowd: NDArray[np.bool_] = lists["iscrowd"][0].astype(np.bool_)
-        self._area: NDArray[np.float64] = lists["area"][0]
-        if not len(self._boxes) == len(self._labels) == len(self._iscrowd) == len(self._area):
-            raise DataError(f"{self.uri}, split {self.split}: annotation columns differ in length. Prepare it again.")
-        if len(self._labels) and not 0 <= self._labels.min() <= self._labels.max() < len(self.categories):
-            raise DataError(
-                f"{self.uri}, split {self.split}: labels run from {self._labels.min()} to {self._labels.max()}, "
-                f"allowed are 0 to {len(self.categories) - 1}. Prepare the data set again."
-            )
+            file = root / shard.file
+            parquet, footer = open_shard(file, shard)
+            with parquet:
+                parts.append(read_annotations(file, parquet, len(self.categories)))
+            self._footers.append(footer)
+        found = joined(parts)
+        check_split(f"{self.uri}, split {self.split}", info, found)
+        self.image_ids, self.sizes = found.image_ids, found.sizes  # [N], and [N, 2] (height, width) in pixels
+        self._names = b"".join(found.names)  # a list of N strings would be N objects
+        self._name_ends = np.cumsum([len(name) for name in found.names])
+        self._offsets = np.concatenate([[0], np.cumsum(found.counts)]).astype(np.int64)  # [N + 1]
+        self._boxes, self._labels, self._iscrowd, self._area = found.boxes, found.labels, found.iscrowd, found.area
 
     def file_name(self, position: int) -> str:
         """The source's name of the image file in row `position`."""
@@ -150,7 +155,8 @@ class ShardedDataset:
         """The encoded image file in row `position` (0..N-1).
 
         Raises:
-            DataError: the shard cannot be read.
+            UnreadableImage: its row group is damaged.
+            DataError: the data set is no longer the one that was opened.
             IndexError: no such row.
         """
         if not 0 <= position < self.num_images:
@@ -164,28 +170,68 @@ class ShardedDataset:
                 self._cache.popitem(last=False)
         return self._cache[group][position - int(self._group_starts[group])].as_py()  # type: ignore[no-any-return]
 
+    def require_unchanged(self) -> None:
+        """Raise `DataError` where the manifest at this place is no longer the one that was opened."""
+        if read_manifest(self.uri) != self.manifest:
+            raise DataError(
+                f"{self.uri} was prepared again after it was opened: its images would be paired with the annotations "
+                "of before. Prepare the data set as it was, or start another run."
+            )
+
     def _cache_is_full(self) -> bool:
         kept = sum(group.nbytes for group in self._cache.values())
         return len(self._cache) > CACHED_ROW_GROUPS or kept > self.cache_bytes
 
     def _read_group(self, group: int) -> pa.ChunkedArray:
+        """The images of a row group, whose content is that of the manifest and of the annotations in memory."""
         shard, index = self._group_address[group]
-        file = self.manifest.splits[self.split].shards[shard].file
-        try:
-            if shard not in self._files:
-                self._files[shard] = pq.ParquetFile((locate(self.uri) / file).open_input())
-            return self._files[shard].read_row_group(index, columns=["image"], use_threads=False)["image"]
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(
-                f"Cannot read row group {index} of {child_uri(self.uri, file)}: {error}. Check the storage, or prepare "
-                "it again."
-            ) from error
+        if group not in self._damaged:
+            try:
+                return self._verified(group, self._images_of(shard, index))
+            except UNREADABLE as error:
+                self.require_unchanged()
+                self._files.pop(shard, None)
+                place = child_uri(self.uri, self._shards[shard].file)
+                self._damaged[group] = f"Cannot read row group {index} of {place}: {text_of(error)}. {REMEDY}"
+        raise UnreadableImage(self._damaged[group])
 
+    def _images_of(self, shard: int, index: int) -> pa.ChunkedArray:
+        for wait_s in (*_WAITS_S, None):
+            try:
+                if shard not in self._files:
+                    self._files[shard] = self._reopened(shard)
+                return self._files[shard].read_row_group(index, columns=["image"], use_threads=False)["image"]
+            except OSError as error:
+                self._files.pop(shard, None)
+                damaged = error.errno is None and self._root.is_local  # so pyarrow calls what it cannot decode
+                if wait_s is None or damaged or isinstance(error, FileNotFoundError):
+                    raise
+                logger.warning("storage failed (%s), trying again", text_of(error))
+                time.sleep(wait_s)
+        raise AssertionError("unreachable")
 
-def _flat(column: pa.ChunkedArray) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """A list column as one flat array (a copy that owns its memory) and the length of each row's list."""
-    array = column.combine_chunks()
-    if isinstance(array, pa.ChunkedArray):
-        array = pa.concat_arrays(array.chunks)
-    lengths = np.diff(array.offsets.to_numpy()).astype(np.int64)
-    return array.flatten().to_numpy(zero_copy_only=False).copy(), lengths
+    def _reopened(self, shard: int) -> pq.ParquetFile:
+        file = self._root / self._shards[shard].file
+        opened = file.open_input()
+        if read_footer(opened) != self._footers[shard]:
+            self.require_unchanged()
+            raise DataError(f"{file} is no longer the file that it was when the data set was opened. {REMEDY}")
+        return pq.ParquetFile(opened)
+
+    def _verified(self, group: int, images: pa.ChunkedArray) -> pa.ChunkedArray:
+        """The images, whose checksum together with their annotations is the manifest's. Raises `ValueError`."""
+        shard, index = self._group_address[group]
+        checksums, first = self._shards[shard].checksums, int(self._group_starts[group])
+        if len(images) != self.row_group_sizes[group] or images.null_count:
+            raise ValueError(f"it has {len(images)} images, {images.null_count} of them null")
+        if checksums and rows_checksum(self._records(first, images)) != checksums[index]:
+            raise ValueError("its checksum is not the manifest's: images or annotations were damaged or changed")
+        return images
+
+    def _records(self, first: int, images: pa.ChunkedArray) -> Iterator[Record]:
+        """Rows from `first` on, with buffers in the place of the images' bytes."""
+        for position, image in enumerate(images, first):
+            height, width = self.sizes[position]
+            boxes, labels, iscrowd, area = self.annotation(position)
+            row = (int(self.image_ids[position]), self.file_name(position), int(width), int(height), image.as_buffer())
+            yield Record(*row, boxes, labels, iscrowd, area)  # type: ignore[arg-type]  # wider integers

@@ -5,10 +5,10 @@ import multiprocessing
 import os
 import shutil
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -17,12 +17,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mgdet.config_base import Config
+from mgdet.data.bad_images import BadImage, BadImages, Guarded
 from mgdet.data.choices import MAX_PIXELS
-from mgdet.data.dataset import CACHE_BYTES, ShardedDataset
+from mgdet.data.dataset import CACHE_BYTES, ShardedDataset, UnreadableImage
 from mgdet.data.decode import decode_image
 from mgdet.data.order import EvalBatches, SampleKey, Segment, TrainBatches
 from mgdet.data.transforms import EvalTransform, TrainTransform, TransformConfig, Transformed
-from mgdet.errors import ConfigError
+from mgdet.errors import ConfigError, DataError
 from mgdet.structures import Batch, pad_targets
 
 logger = logging.getLogger(__name__)
@@ -122,11 +123,27 @@ def _load(
     source: ShardedDataset, position: int, max_pixels: int, crowds: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Pixels, boxes and labels of an image, with its crowds only where they are asked for."""
-    image = decode_image(source.read_image(position), source.describe(position), max_pixels)
+    image = _decoded(source, position, max_pixels)
     annotation = source.annotation(position)
     wanted = slice(None) if crowds else ~annotation.iscrowd
     labels = np.where(annotation.iscrowd, _CROWD, annotation.labels)[wanted]
     return image, torch.from_numpy(annotation.boxes[wanted]).float(), torch.from_numpy(labels)
+
+
+def _decoded(source: ShardedDataset, position: int, max_pixels: int) -> Tensor:
+    """The pixels of an image. Raises `UnreadableImage` where there are none, or not those that its boxes refer to."""
+    data, name = source.read_image(position), source.describe(position)
+    try:
+        image = decode_image(data, name, max_pixels)
+    except DataError as error:
+        raise UnreadableImage(str(error)) from error
+    (height, width), said = image.shape[1:], source.sizes[position]
+    if (height, width) != tuple(said):
+        raise UnreadableImage(
+            f"{name}: the picture has {width} x {height} pixels, its row says {said[1]} x {said[0]}. Prepare the data "
+            "set again."
+        )
+    return image
 
 
 def _sample(source: ShardedDataset, position: int, image: Tensor, data: Transformed) -> Sample:
@@ -157,6 +174,36 @@ class Collate:
         )
 
 
+class Loaded(NamedTuple):
+    """What a loader makes of the rows of a batch."""
+
+    batch: Batch
+    bad: list[BadImage]
+
+
+class CollateReadable(Collate):
+    """As `Collate`, of the images that can be read; the others are told.
+
+    At least two images, or as many as there are rows, are in the batch, because BatchNorm may not learn from one: the
+    rest is empty pictures that are crowds all over, and so take no part in the losses.
+    """
+
+    def __call__(self, samples: list[Sample | BadImage]) -> Loaded:  # type: ignore[override]  # not a batch alone
+        bad = [s for s in samples if isinstance(s, BadImage)]
+        good = [s for s in samples if isinstance(s, Sample)]
+        missing = max(0, min(2, len(samples)) - len(good))
+        return Loaded(super().__call__(good + [_empty(one) for one in bad[:missing]]), bad)
+
+
+def _empty(bad: BadImage) -> Sample:
+    height, width = bad.size
+    nothing = Transformed(
+        torch.zeros(3, height, width, dtype=torch.uint8), torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
+    )
+    everywhere = torch.tensor([[0.0, 0.0, width, height]])
+    return Sample(nothing, bad.size, bad.image_id, bad.position, everywhere)
+
+
 def _padded_regions(samples: Sequence[Sample]) -> Tensor:
     """The crowds of a batch `[B, R, 4]`, padded with zeros to the image that has most."""
     crowds = [torch.zeros(0, 4) if s.crowds is None else s.crowds for s in samples]
@@ -166,10 +213,18 @@ def _padded_regions(samples: Sequence[Sample]) -> Tensor:
 class TrainLoader(DataLoader[Sample]):
     """A `DataLoader` of `Batch` whose next iteration can start at any step of any epoch.
 
-    The batches are bit for bit the same for any number of loader processes and wherever the iteration starts.
+    The batches are bit for bit the same for any number of loader processes and wherever the iteration starts. An image
+    that cannot be read is left out of its batch and noted in `bad`, which refuses more than its limit.
     """
 
     batches: TrainBatches
+    bad: BadImages
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # batches, not samples
+        for loaded in super().__iter__():
+            batch, bad = cast(Loaded, loaded)
+            self.bad.note(bad)
+            yield batch
 
     def start(self, epoch: int, step: int = 0, done: Sequence[Segment] = ()) -> None:
         """Let the next iteration give the batches of `epoch` from `step` on.
@@ -178,6 +233,17 @@ class TrainLoader(DataLoader[Sample]):
         epoch has no such step.
         """
         self.batches.start(epoch, step, done)
+
+
+class EvalLoader(DataLoader[Sample]):
+    """A `DataLoader` of `Batch` that leaves out no image: a metric over the others would not be that of the split."""
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # batches, not samples
+        for loaded in super().__iter__():
+            batch, bad = cast(Loaded, loaded)
+            if bad:
+                raise DataError(f"{bad[0].reason} An evaluation leaves out no image.")
+            yield batch
 
 
 def build_train_loader(
@@ -191,6 +257,7 @@ def build_train_loader(
     rank: int = 0,
     cpus: float = 1.0,
     pin_memory: bool = False,
+    max_bad_images: int = 0,
 ) -> TrainLoader:
     """The training batches of one rank. Call `start(epoch, step)` on the result before each epoch.
 
@@ -204,14 +271,17 @@ def build_train_loader(
         rank: this one.
         cpus: CPUs that this rank may use; decides `workers: auto`.
         pin_memory: make batches in page-locked memory, from which they go to a GPU faster.
+        max_bad_images: different images that may be left out because they cannot be read; one more is a `DataError`
+            of the iteration.
 
     Raises:
         ConfigError: too few images for the workers or one batch, or too little shared memory.
     """
     batches = TrainBatches(source.row_group_sizes, batch_size=batch_size, seed=seed, world=world, rank=rank)
     options = _options(transform, loader, batch_size, cpus, pin_memory)
-    result = TrainLoader(TrainImages(source, transform, seed, loader.max_pixels), batch_sampler=batches, **options)
-    result.batches = batches
+    images = Guarded(TrainImages(source, transform, seed, loader.max_pixels), source, transform.resize)
+    result = TrainLoader(images, batch_sampler=batches, **options)
+    result.batches, result.bad = batches, BadImages(max_bad_images)
     return result
 
 
@@ -225,14 +295,15 @@ def build_eval_loader(
     rank: int = 0,
     cpus: float = 1.0,
     pin_memory: bool = False,
-) -> DataLoader[Sample]:
+) -> EvalLoader:
     """A `DataLoader` of `Batch` over one rank's exact shard in order of storage, every image once over all ranks.
 
     Arguments and errors as `build_train_loader`; a rank may have no batch at all.
     """
     batches = EvalBatches(source.num_images, batch_size=batch_size, world=world, rank=rank)
     options = _options(transform, loader, batch_size, cpus, pin_memory)
-    return DataLoader(EvalImages(source, transform, loader.max_pixels), batch_sampler=batches, **options)
+    images = Guarded(EvalImages(source, transform, loader.max_pixels), source, transform.resize)
+    return EvalLoader(images, batch_sampler=batches, **options)
 
 
 def resolve_loader_workers(cpus_for_this_worker: float) -> tuple[int, str]:
@@ -254,7 +325,7 @@ def _options(
     workers = resolve_loader_workers(cpus)[0] if loader.workers == "auto" else loader.workers
     options: dict[str, Any] = {
         "num_workers": workers,
-        "collate_fn": Collate(loader.divisor),
+        "collate_fn": CollateReadable(loader.divisor),
         "pin_memory": pin_memory,
         # Its own generator: a new iterator draws a seed, which must not move the training's random numbers.
         "generator": torch.Generator().manual_seed(0),

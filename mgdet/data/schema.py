@@ -19,8 +19,9 @@ order of the source. A row group holds 64 images, or fewer where they weigh 32 M
 neighbours, and the memory of readers and of the writer does not grow with the size of the files.
 """
 
+from collections import Counter
 from collections.abc import Callable
-from typing import Any, NamedTuple, Self
+from typing import Annotated, Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +31,7 @@ from pydantic import Field, model_validator
 from mgdet.config_base import Config
 from mgdet.errors import DataError
 from mgdet.host import command
-from mgdet.records import RecordError, read_as
+from mgdet.records import Count, RecordError, read_as, unseal
 from mgdet.storage import Location, child_uri, locate
 from mgdet.structures import Category
 
@@ -73,29 +74,35 @@ class Record(NamedTuple):
     area: NDArray[np.float64]  # [n]
 
 
+Checksum = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+"""A SHA-256 as text."""
+
+
 class ShardInfo(Config):
-    """One Parquet file, its path relative to the data set's root."""
+    """One Parquet file, its path relative to the data set's root. Data sets of earlier versions have no checksums."""
 
     file: str
-    rows: int
-    row_groups: tuple[int, ...]  # rows of each row group
-    checksums: tuple[str, ...] = ()  # of the rows in each row group; none in data sets of earlier versions
+    rows: Count
+    row_groups: tuple[Count, ...]  # rows of each row group
+    checksums: tuple[Checksum, ...] = ()  # of the rows in each row group
+    size: Count | None = None  # bytes of the file
+    footer: Checksum | None = None  # of the file's end, which says where each row group lies
 
 
 class SplitInfo(Config):
     """The size of a split, and its files."""
 
-    images: int
-    boxes: int  # crowd included
-    crowd: int  # boxes that are crowds
-    negatives: int  # images without any box that is not a crowd
+    images: Count
+    boxes: Count  # crowd included
+    crowd: Count  # boxes that are crowds
+    negatives: Count  # images without any box that is not a crowd
     shards: tuple[ShardInfo, ...]
 
 
 class CategoryInfo(Config):
     """A class; its position in `Manifest.categories` is the contiguous label."""
 
-    id: int
+    id: Annotated[int, Field(strict=True, ge=-(1 << 63), lt=1 << 63)]
     name: str
 
 
@@ -144,7 +151,7 @@ def shard_file(split: str, number: int) -> str:
 class Manifest(Config):
     """`dataset.json`. It holds no time and no path of a machine, so that equal data give equal bytes."""
 
-    format: int = FORMAT_VERSION
+    format: Count = FORMAT_VERSION
     name: str
     categories: tuple[CategoryInfo, ...]
     splits: dict[str, SplitInfo]
@@ -154,12 +161,21 @@ class Manifest(Config):
     @model_validator(mode="after")
     def _as_written(self) -> Self:
         """A manifest is data from outside: only files of the data set itself, and numbers that agree."""
+        if not self.categories:
+            raise ValueError("categories: a data set needs at least one class")
+        if repeated := [id_ for id_, n in Counter(c.id for c in self.categories).items() if n > 1]:
+            raise ValueError(f"categories: the id {repeated[0]} stands twice")
         for name, split in self.splits.items():
             for number, shard in enumerate(split.shards):
                 if not split_name_allowed(name) or shard.file != shard_file(name, number):
                     raise ValueError(f"splits.{name}.shards.{number}.file: {shard.file!r} is no file of this split")
                 if not shard.row_groups or min(shard.row_groups) < 1 or sum(shard.row_groups) != shard.rows:
                     raise ValueError(f"splits.{name}.shards.{number}: {shard.rows} rows in {list(shard.row_groups)}")
+                if shard.checksums and len(shard.checksums) != len(shard.row_groups):
+                    raise ValueError(
+                        f"splits.{name}.shards.{number}: {len(shard.checksums)} checksums of "
+                        f"{len(shard.row_groups)} row groups"
+                    )
             rows = sum(shard.rows for shard in split.shards)
             if split.images != rows or not rows:
                 raise ValueError(f"splits.{name}: {split.images} images, but its shards have {rows} rows")
@@ -201,12 +217,12 @@ def read_manifest(uri: str) -> Manifest:
     except OSError as error:
         raise DataError(f"Cannot read {place}: {error}. Check the location and the credentials.") from error
     try:
-        manifest = read_as(Manifest, text)
+        version = unseal(text).get("format", FORMAT_VERSION)
+        if type(version) is int and version != FORMAT_VERSION:  # before what only that version knows
+            raise DataError(
+                f"{uri} has format version {version}, this version of mgdet reads {FORMAT_VERSION}. "
+                "Prepare the data set again."
+            )
+        return read_as(Manifest, text)
     except RecordError as error:
         raise DataError(f"{place} is not a manifest of mgdet: {error}. Prepare the data set again.") from error
-    if manifest.format != FORMAT_VERSION:
-        raise DataError(
-            f"{uri} has format version {manifest.format}, this version of mgdet reads {FORMAT_VERSION}. "
-            "Prepare the data set again."
-        )
-    return manifest

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mgdet.data.fingerprint import rows_checksum
+from mgdet.data.integrity import read_footer
 from mgdet.data.schema import (
     MANIFEST,
     ROW_GROUP_BYTES,
@@ -61,8 +62,13 @@ def write_dataset(
 
     Raises:
         OwnedError: another process writes there.
-        DataError: the destination is taken, a split is empty, or a split's name cannot be a directory.
+        DataError: the destination is taken, a split is empty, a split's name cannot be a directory, or the classes
+            are none or have an id twice.
     """
+    if not categories or len({c.id for c in categories}) != len(categories):
+        raise DataError(
+            f"{uri}: a data set needs at least one class, and each an id of its own; {len(categories)} given."
+        )
     for split in splits:
         if not split_name_allowed(split):
             raise DataError(f"Split name {split!r} is not allowed: use letters, digits, '-' and '_', such as 'train'.")
@@ -101,21 +107,23 @@ def _write_split(root: Location, split: str, records: Iterable[Record]) -> Split
     while (first := next(source, None)) is not None:
         file = shard_file(split, len(shards))
         rows = chain([first], islice(source, ROWS_PER_SHARD - 1))
-        row_groups, checksums = _write_shard(root / file, rows, counts)
-        shards.append(ShardInfo(file=file, rows=sum(row_groups), row_groups=row_groups, checksums=checksums))
+        shards.append(_write_shard(root / file, file, rows, counts))
     if not shards:
         raise DataError(f"Split {split!r} has no images. Give a split with at least one image or leave it out.")
     return SplitInfo(**counts, shards=tuple(shards))
 
 
-def _write_shard(
-    file: Location, rows: Iterator[Record], counts: dict[str, int]
-) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """Write one file; returns the rows of each row group and their checksums."""
+def _write_shard(file: Location, name: str, rows: Iterator[Record], counts: dict[str, int]) -> ShardInfo:
+    """Write one file, which the manifest calls `name`; adds its rows to the counts."""
     groups: list[int] = []
     checksums: list[str] = []
     # Encoded images do not compress; statistics of a binary column would repeat whole images in the footer.
-    options = {"compression": "none", "use_dictionary": False, "write_statistics": ["image_id"]}
+    options = {
+        "compression": "none",
+        "use_dictionary": False,
+        "write_statistics": ["image_id"],
+        "write_page_checksum": True,  # what is read at the start, the annotations, proves itself before it is decoded
+    }
     with file.open_output() as stream, pq.ParquetWriter(stream, SCHEMA, **options) as writer:
         while group := _next_group(rows):
             for record in group:
@@ -123,7 +131,16 @@ def _write_shard(
             writer.write_table(_table(group), row_group_size=ROW_GROUP_SIZE)
             groups.append(len(group))
             checksums.append(rows_checksum(group))
-    return tuple(groups), tuple(checksums)
+    with file.open_input() as written:
+        footer = read_footer(written)
+    return ShardInfo(
+        file=name,
+        rows=sum(groups),
+        row_groups=tuple(groups),
+        checksums=tuple(checksums),
+        size=footer.size,
+        footer=footer.digest,
+    )
 
 
 def _next_group(rows: Iterator[Record]) -> list[Record]:

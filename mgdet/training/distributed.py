@@ -64,6 +64,10 @@ class World:
         dist.broadcast_object_list(box, src=0, group=self.host_group)
         return box[0]  # type: ignore[no-any-return]  # what rank 0 passed is a T
 
+    def share(self, value: T) -> list[T]:
+        """On every rank a list of every worker's `value`, in order of rank."""
+        return self.broadcast(self.gather(value)) or []
+
     def sync_buffers(self, network: nn.Module) -> None:
         """Copy rank 0's buffers to every worker: the BatchNorm statistics of workers drift apart."""
         if self.size > 1:

@@ -31,7 +31,7 @@ from mgdet.training.evaluate import evaluate
 from mgdet.training.generators import generator_state, set_generator_state
 from mgdet.training.nonfinite import capture, non_finite_error
 from mgdet.training.optim import EMA, build_optimizer
-from mgdet.training.origin import data_of, refuse_other_data
+from mgdet.training.origin import data_of, data_of_run, refuse_other_data
 from mgdet.training.pictures import log_pictures
 from mgdet.training.position import Position
 from mgdet.training.precision import emulation, gradient_scaler
@@ -111,9 +111,10 @@ class Worker:
         e, world = self.experiment, self.world
         cache = e.data.loader.cache_mib * 2**20
         self.train_data = ShardedDataset(e.data.uri, e.data.train_split, cache)
-        val_data = ShardedDataset(e.data.uri, e.data.val_split, cache)
+        self.val_data = val_data = ShardedDataset(e.data.uri, e.data.val_split, cache)
         self.categories = val_data.categories
         self.data = fingerprint(self.train_data.manifest, [e.data.train_split, e.data.val_split])
+        refuse_other_data(e, data_of_run(e), self.data)  # prepared again since the driver looked, or Ray restarts us
         self.ground_truth = val_data.ground_truth()
         batch_size = micro_batch(e.train.batch_size, world.size, e.train.accumulate)
         cpus = resolved(e.cluster.cpus_per_worker)
@@ -128,6 +129,7 @@ class Worker:
             rank=world.rank,
             cpus=cpus,
             pin_memory=pinned,
+            max_bad_images=e.data.max_bad_images,
         )
         self.val_loader = build_eval_loader(
             val_data,
@@ -263,6 +265,8 @@ class Worker:
     def _train_epoch(self, epoch: int) -> None:
         train = self.experiment.train
         log_every = resolved(train.log_every)
+        for data in (self.train_data, self.val_data):
+            data.require_unchanged()
         self.loader.start(epoch, self.position.micro_step, [Segment(*s) for s in self.position.done])
         left = len(self.loader)
         clock, sums = Throughput(), StepSums()
@@ -337,6 +341,7 @@ class Worker:
         metrics = sums.metrics(self.world)
         metrics["train/lr"] = self._rate(self.position.step - 1)  # of the step that was taken last
         metrics["train/images_per_s"] = clock.images_per_second()
+        metrics |= self._count_bad_images()
         if not self.world.is_main:
             return
         self.tracker.log({**metrics, "epoch": self._epochs_done}, step=self.position.step)
@@ -345,6 +350,17 @@ class Worker:
         now = (epoch, self.experiment.train.epochs, self.position.step, total, metrics, remaining)
         if not show(training_progress(*now)) and (self.position.step >= total or self._line_due()):
             logger.info("%s", progress_line(*now))
+
+    def _count_bad_images(self) -> dict[str, float]:
+        """The number of images that are left out, where there are any. A collective: the workers tell each other.
+
+        Raises `DataError` on all of them where that are more than `data.max_bad_images`.
+        """
+        bad = self.loader.bad
+        new = bad.take_new()
+        if float(self.world.mean(torch.tensor(float(len(new)), device=self.world.device))):
+            bad.add(self.world.share(new))
+        return {"train/bad_images": float(len(bad.known))} if bad.known else {}
 
     def _paced(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The same batches; rank 0 shows how many images of its share are evaluated."""

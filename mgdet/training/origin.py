@@ -9,6 +9,8 @@ import yaml
 from mgdet.config import Experiment, identity_of
 from mgdet.data.fingerprint import Fingerprint, data_differences
 from mgdet.errors import ConfigError
+from mgdet.records import RecordError, unseal
+from mgdet.storage import locate
 
 
 def data_of(state: Mapping[str, Any]) -> Fingerprint:
@@ -16,6 +18,15 @@ def data_of(state: Mapping[str, Any]) -> Fingerprint:
     try:
         found = json.loads(state["data"]) if "data" in state else {"classes": json.loads(state["categories"])}
     except (KeyError, TypeError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def data_of_run(experiment: Experiment) -> Fingerprint:
+    """The fingerprint of the data set in the record of a run; empty where it has none, or none that can be read."""
+    try:
+        found = unseal((locate(experiment.run_uri) / "run.json").read_bytes()).get("data")
+    except (OSError, RecordError):
         return {}
     return found if isinstance(found, dict) else {}
 

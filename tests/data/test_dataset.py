@@ -26,7 +26,7 @@ def records(count: int, jpeg: bytes = b"x") -> Iterator[Record]:
     """Row i has i % 3 boxes, the first of two a crowd."""
     for i in range(count):
         n = i % 3
-        boxes = np.arange(n * 4, dtype=np.float64).reshape(n, 4) + i / 3
+        boxes = np.arange(n * 4, dtype=np.float64).reshape(n, 4) + i / 10
         crowd = np.array([True, False][:n] if n == 2 else [False] * n, dtype=np.bool_)
         labels = np.arange(n, dtype=np.int32)
         yield Record(100 - i, f"ü{i}.jpg", 40, 30, jpeg + b"%d" % i, boxes, labels, crowd, np.full(n, i / 7))

@@ -1,5 +1,6 @@
 """The loader: the same batches whatever made them, exact evaluation, clear errors."""
 
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from PIL import Image
 from pydantic import ValidationError
 
 from mgdet.data import ShardedDataset, build_eval_loader, build_train_loader
@@ -122,10 +124,16 @@ def test_a_rank_may_have_nothing_to_evaluate(shapes: ShardedDataset) -> None:
     assert list(build_eval_loader(val, AUGMENT, IN_PROCESS, batch_size=2, world=9, rank=8)) == []
 
 
+def size(image: bytes) -> tuple[int, int]:
+    """(width, height) that the file states."""
+    with Image.open(io.BytesIO(image)) as opened:
+        return opened.size
+
+
 def write(path: Path, images: list[bytes], crowd: bool = False) -> ShardedDataset:
     boxes, label = np.array([[2.0, 2, 20, 20], [5, 5, 30, 28]]), np.array([0, 0], dtype=np.int32)
     rows = [
-        Record(i, f"{i}.jpg", 40, 30, image, boxes, label, np.array([crowd, False]), np.ones(2))
+        Record(i, f"{i}.jpg", *size(image), image, boxes, label, np.array([crowd, False]), np.ones(2))
         for i, image in enumerate(images)
     ]
     write_dataset(path, {"train": rows}, name="x", categories=[Category(1, "a")])
