@@ -15,7 +15,7 @@ from mgdet.files import private_directory
 from mgdet.plugins import PLACES, own_place, places, shipped_modules
 from mgdet.runs.config import ClusterConfig
 from mgdet.runs.resources import Node, Resources, this_machine
-from mgdet.runs.stop import on_sigterm
+from mgdet.signals import apart, keep, on_stop
 from mgdet.storage import local_path
 
 logger = logging.getLogger(__name__)
@@ -56,9 +56,10 @@ def session(config: ClusterConfig) -> Iterator[Resources]:
             known = {"RAY_ADDRESS": address} if ":" in address and "://" not in address else {}
             # in a client's session the directories of this machine mean nothing, and Ray leaves them out by itself
             paths = {} if "://" in address else {"job_config": _without_working_directory()}
-            ray.init(address=address, runtime_env={"env_vars": known | variables, **shipped}, **paths, **quiet)
+            with keep():
+                ray.init(address=address, runtime_env={"env_vars": known | variables, **shipped}, **paths, **quiet)
         else:
-            with _own_address(ray.util.get_node_ip_address()):
+            with keep(), apart(), _own_address(ray.util.get_node_ip_address()):
                 # 200 MB: data does not travel through the object store
                 room = {"num_cpus": int(this_machine().cpus), "object_store_memory": 200 << 20}
                 # Ray lets everybody read and write below its directory
@@ -148,7 +149,7 @@ def scale_up(config: ClusterConfig, resources: Resources, copies: int = 1) -> Re
 
     deadline, seen = time.monotonic() + config.scale_up_timeout_s, -1
     try:
-        with on_sigterm(leave):
+        with on_stop(leave, "not waiting for nodes any longer"):
             request_resources(bundles=[config.of_one_worker()] * wanted)
             while (room := resources.slots(config)) < wanted and time.monotonic() < deadline:
                 if room != seen:

@@ -13,13 +13,14 @@ import torch
 from mgdet.cluster.relay import SendToDriver, speak_through_driver, workers_heard
 from mgdet.cluster.session import check_shared, environment, scale_up, session
 from mgdet.config import Experiment, validate
-from mgdet.errors import ClusterError, ConfigError, Interrupted, MgdetError, NonFiniteError
+from mgdet.errors import MEMORY_REMEDY, ClusterError, ConfigError, Interrupted, MgdetError, NonFiniteError
 from mgdet.plugins import load_plugins
 from mgdet.runs.config import ClusterConfig
 from mgdet.runs.launch import absolute, launch, prepare, train_in_process, worker_tracker
 from mgdet.runs.record import Summary
 from mgdet.runs.resources import arithmetic, check_fits
-from mgdet.runs.stop import StopRequest, on_sigterm
+from mgdet.runs.stop import StopRequest
+from mgdet.signals import on_stop
 from mgdet.storage import child_uri
 from mgdet.tracking import NullTracker, RunHandle, Tracker
 from mgdet.training.checkpoint import UnsavedError
@@ -70,7 +71,16 @@ def _on_cluster(
     from mgdet.cluster.restarts import Restarts, cause_of
 
     cluster: ClusterConfig = experiment.cluster
-    trainer = TorchTrainer(
+
+    class Trainer(TorchTrainer):  # type: ignore[misc]  # Ray's class is untyped
+        """Leaves Ctrl-C to `mgdet.signals`: Ray's own handler would abort the training without a checkpoint."""
+
+        controller: Any = None
+
+        def _register_sigint_handler(self, controller: Any) -> None:
+            self.controller = controller
+
+    trainer = Trainer(
         _worker_main,
         train_loop_config={
             "experiment": experiment.model_dump(mode="json"),
@@ -103,13 +113,19 @@ def _on_cluster(
     stop = StopRequest(experiment.run_uri)
     stop.remove()
     try:
-        with environment(limits), on_sigterm(stop.create):
+        with environment(limits), on_stop(stop.create):
             outcome = trainer.fit().return_value
+    except KeyboardInterrupt:  # the second signal
+        with contextlib.suppress(Exception):
+            ray.kill(trainer.controller)
+        raise
     except ray.exceptions.RayActorError as error:
         raise ClusterError(f"the process that controls the training died ({error}). {again}") from error
     except ray.train.TrainingFailedError as error:
         cause = cause_of(error)
         text = str(cause) if isinstance(cause, MgdetError) else f"{type(cause).__name__}: {cause}"
+        if isinstance(cause, ray.exceptions.OutOfMemoryError):  # Ray's memory monitor has ended a worker
+            again = f"{MEMORY_REMEDY} {again}"
         raise ClusterError(f"training stopped after {cluster.max_failures} restarts: {text}\n{again}") from error
     finally:
         stop.remove()
@@ -153,7 +169,7 @@ def _train(task: dict[str, Any], to_driver: SendToDriver) -> dict[str, float]:
         if not trial or metrics["epoch"] < experiment.train.epochs:  # see run_trial
             ray.train.report(metrics)
 
-    stop = StopRequest(experiment.run_uri)
+    stop = StopRequest(experiment.storage if trial else experiment.run_uri)  # all trials of a sweep stop together
 
     def stop_asked() -> bool:
         # Over the gradients' process group, whose timeout finds a worker that hangs; host collectives wait an hour.
@@ -164,6 +180,8 @@ def _train(task: dict[str, Any], to_driver: SendToDriver) -> dict[str, float]:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     logger.info("%d workers, rank 0 on %s, process %d", world.size, world.device, os.getpid())
     try:
+        if stop_asked():
+            raise Interrupted("stopped on request before the first step; the same command goes on")
         with shown_by(to_driver.show) if task["screen"] and world.is_main else contextlib.nullcontext():
             return Worker(experiment, world, tracker, on_evaluation=report, stop_asked=stop_asked).run()
     finally:
