@@ -8,8 +8,10 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from mgdet.cluster.room import require_room, require_start
 from mgdet.errors import ClusterError, Interrupted
 from mgdet.files import private_directory
 from mgdet.plugins import PLACES, own_place, places, shipped_modules
@@ -59,17 +61,24 @@ def session(config: ClusterConfig) -> Iterator[Resources]:
             with keep():
                 ray.init(address=address, runtime_env={"env_vars": known | variables, **shipped}, **paths, **quiet)
         else:
+            # Ray lets everybody read and write below its directory
+            own = None if "RAY_TMPDIR" in os.environ else str(private_directory() / "ray")
+            directory = Path(own or os.path.join(os.environ["RAY_TMPDIR"], "ray"))
+            require_room(directory)
             with keep(), apart(), _own_address(ray.util.get_node_ip_address()):
                 # 200 MB: data does not travel through the object store
                 room = {"num_cpus": int(this_machine().cpus), "object_store_memory": 200 << 20}
-                # Ray lets everybody read and write below its directory
-                private = {} if "RAY_TMPDIR" in os.environ else {"_temp_dir": str(private_directory() / "ray")}
+                private = {"_temp_dir": own} if own else {}
                 ray.init(
                     address="local",
                     runtime_env={"env_vars": variables, **shipped},
                     job_config=_without_working_directory(),
                     **{**room, **private, **quiet},
                 )
+            require_start(directory)
+    except ClusterError:
+        ray.shutdown()
+        raise
     except Exception as error:
         raise ClusterError(
             f"no Ray cluster at {address or 'this machine'}: {error}. Check cluster.address or RAY_ADDRESS (such "
