@@ -42,13 +42,16 @@ def require_start(directory: Path, seconds: float = START_S) -> None:
     """See that the connected cluster starts a process. Raises `ClusterError` after `seconds`."""
     import ray
 
-    answer: Any = ray.remote(num_cpus=0)(os.getpid).remote()
+    answer: Any = ray.remote(num_cpus=0)(_process).remote()
     try:
         ray.get(answer, timeout=seconds)
     except ray.exceptions.RayError as error:
-        raise _no_room(
-            directory, f"Ray has started no process within {seconds:g} s ({type(error).__name__})"
-        ) from error
+        why = f"Ray has started no process within {seconds:g} s ({type(error).__name__})"
+        raise _no_room(directory, why) from error
+
+
+def _process() -> int:
+    return os.getpid()
 
 
 def _no_room(directory: object, found: str) -> ClusterError:

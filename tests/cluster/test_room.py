@@ -60,7 +60,7 @@ def test_ray_is_not_started_there(disk, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_TMPDIR", str(disk("size=1m")))
     monkeypatch.setattr("ray.init", lambda **options: pytest.fail("Ray was started"))
-    with pytest.raises(ClusterError, match="session directory .*disk0/ray"), session.session(ClusterConfig()):
+    with pytest.raises(ClusterError, match=r"session directory .*disk0/ray"), session.session(ClusterConfig()):
         pytest.fail("a session")
 
 
