@@ -22,6 +22,7 @@ from mgdet.runs.resources import arithmetic, check_fits
 from mgdet.runs.stop import StopRequest
 from mgdet.signals import on_stop
 from mgdet.storage import child_uri
+from mgdet.text import first_line
 from mgdet.tracking import NullTracker, RunHandle, Tracker
 from mgdet.training.checkpoint import UnsavedError
 from mgdet.training.distributed import World
@@ -119,6 +120,11 @@ def _on_cluster(
         with contextlib.suppress(Exception):
             ray.kill(trainer.controller)
         raise
+    except ray.exceptions.OutOfMemoryError as error:
+        raise ClusterError(
+            f"Ray's memory monitor ended the process that controls the training ({first_line(error)}). {MEMORY_REMEDY} "
+            f"{again}"
+        ) from error
     except ray.exceptions.RayActorError as error:
         raise ClusterError(f"the process that controls the training died ({error}). {again}") from error
     except ray.train.TrainingFailedError as error:

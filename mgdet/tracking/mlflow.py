@@ -45,7 +45,9 @@ class Mlflow(StoreTracking):
         "SQLite serves one machine; several nodes need a server (http://...)",
     )
     experiment: str = Field(default="mgdet", min_length=1, max_length=500, description="MLflow experiment: the project")
-    request_timeout_s: int = Field(default=10, ge=1, le=120, description="bound on one read of a request to a server; see call_timeout_s")
+    request_timeout_s: int = Field(
+        default=10, ge=1, le=120, description="bound on one read of a request to a server; see call_timeout_s"
+    )
     request_retries: int = Field(
         default=2, ge=0, le=7, description="retries of one request; MLflow's own 7 block for 4 minutes"
     )
