@@ -52,6 +52,7 @@ def session(config: ClusterConfig) -> Iterator[Resources]:
     variables = {"PYTHONSAFEPATH": "1", **({PLACES: places()} if places() else {})}
     shipped = {"py_modules": modules} if (modules := shipped_modules()) else {}
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}  # what workers say comes by `mgdet.cluster.relay`
+    directory = None
     try:
         if address:
             # its processes must know it, or Ray's helpers there look for one as below
@@ -75,9 +76,7 @@ def session(config: ClusterConfig) -> Iterator[Resources]:
                     job_config=_without_working_directory(),
                     **{**room, **private, **quiet},
                 )
-            require_start(directory)
     except ClusterError:
-        ray.shutdown()
         raise
     except Exception as error:
         raise ClusterError(
@@ -85,6 +84,8 @@ def session(config: ClusterConfig) -> Iterator[Resources]:
             "as 10.0.0.1:6379, or ray://HEAD:10001), and RAY_AUTH_MODE where the cluster uses tokens."
         ) from error
     try:
+        if directory:
+            require_start(directory)
         yield _resources(f"cluster at {address}" if address else "this machine")
     finally:
         ray.shutdown()
