@@ -2,6 +2,12 @@
 
 from mgdet.text import printable, redacted
 
+MEMORY_REMEDY = (
+    "Lower train.batch_size (or raise train.accumulate), data.transform.resize, data.loader.workers or "
+    "data.loader.prefetch, or take a machine with more memory."
+)
+"""What to do where the memory of a machine or of a GPU does not suffice."""
+
 
 class MgdetError(Exception):
     """Base of every error that mgdet raises on purpose; its message is meant to be read by the user as it is.

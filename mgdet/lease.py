@@ -11,7 +11,6 @@ A local disk makes a file for one of two processes only. Object stores have no s
 both write, wait `SETTLE_S` and read who was last. An owner that finds another one in its place stops.
 """
 
-import _thread
 import logging
 import os
 import socket
@@ -27,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mgdet.errors import OwnedError
 from mgdet.records import Count, RecordError, read_as, seal
+from mgdet.signals import interrupt
 from mgdet.storage import Location
 
 logger = logging.getLogger(__name__)
@@ -183,7 +183,7 @@ class _Lease:
                 if other is not None and other.token != self._me.token:
                     self.lost_to = other
                     logger.error("%s was taken over by %s", self.what, self.lost_to)
-                    _thread.interrupt_main()
+                    interrupt()
                     return
                 self._me.beat += 1
                 self.file.replace(seal(self._me.model_dump()))

@@ -248,8 +248,8 @@ def test_a_step_never_waits_for_a_storage_that_hangs_and_the_end_waits_for_a_bou
     assert sum("The storage is slow" in r.getMessage() for r in caplog.records) == 2
     assert len((tmp_path / "a/metrics.jsonl").read_text().splitlines()) == 100
     answers.set()
-    copies.join(60)
-    assert not copies.is_alive()
+    copies._thread.join(60)
+    assert not copies._thread.is_alive()
     assert len(read_copies(place).splitlines()) == 100
 
 

@@ -165,7 +165,7 @@ def test_of_several_that_start_together_one_wins(file):
 def test_an_owner_that_was_followed_stops(file, monkeypatch):
     """It slept, say, and somebody else took over; that one is left alone."""
     asked = threading.Event()
-    monkeypatch.setattr(lease._thread, "interrupt_main", asked.set)
+    monkeypatch.setattr(lease, "interrupt", asked.set)
 
     def sleep():
         with owned(file, WHAT):

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from mgdet.cli.screen import AboveTheBar, progress_bar
-from mgdet.errors import Interrupted, MgdetError
+from mgdet.errors import MEMORY_REMEDY, Interrupted, MgdetError
 from mgdet.files import ensure_home
 from mgdet.host import require_linux, safe_path
+from mgdet.signals import heed, received
 from mgdet.text import first_line, printable
 
 
@@ -93,12 +94,6 @@ def set_up_logging(level: int) -> None:
     logging.getLogger("mgdet").setLevel(level)
 
 
-MEMORY_REMEDY = (
-    "Lower train.batch_size (or raise train.accumulate), data.transform.resize, data.loader.workers or "
-    "data.loader.prefetch, or take a machine with more memory."
-)
-
-
 def _is_want_of_memory(error: Exception) -> bool:
     """Python's, NumPy's and Arrow's error, or torch's of a GPU (recognised without importing torch) or of the CPU."""
     return (
@@ -117,11 +112,11 @@ def run_cli(work: Callable[[], int], when_interrupted: str, level: int = logging
     try:
         require_linux()
         ensure_home()
-        with safe_path(), progress_bar():
+        with heed(), safe_path(), progress_bar():
             return work()
     except Interrupted as error:
         print(f"interrupted: {error}", file=sys.stderr)
-        return 143
+        return _status(143)
     except MgdetError as error:
         logging.getLogger("mgdet").debug("the error below was raised here:", exc_info=True)
         print(f"error: {error}", file=sys.stderr)
@@ -133,4 +128,10 @@ def run_cli(work: Callable[[], int], when_interrupted: str, level: int = logging
         return 2
     except KeyboardInterrupt:
         print(f"interrupted; {when_interrupted}", file=sys.stderr)
-        return 130
+        return _status(130)
+
+
+def _status(usual: int) -> int:
+    """Of a command that was stopped: 128 and the number of the signal, as a shell has it."""
+    number = received()
+    return usual if number is None else 128 + number

@@ -6,8 +6,7 @@
 
 The same storage and name continue an existing sweep: trials that are done are not run again, others go on from their
 last checkpoint. A larger `trials` adds some.
-Exit status 0: searched to the end; 1: no trial has a value; 2: something you can mend; 130: interrupted; 143: SIGTERM
-while it waited for nodes.
+Exit status 0: searched to the end; 1: no trial has a value; 2: something you can mend; 130: Ctrl-C; 143: SIGTERM.
 """
 
 import argparse

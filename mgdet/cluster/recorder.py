@@ -3,6 +3,7 @@
 import logging
 import re
 import time
+from collections.abc import Callable
 from typing import Any
 
 from ray import tune
@@ -25,8 +26,15 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # ray has no types
     """Keeps `trial.json` of each trial up to date and closes the tracker's runs of trials whose processes are gone."""
 
     def __init__(
-        self, sweep: Sweep, store: TrialStore, concurrent: int, parent: RunHandle | None, tracking: Tracking
+        self,
+        sweep: Sweep,
+        store: TrialStore,
+        concurrent: int,
+        parent: RunHandle | None,
+        tracking: Tracking,
+        stopping: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._stopping = stopping
         self.sweep, self.store, self.concurrent, self.parent, self.tracking = sweep, store, concurrent, parent, tracking
         self._closing: list[tuple[float, int]] = []
         self._next_table = time.monotonic() + sweep.report_every_s
@@ -56,10 +64,12 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # ray has no types
         self._done(trial, "failed", _error(trial))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Record that the trial reached its last epoch, or that the scheduler stopped it before."""
+        """Record that the trial reached its last epoch, or was stopped before: by the scheduler, or with the sweep."""
         known = self._trial(trial)
         if known.epoch >= known.epochs:
             self._done(trial, "finished", "")
+        elif self._stopping():  # its run in the tracker is ended by `settle`, before the sweep ends
+            self._set(trial, state="waiting", reason="")
         else:
             self._done(trial, "stopped", why_stopped(self.sweep, known))
 

@@ -6,7 +6,7 @@ trial started just before a crash would be sampled again. Here each trial is on 
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import optuna
@@ -24,13 +24,21 @@ from mgdet.sweep.trials import Trial, TrialStore, tell, values
 class ResumingSearcher(Searcher):  # type: ignore[misc]  # ray has no types
     """Gives Tune the trials that are not done, then new ones, which Optuna chooses.
 
-    A trial that goes on after a restart keeps its number, its values and its directory.
+    A trial that goes on after a restart keeps its number, its values and its directory. Once `stopping` is true there
+    is no further trial.
     """
 
-    def __init__(self, sweep: Sweep, store: TrialStore, unfinished: Sequence[Trial], cluster: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        sweep: Sweep,
+        store: TrialStore,
+        unfinished: Sequence[Trial],
+        cluster: dict[str, Any],
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
         super().__init__()  # without a metric: Tune would end the whole sweep at an evaluation where it is undefined
         self._sweep, self._store, self._cluster = sweep, store, cluster
-        self._unfinished = list(unfinished)
+        self._unfinished, self._stopping = list(unfinished), stopping
         self._space = Space(sweep.space)
         self._running: dict[str, tuple[Trial, optuna.Trial]] = {}
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -47,7 +55,7 @@ class ResumingSearcher(Searcher):  # type: ignore[misc]  # ray has no types
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial, as the dictionary that its process gets: `number`, and `experiment` as plain values."""
-        if not self._unfinished and len(self._store.trials) >= self._sweep.total:
+        if self._stopping() or (not self._unfinished and len(self._store.trials) >= self._sweep.total):
             return str(Searcher.FINISHED)
         chosen = self._study.ask()
         params = self._space.suggest(chosen)

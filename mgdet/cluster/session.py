@@ -8,14 +8,16 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from mgdet.cluster.room import require_room, require_start
 from mgdet.errors import ClusterError, Interrupted
 from mgdet.files import private_directory
 from mgdet.plugins import PLACES, own_place, places, shipped_modules
 from mgdet.runs.config import ClusterConfig
 from mgdet.runs.resources import Node, Resources, this_machine
-from mgdet.runs.stop import on_sigterm
+from mgdet.signals import apart, keep, on_stop
 from mgdet.storage import local_path
 
 logger = logging.getLogger(__name__)
@@ -50,31 +52,40 @@ def session(config: ClusterConfig) -> Iterator[Resources]:
     variables = {"PYTHONSAFEPATH": "1", **({PLACES: places()} if places() else {})}
     shipped = {"py_modules": modules} if (modules := shipped_modules()) else {}
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}  # what workers say comes by `mgdet.cluster.relay`
+    directory = None
     try:
         if address:
             # its processes must know it, or Ray's helpers there look for one as below
             known = {"RAY_ADDRESS": address} if ":" in address and "://" not in address else {}
             # in a client's session the directories of this machine mean nothing, and Ray leaves them out by itself
             paths = {} if "://" in address else {"job_config": _without_working_directory()}
-            ray.init(address=address, runtime_env={"env_vars": known | variables, **shipped}, **paths, **quiet)
+            with keep():
+                ray.init(address=address, runtime_env={"env_vars": known | variables, **shipped}, **paths, **quiet)
         else:
-            with _own_address(ray.util.get_node_ip_address()):
+            # Ray lets everybody read and write below its directory
+            own = None if "RAY_TMPDIR" in os.environ else str(private_directory() / "ray")
+            directory = Path(own or os.path.join(os.environ["RAY_TMPDIR"], "ray"))
+            require_room(directory)
+            with keep(), apart(), _own_address(ray.util.get_node_ip_address()):
                 # 200 MB: data does not travel through the object store
                 room = {"num_cpus": int(this_machine().cpus), "object_store_memory": 200 << 20}
-                # Ray lets everybody read and write below its directory
-                private = {} if "RAY_TMPDIR" in os.environ else {"_temp_dir": str(private_directory() / "ray")}
+                private = {"_temp_dir": own} if own else {}
                 ray.init(
                     address="local",
                     runtime_env={"env_vars": variables, **shipped},
                     job_config=_without_working_directory(),
                     **{**room, **private, **quiet},
                 )
+    except ClusterError:
+        raise
     except Exception as error:
         raise ClusterError(
             f"no Ray cluster at {address or 'this machine'}: {error}. Check cluster.address or RAY_ADDRESS (such "
             "as 10.0.0.1:6379, or ray://HEAD:10001), and RAY_AUTH_MODE where the cluster uses tokens."
         ) from error
     try:
+        if directory:
+            require_start(directory)
         yield _resources(f"cluster at {address}" if address else "this machine")
     finally:
         ray.shutdown()
@@ -148,7 +159,7 @@ def scale_up(config: ClusterConfig, resources: Resources, copies: int = 1) -> Re
 
     deadline, seen = time.monotonic() + config.scale_up_timeout_s, -1
     try:
-        with on_sigterm(leave):
+        with on_stop(leave, "not waiting for nodes any longer"):
             request_resources(bundles=[config.of_one_worker()] * wanted)
             while (room := resources.slots(config)) < wanted and time.monotonic() < deadline:
                 if room != seen:

@@ -13,14 +13,16 @@ import torch
 from mgdet.cluster.relay import SendToDriver, speak_through_driver, workers_heard
 from mgdet.cluster.session import check_shared, environment, scale_up, session
 from mgdet.config import Experiment, validate
-from mgdet.errors import ClusterError, Interrupted, MgdetError
+from mgdet.errors import MEMORY_REMEDY, ClusterError, Interrupted, MgdetError
 from mgdet.plugins import load_plugins
 from mgdet.runs.config import ClusterConfig
 from mgdet.runs.launch import absolute, launch, prepare, train_in_process, worker_tracker
 from mgdet.runs.record import Summary
 from mgdet.runs.resources import arithmetic, check_fits
-from mgdet.runs.stop import StopRequest, on_sigterm
+from mgdet.runs.stop import StopRequest
+from mgdet.signals import on_stop
 from mgdet.storage import child_uri
+from mgdet.text import first_line
 from mgdet.tracking import NullTracker, RunHandle, Tracker
 from mgdet.training.distributed import World
 from mgdet.training.loop import Worker
@@ -68,7 +70,16 @@ def _on_cluster(
     from mgdet.cluster.restarts import Restarts, cause_of
 
     cluster: ClusterConfig = experiment.cluster
-    trainer = TorchTrainer(
+
+    class Trainer(TorchTrainer):  # type: ignore[misc]  # Ray's class is untyped
+        """Leaves Ctrl-C to `mgdet.signals`: Ray's own handler would abort the training without a checkpoint."""
+
+        controller: Any = None
+
+        def _register_sigint_handler(self, controller: Any) -> None:
+            self.controller = controller
+
+    trainer = Trainer(
         _worker_main,
         train_loop_config={
             "experiment": experiment.model_dump(mode="json"),
@@ -101,8 +112,17 @@ def _on_cluster(
     stop = StopRequest(experiment.run_uri)
     stop.remove()
     try:
-        with environment(limits), on_sigterm(stop.create):
+        with environment(limits), on_stop(stop.create):
             outcome = trainer.fit().return_value
+    except KeyboardInterrupt:  # the second signal
+        with contextlib.suppress(Exception):
+            ray.kill(trainer.controller)
+        raise
+    except ray.exceptions.OutOfMemoryError as error:
+        raise ClusterError(
+            f"Ray's memory monitor ended the process that controls the training ({first_line(error)}). {MEMORY_REMEDY} "
+            f"{again}"
+        ) from error
     except ray.exceptions.RayActorError as error:
         raise ClusterError(f"the process that controls the training died ({error}). {again}") from error
     except ray.train.TrainingFailedError as error:
@@ -110,6 +130,8 @@ def _on_cluster(
         if isinstance(cause, MgdetError):  # see `Restarts.after_exception`
             raise cause from error
         text = f"{type(cause).__name__}: {cause}"
+        if isinstance(cause, ray.exceptions.OutOfMemoryError):  # Ray's memory monitor has ended a worker
+            again = f"{MEMORY_REMEDY} {again}"
         raise ClusterError(f"training stopped after {cluster.max_failures} restarts: {text}\n{again}") from error
     finally:
         stop.remove()
@@ -153,7 +175,7 @@ def _train(task: dict[str, Any], to_driver: SendToDriver) -> dict[str, float]:
         if not trial or metrics["epoch"] < experiment.train.epochs:  # see run_trial
             ray.train.report(metrics)
 
-    stop = StopRequest(experiment.run_uri)
+    stop = StopRequest(experiment.storage if trial else experiment.run_uri)  # all trials of a sweep stop together
 
     def stop_asked() -> bool:
         # Over the gradients' process group, whose timeout finds a worker that hangs; host collectives wait an hour.
@@ -164,6 +186,8 @@ def _train(task: dict[str, Any], to_driver: SendToDriver) -> dict[str, float]:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     logger.info("%d workers, rank 0 on %s, process %d", world.size, world.device, os.getpid())
     try:
+        if stop_asked():
+            raise Interrupted("stopped on request before the first step; the same command goes on")
         with shown_by(to_driver.show) if task["screen"] and world.is_main else contextlib.nullcontext():
             return Worker(experiment, world, tracker, on_evaluation=report, stop_asked=stop_asked).run()
     finally:

@@ -3,6 +3,7 @@
 import itertools
 import logging
 import os
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from mgdet.cluster.train import run_trial
 from mgdet.config import Experiment, validate
 from mgdet.data.findings import examine_data
 from mgdet.data.fingerprint import data_differences
-from mgdet.errors import ClusterError, ConfigError
+from mgdet.errors import ClusterError, ConfigError, Interrupted
 from mgdet.plugins import load_plugins
 from mgdet.provenance import as_tags, made_by
 from mgdet.runs.config import ClusterConfig
@@ -22,6 +23,8 @@ from mgdet.runs.launch import HEADLINES, absolute, data_sets, training_data, tra
 from mgdet.runs.record import Record, differences, log_directory, own, read_record, summarise, write_record
 from mgdet.runs.resolve import resolve
 from mgdet.runs.resources import Resources, describe
+from mgdet.runs.stop import StopRequest
+from mgdet.signals import on_stop
 from mgdet.storage import child_uri, locate
 from mgdet.sweep.config import Sweep
 from mgdet.sweep.report import report
@@ -66,7 +69,8 @@ def run_sweep(sweep: Sweep, *, retry_failed: bool = False) -> Outcome:
 
     Raises:
         MgdetError: anything that the user can mend; its message says how.
-        KeyboardInterrupt: after Ctrl-C, with everything in place to continue.
+        Interrupted: after SIGTERM or Ctrl-C, when each trial has stopped at a checkpoint.
+        KeyboardInterrupt: after a second one, with everything in place to continue.
     """
     first = absolute(next(sweep.corners())[1])  # storage, cluster and tracking belong to the sweep, not to a trial
     uri = child_uri(first.storage, sweep.name)
@@ -110,12 +114,13 @@ def _run(sweep: Sweep, first: Experiment, uri: str, retry_failed: bool) -> Outco
             _fit(start, retry_failed)
             outcome = _finish(start)
             status = "FINISHED"
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Interrupted):
             status = "KILLED"
             raise
         finally:
             if parent:
-                tracking.end(parent, status)
+                with on_stop(lambda: None, "ending the run in the tracker"):
+                    tracking.end(parent, status)
     return outcome
 
 
@@ -233,7 +238,7 @@ def _check_corners(sweep: Sweep, cluster: ClusterConfig) -> dict[str, Any]:
 
 
 def _fit(start: _Start, retry_failed: bool) -> None:
-    """Run all trials that are not done, with Tune. Raises `KeyboardInterrupt` where it ends before they are."""
+    """Run all trials that are not done, with Tune. Raises `Interrupted` where it is asked to stop before they are."""
     # Not at the top: Ray reads its environment when it is imported, and `session` has set it by now.
     from mgdet.cluster.recorder import Recorder
     from mgdet.cluster.search import ResumingSearcher, build_scheduler
@@ -244,11 +249,13 @@ def _fit(start: _Start, retry_failed: bool) -> None:
             trial.state, trial.reason = "waiting", ""
     unfinished = [t for t in store.trials if not t.done]
     todo = len(unfinished) + max(0, sweep.total - len(store.trials))
-    recorder = Recorder(sweep, store, start.concurrent, start.parent, start.first.tracking)
+    stop, asked = StopRequest(start.uri), threading.Event()
+    recorder = Recorder(sweep, store, start.concurrent, start.parent, start.first.tracking, asked.is_set)
     recorder.settle()
     if not todo:
         return
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # our own record and the tracker hold more
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # it would end the trials without a checkpoint
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one prints a box also when told to be silent
     from ray import tune
 
@@ -264,7 +271,7 @@ def _fit(start: _Start, retry_failed: bool) -> None:
         tune_config=tune.TuneConfig(
             num_samples=todo,
             max_concurrent_trials=start.concurrent,
-            search_alg=ResumingSearcher(sweep, store, unfinished, start.cluster.model_dump()),
+            search_alg=ResumingSearcher(sweep, store, unfinished, start.cluster.model_dump(), asked.is_set),
             scheduler=build_scheduler(sweep, store, longest=max(e.train.epochs for _, e in sweep.corners())),
             trial_name_creator=lambda t: f"{sweep.name}-{t.config['number']:03d}",
             trial_dirname_creator=lambda t: f"{sweep.name}-{t.config['number']:03d}-{t.trial_id}",
@@ -278,13 +285,26 @@ def _fit(start: _Start, retry_failed: bool) -> None:
             verbose=0,
         ),
     )
-    tuner.fit()
-    recorder.settle()
+
+    def leave() -> None:
+        asked.set()
+        stop.create()
+
+    stop.remove()
+    try:
+        with on_stop(leave):
+            tuner.fit()
+    finally:
+        stop.remove()
+    with on_stop(lambda: None, "ending the runs in the tracker"):
+        recorder.settle()
     left = [t.name for t in store.trials if not t.done]
-    if left or len(store.trials) < sweep.total:  # Tune turns Ctrl-C into a quiet end
+    if left or len(store.trials) < sweep.total:
         undone = sweep.total - len(store.trials) + len(left)
-        logger.warning("stopped with %d of %d trials not done", undone, sweep.total)
-        raise KeyboardInterrupt
+        raise Interrupted(
+            f"stopped on request with {undone} of {sweep.total} trials not done, those that ran at a checkpoint; the "
+            "same command goes on"
+        )
 
 
 def _trial(config: dict[str, Any], tracking: Tracking, parent_run_id: str | None) -> None:
@@ -295,10 +315,15 @@ def _trial(config: dict[str, Any], tracking: Tracking, parent_run_id: str | None
     speak_through_driver(logging.WARNING, f"{config['experiment']['name']}: ")
     load_plugins(config["experiment"]["plugins"])
     experiment = validate(config["experiment"], "the sweep's experiment").model_copy(update={"tracking": tracking})
+    if StopRequest(experiment.storage).exists():  # the sweep stops while the trial was waiting for room
+        return
     known = summarise(experiment, last=True)
     if known is not None and known.metrics and not known.already_finished:
         tune.report({"epoch": known.epoch, **known.metrics})  # a driver that was killed may not have heard of it
-    run_trial(experiment, parent_run_id, TuneReportCallback())
+    try:
+        run_trial(experiment, parent_run_id, TuneReportCallback())
+    except Interrupted:
+        return  # no failure: the sweep knows that it asked for it
     reached = summarise(experiment, last=True)
     if reached is None or not reached.metrics:
         raise ClusterError(f"{experiment.name} ended without an evaluation that could be saved")

@@ -35,7 +35,7 @@ from mgdet.runs.record import (
 )
 from mgdet.runs.resolve import out_of_reach, resolve
 from mgdet.runs.resources import this_machine
-from mgdet.runs.stop import on_sigterm
+from mgdet.signals import on_stop
 from mgdet.storage import locate
 from mgdet.tracking import Best, DataSet, NewRun, RunHandle, Status, Tracker
 from mgdet.training.checkpoint import CheckpointStore
@@ -194,7 +194,8 @@ def _launch(
         raise
     finally:
         if handle and (not trial or status == "FINISHED"):
-            tracking.end(handle, status)  # how any other trial ended, the sweep knows: one that it stops fails here
+            with on_stop(lambda: None, "ending the run in the tracker"):
+                tracking.end(handle, status)  # how any other trial ended, the sweep knows: one that it stops fails here
     return summary, handle
 
 
@@ -219,15 +220,15 @@ def _reached_the_end(experiment: Experiment) -> Summary:
 
 
 def in_process(experiment: Experiment, handle: RunHandle | None) -> None:
-    """Train in this process. At SIGTERM it writes a checkpoint and raises `Interrupted`."""
+    """Train in this process. At SIGTERM or Ctrl-C it writes a checkpoint and raises `Interrupted`."""
     tracker = worker_tracker(experiment, handle)
     asked = threading.Event()
-    try:
-        with on_sigterm(asked.set):
+    with on_stop(asked.set):
+        try:
             world = World.current(torch.device("cuda" if experiment.cluster.gpu else "cpu"))
             Worker(experiment, world, tracker, stop_asked=asked.is_set).run()
-    finally:
-        tracker.close()
+        finally:
+            tracker.close()
 
 
 def _send_what_is_left(experiment: Experiment, handle: RunHandle | None) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
+from mgdet.bounded import within
 from mgdet.config_base import Config
 from mgdet.storage import Location
 from mgdet.text import first_line
@@ -71,8 +72,9 @@ class StoreTracking(Tracking):
     """Tracking in a store, which may be away: what a tracker of one's own derives from.
 
     It implements `open` and `connect`, and the other methods below them where its store has such a thing. They may
-    raise anything. Sent is what stands in the journal: a store that was away, a killed process and steps that a restart
-    repeats are no concern of theirs.
+    raise anything, and may never return: each call runs in a thread of its own and is given up after `call_timeout_s`.
+    A `Connection` is made and used in one thread. Sent is what stands in the journal: a store that was away, a killed
+    process and steps that a restart repeats are no concern of theirs.
     """
 
     title: ClassVar[str]
@@ -84,6 +86,12 @@ class StoreTracking(Tracking):
         default=(5.0, 15.0, 60.0), min_length=1, description="waits after failures to send; the last one repeats"
     )
     flush_timeout_s: float = Field(default=30.0, ge=0, le=600, description="bound on sending the rest at the end")
+    call_timeout_s: float = Field(
+        default=60.0,
+        gt=0,
+        le=3600,
+        description="deadline of a whole call, such as making the run, with all its requests, retries and pauses",
+    )
 
     @abstractmethod
     def open(self, run: NewRun) -> RunHandle:
@@ -127,7 +135,7 @@ class StoreTracking(Tracking):
         if not self.enabled:
             return None
         try:
-            return self.open(run)
+            return within(self.call_timeout_s, self.open, run)
         except Exception as error:  # whatever a store can raise: driver, network, permission, version of its schema
             logger.warning(
                 "%s cannot be used (%s). Training goes on; its metrics are written to metrics.jsonl beside the run, "
@@ -141,7 +149,7 @@ class StoreTracking(Tracking):
     def end(self, handle: RunHandle, status: Status) -> None:
         """See `Tracking`; a store that is away costs a warning."""
         try:
-            self.finish(handle, status)
+            within(self.call_timeout_s, self.finish, handle, status)
         except Exception as error:
             said = first_line(error)
             logger.warning("%s run %s could not be ended as %s: %s", self.title, handle.run_id, status, said)
@@ -149,14 +157,14 @@ class StoreTracking(Tracking):
     def tag(self, handle: RunHandle, tags: Mapping[str, str]) -> None:
         """See `Tracking`; a store that is away costs a warning."""
         try:
-            self.set_tags(handle, tags)
+            within(self.call_timeout_s, self.set_tags, handle, tags)
         except Exception as error:
             logger.warning("%s run %s could not be tagged: %s", self.title, handle.run_id, first_line(error))
 
     def show_best(self, handle: RunHandle, best: Best) -> None:
         """See `Tracking`; a store that is away costs a warning, and the next start of the run notes it."""
         try:
-            self.set_best(handle, best)
+            within(self.call_timeout_s, self.set_best, handle, best)
         except Exception as error:
             said = first_line(error)
             logger.warning("%s run %s could not be given its best checkpoint: %s", self.title, handle.run_id, said)
@@ -164,7 +172,7 @@ class StoreTracking(Tracking):
     def children(self, parent: RunHandle) -> list[Child]:
         """See `Tracking`; none, with a warning, where the store is away."""
         try:
-            return self.find_children(parent)
+            return within(self.call_timeout_s, self.find_children, parent)
         except Exception as error:
             logger.warning("%s does not tell the runs of the trials (%s).", self.title, first_line(error))
             return []

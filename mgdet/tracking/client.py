@@ -4,13 +4,16 @@ import hashlib
 import logging
 import os
 import re
+import socket
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from mgdet.files import ensure_home
 from mgdet.text import redacted
 
 _SQLITE = "sqlite:///"
+_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _MAX_NAME = 250  # MLflow refuses longer keys, and one refused key refuses the whole batch
 
 
@@ -63,6 +66,7 @@ def connect(uri: str, timeout_s: int, repeats: int, *, create: bool = False) -> 
 
     Raises:
         FileNotFoundError: the database file is not there.
+        ConnectionError: nobody listens where the database should be.
     """
     path = sqlite_path(uri)
     if path is not None and not create and not path.exists():
@@ -70,9 +74,11 @@ def connect(uri: str, timeout_s: int, repeats: int, *, create: bool = False) -> 
             f"{path} does not exist on this machine. SQLite serves one machine: for several nodes start "
             "`mlflow server` on one of them and set MLFLOW_TRACKING_URI to its address"
         )
+    _require_database(uri, timeout_s)
     for key, value in {
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(repeats),
         "MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout_s),
+        "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",  # a server may ask for a pause of an hour
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -87,3 +93,21 @@ def connect(uri: str, timeout_s: int, repeats: int, *, create: bool = False) -> 
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=uri)
+
+
+def _require_database(uri: str, timeout_s: float) -> None:
+    """See that somebody listens at the address of a database: MLflow would try a host that is unknown for minutes.
+
+    Raises `ConnectionError`.
+    """
+    try:
+        parts = urlsplit(uri)
+        port = parts.port or _PORTS.get(parts.scheme.partition("+")[0])
+    except ValueError as error:
+        raise ConnectionError(f"tracking.uri = {shown_uri(uri)}: {error}") from error
+    if port is None or not parts.hostname or parts.scheme in ("http", "https"):
+        return
+    try:
+        socket.create_connection((parts.hostname, port), timeout_s).close()
+    except OSError as error:
+        raise ConnectionError(f"no database at {parts.hostname}, port {port}: {error}") from error

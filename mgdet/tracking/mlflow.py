@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, TextIO
 
 from pydantic import Field
 
+from mgdet.bounded import require_wanted
 from mgdet.files import may_be_written
 from mgdet.text import first_line
 from mgdet.tracking.base import StoreTracking
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 _MAX_VALUE = 6000  # characters of a parameter's value
 _MAX_TAG = 5000  # of a tag's
 _BATCH = 100  # parameters in one request
-_LOCK_S = 60.0  # a database is made in seconds, also on a slow disk
+_LOCK_S = 45.0  # a database is made in seconds, also on a slow disk; less than `call_timeout_s`
 
 
 class Mlflow(StoreTracking):
@@ -45,7 +46,9 @@ class Mlflow(StoreTracking):
         "SQLite serves one machine; several nodes need a server (http://...)",
     )
     experiment: str = Field(default="mgdet", min_length=1, max_length=500, description="MLflow experiment: the project")
-    request_timeout_s: int = Field(default=10, ge=1, le=120, description="bound on one request to a server")
+    request_timeout_s: int = Field(
+        default=10, ge=1, le=120, description="bound on one read of a request to a server; see call_timeout_s"
+    )
     request_retries: int = Field(
         default=2, ge=0, le=7, description="retries of one request; MLflow's own 7 block for 4 minutes"
     )
@@ -68,6 +71,7 @@ class Mlflow(StoreTracking):
             if run_id is None and run.parent_run_id is not None:
                 run_id = _child(client, experiment_id, run.parent_run_id, run.name)
             found = _reopened(client, run_id)
+            require_wanted()
             if found is None:
                 found = _created(client, experiment_id, run.name, run.parent_run_id, run.tags)
         opened = str(found.info.run_id)

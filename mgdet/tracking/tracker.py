@@ -10,11 +10,12 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
 
+from mgdet.bounded import Caller
 from mgdet.storage import Location
 from mgdet.text import first_line
 from mgdet.tracking.copies import JournalCopies
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from mgdet.tracking.base import StoreTracking
 
 logger = logging.getLogger(__name__)
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _BATCH = 1000  # metrics in one request
 
@@ -214,6 +217,7 @@ class _Sender:
         self._handle = handle
         self._journal = journal
         self._outbox = outbox
+        self._caller = Caller(f"{tracking.name}-calls")
         self._connection: Connection | None = None
         self._closing = threading.Event()
         self._abandoned = False  # nobody waits any more: stop after this request, so that a successor is alone
@@ -232,6 +236,7 @@ class _Sender:
         # The last attempt is made whatever was failing before, but only one: a dead server is not worth a long wait.
         if self._send_metrics():
             self._send_artifacts()
+        self._caller.end()
 
     def finish(self) -> tuple[int, int, dict[str, int]]:
         """Make the last attempt and wait for it, within the bound of time.
@@ -245,10 +250,16 @@ class _Sender:
             self._abandoned = True
         return self.sent, self._offset, dict(self._marks)
 
+    def _bounded(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The result of a call to the store; after one that was given up everything starts anew in another thread."""
+        if self._caller.dead:
+            self._caller, self._connection = Caller(f"{self.tracking.name}-calls"), None
+        return self._caller.call(self.tracking.call_timeout_s, function, *args, **kwargs)
+
     def _connected(self) -> Connection:
-        if self._connection is None:
-            connection = self.tracking.connect(self._handle)
-            self._marks.update(connection.reached())
+        if self._connection is None or self._caller.dead:
+            connection = self._bounded(self.tracking.connect, self._handle)
+            self._marks.update(self._bounded(connection.reached))
             self._connection = connection
         return self._connection
 
@@ -265,7 +276,7 @@ class _Sender:
                     if self._abandoned:
                         return False
                     batch = new[i : i + _BATCH]
-                    connection.send_metrics(batch)
+                    self._bounded(connection.send_metrics, batch)
                     self._marks.update({p.key: p.step for p in batch})
                     self.sent += len(batch)
                 self._offset = end
@@ -282,7 +293,7 @@ class _Sender:
             for path in sorted(self._outbox.waiting(), key=lambda p: self._tries[p]):
                 version = self._outbox.version(path)
                 self._tries[path] += 1
-                connection.send_artifact(path, path.relative_to(self._outbox.root).as_posix())
+                self._bounded(connection.send_artifact, path, path.relative_to(self._outbox.root).as_posix())
                 self._outbox.sent(path, version)
                 del self._tries[path]
         except Exception as error:

@@ -103,6 +103,8 @@ class Worker:
             self._save(self.position.metrics if evaluated else {}, last)
             if evaluated:
                 self.on_evaluation({"epoch": epoch + 1, "step": self.position.step, **self.position.metrics})
+            if not last and self.stop_asked():
+                raise Interrupted(f"stopped on request after epoch {epoch + 1}; the same command goes on")
         return self.position.metrics
 
     # --- set-up

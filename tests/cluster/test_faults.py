@@ -69,6 +69,15 @@ def in_mlflow(directory):
     return {"tracking": {"enabled": True, "uri": f"sqlite:///{directory}/mlflow.db"}}
 
 
+def in_mlflow_as(directory):
+    """Names of the runs in MLflow and the status of each."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{directory}/mlflow.db")
+    found = client.get_experiment_by_name("mgdet")
+    return {r.info.run_name: r.info.status for r in client.search_runs([found.experiment_id])} if found else {}
+
+
 def assert_tracked_once(e):
     """MLflow has one run, in which each step of the journal stands once."""
     from mlflow import MlflowClient
@@ -184,19 +193,72 @@ def test_a_driver_that_is_killed(tmp_path, undisturbed):
     note_cost("driver killed, same command again at once", e)
 
 
-@pytest.mark.slow
-def test_a_driver_that_gets_sigterm(tmp_path, undisturbed, shared):
-    """As from `ray job stop`, Kubernetes or a batch system: a last checkpoint, and nothing is done twice."""
-    e = experiment(tmp_path, "terminated", **shared)
+@pytest.mark.parametrize(
+    ("number", "own"),
+    [
+        pytest.param(signal.SIGTERM, True, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, False, marks=pytest.mark.exhaustive),
+        pytest.param(signal.SIGINT, True, marks=pytest.mark.exhaustive),
+        pytest.param(signal.SIGINT, False, marks=pytest.mark.exhaustive),
+    ],
+)
+def test_a_driver_that_gets_sigterm(tmp_path, undisturbed, shared, number, own):
+    """As from Ctrl-C, Kubernetes or a batch system: a last checkpoint, and nothing is done twice.
+
+    It goes to the whole process group, in which the processes of a Ray of its `own` are not.
+    """
+    e = experiment(tmp_path, "terminated", **in_mlflow(tmp_path), **({} if own else shared))
     process = job(e, tmp_path, tmp_path / "log")
     wait(process, lambda: checkpoints(e) >= 1)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=300) == 143
-    assert "with a checkpoint of it; the same command goes on" in (tmp_path / "log").read_text()
+    os.killpg(process.pid, number)
+    status, log = process.wait(timeout=300), (tmp_path / "log").read_text()
+    assert status == 128 + number, log
+    assert "the same command goes on" in log
+    assert "Traceback" not in log
+    assert "Fatal" not in log
+    assert in_mlflow_as(tmp_path) == {"terminated": "KILLED"}
     assert not (Path(e.run_uri) / "stop").exists()
     run(e)
     assert same(weights(e), undisturbed(2))
-    assert note_cost("SIGTERM to the driver, same command again", e).steps_repeated == 0
+    assert note_cost(f"{signal.Signals(number).name} to the driver, same command again", e).steps_repeated == 0
+    assert_tracked_once(e)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_stops_at_once(tmp_path, number):
+    """The workers hang, so that no checkpoint can be waited for."""
+    e = experiment(tmp_path, "twice", **in_mlflow(tmp_path))
+    process = job(e, tmp_path, tmp_path / "log")
+    wait(process, lambda: checkpoints(e) >= 1)
+    for worker in titled("RayTrainWorker"):
+        worker.send_signal(signal.SIGSTOP)
+    os.killpg(process.pid, number)
+    time.sleep(2)
+    assert process.poll() is None
+    os.killpg(process.pid, number)
+    status, log = process.wait(timeout=120), (tmp_path / "log").read_text()
+    assert status == 128 + number, log
+    assert "Traceback" not in log
+    assert in_mlflow_as(tmp_path) == {"twice": "KILLED"}
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("said", ["name: early", "workers, rank 0", "epoch 2:"])
+def test_a_signal_in_any_phase(tmp_path, number, said):
+    """While the workers start, in the first steps, and about an evaluation and its checkpoint."""
+    e = experiment(tmp_path, "early", **in_mlflow(tmp_path))
+    log = tmp_path / "log"
+    process = job(e, tmp_path, log)
+    wait(process, lambda: said in log.read_text())
+    os.killpg(process.pid, number)
+    status, text = process.wait(timeout=300), log.read_text()
+    assert status == 128 + number, text
+    assert "Traceback" not in text
+    assert set(in_mlflow_as(tmp_path).values()) <= {"KILLED"}
+    run(e)
+    assert in_mlflow_as(tmp_path) == {"early": "FINISHED"}
 
 
 @pytest.mark.exhaustive

@@ -11,6 +11,7 @@ from mgdet.cluster.session import scale_up
 from mgdet.errors import ClusterError, Interrupted
 from mgdet.runs.config import ClusterConfig
 from mgdet.runs.resources import Node, Resources, arithmetic, check_fits, this_machine
+from tests.small import small_experiment
 
 
 def cluster(workers, cpus, gpu=False):
@@ -144,3 +145,24 @@ def test_sigterm_ends_the_wait_for_nodes(asked, monkeypatch):
 def test_waiting_needs_to_know_for_what():
     with pytest.raises(ValueError, match=r"scale_up_timeout_s = 60 needs to know .*: set gpu, cpus_per_worker"):
         ClusterConfig(workers=2, scale_up_timeout_s=60)
+
+
+@pytest.mark.parametrize("who", ["a worker", "the controller"])
+def test_what_the_memory_monitor_ends_comes_with_its_remedy(tmp_path, monkeypatch, who):
+    """Ray's errors as its memory monitor leaves them; Ray itself is not started."""
+    from ray.exceptions import OutOfMemoryError
+    from ray.train import WorkerGroupError
+    from ray.train.torch import TorchTrainer
+
+    from mgdet.cluster import train
+    from mgdet.runs.launch import prepare
+
+    def fit(self):
+        full = OutOfMemoryError("Task was killed due to the node running low on memory.")
+        raise full if who == "the controller" else WorkerGroupError("failed", {0: full})
+
+    monkeypatch.setattr(TorchTrainer, "__init__", lambda self, *args, **options: None)
+    monkeypatch.setattr(TorchTrainer, "fit", fit)
+    e = prepare(small_experiment(tmp_path, cluster__workers=1, cluster__cpus_per_worker=1), cpus=1, gpus=0)[0]
+    with pytest.raises(ClusterError, match=r"low on memory[^$]*Lower train\.batch_size[^$]*the same command"):
+        train._on_cluster(e, None)

@@ -161,3 +161,34 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path, two_cpus):
     assert len(runs(tmp_path)[2]) == 3
     with pytest.raises(ConfigError, match=r"exists with another definition[^$]*set: "):
         run_sweep(load_sweep(path, ["train.epochs=5"]))
+
+
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), pytest.param(signal.SIGINT, marks=pytest.mark.exhaustive)],
+)
+def test_a_sweep_that_is_asked_to_stop(tmp_path, two_cpus, number):
+    """By a signal to its process group, with two trials on their way: both stop at a checkpoint and go on from it."""
+    cluster = {"cluster.workers": 1, "cluster.address": two_cpus}
+    path = write(tmp_path, trials=3, concurrent=2, set={**cluster, "train.epochs": 6})
+    root, log = tmp_path / "runs" / "s", tmp_path / "first.log"
+    process = Job("tune", [path], log, directory=tmp_path)
+    wait_for(lambda: all(list(root.glob(f"s-00{i}/checkpoints/*.json")) for i in (0, 1)), process, log)
+    os.killpg(process.pid, number)
+    status, text = process.wait(300), log.read_text()
+    assert status == 128 + number, text
+    assert "trials not done, those that ran at a checkpoint" in text
+    assert "Traceback" not in text
+    assert "stack trace" not in text.lower()
+    assert not (root / "stop").exists()
+    _, parents, children = runs(tmp_path)
+    assert [p.info.status for p in parents] == ["KILLED"]
+    assert {r.info.status for r in children} <= {"KILLED", "FINISHED"}
+
+    outcome = run_sweep(load_sweep(path))
+    assert [t.state for t in outcome.trials] == ["finished"] * 3
+    client, parents, children = runs(tmp_path)
+    assert [r.info.status for r in (*parents, *children)] == ["FINISHED"] * 4
+    for r in children:
+        steps = [m.step for m in client.get_metric_history(r.info.run_id, "train/loss")]
+        assert len(steps) == len(set(steps)) > 0

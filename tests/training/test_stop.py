@@ -9,7 +9,7 @@ import torch
 from mgdet.cluster.train import run
 from mgdet.errors import Interrupted
 from mgdet.runs.launch import prepare
-from mgdet.runs.stop import StopRequest, on_sigterm
+from mgdet.runs.stop import StopRequest
 from mgdet.tracking import NullTracker
 from mgdet.training.checkpoint import CheckpointStore
 from mgdet.training.distributed import World
@@ -70,14 +70,6 @@ def test_sigterm_leaves_a_checkpoint_of_the_last_step(tmp_path, monkeypatch):
     monkeypatch.setattr(Worker, "_step", step)
     summary, _ = run(e)
     assert summary.epoch >= 1
-
-
-def test_a_second_sigterm_ends_the_process_as_usual():
-    asked = []
-    with on_sigterm(lambda: asked.append(1)):
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert asked == [1]
-        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_the_stop_file(tmp_path):
