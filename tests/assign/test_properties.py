@@ -137,7 +137,36 @@ def make_cases() -> dict[str, Case]:
 
 
 CASES = make_cases()
-every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+
+
+def cover() -> set[str]:
+    """Cases that together hold every assigner on every kind of priors it is defined on, and every value of its options.
+
+    The unit tier tries these, the exhaustive tier all combinations.
+    """
+    seen: set[tuple[Any, ...]] = set()
+    chosen = set()
+    for name, case in CASES.items():
+        holds = {(case.make, case.layout), *((case.make, *option) for option in case.options.items())}
+        if not holds <= seen:
+            chosen.add(name)
+            seen |= holds
+    return chosen
+
+
+def parametrized(cases: dict[str, Case]) -> pytest.MarkDecorator:
+    """The test runs for each of the cases, in the tier that it belongs to."""
+    unit = cover()
+    return pytest.mark.parametrize(
+        "case",
+        [
+            pytest.param(case, id=name, marks=() if name in unit else pytest.mark.exhaustive)
+            for name, case in cases.items()
+        ],
+    )
+
+
+every_case = parametrized(CASES)
 
 
 def insert_objects(targets: Targets, boxes: Tensor, valid: bool) -> tuple[Targets, Tensor]:
@@ -272,7 +301,7 @@ CASES_THAT_PROVIDE = {
 }
 
 
-@pytest.mark.parametrize("case", CASES_THAT_PROVIDE.values(), ids=CASES_THAT_PROVIDE)
+@parametrized(CASES_THAT_PROVIDE)
 @pytest.mark.parametrize("step", [0.0, 8.0])
 def test_every_object_has_a_positive(step, case):
     """In a crowd and all at one place; at most 32 objects, so at most 32 orphans."""
@@ -285,7 +314,7 @@ def test_every_object_has_a_positive(step, case):
     assert_each_has_one(case, (priors, predictions, far))
 
 
-@pytest.mark.parametrize("case", CASES_THAT_PROVIDE.values(), ids=CASES_THAT_PROVIDE)
+@parametrized(CASES_THAT_PROVIDE)
 def test_at_most_32_orphans_are_helped(case):
     """Of 40 identical objects the first may have a prior anyway, and the first 32 of the others are given one."""
     priors, predictions, targets = case.inputs(1, images=1, objects=1, canvas=64, clean=True)
