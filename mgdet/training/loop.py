@@ -2,7 +2,6 @@
 
 import json
 import logging
-import random
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
@@ -28,7 +27,7 @@ from mgdet.tracking import Tracker
 from mgdet.training.checkpoint import ATTEMPTS, FORMAT, LAST_ATTEMPTS, CheckpointStore, UnsavedError, weights_file
 from mgdet.training.distributed import World
 from mgdet.training.evaluate import evaluate
-from mgdet.training.generators import generator_state, set_generator_state
+from mgdet.training.generators import generator_state, make_reproducible, set_generator_state
 from mgdet.training.nonfinite import capture, non_finite_error
 from mgdet.training.optim import EMA, build_optimizer
 from mgdet.training.origin import data_of, data_of_run, refuse_other_data
@@ -69,7 +68,7 @@ class Worker:
         slow = emulation(world.device, train.precision) if world.is_main else None
         if slow:
             logger.warning("%s", slow)
-        _make_reproducible(experiment.seed, world, train.deterministic)
+        make_reproducible(experiment.seed, world.rank, train.deterministic)
         self._build_data()
         self._build_network()
         self.optimizer = build_optimizer(self.detector, train.optimizer)
@@ -404,11 +403,3 @@ class Worker:
         logger.info("epoch %d: %s (%.0f s)", self.position.epoch, ", ".join(shown), seconds)
         if last and evaluated is not None:
             log_pictures(self.tracker, evaluated, self.categories)
-
-
-def _make_reproducible(seed: int, world: World, deterministic: bool) -> None:
-    torch.manual_seed(seed)  # the same weights everywhere; data has its own generators
-    random.seed(seed + world.rank)
-    torch.use_deterministic_algorithms(deterministic, warn_only=True)
-    setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010  # untyped; costs a tenth of a step
-    torch.backends.cudnn.benchmark = not deterministic
