@@ -56,3 +56,25 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if getattr(item.obj, "is_hypothesis_test", False):
                 item.add_marker("exhaustive")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_pictures(request):
+    """In the unit tier a training draws no pictures: they take longer than all of its steps."""
+    if runs(request.config, "slow") or runs(request.config, "exhaustive"):
+        yield
+        return
+    from mgdet.training import loop
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "log_pictures", lambda *args: None)
+        yield
+
+
+@pytest.fixture
+def pictures(monkeypatch):
+    """A training draws its pictures."""
+    from mgdet.training import loop
+    from mgdet.training.pictures import log_pictures
+
+    monkeypatch.setattr(loop, "log_pictures", log_pictures)

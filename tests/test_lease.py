@@ -21,7 +21,6 @@ from mgdet.records import seal, unseal
 from mgdet.runs import launch
 from mgdet.runs.launch import train_in_process
 from mgdet.storage import Location, locate
-from mgdet.training import loop
 from tests.forked import Job, run_job
 from tests.small import small_experiment
 
@@ -195,9 +194,8 @@ def test_it_shows_itself_again_where_its_file_was_removed(file):
 # --- runs and data sets
 
 
-def test_two_drivers_on_one_run(tmp_path, monkeypatch):
+def test_two_drivers_on_one_run(tmp_path):
     """The second one is refused before it reads or writes anything of the run."""
-    monkeypatch.setattr(loop, "log_pictures", lambda *args: None)
     e = small_experiment(tmp_path, train__epochs=1)
     said = []
 

@@ -48,8 +48,7 @@ def spoilt(directory, rows, **changes):
     return prepare(small_experiment(directory, **changes), cpus=1, gpus=0)[0]
 
 
-def test_the_number_of_images_that_were_left_out_is_tracked(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "log_pictures", lambda *args: None)
+def test_the_number_of_images_that_were_left_out_is_tracked(tmp_path):
     tracker = Noting()
     worker = Worker(spoilt(tmp_path, [0, 1, 3], data__max_bad_images=3), ALONE, tracker)
     worker.run()

@@ -10,15 +10,10 @@ from mgdet.runs import launch
 from mgdet.runs.launch import train_in_process
 from mgdet.storage import Location
 from mgdet.tracking import NoTracking, NullTracker, RunHandle
-from mgdet.training import checkpoint, loop
+from mgdet.training import checkpoint
 from mgdet.training.checkpoint import ATTEMPTS, LAST_ATTEMPTS, CheckpointStore, UnsavedError
 from mgdet.training.loop import Worker
 from tests.small import small_experiment
-
-
-@pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch):
-    monkeypatch.setattr(loop, "log_pictures", lambda *args: None)
 
 
 @pytest.fixture

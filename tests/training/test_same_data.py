@@ -22,7 +22,6 @@ from mgdet.runs.record import open_run, save_run
 from mgdet.structures import Category
 from mgdet.sweep.config import load_sweep
 from mgdet.tracking import NullTracker
-from mgdet.training import loop
 from mgdet.training.checkpoint import CheckpointStore
 from mgdet.training.distributed import World
 from mgdet.training.loop import Worker
@@ -34,13 +33,6 @@ from tests.small import small_experiment
 from tests.sweep.test_config import write
 
 CPU = World(0, 1, torch.device("cpu"))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _no_pictures():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "log_pictures", lambda *args: None)
-        yield
 
 
 def of(path, *splits):
