@@ -251,7 +251,7 @@ def test_a_signal_in_any_phase(tmp_path, number, said):
     e = experiment(tmp_path, "early", **in_mlflow(tmp_path))
     log = tmp_path / "log"
     process = job(e, tmp_path, log)
-    wait(process, lambda: said in log.read_text())
+    wait(process, lambda: log.exists() and said in log.read_text())
     os.killpg(process.pid, number)
     status, text = process.wait(timeout=300), log.read_text()
     assert status == 128 + number, text
