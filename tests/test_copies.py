@@ -149,6 +149,7 @@ def test_the_journal_is_cut_into_parts_of_which_only_the_last_is_written_again(p
         tracker.log({"loss": step}, step)
         tracker.secure()
     tracker.close()
+    assert not tracker._copies._thread.is_alive(), "nothing is written later, over the copies of another tracker"
     whole = (tmp_path / "a/metrics.jsonl").read_bytes()
     assert read_copies(place) == whole
     sizes = [size for name, size in sorted(place.children().items()) if name.startswith("part-")]
@@ -250,7 +251,9 @@ def test_a_step_never_waits_for_a_storage_that_hangs_and_the_end_waits_for_a_bou
     answers.set()
     copies._thread.join(60)
     assert not copies._thread.is_alive()
-    assert len(read_copies(place).splitlines()) == 100
+    copied = read_copies(place)  # as much as there was when the storage began to hang
+    assert copied
+    assert (tmp_path / "a/metrics.jsonl").read_bytes().startswith(copied)
 
 
 def test_a_storage_that_cannot_be_written_costs_one_warning_and_gets_the_rest_later(

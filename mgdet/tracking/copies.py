@@ -113,6 +113,8 @@ class JournalCopies:
         self.secure(within_s)
         self._over = True
         self._wake.set()
+        if not self._late:  # nothing is written after this: the journal may have another tracker then
+            self._thread.join(within_s)
 
     def _run(self) -> None:
         """The thread: restore once, then copy at every turn that was asked for, and every `every_s` seconds."""
@@ -121,6 +123,8 @@ class JournalCopies:
         while not self._over:
             self._wake.wait(self._every_s)
             self._wake.clear()
+            if self._over:
+                return
             asked = self._asked
             self._copy()
             self._answer(asked)
