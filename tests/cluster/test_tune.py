@@ -75,7 +75,13 @@ def test_more_trials_than_fit_end_whatever_becomes_of_each(tmp_path, two_cpus):
     holds what the next one needs, all of it is free afterwards, and MLflow knows what became of each."""
     path = write(
         tmp_path,
-        set={"cluster.workers": 2, "cluster.cpus_per_worker": 1, "cluster.address": two_cpus, "train.epochs": 2},
+        set={
+            "cluster.workers": 2,
+            "cluster.cpus_per_worker": 1,
+            "cluster.address": two_cpus,
+            "train.epochs": 2,
+            "model.backbone": "resnet18",  # which learns something in an epoch of three steps
+        },
         space={
             "train.optimizer.lr": {"grid": [1e30, 1e-3, 1e-12]},
             "seed": {"grid": [1, 0], "when": {"train.optimizer.lr": 1e-3}},
