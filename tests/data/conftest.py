@@ -1,6 +1,7 @@
 """Small data sets that the tests of this directory share."""
 
 import io
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,20 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> ShardedDataset:
     uri = str(tmp_path_factory.mktemp("data") / "shapes")
     generate_shapes(uri, ShapesConfig(train=150, val=7, size=64))
     return ShardedDataset(uri, "train")
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six training and three validation images, which no test changes."""
+    root = tmp_path_factory.mktemp("whole") / "shapes"
+    generate_shapes(str(root), ShapesConfig(train=6, val=3, size=64))
+    return root
+
+
+@pytest.fixture
+def root(whole: Path, tmp_path: Path) -> Path:
+    """A copy of `whole`, to be damaged."""
+    return Path(shutil.copytree(whole, tmp_path / "shapes"))
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """Images that cannot be read in the middle of a training: named, counted, left out up to a limit."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -15,18 +14,6 @@ from mgdet.structures import Batch
 from tests.data.damages import flip, spoil
 
 SMALL = TransformConfig.model_validate({"resize": {"name": "fixed", "height": 64, "width": 64}})
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("whole") / "shapes"
-    generate_shapes(str(root), ShapesConfig(train=6, val=3, size=64))
-    return root
-
-
-@pytest.fixture
-def root(whole: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(whole, tmp_path / "shapes"))
 
 
 def loader(root: Path, limit: int, workers: int = 0, batch_size: int = 2) -> TrainLoader:

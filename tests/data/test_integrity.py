@@ -2,7 +2,6 @@
 
 import pickle
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +32,6 @@ each = pytest.mark.parametrize("damage", DAMAGES, ids=[d.name for d in DAMAGES])
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dataset, "_WAITS_S", (0.0, 0.0))
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("whole") / "shapes"
-    generate_shapes(str(root), ShapesConfig(train=6, val=3, size=64))
-    return root
-
-
-@pytest.fixture
-def root(whole: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(whole, tmp_path / "shapes"))
 
 
 def read_all(data: ShardedDataset) -> list[bytes]:

@@ -1,13 +1,11 @@
 """A training that meets images which cannot be read, or other data than it began with, alone and on two workers."""
 
-import time
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from mgdet.data.loader import Collate, _empty
 from mgdet.data.shapes import ShapesConfig, generate_shapes
@@ -21,6 +19,7 @@ from mgdet.training.loop import Worker
 from mgdet.training.step import forward
 from tests import forked  # noqa: F401  # the fork server has imported torch
 from tests.data.damages import spoil
+from tests.ranks import both
 from tests.small import STATEFUL, small_experiment
 from tests.training.test_resume import train
 
@@ -151,14 +150,7 @@ def work(rank, directory, limit):
 
 def two_workers(directory, limit):
     spoilt(directory, [0, 1, 2, 3, 4, 5])
-    context = mp.start_processes(work, (str(directory), limit), nprocs=2, join=False, start_method="forkserver")
-    deadline = time.monotonic() + 300
-    while not context.join(timeout=1):
-        if time.monotonic() > deadline:
-            for process in context.processes:
-                process.kill()
-            pytest.fail("two workers did not finish")
-    return [torch.load(directory / f"rank-{rank}.pt", weights_only=False) for rank in range(2)]
+    return both(work, directory, limit, seconds=300)
 
 
 @pytest.mark.slow

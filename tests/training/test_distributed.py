@@ -1,13 +1,11 @@
 """Two workers over gloo: equal collectives whatever a batch holds, and the gradient of one worker with everything."""
 
-import time
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
@@ -16,6 +14,7 @@ from mgdet.structures import Batch, pad_targets
 from mgdet.training.distributed import World
 from mgdet.training.step import StepSums, accumulate_gradients
 from tests import forked  # noqa: F401  # the fork server has imported torch
+from tests.ranks import both
 from tests.small import small_experiment
 
 CPU = torch.device("cpu")
@@ -135,14 +134,7 @@ def worker(rank, directory):
 def ranks(tmp_path_factory):
     """What both processes saw. A collective that one of them misses ends here, not in a hang."""
     directory = tmp_path_factory.mktemp("two")
-    context = mp.start_processes(worker, (str(directory),), nprocs=2, join=False, start_method="forkserver")
-    deadline = time.monotonic() + 120
-    while not context.join(timeout=1):
-        if time.monotonic() > deadline:
-            for process in context.processes:
-                process.kill()
-            pytest.fail("two workers did not finish in 120 s")
-    return [torch.load(directory / f"rank-{rank}.pt", weights_only=False) for rank in range(2)]
+    return both(worker, directory, seconds=120)
 
 
 @pytest.fixture(scope="module")
