@@ -102,7 +102,7 @@ def _run(sweep: Sweep, first: Experiment, uri: str, retry_failed: bool) -> Outco
                 tags={"mgdet.sweep": uri, **as_tags(made_by())},
                 headlines=HEADLINES,
                 searched=tuple(sweep.space),
-                data=data_sets(first.data, training_data(first.data)),
+                data=data_sets(first.data, data[first.data.uri]),
             )
         )
         run_ids = {**run_ids, tracking.name: parent.run_id} if parent else run_ids

@@ -21,13 +21,13 @@ from mgdet.data.integrity import (
     open_shard,
     read_annotations,
     read_footer,
-    text_of,
 )
 from mgdet.data.schema import ROW_GROUP_BYTES, Manifest, Record, SplitInfo, read_manifest
 from mgdet.errors import DataError
 from mgdet.ground_truth import GroundTruth
 from mgdet.storage import child_uri, locate
 from mgdet.structures import Category
+from mgdet.text import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -192,7 +192,9 @@ class ShardedDataset:
                 self.require_unchanged()
                 self._files.pop(shard, None)
                 place = child_uri(self.uri, self._shards[shard].file)
-                self._damaged[group] = f"Cannot read row group {index} of {place}: {text_of(error)}. {REMEDY}"
+                self._damaged[group] = (
+                    f"Cannot read row group {index} of {place}: {first_line(error).rstrip('.')}. {REMEDY}"
+                )
         raise UnreadableImage(self._damaged[group])
 
     def _images_of(self, shard: int, index: int) -> pa.ChunkedArray:
@@ -206,7 +208,7 @@ class ShardedDataset:
                 damaged = error.errno is None and self._root.is_local  # so pyarrow calls what it cannot decode
                 if wait_s is None or damaged or isinstance(error, FileNotFoundError):
                     raise
-                logger.warning("storage failed (%s), trying again", text_of(error))
+                logger.warning("storage failed (%s), trying again", first_line(error))
                 time.sleep(wait_s)
         raise AssertionError("unreachable")
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from mgdet.data.schema import SCHEMA, ShardInfo, SplitInfo
 from mgdet.errors import DataError
 from mgdet.storage import Location
+from mgdet.text import first_line
 
 REMEDY = "Restore it from a copy, or prepare the data set again."
 BEYOND_BORDER = 1.0
@@ -72,7 +73,7 @@ def open_shard(file: Location, shard: ShardInfo) -> tuple[pq.ParquetFile, Footer
         parquet = pq.ParquetFile(opened, page_checksum_verification=True)
         difference = _difference(parquet, footer, shard)
     except UNREADABLE as error:
-        raise DataError(f"Cannot read {file}: {text_of(error)}. {REMEDY}") from error
+        raise DataError(f"Cannot read {file}: {first_line(error).rstrip('.')}. {REMEDY}") from error
     if difference:
         raise DataError(f"{file} {difference}: it was damaged, or belongs to another data set or version. {REMEDY}")
     return parquet, footer
@@ -105,12 +106,6 @@ def _shortened(numbers: Any) -> str:
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
-def text_of(error: BaseException) -> str:
-    """An error of pyarrow or of the storage, as a part of a sentence."""
-    lines = str(error).strip().splitlines()
-    return lines[0].strip().rstrip(".") if lines else type(error).__name__
-
-
 def read_annotations(file: Location, parquet: pq.ParquetFile, classes: int) -> Annotations:
     """All annotations of a shard, checked.
 
@@ -124,7 +119,7 @@ def read_annotations(file: Location, parquet: pq.ParquetFile, classes: int) -> A
         found = _annotations(table)
         _check(found, classes)
     except UNREADABLE as error:
-        raise DataError(f"Cannot use {file}: {text_of(error)}. {REMEDY}") from error
+        raise DataError(f"Cannot use {file}: {first_line(error).rstrip('.')}. {REMEDY}") from error
     return found
 
 

@@ -2,9 +2,9 @@
 
 import logging
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, ParamSpec
 
 from pydantic import Field
 
@@ -16,6 +16,7 @@ from mgdet.tracking.run import Best, Child, Connection, NewRun, RunHandle, Statu
 from mgdet.tracking.tracker import JournalTracker, Tracker
 
 logger = logging.getLogger(__name__)
+P = ParamSpec("P")
 
 
 class Tracking(Config):
@@ -148,26 +149,22 @@ class StoreTracking(Tracking):
 
     def end(self, handle: RunHandle, status: Status) -> None:
         """See `Tracking`; a store that is away costs a warning."""
-        try:
-            within(self.call_timeout_s, self.finish, handle, status)
-        except Exception as error:
-            said = first_line(error)
-            logger.warning("%s run %s could not be ended as %s: %s", self.title, handle.run_id, status, said)
+        self._try(handle, f"ended as {status}", self.finish, handle, status)
 
     def tag(self, handle: RunHandle, tags: Mapping[str, str]) -> None:
         """See `Tracking`; a store that is away costs a warning."""
-        try:
-            within(self.call_timeout_s, self.set_tags, handle, tags)
-        except Exception as error:
-            logger.warning("%s run %s could not be tagged: %s", self.title, handle.run_id, first_line(error))
+        self._try(handle, "tagged", self.set_tags, handle, tags)
 
     def show_best(self, handle: RunHandle, best: Best) -> None:
         """See `Tracking`; a store that is away costs a warning, and the next start of the run notes it."""
+        self._try(handle, "given its best checkpoint", self.set_best, handle, best)
+
+    def _try(self, handle: RunHandle, done: str, call: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Make a call to the store within its deadline; where it fails, warn that the run could not be `done`."""
         try:
-            within(self.call_timeout_s, self.set_best, handle, best)
+            within(self.call_timeout_s, call, *args, **kwargs)
         except Exception as error:
-            said = first_line(error)
-            logger.warning("%s run %s could not be given its best checkpoint: %s", self.title, handle.run_id, said)
+            logger.warning("%s run %s could not be %s: %s", self.title, handle.run_id, done, first_line(error))
 
     def children(self, parent: RunHandle) -> list[Child]:
         """See `Tracking`; none, with a warning, where the store is away."""
