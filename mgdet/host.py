@@ -3,8 +3,8 @@
 import os
 import platform
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from mgdet.errors import MgdetError
@@ -20,20 +20,26 @@ def require_linux() -> None:
 
 
 @contextmanager
-def safe_path() -> Iterator[None]:
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables within the block and restore them after it."""
+    before = {key: os.environ.get(key) for key in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
+
+
+def safe_path() -> AbstractContextManager[None]:
     """Let no Python process that is started within the block import from its working directory.
 
     A `numpy.py` that lies where a command is typed would run in processes that Ray and data loaders start.
     """
-    before = os.environ.get("PYTHONSAFEPATH")
-    os.environ["PYTHONSAFEPATH"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["PYTHONSAFEPATH"]
-        else:
-            os.environ["PYTHONSAFEPATH"] = before
+    return environment({"PYTHONSAFEPATH": "1"})
 
 
 def command(name: str) -> str:

@@ -6,7 +6,7 @@ import secrets
 import socket
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from mgdet.cluster.room import require_room, require_start
 from mgdet.errors import ClusterError, Interrupted
 from mgdet.files import private_directory
+from mgdet.host import environment
 from mgdet.plugins import PLACES, own_place, places, shipped_modules
 from mgdet.runs.config import ClusterConfig
 from mgdet.runs.resources import Node, Resources, this_machine
@@ -39,8 +40,11 @@ def session(config: ClusterConfig) -> Iterator[Resources]:
     Raises:
         ClusterError: the cluster cannot be reached.
     """
-    for key, value in _ENVIRONMENT.items():
-        os.environ.setdefault(key, value)
+    with environment({key: os.environ.get(key, value) for key, value in _ENVIRONMENT.items()}):
+        yield from _connected(config)
+
+
+def _connected(config: ClusterConfig) -> Iterator[Resources]:
     address = config.address or os.environ.get("RAY_ADDRESS")
     if not address and "RAY_AUTH_MODE" not in os.environ:
         # All ports but the dashboard's are open to the network: only the processes of this job may come in. Ray's own
@@ -118,21 +122,6 @@ def _own_address(ip: str) -> Iterator[None]:
         port = str(free.getsockname()[1])
     with environment({"RAY_GCS_SERVER_PORT": port, "RAY_ADDRESS": f"{ip}:{port}"}):
         yield
-
-
-@contextmanager
-def environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables within the block and restore them after it."""
-    before = {key: os.environ.get(key) for key in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for key, value in before.items():
-            if value is None:
-                del os.environ[key]
-            else:
-                os.environ[key] = value
 
 
 def _resources(where: str) -> Resources:

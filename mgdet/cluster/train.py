@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from mgdet.cluster.relay import SendToDriver, speak_through_driver, workers_heard
-from mgdet.cluster.session import check_shared, environment, scale_up, session
+from mgdet.cluster.session import check_shared, scale_up, session
 from mgdet.config import Experiment, validate
 from mgdet.errors import MEMORY_REMEDY, ClusterError, Interrupted, MgdetError
+from mgdet.host import environment
 from mgdet.plugins import load_plugins
 from mgdet.runs.config import ClusterConfig
 from mgdet.runs.launch import absolute, launch, prepare, train_in_process, worker_tracker

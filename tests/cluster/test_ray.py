@@ -80,6 +80,7 @@ from mgdet.runs.config import ClusterConfig
 def path():
     return [os.getcwd(), *sys.path]
 
+before = dict(os.environ)
 with session(ClusterConfig()):
     import ray
 
@@ -91,6 +92,9 @@ with session(ClusterConfig()):
         closed = closed or not stat.S_IMODE(os.stat(above).st_mode) & 0o077
         above = os.path.dirname(above)
     print("closed", closed)
+changed = {key for key, _ in before.items() ^ os.environ.items()}
+import_of_ray = {"PYTHONBREAKPOINT"}
+print("environment", *sorted(key for key in changed - import_of_ray if not key.startswith("RAY_AUTH_")))
 """
 
 COMMAND = """
@@ -152,8 +156,8 @@ def test_workers_import_nothing_from_the_working_directory(hostile, tmp_path):
     assert "epoch 1" in done.stdout
 
 
-def test_the_directory_of_a_session_is_closed_to_others(hostile, tmp_path):
+def test_a_session_is_closed_to_others_and_leaves_the_environment_as_it_was(hostile, tmp_path):
     work, trace = hostile
     done = script(tmp_path, SESSION, directory=work)
-    assert done.stdout.splitlines()[-2:] == ["path False", "closed True"], done.stdout + done.stderr
+    assert done.stdout.splitlines()[-3:] == ["path False", "closed True", "environment"], done.stdout + done.stderr
     assert not trace.exists(), trace.read_text()
