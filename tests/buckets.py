@@ -6,7 +6,6 @@ import urllib.request
 
 import pytest
 
-from tests.small import STATEFUL, small_experiment
 from tests.tracking_servers import free_port, wait_for
 
 KEYS = {"AWS_ACCESS_KEY_ID": "anyone", "AWS_SECRET_ACCESS_KEY": "anything"}  # the server checks neither
@@ -52,6 +51,8 @@ def uri(s3_server, monkeypatch):
 
 def experiment_in_a_bucket(tmp_path, uri, name="small", **changes):
     """Twelve steps of a small network, each in the journal, with a checkpoint after every fourth one."""
+    from tests.small import STATEFUL, small_experiment  # imports PyTorch, which pytest's own process does not need
+
     small = {"train__epochs": 4, "train__evaluate_every": 4, "train__log_every": 1, **STATEFUL}
     places = {"storage": uri("runs"), "data__uri": uri("data/shapes")}
     return small_experiment(tmp_path, name=name, **{**small, **places, "train__checkpoint_every_steps": 4, **changes})

@@ -15,9 +15,6 @@ os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
 
 import hypothesis
 import pytest
-import torch
-
-torch.set_num_threads(1)
 
 pytest_plugins = ["tests.buckets"]
 

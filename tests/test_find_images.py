@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from mgdet.data.decode import decode_image
+from mgdet.data.files import image_suffixes
 from mgdet.errors import DataError
-from mgdet.inference.find import find_images, suffixes
+from mgdet.inference.find import find_images
 
 Image.init()
 RED = Image.new("RGB", (8, 6), (200, 10, 30))
@@ -59,7 +60,7 @@ def test_what_is_read_is_found(photos: Path, name: str, kind: str) -> None:
 
 
 def test_suffixes_of_what_pillow_cannot_read_are_none() -> None:
-    assert not suffixes() & {".pdf", ".eps", ".mpg", ".h5", ".wmf", ".txt", ""}
+    assert not image_suffixes() & {".pdf", ".eps", ".mpg", ".h5", ".wmf", ".txt", ""}
 
 
 def test_linked_directories_are_searched_once(photos: Path, tmp_path: Path) -> None:

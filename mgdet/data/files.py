@@ -10,7 +10,7 @@ import os
 import re
 import unicodedata
 from collections import defaultdict
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
@@ -19,6 +19,23 @@ from mgdet.text import first_of
 
 _FOREIGN = re.compile(r"^(?:[A-Za-z][A-Za-z0-9+.-]+://[^/]*/*|[A-Za-z]:/+|/+|~/+)")
 """The beginning of a URL, of a path with a drive's letter, or of an absolute path."""
+
+
+_NO_PICTURES = frozenset(("EPS", "PDF", "MPEG", "HDF5", "GRIB", "BUFR", "WMF"))
+"""Formats that Pillow knows and cannot read by itself."""
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """Suffixes, in small letters, of the files that are taken from directories: those of every format that is read.
+
+    A file that is given by name may have any.
+    """
+    from PIL import Image  # the formats of annotations are imported before the arguments of a command are read
+
+    known = Image.registered_extensions()
+    read = {*Image.OPEN, "MPO"} - _NO_PICTURES  # MPO is opened as the JPEG that it begins with
+    return frozenset(suffix for suffix, kind in known.items() if kind in read)
 
 
 class Found(NamedTuple):

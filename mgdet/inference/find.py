@@ -1,6 +1,5 @@
 """The image files that a prediction takes: from files and directories by name, and by the ids of an annotation file."""
 
-import functools
 import logging
 import os
 from collections import defaultdict
@@ -8,29 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
-
-from mgdet.data.files import files_below, name_parts
+from mgdet.data.files import files_below, image_suffixes, name_parts
 from mgdet.data.formats.coco import read_images
 from mgdet.errors import DataError
 from mgdet.text import first_of
 
 logger = logging.getLogger(__name__)
 
-_NO_PICTURES = frozenset(("EPS", "PDF", "MPEG", "HDF5", "GRIB", "BUFR", "WMF"))
-"""Formats that Pillow knows and cannot read by itself."""
 NAMED = 5
-
-
-@functools.cache
-def suffixes() -> frozenset[str]:
-    """Suffixes, in small letters, of the files that are taken from directories: those of every format that is read.
-
-    A file that is given by name may have any.
-    """
-    known = Image.registered_extensions()
-    read = {*Image.OPEN, "MPO"} - _NO_PICTURES  # MPO is opened as the JPEG that it begins with
-    return frozenset(suffix for suffix, kind in known.items() if kind in read)
 
 
 class Images(NamedTuple):
@@ -81,7 +65,7 @@ def find_images(inputs: Sequence[str], out: Path, ids: str | None = None) -> Ima
         for path in below:
             if any(part.startswith(".") for part in path.relative_to(given).parts):
                 hidden.append(str(path))
-            elif path.suffix.lower() in suffixes() and (path.is_file() or path.is_symlink()):
+            elif path.suffix.lower() in image_suffixes() and (path.is_file() or path.is_symlink()):
                 images.append(path)
             else:
                 other.append(str(path))
@@ -92,7 +76,7 @@ def find_images(inputs: Sequence[str], out: Path, ids: str | None = None) -> Ima
     if not found:
         raise DataError(
             f"No images in {', '.join(inputs) or 'nothing'}. Taken are files with the suffixes "
-            f"{', '.join(sorted(suffixes()))}; name a file itself if it is called otherwise."
+            f"{', '.join(sorted(image_suffixes()))}; name a file itself if it is called otherwise."
         )
     passed_over = [
         *_counted(other, "not images by their suffix"),

@@ -142,7 +142,7 @@ def test_python_has_a_new_format(tmp_path: Path, photos: Path, boxes: Path) -> N
         with pytest.raises(mgdet.MgdetError, match=message):
             mgdet.prepare("rows", tmp_path / "other", splits=splits, **options)
     with pytest.raises(mgdet.MgdetError, match=r"allowed are coco,.* rows, given and shapes"):
-        mgdet.prepare("voc", tmp_path / "other")
+        mgdet.prepare("pascal", tmp_path / "other")
     with pytest.raises(mgdet.MgdetError, match=r"rows needs splits=.'train': \(ANNOTATIONS, IMAGES\)"):
         mgdet.prepare("rows", tmp_path / "other")
     with pytest.raises(mgdet.MgdetError, match=r"'val' of rows is .*: expected 2 in a list: ANNOTATIONS, IMAGES"):

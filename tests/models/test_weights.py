@@ -17,6 +17,7 @@ HEAD = "head.classification_head.cls_logits."
 V1 = {"weights": "coco_v1", "norm": "frozen_bn"}
 V2 = {"weights": "coco_v2", "p6_from": "c5", "head_norm": "gn"}
 SMALL = {"backbone": "resnet18", "channels": 16, "norm": "gn", "anchors": {"scales": 1}}
+TINY = {**SMALL, "backbone": "mobilenet_v3_small"}  # where any network will do
 
 
 @pytest.fixture(autouse=True)
@@ -55,11 +56,15 @@ def small(num_classes=3, seed=0, **changes):
     return RetinaNetConfig(**{**SMALL, **changes}).build(num_classes)
 
 
+def tiny(num_classes=3, seed=0, **changes):
+    return small(num_classes, seed, **{**TINY, **changes})
+
+
 # --- nothing to load
 
 
 def test_none_changes_nothing_and_says_so():
-    network = small()
+    network = tiny()
     before = copy_of(network)
     assert initialise(network, network.config) == ["weights: random initialisation"]
     assert_equal(copy_of(network), before)
@@ -146,7 +151,7 @@ def test_coco_with_other_classes(monkeypatch, build, changes, eps):
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_another_architecture_is_told_the_overrides_that_mend_it(changes, fix):
-    network = small()  # the check comes before anything is loaded
+    network = tiny()  # the check comes before anything is loaded
     with pytest.raises(ConfigError) as error:
         initialise(network, RetinaNetConfig(**changes))
     assert str(error.value).endswith(f"; set {fix}")
@@ -168,7 +173,7 @@ def test_another_architecture_is_told_the_overrides_that_mend_it(changes, fix):
 def test_a_failed_download_says_what_to_do(changes, name, hub):
     config = RetinaNetConfig(**({**SMALL, **changes} if name == "resnet18" else changes))
     with pytest.raises(CheckpointError) as error:
-        initialise(small(), config)
+        initialise(tiny(), config)
     said = str(error.value)
     for part in (get_model_weights(name).DEFAULT.url, "no route to host", str(hub), "model.weights=none", "checkpoint"):
         assert part in said
@@ -189,13 +194,13 @@ def test_a_file_put_by_hand_is_taken(hub):
 
 
 def load_into_new(path, num_classes=3, **changes):
-    network = small(num_classes, seed=9, weights=str(path), **changes)
+    network = tiny(num_classes, seed=9, weights=str(path), **changes)
     return network, initialise(network, network.config)
 
 
 def test_the_average_of_our_checkpoint_is_preferred(tmp_path):
     """In the form in which the training loop saves it."""
-    raw, averaged = small(seed=1), small(seed=2)
+    raw, averaged = tiny(seed=1), tiny(seed=2)
     ema = EMA(averaged, EMAConfig(enabled=True)).state_dict()
     torch.save({"model": raw.state_dict(), "ema": ema, "optimizer": {"state": {}}, "config": "x"}, tmp_path / "c.pt")
     network, notes = load_into_new(tmp_path / "c.pt")
@@ -209,14 +214,14 @@ def test_the_average_of_our_checkpoint_is_preferred(tmp_path):
     ids=["trained without average", "model alone", "average as a plain state dict", "state dict"],
 )
 def test_other_forms_of_a_checkpoint(tmp_path, wrap):
-    source = small(seed=1)
+    source = tiny(seed=1)
     torch.save(wrap(source.state_dict()), tmp_path / "c.pt")
     network, _ = load_into_new(tmp_path / "c.pt")
     assert_equal(copy_of(network), copy_of(source))
 
 
 def test_a_checkpoint_with_other_classes(tmp_path):
-    source = small(num_classes=5, seed=1)
+    source = tiny(num_classes=5, seed=1)
     torch.save({"model": source.state_dict(), "ema": None}, tmp_path / "c.pt")
     network, notes = load_into_new(tmp_path / "c.pt")
     assert notes[1] == "weights: class head re-initialised (5 classes there, 3 here)"

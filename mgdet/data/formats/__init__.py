@@ -2,8 +2,13 @@
 
 from mgdet.data.formats.base import AnnotatedImage, AnnotatedObject, AnnotatedSplit, Box, DataFormat, Option, option
 from mgdet.data.formats.coco import Coco
+from mgdet.data.formats.cvat import Cvat
+from mgdet.data.formats.lvis import Lvis
+from mgdet.data.formats.open_images import OpenImages
+from mgdet.data.formats.voc import Voc
+from mgdet.data.formats.yolo import Yolo
 
-FORMATS: list[type[DataFormat]] = [Coco]
+FORMATS: list[type[DataFormat]] = [Coco, Voc, Yolo, Cvat, Lvis, OpenImages]
 
 __all__ = [
     "FORMATS",
@@ -12,7 +17,12 @@ __all__ = [
     "AnnotatedSplit",
     "Box",
     "Coco",
+    "Cvat",
     "DataFormat",
+    "Lvis",
+    "OpenImages",
     "Option",
+    "Voc",
+    "Yolo",
     "option",
 ]

@@ -48,7 +48,7 @@ class Coco(DataFormat):
         """
         path, directory = places
         where = str(path)
-        content = _content(path)
+        content = self.content(path)
         categories = _categories(content["categories"], where)
         images = _images(content["images"], where)
         for i, entry in enumerate(content["annotations"]):
@@ -56,6 +56,10 @@ class Coco(DataFormat):
         parents = {entry["name"]: entry.get("supercategory") for entry in content["categories"]}
         parents = {name: above for name, above in parents.items() if isinstance(above, str)}
         return AnnotatedSplit(path, directory, list(images.values()), categories, parents)
+
+    def content(self, path: Path) -> dict[str, list[Any]]:
+        """The file's object, whose three lists are there. Raises `DataError`."""
+        return _content(path)
 
     def corners(self, box: Box, size: tuple[int, int]) -> Box:
         """See `DataFormat`; the box is COCO's x, y, width, height in pixels."""

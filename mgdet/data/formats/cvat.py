@@ -1,0 +1,117 @@
+"""Annotations of CVAT: the XML file that it exports as "CVAT for images 1.1"."""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from mgdet.data.formats.base import AnnotatedImage, AnnotatedObject, AnnotatedSplit, Box, DataFormat
+from mgdet.data.formats.xml import named, number_of, read_xml, size_of
+from mgdet.errors import DataError
+
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
+
+logger = logging.getLogger(__name__)
+
+WITHOUT_BOX = ("polyline", "points", "cuboid", "skeleton", "tag")
+"""Shapes that are no area of the picture: they are counted and left out."""
+
+
+class Cvat(DataFormat):
+    """CVAT's file of images. Polygons, masks, ellipses and turned boxes are taken as their bounds."""
+
+    name: ClassVar[str] = "cvat"
+    summary: ClassVar[str] = "import an XML file of 'CVAT for images 1.1'"
+
+    def read(self, places: Sequence[Path]) -> AnnotatedSplit:
+        """See `DataFormat`.
+
+        Raises:
+            DataError: no XML, tracks of a video, no images, ids used twice, or shapes without label or numbers.
+        """
+        path, directory = places
+        root = read_xml(path)
+        at = str(path)
+        if root.tag != "annotations":
+            raise DataError(f"{path}: its element is <{root.tag[:80]}>, expected <annotations>. Is this CVAT's file?")
+        if root.find("track") is not None:
+            raise DataError(f"{path} holds the tracks of a video. Export the task as 'CVAT for images 1.1'.")
+        left_out: Counter[str] = Counter()
+        images: dict[int, AnnotatedImage] = {}
+        for image, here in named(root, "image", at):
+            number = number_of(image.get("id"), "id", here)
+            if not (number.is_integer() and abs(number) <= 2**53) or int(number) in images:
+                raise DataError(f"{here}: id {image.get('id')!r}: allowed are integers, each once. Correct the file.")
+            if not (name := image.get("name")):
+                raise DataError(f"{here}: it has no name. Correct the file.")
+            size = size_of(image.get("width"), image.get("height"), f"{here} ({name})")
+            objects = [_object(shape, f"{here} ({name})") for shape in image if shape.tag not in WITHOUT_BOX]
+            left_out.update(shape.tag for shape in image if shape.tag in WITHOUT_BOX)
+            images[int(number)] = AnnotatedImage(int(number), name, size, objects)
+        if not images:
+            raise DataError(f"{path} has no images, there is nothing to learn. Export the task again, with its images.")
+        if left_out:
+            kinds = ", ".join(f"{count} of {kind}" for kind, count in sorted(left_out.items()))
+            logger.warning("%s: shapes without an area are left out: %s", path, kinds)
+        return AnnotatedSplit(path, directory, list(images.values()), _labels(root))
+
+
+def _labels(root: "Element") -> dict[int, str] | None:
+    """The labels of the task or project, in its order; None where the file does not list them."""
+    names = [(label.findtext("name") or "").strip() for label in root.iterfind("meta//labels/label")]
+    distinct = dict.fromkeys(name for name in names if name)  # jobs of a project list theirs again
+    return dict(enumerate(distinct, start=1)) or None
+
+
+def _object(shape: "Element", at: str) -> AnnotatedObject:
+    if not (label := shape.get("label")):
+        raise DataError(f"{at}: a <{shape.tag[:80]}> has no label. Correct the file.")
+    here = f"{at}: {shape.tag[:80]} {label!r}"
+    if shape.tag == "box":
+        x1, y1, x2, y2 = _numbers(shape, ("xtl", "ytl", "xbr", "ybr"), here)
+        turn = number_of(shape.get("rotation", "0"), "rotation", here)
+        return AnnotatedObject(label, _turned((x1, y1, x2, y2), turn))
+    if shape.tag == "polygon":
+        points = [point.split(",") for point in (shape.get("points") or "").split(";")]
+        if any(len(point) != 2 for point in points):
+            raise DataError(f"{here}: its points are {shape.get('points')!r:.80}, allowed is x,y;x,y;... Correct it.")
+        xs, ys = ([number_of(value, "a point", here) for value in axis] for axis in zip(*points, strict=True))
+        return AnnotatedObject(label, (min(xs), min(ys), max(xs), max(ys)), from_mask=True)
+    if shape.tag == "mask":
+        left, top, width, height = _numbers(shape, ("left", "top", "width", "height"), here)
+        return AnnotatedObject(label, (left, top, left + width, top + height), from_mask=True)
+    if shape.tag == "ellipse":
+        x, y, rx, ry = _numbers(shape, ("cx", "cy", "rx", "ry"), here)
+        turn = number_of(shape.get("rotation", "0"), "rotation", here)
+        return AnnotatedObject(label, _around_ellipse((x, y, rx, ry), turn), from_mask=True)
+    known = ("box", "polygon", "mask", "ellipse", *WITHOUT_BOX)
+    raise DataError(f"{here}: such a shape is not known; known are {', '.join(known)}. Export without it.")
+
+
+def _numbers(shape: "Element", names: Sequence[str], at: str) -> tuple[float, ...]:
+    return tuple(number_of(shape.get(name), name, at) for name in names)
+
+
+def _turned(box: Box, degrees: float) -> Box:
+    """The bounds of a box that is turned about its centre."""
+    if not degrees:
+        return box
+    from math import cos, radians, sin
+
+    x1, y1, x2, y2 = box
+    c, s = abs(cos(radians(degrees))), abs(sin(radians(degrees)))
+    w, h = (c * (x2 - x1) + s * (y2 - y1)) / 2, (s * (x2 - x1) + c * (y2 - y1)) / 2
+    x, y = (x1 + x2) / 2, (y1 + y2) / 2
+    return x - w, y - h, x + w, y + h
+
+
+def _around_ellipse(ellipse: Box, degrees: float) -> Box:
+    """The bounds of an ellipse (centre, two radii) that is turned about its centre."""
+    from math import cos, hypot, radians, sin
+
+    x, y, rx, ry = ellipse
+    c, s = cos(radians(degrees)), sin(radians(degrees))
+    w, h = hypot(rx * c, ry * s), hypot(rx * s, ry * c)
+    return x - w, y - h, x + w, y + h
