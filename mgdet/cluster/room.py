@@ -12,6 +12,8 @@ LEAST_FREE = 64 << 20
 """Bytes: the logs of a short session take some 15 MB, and Ray's processes die or hang where they cannot write them."""
 LEAST_FILES = 500
 """A session makes some hundred files, sockets and directories."""
+LONGEST_SOCKET = 107
+"""Bytes of the path of a socket, in Linux."""
 _PROBE = 1 << 20
 START_S = 60.0
 """The longest wait for the first process that Ray starts; it takes seconds, also on a busy machine."""
@@ -20,8 +22,15 @@ START_S = 60.0
 def require_room(directory: Path) -> None:
     """See that Ray's session directory, which is made, has room: by what the file system says, and by writing.
 
-    Quotas are in no statistics of a file system. Raises `ClusterError`.
+    Quotas are in no statistics of a file system. Raises `ClusterError`, also where the path is too long for Ray's
+    sockets in it.
     """
+    longest = LONGEST_SOCKET - len(f"/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store")
+    if (length := len(os.fsencode(directory))) > longest:
+        raise ClusterError(
+            f"Ray cannot use its session directory {directory}: the path has {length} bytes, and the sockets that Ray "
+            f"makes in it leave it {longest} at most. Set RAY_TMPDIR to a shorter path, such as /tmp."
+        )
     probe = directory / f".mgdet-{uuid.uuid4().hex}"
     try:
         directory.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,13 @@ from mgdet.runs.config import ClusterConfig
 
 
 @pytest.fixture
-def disk(tmp_path):
-    """Mounts a disk of these properties."""
-    mounted = []
+def disk():
+    """Mounts a disk of these properties, at a path that is short enough for sockets."""
+    mounted, made = [], []
 
     def make(options):
-        place = tmp_path / f"disk{len(mounted)}"
-        place.mkdir()
+        place = Path(tempfile.mkdtemp(prefix="disk", dir="/tmp"))
+        made.append(place)
         done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", place], capture_output=True, text=True)
         if done.returncode:
             pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
@@ -29,6 +30,8 @@ def disk(tmp_path):
     yield make
     for place in mounted:
         subprocess.run(["umount", "-l", place], check=True)
+    for place in made:
+        place.rmdir()
 
 
 def test_a_disk_with_room_is_used(disk):
@@ -47,20 +50,32 @@ def test_a_disk_without_room_is_refused(disk, options, said):
         require_room(disk(options) / "ray")
 
 
-def test_a_quota_is_found_by_writing(tmp_path, monkeypatch):
+@pytest.mark.parametrize("character", ["a", "é"])
+def test_a_path_that_is_too_long_for_sockets_is_refused(character):
+    longest = 107 - len(f"/session_2026-11-29_15-01-10_782252_{os.getpid()}/sockets/plasma_store")
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        place = Path(directory) / "ray"
+        room_left = longest - len(os.fsencode(place)) - 1
+        require_room(place)
+        require_room(place / ("a" * room_left))
+        with pytest.raises(ClusterError, match=rf"leave it {longest} at most\. Set RAY_TMPDIR to a shorter path"):
+            require_room(place / (character * (room_left + (character == "a"))))
+
+
+def test_a_quota_is_found_by_writing(monkeypatch):
     def write(self, data):
         raise OSError(122, "Disk quota exceeded")
 
     monkeypatch.setattr(Path, "write_bytes", write)
     with pytest.raises(ClusterError, match="Disk quota exceeded"):
-        require_room(tmp_path)
+        require_room(Path("/tmp"))
 
 
 def test_ray_is_not_started_there(disk, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_TMPDIR", str(disk("size=1m")))
     monkeypatch.setattr("ray.init", lambda **options: pytest.fail("Ray was started"))
-    with pytest.raises(ClusterError, match=r"session directory .*disk0/ray"), session.session(ClusterConfig()):
+    with pytest.raises(ClusterError, match=r"session directory /tmp/disk\w+/ray"), session.session(ClusterConfig()):
         pytest.fail("a session")
 
 
