@@ -108,6 +108,27 @@ class DataFormat(ABC):
         """
         return box
 
+    def annotated(self, corners: Box, size: tuple[int, int]) -> Box:
+        """The four numbers of a box with these corners: the inverse of `corners`, for formats that are also written."""
+        return corners
+
+    @classmethod
+    def layout(cls, out: Path, split: str) -> tuple[Path, ...] | None:
+        """The paths for `write` of a split within an exported data set; None: the format is not written.
+
+        Image files go to the last one.
+        """
+        return None
+
+    def write(self, content: AnnotatedSplit, places: Sequence[Path]) -> None:
+        """Write what `read(places)` would give; the image files are there already, and parent directories are made.
+
+        Args:
+            content: with a size for every image, classes, and an area and a crowd flag for every object.
+            places: those of `layout`.
+        """
+        raise NotImplementedError
+
     @classmethod
     def options(cls) -> Iterator[Option]:
         """The options that only this format has."""

@@ -66,6 +66,40 @@ class Coco(DataFormat):
         x, y, w, h = box
         return x, y, x + w, y + h
 
+    def annotated(self, corners: Box, size: tuple[int, int]) -> Box:
+        """See `DataFormat`."""
+        x1, y1, x2, y2 = corners
+        return x1, y1, x2 - x1, y2 - y1
+
+    @classmethod
+    def layout(cls, out: Path, split: str) -> tuple[Path, ...] | None:
+        """See `DataFormat`."""
+        return out / "annotations" / f"{split}.json", out / "images" / split
+
+    def write(self, content: AnnotatedSplit, places: Sequence[Path]) -> None:
+        """See `DataFormat`."""
+        numbers = {name: number for number, name in (content.categories or {}).items()}
+        objects = [(image.id, thing) for image in content.images for thing in image.objects]
+        annotations = [
+            {
+                "id": number,
+                "image_id": image,
+                "category_id": numbers[thing.category],
+                "bbox": list(thing.box),
+                "area": thing.area,
+                "iscrowd": int(bool(thing.iscrowd)),
+            }
+            for number, (image, thing) in enumerate(objects, start=1)
+        ]
+        sizes = [image.size or (0, 0) for image in content.images]
+        images = [
+            {"id": image.id, "file_name": image.file_name, "height": height, "width": width}
+            for image, (height, width) in zip(content.images, sizes, strict=True)
+        ]
+        categories = [{"id": number, "name": name} for name, number in numbers.items()]
+        text = json.dumps({"images": images, "annotations": annotations, "categories": categories})
+        places[0].write_text(text, encoding="utf-8")
+
 
 def read_images(path: Path) -> dict[int, str]:
     """The file name of each image id of an annotation file. Raises `DataError`."""

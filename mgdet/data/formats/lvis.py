@@ -21,6 +21,11 @@ class Lvis(Coco):
     summary: ClassVar[str] = "import annotation files of LVIS"
     says_crowd_and_area: ClassVar[bool] = False  # there are no crowds
 
+    @classmethod
+    def layout(cls, out: Path, split: str) -> tuple[Path, ...] | None:
+        """See `DataFormat`: what makes LVIS more than COCO's format is not kept."""
+        return None
+
     def content(self, path: Path) -> dict[str, list[Any]]:
         """See `Coco`."""
         content = super().content(path)

@@ -55,6 +55,31 @@ class Voc(DataFormat):
         x1, y1, x2, y2 = box
         return (x1 - 1, y1 - 1, x2, y2) if self.inclusive else box
 
+    def annotated(self, corners: Box, size: tuple[int, int]) -> Box:
+        """See `DataFormat`."""
+        x1, y1, x2, y2 = corners
+        return (x1 + 1, y1 + 1, x2, y2) if self.inclusive else corners
+
+    @classmethod
+    def layout(cls, out: Path, split: str) -> tuple[Path, ...] | None:
+        """See `DataFormat`."""
+        return out / "ImageSets" / "Main" / f"{split}.txt", out / "JPEGImages"
+
+    def write(self, content: AnnotatedSplit, places: Sequence[Path]) -> None:
+        """See `DataFormat`; the XML files go to `Annotations`, beside `ImageSets`. A crowd is a difficult object.
+
+        Raises `DataError` for the name of a class that XML cannot hold.
+        """
+        for name in (content.categories or {}).values():
+            if name != name.strip() or not name.isprintable():
+                raise DataError(f"The class {name!r} cannot stand in an XML file. Rename it, or choose another format.")
+        names, directory = places[0], places[0].parents[2] / "Annotations"
+        directory.mkdir(exist_ok=True)
+        stems = [Path(image.file_name).stem for image in content.images]
+        for stem, image in zip(stems, content.images, strict=True):
+            (directory / f"{stem}.xml").write_bytes(_written(image))
+        names.write_text("".join(f"{stem}\n" for stem in stems), encoding="utf-8")
+
 
 def _files(source: Path) -> list[Path]:
     """The XML files that a path stands for, in order."""
@@ -68,22 +93,50 @@ def _files(source: Path) -> list[Path]:
         raise DataError(f"{source} does not exist. Give a directory of XML files, or a list of their names.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"Cannot read {source} as a list of names: {error}. Give a directory of XML files.") from error
-    names = [line.split()[0] for line in lines if line.strip()]
     directory = next((above / "Annotations" for above in source.parents if (above / "Annotations").is_dir()), None)
     if directory is None:
         raise DataError(
             f"No directory `Annotations` stands beside {source} or above it, so the files of its names cannot be "
             "found. Place it as VOC does, in ImageSets/Main, or give the directory of XML files."
         )
-    if not names:
+    files = [_named_file(directory, line) for line in lines if line.strip()]
+    if not files:
         raise DataError(f"{source} has no names, there is nothing to learn. Give one a line.")
-    files = [directory / f"{name.removesuffix('.xml')}.xml" for name in names]
     if missing := [path.name for path in files if not path.is_file()]:
         raise DataError(
             f"{source}: {len(missing)} of {len(files)} names have no file in {directory}: {first_of(missing)}. "
             "Correct the list."
         )
     return files
+
+
+def _named_file(directory: Path, line: str) -> Path:
+    """The file of a line: its whole text is the name, or, if there is no such file, its first word."""
+    whole, first = (directory / f"{name.removesuffix('.xml')}.xml" for name in (line.strip(), line.split()[0]))
+    return whole if whole.is_file() else first
+
+
+def _written(image: AnnotatedImage) -> bytes:
+    from xml.etree.ElementTree import Element, SubElement, indent, tostring
+
+    def add(parent: "Element", tag: str, text: object) -> None:
+        SubElement(parent, tag).text = str(text)
+
+    root = Element("annotation")
+    add(root, "filename", image.file_name)
+    size = SubElement(root, "size")
+    height, width = image.size or (0, 0)
+    for tag, number in (("width", width), ("height", height), ("depth", 3)):
+        add(size, tag, number)
+    for thing in image.objects:
+        element = SubElement(root, "object")
+        add(element, "name", thing.category)
+        add(element, "difficult", int(bool(thing.iscrowd)))
+        box = SubElement(element, "bndbox")
+        for tag, value in zip(CORNERS, thing.box, strict=True):
+            add(box, tag, repr(value))
+    indent(root)
+    return bytes(tostring(root, encoding="utf-8", xml_declaration=True))
 
 
 def _image(number: int, path: Path, directory: Path) -> AnnotatedImage:

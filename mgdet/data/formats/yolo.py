@@ -66,6 +66,41 @@ class Yolo(DataFormat):
         (height, width), (x, y, w, h) = size, box
         return (x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height
 
+    def annotated(self, corners: Box, size: tuple[int, int]) -> Box:
+        """See `DataFormat`."""
+        (height, width), (x1, y1, x2, y2) = size, corners
+        return (x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height
+
+    @classmethod
+    def layout(cls, out: Path, split: str) -> tuple[Path, ...] | None:
+        """See `DataFormat`."""
+        return out / "data.yaml", out / "images" / split
+
+    def write(self, content: AnnotatedSplit, places: Sequence[Path]) -> None:
+        """See `DataFormat`. Crowds, for which YOLO has no flag, are left out with a warning."""
+        import yaml
+
+        names_file, directory = places
+        labels = names_file.parent / "labels" / directory.name
+        labels.mkdir(parents=True)
+        numbers = {name: number for number, name in enumerate((content.categories or {}).values())}
+        for image in content.images:
+            lines = [
+                f"{numbers[thing.category]} {' '.join(map(repr, thing.box))}\n"
+                for thing in image.objects
+                if not thing.iscrowd
+            ]
+            (labels / image.file_name).with_suffix(".txt").write_text("".join(lines), encoding="utf-8")
+        if crowds := sum(bool(thing.iscrowd) for image in content.images for thing in image.objects):
+            logger.warning("%d crowds are left out: YOLO has no flag for them", crowds)
+        splits = sorted(path.name for path in directory.parent.iterdir())
+        known = {
+            "path": ".",
+            **{split: f"images/{split}" for split in splits},
+            "names": {v: k for k, v in numbers.items()},
+        }
+        names_file.write_text(yaml.safe_dump(known, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
 
 def _names(path: Path) -> dict[int, str]:
     """The classes by number: of `data.yaml`, or of a text file with a name a line (`classes.txt`, `obj.names`)."""
