@@ -233,7 +233,7 @@ def test_prepare(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("voc", "x"), "allowed are coco.* and shapes"),
+        (("pascal", "x"), "allowed are coco.* and shapes"),
         (("coco", "x"), "coco needs splits="),
     ],
 )

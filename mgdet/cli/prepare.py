@@ -80,7 +80,7 @@ def add_import_arguments(parser: argparse.ArgumentParser, data_format: type[Data
         if own.default is False:
             parser.add_argument(flag, action="store_true", help=text)
         else:
-            text += " (default %(default)s)"
+            text += "" if own.default == "" else " (default %(default)s)"
             parser.add_argument(flag, default=own.default, type=type(own.default), help=text)
 
 

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from mgdet.data.choices import Choices
+from mgdet.data.classes import common_categories, regrouped
 from mgdet.data.dataset import ShardedDataset
 from mgdet.data.findings import examine
 from mgdet.data.fitting import check_units, fit_objects, frames_of_split
-from mgdet.data.formats.base import AnnotatedImage, AnnotatedSplit, DataFormat
+from mgdet.data.formats.base import AnnotatedImage, DataFormat
 from mgdet.data.frames import Frame
 from mgdet.data.ledger import Ledger
 from mgdet.data.schema import Manifest, Progress, Record
@@ -23,7 +24,6 @@ from mgdet.data.writer import write_dataset
 from mgdet.errors import DataError
 from mgdet.files import read_regular
 from mgdet.storage import is_taken, locate
-from mgdet.structures import Category
 from mgdet.text import first_of
 
 logger = logging.getLogger(__name__)
@@ -69,8 +69,8 @@ def import_annotations(
         raise DataError(f"There cannot be {workers} decoding threads; allowed are 1 to {MOST_WORKERS}.")
     if not overwrite and is_taken(uri):  # before minutes of decoding; the writer looks again
         raise DataError(f"{uri} exists already and nothing was written. Choose another place or pass --overwrite.")
-    contents = [data_format.read([Path(place) for place in places]) for _, places in splits]
-    categories = _common_categories(contents)
+    contents = regrouped([data_format.read([Path(place) for place in places]) for _, places in splits], chosen)
+    categories = common_categories(contents)
     if chosen.drop_empty_classes:
         used = {thing.category for content in contents for image in content.images for thing in image.objects}
         categories = [category for category in categories if category.name in used] or categories
@@ -122,37 +122,6 @@ def _check_splits(data_format: DataFormat, splits: Sequence[tuple[str, Sequence[
                 f"Split {split!r} of {data_format.name} is {places!r}: expected {len(expected)} in a list: "
                 f"{', '.join(expected)}."
             )
-
-
-def _common_categories(contents: Sequence[AnnotatedSplit]) -> list[Category]:
-    """The classes in order of their id: what the splits list and agree upon, or else what their objects name."""
-    used = [{thing.category for image in content.images for thing in image.objects} for content in contents]
-    listed = [(content, content.categories) for content in contents if content.categories is not None]
-    if listed:
-        first, known = listed[0]
-        for content, categories in listed[1:]:
-            _refuse_difference(first.annotations, known, content.annotations, categories)
-    else:
-        known = dict(enumerate(sorted(set().union(*used)), start=1))
-    for content, names in zip(contents, used, strict=True):
-        if unknown := names - set(known.values()):
-            raise DataError(
-                f"{content.annotations} has objects of the class {min(unknown)!r}; the list of classes has "
-                f"{first_of(list(known.values()))}. Correct either."
-            )
-    if not known:
-        raise DataError(f"{contents[0].annotations}: no object and no class, there is nothing to learn.")
-    return [Category(i, known[i]) for i in sorted(known)]
-
-
-def _refuse_difference(place: Path, known: Mapping[int, str], other: Path, categories: Mapping[int, str]) -> None:
-    here, there = (set(each.items()) for each in (known, categories))
-    if here != there:
-        raise DataError(
-            f"The splits have different categories: only in {place}: {sorted(here - there) or 'none'}; only in "
-            f"{other}: {sorted(there - here) or 'none'}. Every split must list the same ids and names, also of classes "
-            "without boxes. Correct the files."
-        )
 
 
 def _in_several_splits(sources: Sequence[Source]) -> list[str]:

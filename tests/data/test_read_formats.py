@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mgdet.cli import main
 from mgdet.data import ShardedDataset, import_annotations
 from mgdet.data.formats import FORMATS, Coco, Cvat, Lvis, OpenImages, Voc, Yolo
 from mgdet.errors import DataError
@@ -386,6 +387,13 @@ def test_open_images_files_that_are_wrong(tmp_path, photos, boxes, classes, mess
 
 
 # --- all
+
+
+def test_classes_are_merged_and_left_out_on_the_command_line(voc: Path, photos: Path, tmp_path: Path, capsys) -> None:
+    arguments = ["--split", "train", str(voc / "Annotations"), str(photos), "--out", str(tmp_path / "out")]
+    assert main.main(["prepare", "voc", *arguments, "--map", "cow=animal", "--drop", "zebra"]) == 0
+    assert "1 classes: animal\n" in capsys.readouterr().out
+    assert ShardedDataset(str(tmp_path / "out"), "train").ground_truth().boxes.tolist() == [[1, 2, 11, 12.5]]
 
 
 @pytest.mark.parametrize("data_format", FORMATS, ids=lambda each: each.name)
