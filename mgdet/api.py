@@ -23,6 +23,7 @@ from mgdet.inference.evaluate import Evaluation, evaluate_trained
 from mgdet.inference.load import Trained, load_detector
 from mgdet.inference.predict import detect
 from mgdet.inference.prediction import ImageLike, Prediction, pixels_of, predictions
+from mgdet.inference.results import ResultFiles
 from mgdet.structures import Category
 
 if TYPE_CHECKING:
@@ -125,18 +126,25 @@ class TrainedDetector:
         starts = range(0, len(images), batch_size)
         return [found for i in starts for found in self._detect(images[i : i + batch_size], score)]
 
-    def evaluate(self, data: str | os.PathLike[str] | None = None, split: str | None = None) -> Evaluation:
+    def evaluate(
+        self,
+        data: str | os.PathLike[str] | None = None,
+        split: str | None = None,
+        out: str | os.PathLike[str] | None = None,
+    ) -> Evaluation:
         """Average precision and divergence on a split of a prepared data set.
 
         Args:
             data: its directory or URI; by default that of the training.
             split: by default the one that the training evaluated on.
+            out: a directory or URI for the detections and for tables by class, see `mgdet.inference.results`.
 
         Raises:
-            DataError: no data set there, no such split, or an image that cannot be read.
+            DataError: no data set there, no such split, an image that cannot be read, or `out` that cannot be written.
             ConfigError: its classes are not those of the checkpoint.
         """
-        return evaluate_trained(self._trained, None if data is None else os.fspath(data), split)
+        files = None if out is None else ResultFiles.below(os.fspath(out))
+        return evaluate_trained(self._trained, None if data is None else os.fspath(data), split, files)
 
     def _detect(self, images: Sequence[ImageLike], score: float) -> list[Prediction]:
         limit = self._trained.experiment.data.loader.max_pixels

@@ -3,6 +3,7 @@
     %(prog)s runs/quickstart                                   # the best checkpoint of a run
     %(prog)s runs/x/checkpoints/step-00001234.pt --data data/other --split test
     %(prog)s runs/x model.postprocess.nms_iou=0.6 evaluation.backend=pycocotools --json x.json
+    %(prog)s runs/x --out judged                               # detections, and tables by class
 
 One process, on a GPU if there is one. Overrides are those that leave the weights what they are: evaluation.*,
 model.rescoring.*, model.postprocess.*, data.transform.resize.*, data.loader.*, train.batch_size, train.precision.
@@ -25,22 +26,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="URI", help="prepared data set (default: that of the training)")
     parser.add_argument("--split", metavar="NAME", help="default: the one that the training evaluated on")
     parser.add_argument("--json", metavar="FILE", help="write all metrics there, as JSON")
+    parser.add_argument(
+        "--out",
+        metavar="DIRECTORY",
+        help="write the detections there (COCO's results and Parquet), the objects (COCO's annotations), AP and the "
+        "score of the best F1 of each class, precision-recall curves, and all metrics: a path or URI",
+    )
     add_plugins(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print the table of the training and the AP of each class."""
-    from mgdet.inference.evaluate import evaluate_trained
+    from mgdet.inference.evaluate import described, evaluate_trained
     from mgdet.inference.load import load_detector
     from mgdet.inference.output import JsonFile
+    from mgdet.inference.results import ResultFiles
 
     trained = load_detector(args.checkpoint, args.overrides, plugins=args.plugin)
     target = JsonFile(args.json) if args.json else None
+    files = ResultFiles.below(args.out) if args.out else None
     logger.info("%s", trained)
-    done = evaluate_trained(trained, args.data, args.split)
+    done = evaluate_trained(trained, args.data, args.split, files)
     if target:
-        source = {"checkpoint": trained.path, "epoch": trained.epoch, "step": trained.step}
-        target.write({**source, **done._asdict()})
+        target.write(described(trained, done))
     print_table(done.metrics, f"{done.images} ({done.data}, {done.split})", done.protocol)
     return 0
 

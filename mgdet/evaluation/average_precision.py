@@ -51,7 +51,7 @@ class APResult:
     precision: NDArray[np.float64] = field(repr=False)  # [T, R=101, K] at recalls of all sizes; -1 undefined
     n_images: int
     n_boxes: int  # crowds not counted
-    n_detections: int
+    detections: DetectionArrays = field(repr=False)  # what was judged
     protocol: Protocol = "coco"
     backend: Backend | None = None  # the library that computed COCO's numbers
     APs: float | None = None  # area < 32**2
@@ -65,6 +65,11 @@ class APResult:
     ARl: float | None = None
     max_dets: int = 100  # of an image and class that count, where the protocol has such a limit; at least 100
     AR_max: float | None = None  # recall with at most `max_dets` detections an image and class
+
+    @property
+    def n_detections(self) -> int:
+        """How many detections were judged."""
+        return len(self.detections.scores)
 
     @property
     def per_class_at(self) -> dict[str, NDArray[np.float64]]:

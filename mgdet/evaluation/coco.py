@@ -150,7 +150,7 @@ def _summarize(
         precision=ap[0],
         n_images=len(gt.image_ids),
         n_boxes=int(counted.sum()),
-        n_detections=len(det.scores),
+        detections=det,
         backend=backend,
         max_dets=max_dets,
         AR_max=ar[max_dets],

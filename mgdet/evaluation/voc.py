@@ -136,6 +136,6 @@ def _result(
         precision=precision,
         n_images=len(gt.image_ids),
         n_boxes=int(counted.sum()),
-        n_detections=len(det.scores),
+        detections=det,
         protocol=protocol,
     )

@@ -3,13 +3,15 @@
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mgdet.data.dataset import ShardedDataset
 from mgdet.data.loader import build_eval_loader
 from mgdet.errors import ConfigError
+from mgdet.evaluation.coco import CocoAP
 from mgdet.evaluation.evaluator import AP
 from mgdet.inference.load import Trained
+from mgdet.inference.results import ResultFiles
 from mgdet.structures import Batch, Category
 from mgdet.text import duration
 from mgdet.training.distributed import World
@@ -33,7 +35,9 @@ class Evaluation(NamedTuple):
     protocol: str  # `evaluation.protocol`, by whose rules AP was computed
 
 
-def evaluate_trained(trained: Trained, data: str | None = None, split: str | None = None) -> Evaluation:
+def evaluate_trained(
+    trained: Trained, data: str | None = None, split: str | None = None, files: ResultFiles | None = None
+) -> Evaluation:
     """Evaluate on a split of a prepared data set.
 
     The batches are those of the training's own evaluation, however many workers it had: what an image is padded to
@@ -43,15 +47,16 @@ def evaluate_trained(trained: Trained, data: str | None = None, split: str | Non
         trained: from `load_detector`.
         data: root of the data set; by default that of the training.
         split: by default the one that the training evaluated on.
+        files: where detections and tables are written.
 
     Raises:
-        DataError: no data set there, no such split, or an image that cannot be read.
+        DataError: no data set there, no such split, an image that cannot be read, or a file that cannot be written.
         ConfigError: its classes are not those of the checkpoint.
     """
     uri, name = data or trained.experiment.data.uri, split or trained.experiment.data.val_split
     dataset = ShardedDataset(uri, name, trained.experiment.data.loader.cache_mib * 2**20)
     require_categories(trained, dataset.categories, uri)
-    metrics, _ = evaluate(
+    metrics, evaluated = evaluate(
         trained.detector,
         _batches(dataset, trained),
         dataset.ground_truth(),
@@ -59,7 +64,15 @@ def evaluate_trained(trained: Trained, data: str | None = None, split: str | Non
         World(0, 1, trained.device),
         trained.experiment.train.precision,
     )
-    return Evaluation(metrics, uri, name, dataset.num_images, trained.experiment.evaluation.protocol)
+    done = Evaluation(metrics, uri, name, dataset.num_images, trained.experiment.evaluation.protocol)
+    if files is not None and evaluated is not None:
+        files.write(described(trained, done), evaluated.result.of(CocoAP), dataset)
+    return done
+
+
+def described(trained: Trained, done: Evaluation) -> dict[str, Any]:
+    """An evaluation with the checkpoint that it is of, for a file of JSON."""
+    return {"checkpoint": trained.path, "epoch": trained.epoch, "step": trained.step, **done._asdict()}
 
 
 def require_categories(trained: Trained, found: Sequence[Category], data: str) -> None:

@@ -1,4 +1,4 @@
-"""JSON files of results, which are never seen half written."""
+"""Files of results, which are never seen half written."""
 
 import json
 from typing import Any
@@ -8,7 +8,7 @@ from mgdet.files import may_be_written
 from mgdet.storage import child_uri, locate
 
 
-class JsonFile:
+class OutputFile:
     """A file to be written at the end of long work, whose place is checked when the value is made, before that work.
 
     Args:
@@ -31,16 +31,24 @@ class JsonFile:
         except OSError as error:
             raise self._unwritable(error) from error
 
-    def write(self, value: Any) -> None:
-        """Write a plain value as JSON, replacing the whole file; a list has one element a line. Raises `DataError`."""
-        if isinstance(value, list):
-            text = "[\n" + ",\n".join(json.dumps(element) for element in value) + "\n]\n"
-        else:
-            text = json.dumps(value, indent=1) + "\n"
+    def write_bytes(self, content: bytes) -> None:
+        """Replace the whole file. Raises `DataError`."""
         try:
-            self.file.replace(text.encode())
+            self.file.replace(content)
         except OSError as error:
             raise self._unwritable(error) from error
 
     def _unwritable(self, error: OSError) -> DataError:
         return DataError(f"{self.uri} cannot be written: {error}. Check the path, the space and the rights.")
+
+
+class JsonFile(OutputFile):
+    """An `OutputFile` of JSON."""
+
+    def write(self, value: Any) -> None:
+        """Write a plain value, replacing the whole file; a list has one element a line. Raises `DataError`."""
+        if isinstance(value, list):
+            text = "[\n" + ",\n".join(json.dumps(element) for element in value) + "\n]\n"
+        else:
+            text = json.dumps(value, indent=1) + "\n"
+        self.write_bytes(text.encode())

@@ -1,0 +1,129 @@
+"""What `mgdet evaluate --out` writes is what other tools read, and gives their numbers."""
+
+import csv
+import json
+import os
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from mgdet.data import ShardedDataset
+from mgdet.evaluation.average_precision import DetectionArrays
+from mgdet.evaluation.coco import coco_ap
+from mgdet.inference.results import ResultFiles
+from tests.trained_runs import call, import_job, refused, train
+
+job = import_job("evaluate")
+FILES = [
+    "annotations.json",
+    "classes.csv",
+    "detections.json",
+    "detections.parquet",
+    "metrics.json",
+    "precision_recall.csv",
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("files")
+    train(directory, "retinanet", train__epochs=1)
+    return directory / "runs" / "retinanet"
+
+
+@pytest.fixture(scope="module")
+def written(run, tmp_path_factory):
+    """The directory of an evaluation, and its metrics."""
+    out = tmp_path_factory.mktemp("out") / "deep" / "judged"
+    answer = call(job, run, "evaluation.backend=pycocotools", "--out", out, "--json", out.parent / "x.json")
+    assert answer.status == 0, answer.err
+    assert sorted(os.listdir(out)) == FILES
+    assert (out / "metrics.json").read_text() == (out.parent / "x.json").read_text()
+    return out
+
+
+@pytest.fixture
+def dataset(run):
+    return ShardedDataset(str(run.parents[1] / "shapes"), "val")
+
+
+def judged(out, capsys):
+    """The twelve numbers of pycocotools."""
+    truth = COCO(str(out / "annotations.json"))
+    judge = COCOeval(truth, truth.loadRes(str(out / "detections.json")), "bbox")
+    judge.evaluate()
+    judge.accumulate()
+    judge.summarize()
+    return judge.stats
+
+
+def test_pycocotools_finds_the_same_numbers(written, capsys):
+    metrics = json.loads((written / "metrics.json").read_text())["metrics"]
+    stats = judged(written, capsys)
+    for name, value in zip(("AP", "AP50", "AP75", "APs", "APm", "APl"), stats, strict=False):
+        assert metrics.get(f"val/{name}", -1) == pytest.approx(value, abs=1e-9)
+
+
+def test_the_table_has_each_detection(written, dataset):
+    results = json.loads((written / "detections.json").read_text())
+    rows = pq.read_table(written / "detections.parquet").to_pylist()
+    assert len(rows) == len(results) > 0
+    files = {int(i): dataset.file_name(k) for k, i in enumerate(dataset.ground_truth().image_ids)}
+    names = {category.id: category.name for category in dataset.categories}
+    for row, result in zip(rows, results, strict=True):
+        x, y, w, h = result["bbox"]
+        assert [row["x1"], row["y1"], row["x2"], row["y2"]] == pytest.approx([x, y, x + w, y + h], abs=1e-4)
+        assert (row["image_id"], row["category_id"]) == (result["image_id"], result["category_id"])
+        assert row["score"] == result["score"]
+        assert (row["file_name"], row["category"]) == (files[row["image_id"]], names[row["category_id"]])
+
+
+def test_another_split_and_data_set_that_cannot_be_written(run, tmp_path):
+    (tmp_path / "taken").write_text("")
+    text = refused(call(job, run, "--out", tmp_path / "taken"))
+    assert "cannot be written" in text
+    assert not (tmp_path / "taken").is_dir()
+
+
+def made_up(dataset):
+    """Detections that are right, doubled, wrong, and of one class only."""
+    truth = dataset.ground_truth()
+    first = truth.labels == truth.labels[0]
+    boxes = np.concatenate([truth.boxes[first], truth.boxes[first], truth.boxes[first] + 500])
+    image = np.tile(truth.box_image[first], 3)
+    scores = np.repeat([0.9, 0.5, 0.4], first.sum())
+    return DetectionArrays(image, boxes, scores, np.full(len(image), truth.labels[0]))
+
+
+def test_tables_by_class(dataset, tmp_path):
+    det, truth = made_up(dataset), dataset.ground_truth()
+    files = ResultFiles.below(str(tmp_path / "out"))
+    files.write({"a": 1}, coco_ap(truth, det), dataset)
+    rows = list(csv.DictReader((tmp_path / "out" / "classes.csv").open()))
+    assert [row["class"] for row in rows] == [category.name for category in dataset.categories]
+    for label, row in enumerate(rows):
+        objects = int((truth.labels == label).sum())
+        assert (int(row["objects"]), int(row["id"])) == (objects, dataset.categories[label].id)
+        if label == truth.labels[0]:
+            numbers = [float(row[name]) for name in ("AP", "AP50", "AP75", "F1", "score", "precision", "recall")]
+            assert numbers == pytest.approx([1, 1, 1, 1, 0.9, 1, 1])
+            assert int(row["detections"]) == 3 * objects
+        else:
+            assert (row["detections"], row["F1"], row["score"]) == ("0", "", "")
+            assert row["AP"] == ("0.0" if objects else "")
+    curves = list(csv.DictReader((tmp_path / "out" / "precision_recall.csv").open()))
+    of_class = [row for row in curves if row["class"] == dataset.categories[truth.labels[0]].name]
+    assert len(of_class) == 2 * 101
+    assert {row["precision"] for row in of_class} == {"1.0"}
+    assert [row["recall"] for row in of_class[:3]] == ["0.00", "0.01", "0.02"]
+
+
+def test_nothing_detected(dataset, tmp_path, capsys):
+    files = ResultFiles.below(str(tmp_path / "out"))
+    files.write({}, coco_ap(dataset.ground_truth(), DetectionArrays.empty()), dataset)
+    assert json.loads((tmp_path / "out" / "detections.json").read_text()) == []
+    assert pq.read_table(tmp_path / "out" / "detections.parquet").num_rows == 0
+    assert sorted(os.listdir(tmp_path / "out")) == FILES
