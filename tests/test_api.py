@@ -78,7 +78,7 @@ def test_the_public_interface_is_frozen():
         "score",
         "batch_size",
     ]
-    assert list(inspect.signature(mgdet.TrainedDetector.evaluate).parameters) == ["self", "data", "split"]
+    assert list(inspect.signature(mgdet.TrainedDetector.evaluate).parameters) == ["self", "data", "split", "out"]
     assert set(mgdet.__all__) == {
         *(
             "Evaluation",
