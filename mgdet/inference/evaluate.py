@@ -41,7 +41,8 @@ def evaluate_trained(
     """Evaluate on a split of a prepared data set.
 
     The batches are those of the training's own evaluation, however many workers it had: what an image is padded to
-    depends on its batch. On the same machine and device the metrics are therefore the same numbers.
+    depends on its batch. On the same machine and device, with as many threads, the metrics are therefore the same
+    numbers.
 
     Args:
         trained: from `load_detector`.
