@@ -102,9 +102,7 @@ def _write_split(
             turned.append(name)
         if progress is not None and (row + 1) % 100 == 0:
             progress(f"writing {split}", row + 1, len(names))
-    categories = {category.id: category.name for category in data.categories}
-    content_of_split = AnnotatedSplit(places[0], images, list(_images(data, data_format, names)), categories)
-    data_format.write(content_of_split, places)
+    data_format.write(annotated_split(data, data_format, names, places), places)
     if progress is not None:
         progress(f"writing {split}", len(names), len(names))
     if turned:
@@ -114,6 +112,14 @@ def _write_split(
             len(turned),
             first_of(turned),
         )
+
+
+def annotated_split(
+    data: ShardedDataset, data_format: DataFormat, names: Sequence[str], places: Sequence[Path] = (Path(), Path())
+) -> AnnotatedSplit:
+    """What a format would say of a split of a prepared data set, whose images have the file names `names`."""
+    categories = {category.id: category.name for category in data.categories}
+    return AnnotatedSplit(places[0], places[-1], list(_images(data, data_format, names)), categories)
 
 
 def _images(data: ShardedDataset, data_format: DataFormat, names: Sequence[str]) -> Iterator[AnnotatedImage]:

@@ -1,11 +1,14 @@
 """The files of an evaluation: its detections and objects as other tools read them, and tables by class."""
 
 import io
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mgdet.data.dataset import ShardedDataset
+from mgdet.data.export import annotated_split
+from mgdet.data.formats.coco import Coco, coco_json
 from mgdet.evaluation.average_precision import IOU_THRESHOLDS, RECALL_THRESHOLDS, APResult, unique_names
 from mgdet.evaluation.matching import coco_matches, operating_points
 from mgdet.inference.output import JsonFile, OutputFile
@@ -48,9 +51,10 @@ class ResultFiles(NamedTuple):
 
     def write(self, metrics: dict[str, Any], found: APResult, dataset: ShardedDataset) -> None:
         """Write everything; `metrics.json`, which is last, says that the others are there. Raises `DataError`."""
+        files = [dataset.file_name(row) for row in range(len(dataset))]
         self.detections.write(_coco_results(found, dataset))
-        self.table.write_bytes(_parquet(found, dataset))
-        self.annotations.write(_coco_annotations(dataset))
+        self.table.write_bytes(_parquet(found, dataset, files))
+        self.annotations.write(coco_json(annotated_split(dataset, Coco(), files)))
         self.classes.write_bytes(_classes(found, dataset).encode())
         self.curves.write_bytes(_curves(found).encode())
         self.metrics.write(metrics)
@@ -69,39 +73,11 @@ def _coco_results(found: APResult, dataset: ShardedDataset) -> list[dict[str, An
     ]
 
 
-def _coco_annotations(dataset: ShardedDataset) -> dict[str, Any]:
-    truth = dataset.ground_truth()
-    ids = [category.id for category in truth.categories]
-    sizes = zip(truth.image_ids.tolist(), truth.heights.tolist(), truth.widths.tolist(), strict=True)
-    boxes = np.concatenate([truth.boxes[:, :2], truth.boxes[:, 2:] - truth.boxes[:, :2]], axis=1)
-    objects = zip(
-        truth.image_ids[truth.box_image].tolist(),
-        truth.labels.tolist(),
-        boxes.tolist(),
-        truth.area.tolist(),
-        truth.iscrowd.tolist(),
-        strict=True,
-    )
-    return {
-        "info": {},
-        "images": [
-            {"id": number, "file_name": dataset.file_name(row), "height": height, "width": width}
-            for row, (number, height, width) in enumerate(sizes)
-        ],
-        "categories": [{"id": category.id, "name": category.name} for category in truth.categories],
-        "annotations": [
-            {"id": n, "image_id": i, "category_id": ids[label], "bbox": box, "area": area, "iscrowd": int(crowd)}
-            for n, (i, label, box, area, crowd) in enumerate(objects, start=1)
-        ],
-    }
-
-
-def _parquet(found: APResult, dataset: ShardedDataset) -> bytes:
+def _parquet(found: APResult, dataset: ShardedDataset, files: Sequence[str]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     det, truth = found.detections, dataset.ground_truth()
-    files = [dataset.file_name(row) for row in range(len(dataset))]
     columns = {
         "image_id": truth.image_ids[det.image],
         "file_name": pa.array([files[row] for row in det.image.tolist()], pa.string()),

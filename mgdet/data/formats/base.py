@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
-from mgdet.errors import ConfigError
+from mgdet.errors import ConfigError, DataError
+from mgdet.files import read_regular
 
 T = TypeVar("T")
 
@@ -134,6 +135,16 @@ class DataFormat(ABC):
         """The options that only this format has."""
         for each in fields(cls):
             yield Option(each.name, each.default, each.metadata["meaning"])
+
+
+def read_annotation_file(path: Path, kind: str) -> bytes:
+    """The content of a file of annotations; `kind` is what it should be, such as JSON. Raises `DataError`."""
+    try:
+        return read_regular(path)
+    except FileNotFoundError:
+        raise DataError(f"Annotation file {path} does not exist. Correct the path.") from None
+    except OSError as error:
+        raise DataError(f"Cannot read annotation file {path}: {error}. Give a {kind} file that may be read.") from error
 
 
 def check_options(owner: str, value: object, options: Iterator[Option]) -> None:

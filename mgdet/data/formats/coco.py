@@ -7,10 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn
 
-from mgdet.data.formats.base import AnnotatedImage, AnnotatedObject, AnnotatedSplit, Box, DataFormat
+from mgdet.data.formats.base import (
+    AnnotatedImage,
+    AnnotatedObject,
+    AnnotatedSplit,
+    Box,
+    DataFormat,
+    read_annotation_file,
+)
 from mgdet.data.formats.masks import mask_bounds
 from mgdet.errors import DataError
-from mgdet.files import read_regular
 from mgdet.text import first_of
 
 if TYPE_CHECKING:
@@ -78,27 +84,32 @@ class Coco(DataFormat):
 
     def write(self, content: AnnotatedSplit, places: Sequence[Path]) -> None:
         """See `DataFormat`."""
-        numbers = {name: number for number, name in (content.categories or {}).items()}
-        objects = [(image.id, thing) for image in content.images for thing in image.objects]
-        annotations = [
-            {
-                "id": number,
-                "image_id": image,
-                "category_id": numbers[thing.category],
-                "bbox": list(thing.box),
-                "area": thing.area,
-                "iscrowd": int(bool(thing.iscrowd)),
-            }
-            for number, (image, thing) in enumerate(objects, start=1)
-        ]
-        sizes = [image.size or (0, 0) for image in content.images]
-        images = [
-            {"id": image.id, "file_name": image.file_name, "height": height, "width": width}
-            for image, (height, width) in zip(content.images, sizes, strict=True)
-        ]
-        categories = [{"id": number, "name": name} for name, number in numbers.items()]
-        text = json.dumps({"images": images, "annotations": annotations, "categories": categories})
-        places[0].write_text(text, encoding="utf-8")
+        places[0].write_text(json.dumps(coco_json(content)), encoding="utf-8")
+
+
+def coco_json(content: AnnotatedSplit) -> dict[str, Any]:
+    """A split in COCO's format; see `DataFormat.write` for what it must have."""
+    numbers = {name: number for number, name in (content.categories or {}).items()}
+    objects = [(image.id, thing) for image in content.images for thing in image.objects]
+    annotations = [
+        {
+            "id": number,
+            "image_id": image,
+            "category_id": numbers[thing.category],
+            "bbox": list(thing.box),
+            "area": thing.area,
+            "iscrowd": int(bool(thing.iscrowd)),
+        }
+        for number, (image, thing) in enumerate(objects, start=1)
+    ]
+    sizes = [image.size or (0, 0) for image in content.images]
+    images = [
+        {"id": image.id, "file_name": image.file_name, "height": height, "width": width}
+        for image, (height, width) in zip(content.images, sizes, strict=True)
+    ]
+    categories = [{"id": number, "name": name} for name, number in numbers.items()]
+    # pycocotools < 2.0.11 and some other readers fail without `info`
+    return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
 
 
 def read_images(path: Path) -> dict[int, str]:
@@ -127,12 +138,7 @@ def _content(path: Path) -> dict[str, list[Any]]:
 
 
 def _load(path: Path) -> Any:
-    try:
-        text = read_regular(path)
-    except FileNotFoundError:
-        raise DataError(f"Annotation file {path} does not exist. Correct the path.") from None
-    except OSError as error:
-        raise DataError(f"Cannot read annotation file {path}: {error}. Give a JSON file that may be read.") from error
+    text = read_annotation_file(path, "JSON")
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:

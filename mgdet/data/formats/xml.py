@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mgdet.data.formats.base import read_annotation_file
 from mgdet.errors import DataError
-from mgdet.files import read_regular
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element, TreeBuilder
@@ -30,12 +30,7 @@ def read_xml(path: Path) -> "Element":
     from xml.etree.ElementTree import TreeBuilder
     from xml.parsers import expat
 
-    try:
-        content = read_regular(path)
-    except FileNotFoundError:
-        raise DataError(f"Annotation file {path} does not exist. Correct the path.") from None
-    except OSError as error:
-        raise DataError(f"Cannot read annotation file {path}: {error}. Give an XML file that may be read.") from error
+    content = read_annotation_file(path, "XML")
     builder = TreeBuilder()
     try:
         _parser(builder).Parse(content, True)
