@@ -6,7 +6,7 @@ Boxes are `(x1, y1, x2, y2)` in pixels of the padded network input unless said o
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Self, cast
 
@@ -184,6 +184,12 @@ class Category:
 
     id: int
     name: str
+
+
+def unique_names(categories: Sequence[Category]) -> list[str]:
+    """Class names; where two classes share one, both carry their id, so that neither hides the other's AP."""
+    names = [c.name for c in categories]
+    return [c.name if names.count(c.name) == 1 else f"{c.name} ({c.id})" for c in categories]
 
 
 def pad_targets(boxes: list[Tensor], labels: list[Tensor]) -> Targets:

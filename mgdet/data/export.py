@@ -15,6 +15,7 @@ from mgdet.data.files import image_suffixes
 from mgdet.data.formats.base import AnnotatedImage, AnnotatedObject, AnnotatedSplit, DataFormat
 from mgdet.data.schema import Progress, read_manifest
 from mgdet.errors import DataError
+from mgdet.structures import unique_names
 from mgdet.text import first_of
 
 logger = logging.getLogger(__name__)
@@ -118,13 +119,14 @@ def annotated_split(
     data: ShardedDataset, data_format: DataFormat, names: Sequence[str], places: Sequence[Path] = (Path(), Path())
 ) -> AnnotatedSplit:
     """What a format would say of a split of a prepared data set, whose images have the file names `names`."""
-    categories = {category.id: category.name for category in data.categories}
+    categories = dict(zip((c.id for c in data.categories), unique_names(data.categories), strict=True))
     return AnnotatedSplit(places[0], places[-1], list(_images(data, data_format, names)), categories)
 
 
 def _images(data: ShardedDataset, data_format: DataFormat, names: Sequence[str]) -> Iterator[AnnotatedImage]:
     truth = data.ground_truth()
     objects: list[list[AnnotatedObject]] = [[] for _ in names]
+    classes = unique_names(data.categories)
     for row, label, box, crowd, area in zip(
         truth.box_image.tolist(),
         truth.labels.tolist(),
@@ -135,8 +137,7 @@ def _images(data: ShardedDataset, data_format: DataFormat, names: Sequence[str])
     ):
         size = int(truth.heights[row]), int(truth.widths[row])
         numbers = data_format.annotated((box[0], box[1], box[2], box[3]), size)
-        category = data.categories[label].name
-        objects[row].append(AnnotatedObject(category, numbers, iscrowd=bool(crowd), area=area))
+        objects[row].append(AnnotatedObject(classes[label], numbers, iscrowd=bool(crowd), area=area))
     for row, name in enumerate(names):
         size = int(truth.heights[row]), int(truth.widths[row])
         yield AnnotatedImage(int(truth.image_ids[row]), name, size, objects[row])

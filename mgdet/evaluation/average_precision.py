@@ -1,6 +1,5 @@
 """What COCO's and VOC's average precision have in common: their input and their result."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -9,7 +8,6 @@ from numpy.typing import NDArray
 
 from mgdet.errors import NonFiniteError
 from mgdet.ground_truth import GroundTruth, require_lengths, require_range
-from mgdet.structures import Category
 
 Backend = Literal["faster", "pycocotools"]
 Protocol = Literal["coco", "voc07", "voc12"]
@@ -88,12 +86,6 @@ class APResult:
 def defined_mean(values: NDArray[np.float64]) -> float | None:
     defined = values[values > -1]
     return float(defined.mean()) if defined.size else None
-
-
-def unique_names(categories: Sequence[Category]) -> list[str]:
-    """Class names; where two classes share one, both carry their id, so that neither hides the other's AP."""
-    names = [c.name for c in categories]
-    return [c.name if names.count(c.name) == 1 else f"{c.name} ({c.id})" for c in categories]
 
 
 def check_detections(gt: GroundTruth, det: DetectionArrays) -> None:

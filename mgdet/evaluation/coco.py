@@ -23,11 +23,11 @@ from mgdet.evaluation.average_precision import (
     DetectionArrays,
     check_detections,
     defined_mean,
-    unique_names,
 )
 from mgdet.evaluation.metric import Arrays, Metric, MetricInfo, Seen, joined
 from mgdet.evaluation.voc import voc_ap
 from mgdet.ground_truth import GroundTruth
+from mgdet.structures import unique_names
 
 _AREAS = ("all", "small", "medium", "large")  # the order of both libraries' `params.areaRng`
 _HEADLINE_LIMITS = (1, 10, 100)

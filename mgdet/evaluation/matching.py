@@ -5,8 +5,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mgdet.evaluation.average_precision import DetectionArrays, unique_names
+from mgdet.evaluation.average_precision import DetectionArrays
 from mgdet.ground_truth import GroundTruth
+from mgdet.structures import unique_names
 
 
 class Matches(NamedTuple):

@@ -27,9 +27,9 @@ from mgdet.evaluation.average_precision import (
     Protocol,
     check_detections,
     defined_mean,
-    unique_names,
 )
 from mgdet.ground_truth import GroundTruth
+from mgdet.structures import unique_names
 
 DECIMALS = 3
 """Of the scores in VOC's result files."""

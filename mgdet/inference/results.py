@@ -9,10 +9,11 @@ import numpy as np
 from mgdet.data.dataset import ShardedDataset
 from mgdet.data.export import annotated_split
 from mgdet.data.formats.coco import Coco, coco_json
-from mgdet.evaluation.average_precision import IOU_THRESHOLDS, RECALL_THRESHOLDS, APResult, unique_names
+from mgdet.evaluation.average_precision import IOU_THRESHOLDS, RECALL_THRESHOLDS, APResult
 from mgdet.evaluation.matching import coco_matches, operating_points
 from mgdet.inference.output import JsonFile, OutputFile
 from mgdet.storage import child_uri
+from mgdet.structures import unique_names
 from mgdet.text import csv_text
 
 F1_IOU = 0.5

@@ -224,3 +224,15 @@ def test_the_command(made, tmp_path, capsys):
 def test_a_format_that_is_written_has_a_layout_and_the_others_none():
     written = {each.name for each in FORMATS if each.layout(Path(), "train") is not None}
     assert written == {"coco", "voc", "yolo"}
+
+
+@pytest.mark.parametrize("data_format", WRITTEN, ids=NAMES.values())
+def test_two_classes_of_one_name_stay_two(tmp_path, data_format):
+    splits = {"train": iter([record(np.random.default_rng(4), 1, "a.jpg", objects=12)])}
+    data = dataset(tmp_path / "data", splits, ("a", "b", "a"))
+    import_annotations(
+        tmp_path / "again", data_format, list(export_dataset(data, data_format, tmp_path / "out").items())
+    )
+    before, after = (ShardedDataset(str(uri), "train") for uri in (data, tmp_path / "again"))
+    assert sorted(category.name for category in after.categories) == ["a (23)", "a (3)", "b"]
+    assert sorted(np.bincount(before.ground_truth().labels)) == sorted(np.bincount(after.ground_truth().labels))
