@@ -1,5 +1,6 @@
 """Settings of the whole suite and its three tiers, which tests/README.md explains."""
 
+import gc
 import os
 import secrets
 
@@ -15,6 +16,8 @@ os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
 
 import hypothesis
 import pytest
+
+gc.disable()  # until everything is collected: imports make objects that stay
 
 pytest_plugins = ["tests.buckets"]
 
@@ -32,6 +35,17 @@ def runs(config, tier):
 
 def pytest_configure(config):
     hypothesis.settings.load_profile("exhaustive" if runs(config, "exhaustive") else "unit")
+
+
+def pytest_collection_finish():
+    """What has been imported and collected stays: the garbage collector walked over it again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure():
+    gc.unfreeze()  # some modules complain at exit about objects that were never collected
 
 
 @pytest.hookimpl(optionalhook=True)

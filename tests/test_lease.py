@@ -96,6 +96,7 @@ def holder(file):
     process.join()
 
 
+@pytest.mark.slow
 def test_another_process_is_refused_while_it_lives_and_followed_at_once_when_it_is_dead(file, holder, monkeypatch):
     monkeypatch.setattr(lease, "DEAD_AFTER_S", 1e9)  # of a process of this machine it is known
     refused(file, f"process {holder.pid}")

@@ -412,7 +412,7 @@ def validate_with(names, assigner):
     ("plugin", "source", "uses"),
     [
         ("outside.best_few", BEST_K, {"assigner": {"name": "best_few"}}),
-        ("outside.smooth", SMOOTH, {"loss": {"smooth": {}}}),
+        pytest.param("outside.smooth", SMOOTH, {"loss": {"smooth": {}}}, marks=pytest.mark.slow),
     ],
 )
 def test_a_checkpoint_says_what_it_needs_and_imports_nothing_unasked(beside, monkeypatch, plugin, source, uses):

@@ -36,6 +36,7 @@ def test_an_image_does_not_depend_on_the_number_of_images(tmp_path: Path) -> Non
     assert [a.read_image(i) for i in range(3)] == [b.read_image(i) for i in range(3)]
 
 
+@pytest.mark.slow
 def test_contents_are_varied(tmp_path: Path) -> None:
     generate_shapes(tmp_path / "x", ShapesConfig(train=400, val=1, difficulty=0.6))
     data = ShardedDataset(str(tmp_path / "x"), "train")

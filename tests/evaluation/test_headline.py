@@ -79,12 +79,14 @@ def found():
     return over_perturbations(stored_predictions())
 
 
+@pytest.mark.slow
 def test_there_are_25_ways_and_every_one_but_the_first_changes_something(found):
     assert len(PERTURBATIONS) == 25
     same = [name for name, metrics in found.items() if metrics == found["none"]]
     assert same == ["none"]
 
 
+@pytest.mark.slow
 def test_headline_goes_with_ap_more_closely_than_the_diagnostic(found):
     assert correlation(found, HEADLINE) <= -0.7
     assert correlation(found, HEADLINE) < correlation(found, DENSE) - 0.1

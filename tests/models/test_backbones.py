@@ -55,10 +55,11 @@ def one_step(network):
     return {n: p.grad for n, p in network.named_parameters()}
 
 
-@pytest.fixture(
-    scope="module",  # ResNeXt has ResNet's stages
-    params=[pytest.param(n, marks=pytest.mark.exhaustive) if n == "resnext50_32x4d" else n for n in CHANNELS],
-)
+# ResNeXt has ResNet's stages; Swin and ConvNeXt are large.
+LATER = {"resnext50_32x4d": pytest.mark.exhaustive, "convnext_tiny": pytest.mark.slow, "swin_t": pytest.mark.slow}
+
+
+@pytest.fixture(scope="module", params=[pytest.param(n, marks=LATER.get(n, ())) for n in CHANNELS])
 def built(request):
     """A whole FCOS and a RetinaNet of which two stages train, both with the gradients of one step."""
     torch.manual_seed(0)

@@ -115,8 +115,10 @@ def test_imagenet_does_not_fit_group_norm(monkeypatch):
 
 @pytest.mark.parametrize(
     ("build", "changes", "eps"),
-    [(retinanet_resnet50_fpn, V1, 0.0), (retinanet_resnet50_fpn_v2, V2, 1e-5)],
-    ids=["coco_v1", "coco_v2"],
+    [
+        pytest.param(retinanet_resnet50_fpn, V1, 0.0, id="coco_v1", marks=pytest.mark.slow),
+        pytest.param(retinanet_resnet50_fpn_v2, V2, 1e-5, id="coco_v2"),
+    ],
 )
 def test_coco_with_other_classes(monkeypatch, build, changes, eps):
     torch.manual_seed(1)

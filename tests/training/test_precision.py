@@ -222,6 +222,7 @@ def weights(worker):
     return {k: v.clone() for k, v in worker.detector.state_dict().items()}
 
 
+@pytest.mark.slow
 def test_fp16_resumes_bit_for_bit_with_its_scale(tmp_path, fast):
     fp16 = {"train__precision": "fp16", "train__optimizer": {"name": "adamw", "lr": 1e-3}}
     straight = start(tmp_path / "a", **fp16)
