@@ -64,7 +64,7 @@ def import_annotations(
             images are missing or undecodable, or boxes are certainly in another unit or order than the format's.
     """
     chosen = Choices(**choices)
-    _check_splits(data_format, splits)
+    check_splits(data_format, splits)
     if workers is not None and not 1 <= workers <= MOST_WORKERS:
         raise DataError(f"There cannot be {workers} decoding threads; allowed are 1 to {MOST_WORKERS}.")
     if not overwrite and is_taken(uri):  # before minutes of decoding; the writer looks again
@@ -109,7 +109,8 @@ def import_annotations(
     return manifest
 
 
-def _check_splits(data_format: DataFormat, splits: Sequence[tuple[str, Sequence[str | os.PathLike[str]]]]) -> None:
+def check_splits(data_format: DataFormat, splits: Sequence[tuple[str, Sequence[str | os.PathLike[str]]]]) -> None:
+    """Check that each split has a name of its own and the paths that the format takes. Raises `DataError`."""
     expected = data_format.places
     if not splits:
         raise DataError(f"No splits were given. Give at least one: its name, then {', '.join(expected)}.")
