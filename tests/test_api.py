@@ -64,12 +64,13 @@ def test_the_public_interface_is_frozen():
     import inspect
 
     parameters = {
-        n: list(inspect.signature(getattr(mgdet, n)).parameters) for n in ("train", "tune", "prepare", "load")
+        n: list(inspect.signature(getattr(mgdet, n)).parameters) for n in ("train", "tune", "prepare", "doctor", "load")
     }
     assert parameters == {
         "train": ["config", "overrides"],
         "tune": ["config", "overrides", "retry_failed"],
         "prepare": ["format", "out", "splits", "overwrite", "plugins", "options"],
+        "doctor": ["data", "splits", "config", "checkpoint", "plugins", "options"],
         "load": ["source", "overrides", "device", "plugins"],
     }
     assert list(inspect.signature(mgdet.TrainedDetector.predict).parameters) == [
@@ -81,7 +82,9 @@ def test_the_public_interface_is_frozen():
     assert list(inspect.signature(mgdet.TrainedDetector.evaluate).parameters) == ["self", "data", "split", "out"]
     assert set(mgdet.__all__) == {
         *(
+            "Diagnosis",
             "Evaluation",
+            "Finding",
             "MgdetError",
             "Prediction",
             "PreparedData",
@@ -89,7 +92,7 @@ def test_the_public_interface_is_frozen():
             "TrainingResult",
             "TuningResult",
         ),
-        *("__version__", "load", "prepare", "train", "tune"),
+        *("__version__", "doctor", "load", "prepare", "train", "tune"),
     }
 
 

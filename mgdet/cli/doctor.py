@@ -16,12 +16,9 @@ from mgdet.cli.complete import complete_configs
 from mgdet.cli.prepare import ProgressLine, add_plugin_option, load_formats
 from mgdet.cli.run import Command
 from mgdet.config_files import EXPERIMENTS
-from mgdet.data.choices import Choices
+from mgdet.data.choices import READING, Choices
 from mgdet.data.formats import FORMATS
 from mgdet.errors import ConfigError
-
-HEEDED = ("allow_outside", "max_pixels")
-"""Options of every format that matter here."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _options() -> list[Any]:
-    common = [each for each in Choices.options() if each.name in HEEDED]
+    common = [each for each in Choices.options() if each.name in READING]
     own = {each.name: each for data_format in FORMATS for each in data_format.options()}
     return [*common, *own.values()]
 
@@ -86,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         [(name, places) for name, *places in args.split],
         experiment=experiment,
         trained=trained,
-        choices=Choices(keep_repeated=True, **{name: getattr(args, name) for name in HEEDED}),
+        choices=Choices(keep_repeated=True, **{name: getattr(args, name) for name in READING}),
         workers=args.workers,
         progress=ProgressLine(),
     )

@@ -8,7 +8,7 @@ import numpy as np
 
 from mgdet.data.choices import Choices
 from mgdet.data.classes import common_categories
-from mgdet.data.files import files_below, image_suffixes
+from mgdet.data.files import files_below, image_suffixes, name_parts
 from mgdet.data.fitting import annotated_corners, check_units, fit_objects, frames_of_split
 from mgdet.data.formats.base import AnnotatedImage, AnnotatedSplit, DataFormat
 from mgdet.data.frames import Frame, Pictured, undecided
@@ -169,9 +169,7 @@ def _annotation_ids(source: Source, cases: Cases) -> None:
             first.setdefault(thing.id, image.id)
 
 
-def _units(
-    source: Source, data_format: DataFormat, frames: Sequence[Frame], choices: Choices
-) -> list[Finding]:
+def _units(source: Source, data_format: DataFormat, frames: Sequence[Frame], choices: Choices) -> list[Finding]:
     """Whether the boxes of the split are in another unit or order: what `prepare` refuses, and what it warns of."""
     try:
         texts = check_units(source, data_format, frames, choices, Ledger())
@@ -202,9 +200,10 @@ def _frame(
 
 
 def _unlisted(contents: dict[str, AnnotatedSplit], cases: Cases) -> None:
-    """Image files in the image directories that no split names, by the last part of their name."""
-    listed = {Path(image.file_name.replace("\\", "/")).name for content in contents.values() for image in content.images}
+    """Image files in the image directories of which no split names one that is called so, in whatever reading."""
+    names = (name_parts(image.file_name) for content in contents.values() for image in content.images)
+    listed = {parts[-1] for parts in names if parts}
     for directory in {content.directory for content in contents.values() if content.directory.is_dir()}:
         for path in files_below(directory):
-            if path.suffix.lower() in image_suffixes() and path.name not in listed:
+            if path.suffix.lower() in image_suffixes() and name_parts(path.name)[-1] not in listed:
                 cases.add("unlisted", Case("", None, str(path)))

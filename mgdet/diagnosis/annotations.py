@@ -33,7 +33,9 @@ def classes(data: Data) -> Iterator[Finding]:
         yield Finding("rare_class", what=f"{len(rare)} classes have fewer than {RARE} objects: {first_of(rare)}")
     ids = sorted(category.id for category in data.categories)
     if gaps := [_span(a + 1, b - 1) for a, b in zip(ids, ids[1:], strict=False) if b - a > 1]:
-        yield Finding("id_gaps", what=f"category ids that no class has: {first_of(gaps)}; labels are counted without them")
+        yield Finding(
+            "id_gaps", what=f"category ids that no class has: {first_of(gaps)}; labels are counted without them"
+        )
 
 
 def _span(first: int, last: int) -> str:

@@ -104,9 +104,12 @@ class Case(NamedTuple):
         return "" if self.object is None else f"object {self.object}"
 
     def __str__(self) -> str:
-        image = self.file_name if self.image_id is None else f"image {self.image_id} ({self.file_name})"
-        words = [self.split, *([image] if image else []), *([self.thing] if self.thing else [])]
-        return ", ".join(words) + (f": {self.detail}" if self.detail else "")
+        image = self.file_name if self.image_id is None else f"image {self.image_id}"
+        if self.image_id is not None and self.file_name:
+            image += f" ({self.file_name})"
+        return ", ".join(word for word in (self.split, image, self.thing) if word) + (
+            f": {self.detail}" if self.detail else ""
+        )
 
 
 @dataclass(frozen=True)

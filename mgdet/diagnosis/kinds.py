@@ -95,7 +95,9 @@ KINDS = {
     ),
     "renamed": Kind("note", "names read otherwise", "{n} file names lead to their file only by another reading"),
     "turned": Kind(
-        "note", "boxes turned", "{n} pictures carry an EXIF orientation and boxes of the stored picture: prepare turns them"
+        "note",
+        "boxes turned",
+        "{n} pictures carry an EXIF orientation and boxes of the stored picture: prepare turns them",
     ),
     "orientation": Kind(
         "note", "EXIF orientation", "{n} pictures carry an EXIF orientation; their boxes refer to the upright picture"

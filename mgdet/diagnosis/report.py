@@ -18,12 +18,16 @@ QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
 
 def lines(examined: Examined) -> list[str]:
     """The report: what the data set holds, then the findings, the most severe first."""
-    out = [f"{'split':<12}{'images':>10}{'objects':>10}{'crowds':>8}   objects by class"]
+    out = [f"{'split':<12}{'images':>8}{'objects':>9}{'crowds':>8}{'small/medium/large':>22}   objects by class"]
     for split in examined.data.splits.values():
         truth = split.truth
         crowds = int(truth.iscrowd.sum())
         counts = first_of([f"{name} {n}" for name, n in by_class(split).items()], 12)
-        out.append(f"{split.name:<12}{len(truth.image_ids):>10}{len(truth.boxes) - crowds:>10}{crowds:>8}   {counts}")
+        sizes = "/".join(map(str, by_area(split)))
+        row = (
+            f"{split.name:<12}{len(truth.image_ids):>8}{len(truth.boxes) - crowds:>9}{crowds:>8}{sizes:>22}   {counts}"
+        )
+        out.append(row)
     for name, values in statistics(examined).items():
         least, low, middle, high, most = values
         out.append(f"{name}: {least:.3g} to {most:.3g}, median {middle:.3g}, 90 % between {low:.3g} and {high:.3g}")
@@ -49,6 +53,12 @@ def by_class(split: Split) -> dict[str, int]:
     return {category.name: int(n) for category, n in zip(truth.categories, counts, strict=True)}
 
 
+def by_area(split: Split) -> list[int]:
+    """Objects outside of crowds by COCO's ranges of the area: below 32^2, below 96^2, all others."""
+    area = split.truth.area[~split.truth.iscrowd]
+    return [int((area < 32**2).sum()), int(((area >= 32**2) & (area < 96**2)).sum()), int((area >= 96**2).sum())]
+
+
 def statistics(examined: Examined) -> dict[str, list[float]]:
     """The quantiles 0, 5, 50, 95 and 100 % of the sizes and aspect ratios of all objects outside of crowds."""
     sides = [s.truth.boxes[~s.truth.iscrowd] for s in examined.data.splits.values()]
@@ -66,7 +76,12 @@ def as_json(examined: Examined) -> dict[str, Any]:
         "format": FORMAT,
         "data": examined.data.place,
         "splits": {
-            split.name: {"images": len(split.names), "objects": by_class(split), "crowds": int(split.truth.iscrowd.sum())}
+            split.name: {
+                "images": len(split.names),
+                "objects": by_class(split),
+                "small, medium, large": by_area(split),
+                "crowds": int(split.truth.iscrowd.sum()),
+            }
             for split in examined.data.splits.values()
         },
         "categories": [{"id": category.id, "name": category.name} for category in examined.data.categories],

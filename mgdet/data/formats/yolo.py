@@ -57,7 +57,9 @@ class Yolo(DataFormat):
             described = (labels / name).with_suffix(".txt")
             if described.is_file():
                 read.add(described)
-            images.append(AnnotatedImage(number, name.as_posix(), None, list(_objects(described, names, number, refuse))))
+            images.append(
+                AnnotatedImage(number, name.as_posix(), None, list(_objects(described, names, number, refuse)))
+            )
         if not read:
             raise DataError(
                 f"None of the {len(pictures)} images of {directory} has a file of labels in {labels}. Place them there."
