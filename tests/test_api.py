@@ -128,6 +128,17 @@ def test_every_kind_of_image_gives_the_same_detections(detector, photo):
     assert detector.predict([]) == []
 
 
+def test_the_doctor_judges_labels_and_anchors_by_a_checkpoint(run, detector):
+    diagnosis = mgdet.doctor(detector.config["data"]["uri"], checkpoint=run, workers=1)
+    found = {finding.kind: finding for finding in diagnosis.findings}
+    assert "idle_levels" in found  # nothing is as large as the anchors of P7
+    assert not {"unusable", "unreadable", "changed"} & set(found)
+    accused = [found[kind] for kind in ("overlooked", "swapped", "badly_placed") if kind in found]
+    assert all(0.1 <= case.score <= 1 for finding in accused for case in finding.cases)
+    with pytest.raises(mgdet.MgdetError, match="There cannot be 1000 decoding threads"):
+        mgdet.doctor(detector.config["data"]["uri"], workers=1000)
+
+
 def test_a_turned_picture_is_seen_upright(detector, photo, tmp_path):
     turned = Image.open(photo).transpose(Image.Transpose.ROTATE_90)
     exif = Image.Exif()

@@ -65,8 +65,7 @@ def import_annotations(
     """
     chosen = Choices(**choices)
     check_splits(data_format, splits)
-    if workers is not None and not 1 <= workers <= MOST_WORKERS:
-        raise DataError(f"There cannot be {workers} decoding threads; allowed are 1 to {MOST_WORKERS}.")
+    check_workers(workers)
     if not overwrite and is_taken(uri):  # before minutes of decoding; the writer looks again
         raise DataError(f"{uri} exists already and nothing was written. Choose another place or pass --overwrite.")
     contents = regrouped([data_format.read([Path(place) for place in places]) for _, places in splits], chosen)
@@ -107,6 +106,12 @@ def import_annotations(
     for text in (*doubts, *shared, *found.lines):
         logger.warning("%s", text)
     return manifest
+
+
+def check_workers(workers: int | None) -> None:
+    """Check a number of decoding threads; None means the default. Raises `DataError`."""
+    if workers is not None and not 1 <= workers <= MOST_WORKERS:
+        raise DataError(f"There cannot be {workers} decoding threads; allowed are 1 to {MOST_WORKERS}.")
 
 
 def check_splits(data_format: DataFormat, splits: Sequence[tuple[str, Sequence[str | os.PathLike[str]]]]) -> None:

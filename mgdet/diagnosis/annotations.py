@@ -1,6 +1,7 @@
 """What the annotations say: classes, images without objects, strange boxes, objects that are annotated twice."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +33,7 @@ def classes(data: Data) -> Iterator[Finding]:
     if rare:
         yield Finding("rare_class", what=f"{len(rare)} classes have fewer than {RARE} objects: {first_of(rare)}")
     ids = sorted(category.id for category in data.categories)
-    if gaps := [_span(a + 1, b - 1) for a, b in zip(ids, ids[1:], strict=False) if b - a > 1]:
+    if gaps := [_span(a + 1, b - 1) for a, b in pairwise(ids) if b - a > 1]:
         yield Finding(
             "id_gaps", what=f"category ids that no class has: {first_of(gaps)}; labels are counted without them"
         )

@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from mgdet.config import Experiment
 from mgdet.data.choices import Choices
 from mgdet.data.decode import decode_image
 from mgdet.data.formats.base import DataFormat
+from mgdet.data.importer import check_workers
 from mgdet.data.schema import Progress
 from mgdet.diagnosis.annotated import open_annotated
 from mgdet.diagnosis.annotations import classes, objects, overlaps
@@ -21,7 +22,6 @@ from mgdet.diagnosis.kinds import SEVERITIES
 from mgdet.diagnosis.labels import LEAST_SCORE, Detected, labels
 from mgdet.diagnosis.prepared import open_prepared
 from mgdet.diagnosis.priors import priors
-from mgdet.errors import DataError
 from mgdet.inference.evaluate import require_categories
 from mgdet.inference.load import Trained
 from mgdet.inference.predict import detect
@@ -72,6 +72,7 @@ def examine_dataset(
         ConfigError: the detector was trained on other classes.
     """
     start = time.monotonic()
+    check_workers(workers)
     choices = choices or Choices(keep_repeated=True)
     threads = workers or len(os.sched_getaffinity(0))
     if isinstance(place, DataFormat):

@@ -84,6 +84,8 @@ def near_pairs(hashes: list[bytes], most: int) -> Iterator[tuple[int, int, int]]
 
     Each is compared with each: the time grows with the square of their number.
     """
+    if not hashes:
+        return
     words = np.frombuffer(b"".join(hashes), dtype=np.uint64).reshape(len(hashes), -1)
     for start in range(0, len(words), ROWS_AT_A_TIME):
         bits = _distances(words[start : start + ROWS_AT_A_TIME], words[start:])

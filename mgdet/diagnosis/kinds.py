@@ -1,7 +1,7 @@
 """The kinds of findings: how severe each is, and its sentence.
 
-Three levels. An *error* makes `prepare` refuse the data, or an evaluation worthless. A *warning* is very likely a fault,
-which a training would learn or an evaluation count. A *note* is good to know, and often right as it is.
+Three levels. An *error* makes `prepare` refuse the data, or an evaluation worthless. A *warning* is very likely a
+fault, which a training would learn or an evaluation count. A *note* is good to know, and often right as it is.
 """
 
 from typing import Literal, NamedTuple

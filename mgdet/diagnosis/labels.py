@@ -3,11 +3,12 @@
 The three kinds are those of ObjectLab (Tkachenko, Thyagarajan and Mueller, "ObjectLab: Automated Diagnosis of
 Mislabeled Images in Object Detection Data", 2023, arXiv 2309.00832): objects that were *overlooked*, whose class was
 *swapped*, or whose box is *badly placed*. Only confident detections accuse. What is confident differs by class, as in
-confident learning (Northcutt, Jiang and Chuang, JAIR 2021): the mean score of the detections of that class that match an
-object of it.
+confident learning (Northcutt, Jiang and Chuang, JAIR 2021): the mean score of the detections of that class that match
+an object of it.
 
-Differences from ObjectLab: boxes are compared by their IoU alone (there: 0.9 IoU + 0.1 exp(-distance / 10)), a detection
-belongs to one object only, so that its neighbours are not accused, and the confident score is by class (there: 0.95).
+Differences from ObjectLab: boxes are compared by their IoU alone (there: 0.9 IoU + 0.1 exp(-distance / 10)), a
+detection belongs to one object only, so that its neighbours are not accused, and the confident score is by class
+(there: 0.95).
 """
 
 from collections.abc import Callable, Iterator, Sequence

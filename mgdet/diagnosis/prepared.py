@@ -42,6 +42,8 @@ def _split(dataset: ShardedDataset, cases: Cases, max_pixels: int, workers: int,
             detail = f"{look.size[1]} x {look.size[0]}, its row says {width} x {height}"
             cases.add("changed", case._replace(detail=detail))
         else:
+            if look.orientation != 1:
+                cases.add("orientation", case._replace(detail=f"orientation {look.orientation}", row=len(rows)))
             seen.append(look)
             rows.append(row)
         progress(f"looking at {dataset.split}", row + 1, dataset.num_images)

@@ -171,7 +171,7 @@ def _suggestion(
     sizes, ratios = (", ".join(f"{v:.3g}" for v in values) for values in (better.sizes, better.ratios))
     yield Finding(
         "suggested",
-        what=f"with model.anchors.sizes=[{sizes}] model.anchors.ratios=[{ratios}] {int((after < positive).sum())} instead "
-        f"of {int((best < positive).sum())} objects would lie below {positive:g}, and the mean of the best IoUs would be "
-        f"{after.mean():.2f} instead of {best.mean():.2f}",
+        what=f"with model.anchors.sizes=[{sizes}] model.anchors.ratios=[{ratios}] {int((after < positive).sum())} "
+        f"instead of {int((best < positive).sum())} objects would lie below {positive:g}, and the mean of the best IoUs "
+        f"would be {after.mean():.2f} instead of {best.mean():.2f}",
     )

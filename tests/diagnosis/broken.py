@@ -3,7 +3,7 @@
 import copy
 import io
 import json
-import os
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,7 +64,7 @@ class Breaker:
         for split, content in self.contents.items():
             (out / split).mkdir(parents=True)
             for image in content["images"]:
-                os.link(images[split] / image["file_name"], out / split / image["file_name"])
+                shutil.copyfile(images[split] / image["file_name"], out / split / image["file_name"])
             self.waiting[split] = list(content["images"])
         self.next_id = 1 + max(a["id"] for content in self.contents.values() for a in content["annotations"])
 
@@ -98,8 +98,7 @@ class Breaker:
         return self.out / split / image["file_name"]
 
     def write(self, image: dict[str, Any], data: bytes, split: str = "train") -> None:
-        """Replace a file, not what it is linked to."""
-        self.path(image, split).unlink()
+        """Replace a file."""
         self.path(image, split).write_bytes(data)
 
     def pixels(self, image: dict[str, Any], split: str = "train") -> Image.Image:
