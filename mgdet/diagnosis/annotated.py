@@ -1,10 +1,12 @@
 """Annotation files as an examination sees them: read as `prepare` reads them, but going on after every fault."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mgdet.data.choices import Choices
 from mgdet.data.classes import common_categories
@@ -17,7 +19,7 @@ from mgdet.data.ledger import Ledger
 from mgdet.data.readings import within_a_pixel
 from mgdet.data.schema import Progress
 from mgdet.data.verify import Source, Unusable, Usable, verify
-from mgdet.diagnosis.base import NO_ID, Case, Cases, Data, Finding, Split
+from mgdet.diagnosis.base import NO_ID, Case, Cases, Data, Finding, Split, corners_of
 from mgdet.diagnosis.pictures import look_at
 from mgdet.errors import DataError
 from mgdet.files import read_regular
@@ -97,43 +99,71 @@ def _split(
     frames = frames_of_split(source, data_format, Ledger())
     found = _units(source, data_format, frames, choices)
     labels = {category.name: label for label, category in enumerate(categories)}
-    rows: list[int] = []
-    kept: list[tuple[np.ndarray, int, bool, float, int, int]] = []
     usable = list(source.usable())
+    kept: list[_Kept] = []
     for row, ((image, file), frame) in enumerate(zip(usable, frames, strict=True)):
         _frame(source.split, row, image, file, frame, data_format, cases)
-        for number, thing in enumerate(image.objects):
-            ledger = Ledger()  # one for each object, so that what it notes is of this one
-            alone = image._replace(objects=[thing])
-            fitted = fit_objects(source, alone, file, frame, data_format, choices, ledger)
-            whole = frame.upright(annotated_corners(data_format, alone, file))[0]
-            shown = (tuple(whole.tolist()),) if np.isfinite(whole).all() else ()
-            case = Case(source.split, image.id, image.file_name, thing.id, number, boxes=shown, row=row)
-            for note, count in ledger.counts.items():
-                if count and note in _KIND_OF_NOTE:
-                    cases.add(_KIND_OF_NOTE[note], case._replace(detail=_detail(note, thing.box, thing.area)))
-            for box, accepted in fitted:
-                area = float(np.prod(box[2:] - box[:2])) if accepted.area is None else accepted.area
-                identity = NO_ID if thing.id is None else thing.id
-                rows.append(row)
-                kept.append((box, labels[thing.category], bool(thing.iscrowd), area, identity, number))
-            if within_a_pixel(np.array([thing.box]), np.array([data_format.corners(thing.box, file.size)]))[0]:
-                cases.add("fractions", case._replace(detail=f"{thing.category} {list(thing.box)}"))
+        place = _Place(source, row, image, file, frame)
+        kept += _objects(place, data_format, choices, cases)
     truth = GroundTruth(
         image_ids=np.array([image.id for image, _ in usable], dtype=np.int64),
         heights=np.array([file.size[0] for _, file in usable], dtype=np.int64),
         widths=np.array([file.size[1] for _, file in usable], dtype=np.int64),
-        box_image=np.array(rows, dtype=np.int64),
-        boxes=np.array([one[0] for one in kept], dtype=np.float64).reshape(-1, 4),
-        labels=np.array([one[1] for one in kept], dtype=np.int64),
-        iscrowd=np.array([one[2] for one in kept], dtype=np.bool_),
-        area=np.array([one[3] for one in kept], dtype=np.float64),
+        box_image=np.array([one.row for one in kept], dtype=np.int64),
+        boxes=np.array([one.box for one in kept], dtype=np.float64).reshape(-1, 4),
+        labels=np.array([labels[one.category] for one in kept], dtype=np.int64),
+        iscrowd=np.array([one.iscrowd for one in kept], dtype=np.bool_),
+        area=np.array([one.area for one in kept], dtype=np.float64),
         categories=tuple(categories),
     )
-    ids, numbers = (np.array([one[k] for one in kept], dtype=np.int64) for k in (4, 5))
+    ids = np.array([one.id for one in kept], dtype=np.int64)
+    numbers = np.array([one.number for one in kept], dtype=np.int64)
     paths = [file.path for _, file in usable]
     names, seen = [image.file_name for image, _ in usable], [file.seen for _, file in usable]
     return Split(source.split, truth, names, ids, numbers, seen, lambda row: read_regular(paths[row])), found
+
+
+class _Place(NamedTuple):
+    """An image that can be used, in its row, and the picture that its boxes refer to."""
+
+    source: Source
+    row: int
+    image: AnnotatedImage
+    file: Usable
+    frame: Frame
+
+
+class _Kept(NamedTuple):
+    """An object that `prepare` would store."""
+
+    row: int
+    box: NDArray[np.float64]
+    category: str
+    iscrowd: bool
+    area: float
+    id: int
+    number: int
+
+
+def _objects(place: _Place, data_format: DataFormat, choices: Choices, cases: Cases) -> Iterator[_Kept]:
+    """The objects of an image that `prepare` would store; what it would drop, cut or replace becomes a case."""
+    source, row, image, file, frame = place
+    corners = annotated_corners(data_format, image, file)
+    within = within_a_pixel(np.array([thing.box for thing in image.objects]).reshape(-1, 4), corners)
+    for number, (thing, upright) in enumerate(zip(image.objects, frame.upright(corners), strict=True)):
+        shown = (corners_of(upright),) if np.isfinite(upright).all() else ()
+        case = Case(source.split, image.id, image.file_name, thing.id, number, boxes=shown, row=row)
+        ledger = Ledger()  # one for each object, so that what it notes is of this one
+        alone = image._replace(objects=[thing])
+        for box, accepted in fit_objects(source, alone, file, frame, data_format, choices, ledger):
+            area = float(np.prod(box[2:] - box[:2])) if accepted.area is None else accepted.area
+            identity = NO_ID if thing.id is None else thing.id
+            yield _Kept(row, box, thing.category, bool(thing.iscrowd), area, identity, number)
+        for note, kind in _KIND_OF_NOTE.items():
+            if ledger.counts[note]:
+                cases.add(kind, case._replace(detail=_detail(note, thing.box, thing.area)))
+        if within[number]:
+            cases.add("fractions", case._replace(detail=f"{thing.category} {list(thing.box)}"))
 
 
 def _detail(note: str, box: Sequence[float], area: float | None) -> str:

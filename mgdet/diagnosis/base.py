@@ -53,7 +53,7 @@ class Split:
             None if number == NO_ID else number,
             int(self.numbers[thing]),
             detail,
-            tuple(_corners(self.truth.boxes[i]) for i in (thing, *others)),
+            tuple(corners_of(self.truth.boxes[i]) for i in (thing, *others)),
             row,
             score,
         )
@@ -69,7 +69,8 @@ class Split:
         return f"{case.thing} ({self.truth.categories[int(self.truth.labels[thing])].name})"
 
 
-def _corners(box: NDArray[np.float64]) -> Corners:
+def corners_of(box: NDArray[np.float64]) -> Corners:
+    """A box `[4]` as plain numbers."""
     x1, y1, x2, y2 = box.tolist()
     return x1, y1, x2, y2
 
@@ -94,7 +95,7 @@ class Case(NamedTuple):
 
     def with_box(self, box: NDArray[np.float64]) -> "Case":
         """The case with one more box."""
-        return self._replace(boxes=(*self.boxes, _corners(box)))
+        return self._replace(boxes=(*self.boxes, corners_of(box)))
 
     @property
     def thing(self) -> str:

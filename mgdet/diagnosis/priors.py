@@ -169,9 +169,9 @@ def _suggestion(
     if (after >= positive).mean() < (best >= positive).mean() + GAIN:
         return
     sizes, ratios = (", ".join(f"{v:.3g}" for v in values) for values in (better.sizes, better.ratios))
-    yield Finding(
-        "suggested",
-        what=f"with model.anchors.sizes=[{sizes}] model.anchors.ratios=[{ratios}] {int((after < positive).sum())} "
-        f"instead of {int((best < positive).sum())} objects would lie below {positive:g}, and the mean of the best IoUs "
-        f"would be {after.mean():.2f} instead of {best.mean():.2f}",
+    then, now = int((after < positive).sum()), int((best < positive).sum())
+    what = (
+        f"with model.anchors.sizes=[{sizes}] model.anchors.ratios=[{ratios}] {then} instead of {now} objects would lie "
+        f"below {positive:g}, and the mean of the best IoUs would be {after.mean():.2f} instead of {best.mean():.2f}"
     )
+    yield Finding("suggested", what=what)

@@ -12,8 +12,8 @@ from mgdet.errors import DataError
 
 
 def scene(seed, size=(80, 60)):
-    """Smooth random pixels, as a photo has them."""
-    small = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    """Random patches with soft edges."""
+    small = np.random.default_rng(seed).integers(0, 256, (24, 32, 3), dtype=np.uint8)
     return Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
 
 

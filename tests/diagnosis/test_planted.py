@@ -44,7 +44,7 @@ def check(planted, clean):
 def shapes(tmp_path_factory):
     """Shapes in COCO's format, the directories of their images, and where they are."""
     out = tmp_path_factory.mktemp("shapes")
-    contents, images = shapes_as_coco(out, 60)
+    contents, images = shapes_as_coco(out)
     splits = []
     for split, content in contents.items():
         (out / f"{split}.json").write_text(json.dumps(content))

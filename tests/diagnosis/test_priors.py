@@ -75,7 +75,7 @@ def findings(boxes, **anchors):
 
 
 def test_objects_that_no_anchor_reaches_are_named_and_better_anchors_suggested():
-    small = [[x, 10, x + 9, 19] for x in range(0, 100, 16)]
+    small = [[x + 4, 4, x + 12, 12] for x in range(0, 100, 16)]
     found = findings(small, sizes=[32, 64, 128, 256, 512])
     assert [case.object for case in found["unreached"].cases] == list(range(7))
     assert "7 of 7 objects" in found["unreached"].text
