@@ -15,7 +15,7 @@ from mgdet.diagnosis.kinds import KINDS, SEVERITIES
 from mgdet.diagnosis.page import page
 from mgdet.diagnosis.report import as_json, lines
 from mgdet.errors import ConfigError, DataError
-from tests.data.damages import shard_of, spoil
+from tests.data.damages import change_manifest, shard_of, spoil
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,6 +27,8 @@ def root(tmp_path_factory):
     generate_shapes(root, ShapesConfig(train=5, val=2, size=64, negatives=0))
     spoil(root, "train", [4])
     shard_of(root, "val").write_bytes(b"")
+    dropped = {"split": "val", "image": "b.jpg", "image_id": 6, "annotation": 77, "reason": "has no area"}
+    change_manifest(root, lambda content: content["changes"].update(dropped_boxes=[dropped]))
     return root
 
 
@@ -43,6 +45,7 @@ def test_faults_of_a_prepared_data_set(examined):
     kinds = found(examined)
     assert [(case.split, case.image_id) for case in kinds["unreadable"].cases] == [("train", 5)]
     assert "val/part-00000.parquet" in kinds["unusable"].text
+    assert [(case.image_id, case.annotation) for case in kinds["left_out"].cases] == [(6, 77)]
     assert list(examined.data.splits) == ["train"]
     assert examined.data.splits["train"].truth.image_ids.tolist() == [1, 2, 3, 4]  # the others are looked at
     levels = [SEVERITIES.index(finding.severity) for finding in examined.findings]
