@@ -307,7 +307,7 @@ def doctor(
         place, common = _data_format(place, options)
     if unknown := common.keys() - {"workers", *READING}:
         raise ConfigError(f"doctor has no option {min(unknown)!r}: allowed are workers, {', '.join(READING)}")
-    choices = Choices(keep_repeated=True, **{name: value for name, value in common.items() if name in READING})
+    choices = Choices(**{name: value for name, value in common.items() if name in READING})
     examined = examine_dataset(
         place,
         list((splits or {}).items()),

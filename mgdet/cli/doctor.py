@@ -10,10 +10,9 @@ Exit status 0: examined; 1: with --strict, an error or a warning was found; 2: s
 """
 
 import argparse
-from typing import Any
 
 from mgdet.cli.complete import complete_configs
-from mgdet.cli.prepare import ProgressLine, add_plugin_option, load_formats
+from mgdet.cli.prepare import ProgressLine, add_options, add_plugin_option, load_formats
 from mgdet.cli.run import Command
 from mgdet.config_files import EXPERIMENTS
 from mgdet.data.choices import READING, Choices
@@ -46,18 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--html", metavar="FILE", help="write a page with pictures there, which needs no other file")
     parser.add_argument("--strict", action="store_true", help="exit status 1 if an error or a warning is found")
     parser.add_argument("--workers", type=int, help="decoding threads (default: the CPUs of this process)")
-    for own in _options():
-        flag, text = f"--{own.name.replace('_', '-')}", own.meaning.replace("%", "%%")
-        if own.default is False:
-            parser.add_argument(flag, action="store_true", help=text)
-        else:
-            parser.add_argument(flag, default=own.default, type=type(own.default), help=text)
-
-
-def _options() -> list[Any]:
-    common = [each for each in Choices.options() if each.name in READING]
-    own = {each.name: each for data_format in FORMATS for each in data_format.options()}
-    return [*common, *own.values()]
+    add_options(parser, [each for each in Choices.options() if each.name in READING])
+    add_options(parser, {each.name: each for data_format in FORMATS for each in data_format.options()}.values())
 
 
 def run(args: argparse.Namespace) -> int:
@@ -83,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         [(name, places) for name, *places in args.split],
         experiment=experiment,
         trained=trained,
-        choices=Choices(keep_repeated=True, **{name: getattr(args, name) for name in READING}),
+        choices=Choices(**{name: getattr(args, name) for name in READING}),
         workers=args.workers,
         progress=ProgressLine(),
     )

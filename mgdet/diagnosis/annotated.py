@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,6 +44,7 @@ def open_annotated(
         DataError: the splits are not given as the format takes them.
     """
     check_splits(data_format, splits)
+    choices = replace(choices, keep_repeated=True)  # entries of one file stay apart, so that each can be named
     found: list[Finding] = []
     cases = Cases()
     contents: dict[str, AnnotatedSplit] = {}

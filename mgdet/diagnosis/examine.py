@@ -73,7 +73,7 @@ def examine_dataset(
     """
     start = time.monotonic()
     check_workers(workers)
-    choices = choices or Choices(keep_repeated=True)
+    choices = choices or Choices()
     threads = workers or len(os.sched_getaffinity(0))
     if isinstance(place, DataFormat):
         data, found = open_annotated(place, splits, choices, threads, progress)
