@@ -304,7 +304,7 @@ def doctor(
     place: str | DataFormat = os.fspath(data)
     common = options
     if splits:
-        place, common = _data_format(place, options)
+        place, common = _data_format(os.fspath(data), options)
     if unknown := common.keys() - {"workers", *READING}:
         raise ConfigError(f"doctor has no option {min(unknown)!r}: allowed are workers, {', '.join(READING)}")
     choices = Choices(**{name: value for name, value in common.items() if name in READING})

@@ -1,16 +1,15 @@
 """What the pictures themselves say: colours, depth, frames, orientation; and files that are there several times."""
 
-from collections import defaultdict
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mgdet.diagnosis.base import Cases, Data, Finding, Split
 
-NEAR_BITS = 32
-"""Pictures whose perceptual hashes differ in at most so many of their 255 bits are nearly the same."""
+NEAR_BITS = 64
+"""Pictures whose perceptual hashes differ in at most so many of their 255 bits show the same scene; of others, half of
+the bits differ, give or take a dozen."""
 ROWS_AT_A_TIME = 512
 """Hashes that are compared with all others at once: 512 x 100,000 distances are 50 MB."""
 
@@ -50,33 +49,21 @@ def copies(data: Data) -> Iterator[Finding]:
     yield from cases.findings()
 
 
-class _Picture(NamedTuple):
-    split: Split
-    row: int
-
-
 def near_copies(data: Data) -> Iterator[Finding]:
     """Pictures that are nearly the same although their files differ; of each the nearest other one is named."""
-    listed = [
-        _Picture(split, row) for split in data.splits.values() for row, look in enumerate(split.looks) if not look.blank
-    ]
-    hashes = [picture.split.looks[picture.row].hash for picture in listed]
-    nearest: defaultdict[tuple[int, bool], tuple[int, int]] = defaultdict(lambda: (NEAR_BITS + 1, -1))
-    for one, other, bits in near_pairs(hashes, NEAR_BITS):
-        a, b = listed[one], listed[other]
-        if a.split.looks[a.row].digest != b.split.looks[b.row].digest:
-            key = other, a.split is not b.split
-            nearest[key] = min(nearest[key], (bits, one))
-    found: dict[bool, list[tuple[int, int, int]]] = {True: [], False: []}
-    for (later, across), (bits, earlier) in nearest.items():
-        found[across].append((bits, later, earlier))
-    for across, kind in ((True, "near_leak"), (False, "near_copies")):
-        cases = []
-        for bits, later, earlier in sorted(found[across]):
-            (split, row), (other, before) = listed[later], listed[earlier]
-            cases.append(split.case(row, detail=f"{bits} bits from {other.case(before)}"))
-        if cases:
-            yield Finding(kind, tuple(cases), str(NEAR_BITS))
+    listed = [(split, row) for split in data.splits.values() for row, look in enumerate(split.looks) if not look.blank]
+    looks = [split.looks[row] for split, row in listed]
+    nearest: dict[tuple[str, int], tuple[int, int]] = {}
+    """By kind and the later picture: the bits that differ, and the earlier one."""
+    for one, other, bits in near_pairs([look.hash for look in looks], NEAR_BITS):
+        if looks[one].digest != looks[other].digest:
+            key = "near_leak" if listed[one][0] is not listed[other][0] else "near_copies", other
+            nearest[key] = min(nearest.get(key, (bits, one)), (bits, one))
+    cases = Cases()
+    for (kind, other), (bits, one) in sorted(nearest.items(), key=lambda item: (item[1], item[0])):
+        (split, row), (earlier, before) = listed[other], listed[one]
+        cases.add(kind, split.case(row, detail=f"{bits} bits from {earlier.case(before)}"))
+    yield from cases.findings(str(NEAR_BITS))
 
 
 def near_pairs(hashes: list[bytes], most: int) -> Iterator[tuple[int, int, int]]:

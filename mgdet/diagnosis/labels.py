@@ -121,7 +121,7 @@ def confident_scores(images: Sequence[Judged], classes: int) -> NDArray[np.float
         np.maximum.at(best, overlap.argmax(axis=1)[good], seen.scores[good])
         np.add.at(total, kinds[best > 0], best[best > 0])
         np.add.at(count, kinds[best > 0], 1)
-    return np.divide(total, count, out=np.full(classes, np.inf), where=count > 0)
+    return np.asarray(np.divide(total, count, out=np.full(classes, np.inf), where=count > 0))
 
 
 def suspects(image: Judged, confident: NDArray[np.float64]) -> list[Suspect]:

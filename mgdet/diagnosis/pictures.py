@@ -64,7 +64,7 @@ def perceptual_hash(picture: Image.Image) -> bytes:
     """255 bits of an RGB picture: which of the low frequencies of its cosine transform lie above their median.
 
     Pictures of other scenes differ in about half of the bits. Compressing a picture (JPEG of quality 20), halving it,
-    darkening it or cutting a hundredth off each side changes at most 28 of them.
+    darkening it or cutting a hundredth off each side changes at most 28 of them, see docs/doctor.md.
     """
     grey = np.asarray(picture.convert("L").resize((GRID, GRID), Image.Resampling.BOX)).astype(np.float64)
     low = dctn(grey)[:FREQUENCIES, :FREQUENCIES].ravel()[1:]

@@ -159,9 +159,9 @@ def _suggestion(
     tried = [anchors.model_copy(update={"sizes": tuple((b * 2 ** np.arange(5.0)).tolist())}) for b in BASES]
     reached = {}
     for one in tried:
-        for ratios in (anchors.ratios, *RATIOS):
-            if len(ratios) <= len(anchors.ratios):  # no more anchors than there are
-                other = one.model_copy(update={"ratios": ratios})
+        for tall in (anchors.ratios, *RATIOS):
+            if len(tall) <= len(anchors.ratios):  # no more anchors than there are
+                other = one.model_copy(update={"ratios": tall})
                 found = best_ious(sample, shapes_of(other), anchors.offset).max(axis=1)
                 reached[other] = float((found >= positive).mean()), float(found.mean())
     better = max(reached, key=lambda other: reached[other])
