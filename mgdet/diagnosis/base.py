@@ -92,6 +92,8 @@ class Case(NamedTuple):
     """Of the image in the `Split`; None where the picture cannot be read."""
     score: float | None = None
     """How suspicious it is, from 0 to 1, where that is measured."""
+    twin: tuple[str, int] | None = None
+    """Split and row of the picture that it is a copy of."""
 
     def with_box(self, box: NDArray[np.float64]) -> "Case":
         """The case with one more box."""

@@ -45,7 +45,8 @@ def copies(data: Data) -> Iterator[Finding]:
                 continue
             other, earlier = first[look.digest]
             kind = "repeated_file" if other is split else "leaked"
-            cases.add(kind, split.case(row, detail=f"same bytes as {other.case(earlier)}"))
+            case = split.case(row, detail=f"same bytes as {other.case(earlier)}")
+            cases.add(kind, case._replace(twin=(other.name, earlier)))
     yield from cases.findings()
 
 
@@ -62,7 +63,8 @@ def near_copies(data: Data) -> Iterator[Finding]:
     cases = Cases()
     for (kind, other), (bits, one) in sorted(nearest.items(), key=lambda item: (item[1], item[0])):
         (split, row), (earlier, before) = listed[other], listed[one]
-        cases.add(kind, split.case(row, detail=f"{bits} bits from {earlier.case(before)}"))
+        case = split.case(row, detail=f"{bits} bits from {earlier.case(before)}")
+        cases.add(kind, case._replace(twin=(earlier.name, before)))
     yield from cases.findings(str(NEAR_BITS))
 
 

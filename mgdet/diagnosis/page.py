@@ -40,6 +40,7 @@ summary { padding: .6rem .8rem; cursor: pointer } details > div { padding: 0 .8r
 .level { color: #fff; background: var(--level); border-radius: 4px; padding: .1rem .5rem; font-size: .8rem }
 .sheet { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 210px), 1fr)) }
 figure { margin: 0 } figure img { width: 100%; border-radius: 4px; display: block; background: #8882 }
+img + img { margin-top: 3px }
 figcaption, li { font-size: .8rem; line-height: 1.35 } ul { padding-left: 1.2rem; margin: 0 }
 """
 
@@ -52,7 +53,7 @@ def page(examined: Examined) -> str:
         f'<html lang="en"><head><meta charset="utf-8"><title>{title}</title>',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<style>{_STYLE}</style></head><body>",
-        f"<h1>{title}</h1><p>{_text(summary(examined))}</p>",
+        f"<h1>mgdet doctor</h1><p>{_text(summary(examined))}</p>",
         _splits(examined.data),
         "<h2>Objects</h2>",
         '<div class="plots">',
@@ -134,6 +135,11 @@ def _finding(finding: Finding, data: Data) -> str:
 
 
 def _figure(case: Case, data: Data) -> str:
-    jpeg = thumbnail(case, data)
-    image = f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}">' if jpeg else ""
-    return f"<figure>{image}<figcaption>{_text(str(case))}</figcaption></figure>"
+    """The picture of a case, and below it the one that it is a copy of."""
+    shown = [case]
+    if case.twin is not None:
+        split, row = case.twin
+        shown.append(data.splits[split].case(row))
+    jpegs = [jpeg for one in shown if (jpeg := thumbnail(one, data))]
+    images = "".join(f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}">' for jpeg in jpegs)
+    return f"<figure>{images}<figcaption>{_text(str(case))}</figcaption></figure>"

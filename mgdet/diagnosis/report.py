@@ -100,6 +100,6 @@ def _finding(finding: Finding) -> dict[str, Any]:
 
 
 def _case(case: Case) -> dict[str, Any]:
-    values = case._asdict()
-    del values["row"]
+    left_out = "row", "twin"  # the text of the detail names the twin
+    values = {key: value for key, value in case._asdict().items() if key not in left_out}
     return {key: value for key, value in values.items() if value not in (None, "", ())}

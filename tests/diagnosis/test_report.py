@@ -75,12 +75,13 @@ def test_the_json_file_has_every_case(examined):
 
 def test_the_page_needs_nothing_else_and_shows_pictures(examined):
     split = examined.data.splits["train"]
-    shown = Finding("tiny", (split.case(0, 0, "<b>"), Case("train", 9, "gone.jpg", detail="no picture")), "4")
+    copy = split.case(1)._replace(twin=("train", 2))
+    shown = Finding("tiny", (split.case(0, 0, "<b>"), copy, Case("train", 9, "gone.jpg", detail="no picture")), "4")
     text = page(type(examined)(examined.data, (*examined.findings, shown), 1.0))
     assert not re.findall(r"(?:src|href)=\"(?!data:image/jpeg;base64,)", text)
     assert "url(" not in text
     assert "<b>" not in text
-    assert text.count('<img alt="" src="data:image/jpeg;base64,/9j/') == 1
+    assert text.count('<img alt="" src="data:image/jpeg;base64,/9j/') == 3
     assert 'name="viewport"' in text
     assert all(str(case.image_id) in text for finding in examined.findings for case in finding.cases)
 
