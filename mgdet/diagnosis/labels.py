@@ -157,7 +157,7 @@ def suspects(image: Judged, confident: NDArray[np.float64]) -> list[Suspect]:
         mine = np.where(same[d], overlap[d], 0)
         nearest = int(mine.argmax()) if len(boxes) else -1
         if len(boxes) and mine[nearest] >= TOUCHES and placed[nearest] < WELL_PLACED:
-            if nearest not in accused and placed[nearest] == mine[nearest]:
+            if nearest not in accused:
                 found.append(Suspect("badly_placed", nearest, d, score * (1 - float(mine[nearest]))))
                 accused.add(nearest)
         elif iou < SAME_OBJECT:

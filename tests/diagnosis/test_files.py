@@ -23,9 +23,9 @@ def bits(a, b):
 
 def test_near_pairs_are_those_of_the_slow_loop():
     rng = np.random.default_rng(1)
-    base = rng.integers(0, 256, (40, 32), dtype=np.uint8)
-    near = base[:20].copy()
-    for row, flips in enumerate(rng.integers(0, 30, 20)):
+    base = rng.integers(0, 256, (20, 32), dtype=np.uint8)
+    near = base[:12].copy()
+    for row, flips in enumerate(rng.integers(0, 30, 12)):
         for bit in rng.choice(256, flips, replace=False):
             near[row, bit // 8] ^= 1 << (bit % 8)
     hashes = [row.tobytes() for row in np.concatenate([base, near, base[:2]])]
