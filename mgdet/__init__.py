@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 __all__ = [
+    "Diagnosis",
     "Evaluation",
+    "Finding",
     "MgdetError",
     "Prediction",
     "PreparedData",
@@ -23,6 +25,7 @@ __all__ = [
     "TrainingResult",
     "TuningResult",
     "__version__",
+    "doctor",
     "load",
     "prepare",
     "train",
@@ -30,7 +33,19 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from mgdet.api import PreparedData, TrainedDetector, TrainingResult, TuningResult, load, prepare, train, tune
+    from mgdet.api import (
+        Diagnosis,
+        PreparedData,
+        TrainedDetector,
+        TrainingResult,
+        TuningResult,
+        doctor,
+        load,
+        prepare,
+        train,
+        tune,
+    )
+    from mgdet.diagnosis.base import Finding
     from mgdet.errors import MgdetError
     from mgdet.inference.evaluate import Evaluation
     from mgdet.inference.prediction import Prediction

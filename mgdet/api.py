@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from mgdet.config import load as load_experiment
 from mgdet.config_yaml import Overrides
+from mgdet.diagnosis.base import Finding
 from mgdet.errors import ConfigError, DataError, MgdetError
 from mgdet.host import require_linux
 from mgdet.inference.evaluate import Evaluation, evaluate_trained
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import torch
 
     from mgdet.data.formats import DataFormat
+    from mgdet.diagnosis.examine import Examined
 
 Configuration = str | os.PathLike[str] | Mapping[str, Any]
 
@@ -72,6 +74,36 @@ class PreparedData:
     """Names of the classes in order of their label."""
     images: Mapping[str, int]
     """Number of images of each split."""
+
+
+class Diagnosis:
+    """What was found in a data set; from `mgdet.doctor`."""
+
+    def __init__(self, examined: "Examined") -> None:
+        self._examined = examined
+
+    def __str__(self) -> str:
+        from mgdet.diagnosis.report import lines
+
+        return "\n".join(lines(self._examined))
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What was found, the most severe first, each with its cases by split, image and annotation."""
+        return self._examined.findings
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Everything as plain values: what `mgdet doctor --json` writes."""
+        from mgdet.diagnosis.report import as_json
+
+        return as_json(self._examined)
+
+    def html(self) -> str:
+        """A page with pictures and plots, which needs no other file."""
+        from mgdet.diagnosis.page import page
+
+        return page(self._examined)
 
 
 class TrainedDetector:
@@ -238,6 +270,53 @@ def prepare(
         manifest = import_annotations(out, data_format, list(splits.items()), overwrite=overwrite, **common)
     classes = tuple(c.name for c in manifest.category_tuple())
     return PreparedData(os.fspath(out), classes, {name: split.images for name, split in manifest.splits.items()})
+
+
+def doctor(
+    data: str | os.PathLike[str],
+    *,
+    splits: Mapping[str, Sequence[str | os.PathLike[str]]] | None = None,
+    config: Configuration | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    plugins: Sequence[str] = (),
+    **options: Any,
+) -> Diagnosis:
+    """Look for whatever is wrong with a data set, and change nothing.
+
+    Args:
+        data: a prepared data set, a directory or a URI; or with `splits` the name of a format of annotations.
+        splits: as `prepare` takes them.
+        config: a configuration whose anchors are compared with the objects; by default that of `checkpoint`.
+        checkpoint: a run or a `.pt` file: its detector looks for wrong labels.
+        plugins: modules or entry points that bring formats, or that the detector was trained with.
+        options: `workers`, `allow_outside`, `max_pixels` and the format's own.
+
+    Raises:
+        DataError: there is no data set, or the paths are not those of the format.
+        ConfigError: an option that there is not, or a checkpoint of other classes.
+    """
+    require_linux()
+    from mgdet.data.choices import READING, Choices
+    from mgdet.diagnosis.examine import examine_dataset
+    from mgdet.plugins import load_plugins
+
+    load_plugins(plugins, (Path(),))
+    place: str | DataFormat = os.fspath(data)
+    common = options
+    if splits:
+        place, common = _data_format(os.fspath(data), options)
+    if unknown := common.keys() - {"workers", *READING}:
+        raise ConfigError(f"doctor has no option {min(unknown)!r}: allowed are workers, {', '.join(READING)}")
+    choices = Choices(**{name: value for name, value in common.items() if name in READING})
+    examined = examine_dataset(
+        place,
+        list((splits or {}).items()),
+        experiment=None if config is None else load_experiment(_plain(config)),
+        trained=None if checkpoint is None else load_detector(os.fspath(checkpoint), plugins=plugins),
+        choices=choices,
+        workers=common.get("workers"),
+    )
+    return Diagnosis(examined)
 
 
 def _data_format(name: str, options: Mapping[str, Any]) -> tuple["DataFormat", dict[str, Any]]:

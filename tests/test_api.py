@@ -64,12 +64,13 @@ def test_the_public_interface_is_frozen():
     import inspect
 
     parameters = {
-        n: list(inspect.signature(getattr(mgdet, n)).parameters) for n in ("train", "tune", "prepare", "load")
+        n: list(inspect.signature(getattr(mgdet, n)).parameters) for n in ("train", "tune", "prepare", "doctor", "load")
     }
     assert parameters == {
         "train": ["config", "overrides"],
         "tune": ["config", "overrides", "retry_failed"],
         "prepare": ["format", "out", "splits", "overwrite", "plugins", "options"],
+        "doctor": ["data", "splits", "config", "checkpoint", "plugins", "options"],
         "load": ["source", "overrides", "device", "plugins"],
     }
     assert list(inspect.signature(mgdet.TrainedDetector.predict).parameters) == [
@@ -81,7 +82,9 @@ def test_the_public_interface_is_frozen():
     assert list(inspect.signature(mgdet.TrainedDetector.evaluate).parameters) == ["self", "data", "split", "out"]
     assert set(mgdet.__all__) == {
         *(
+            "Diagnosis",
             "Evaluation",
+            "Finding",
             "MgdetError",
             "Prediction",
             "PreparedData",
@@ -89,7 +92,7 @@ def test_the_public_interface_is_frozen():
             "TrainingResult",
             "TuningResult",
         ),
-        *("__version__", "load", "prepare", "train", "tune"),
+        *("__version__", "doctor", "load", "prepare", "train", "tune"),
     }
 
 
@@ -123,6 +126,17 @@ def test_every_kind_of_image_gives_the_same_detections(detector, photo):
     np.testing.assert_allclose(several[1].scores, found[0].scores, rtol=1e-3)
     assert several[1].scores[0] > several[1].scores[-1]
     assert detector.predict([]) == []
+
+
+def test_the_doctor_judges_labels_and_anchors_by_a_checkpoint(run, detector):
+    diagnosis = mgdet.doctor(detector.config["data"]["uri"], checkpoint=run, workers=1)
+    found = {finding.kind: finding for finding in diagnosis.findings}
+    assert "idle_levels" in found  # nothing is as large as the anchors of P7
+    assert not {"unusable", "unreadable", "changed"} & set(found)
+    accused = [found[kind] for kind in ("overlooked", "swapped", "badly_placed") if kind in found]
+    assert all(0.1 <= case.score <= 1 for finding in accused for case in finding.cases)
+    with pytest.raises(mgdet.MgdetError, match="There cannot be 1000 decoding threads"):
+        mgdet.doctor(detector.config["data"]["uri"], workers=1000)
 
 
 def test_a_turned_picture_is_seen_upright(detector, photo, tmp_path):

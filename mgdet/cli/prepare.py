@@ -12,14 +12,14 @@ import argparse
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mgdet.cli.keys import shipped
 from mgdet.cli.run import Command, common_options
 from mgdet.data.choices import Choices
-from mgdet.data.formats import FORMATS, DataFormat
+from mgdet.data.formats import FORMATS, DataFormat, Option
 from mgdet.errors import MgdetError
 from mgdet.text import printable
 from mgdet.training.progress import Progress, show
@@ -75,7 +75,12 @@ def add_import_arguments(parser: argparse.ArgumentParser, data_format: type[Data
     )
     parser.add_argument("--name", help="of the data set (default: the last part of --out)")
     parser.add_argument("--workers", type=int, help="decoding threads (default: the CPUs of this process)")
-    for own in (*Choices.options(), *data_format.options()):
+    add_options(parser, (*Choices.options(), *data_format.options()))
+
+
+def add_options(parser: argparse.ArgumentParser, options: Iterable[Option]) -> None:
+    """Add a flag for each option of a format or of all formats."""
+    for own in options:
         flag, text = f"--{own.name.replace('_', '-')}", own.meaning.replace("%", "%%")
         if own.default is False:
             parser.add_argument(flag, action="store_true", help=text)

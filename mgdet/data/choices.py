@@ -9,6 +9,9 @@ from mgdet.errors import ConfigError
 MAX_PIXELS = 178_956_970
 """Pixels of an image by default, at most: Pillow's own bound against files that unpack to gigabytes."""
 
+READING = ("allow_outside", "max_pixels")
+"""Those that matter also where nothing is written."""
+
 
 @dataclass(frozen=True)
 class Choices:

@@ -6,7 +6,7 @@ lines of a training, which know the size of the network's input as well.
 
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from mgdet.data.config import DataConfig
 from mgdet.data.dataset import ShardedDataset
 from mgdet.data.transforms import TransformConfig, least_side
+from mgdet.ground_truth import GroundTruth
+from mgdet.structures import Category
 from mgdet.text import first_of
 
 NAMED = 5
@@ -60,8 +62,8 @@ def examine(
         *_nothing(learnable, trained),
         *_small(splits, large, transform, trained),
         *_empty_splits(splits),
-        *_empty_classes(splits, parents or {}),
-        *_similar_names(splits),
+        *empty_classes({name: split.ground_truth() for name, split in splits.items()}, parents or {}),
+        *similar_names(next(iter(splits.values())).categories if splits else ()),
         *_twice(splits),
     ]
     objects = {name: int((~split.ground_truth().iscrowd).sum()) for name, split in splits.items()}
@@ -115,12 +117,11 @@ def _empty_splits(splits: Mapping[str, ShardedDataset]) -> list[str]:
     return [f"{' and '.join(empty)}: no object at all outside of crowds"] if empty else []
 
 
-def _empty_classes(splits: Mapping[str, ShardedDataset], parents: Mapping[str, str]) -> list[str]:
-    """Classes without an object in some split that has others."""
+def empty_classes(splits: Mapping[str, GroundTruth], parents: Mapping[str, str]) -> list[str]:
+    """A sentence for the classes without an object in some split that has others."""
     without: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
     counts = {}
-    for name, split in splits.items():
-        truth = split.ground_truth()
+    for name, truth in splits.items():
         counts[name] = np.bincount(truth.labels[~truth.iscrowd], minlength=len(truth.categories))
     filled = {name: count for name, count in counts.items() if count.any()}
     categories = next(iter(splits.values())).categories if splits else ()
@@ -144,10 +145,10 @@ def _consequence(where: tuple[str, ...], everywhere: tuple[str, ...]) -> str:
     return "What is not trained on counts with an AP of 0, and what is not evaluated on has none"
 
 
-def _similar_names(splits: Mapping[str, ShardedDataset]) -> list[str]:
-    """Names of classes that differ only by case, white space or Unicode form."""
+def similar_names(categories: Sequence[Category]) -> list[str]:
+    """A sentence for all names of classes that differ only by case, white space or Unicode form."""
     groups: defaultdict[str, list[str]] = defaultdict(list)
-    for category in next(iter(splits.values())).categories if splits else ():
+    for category in categories:
         folded = unicodedata.normalize("NFKC", category.name).casefold()
         groups["".join(c for c in folded if c.isalnum()) or folded].append(category.name)
     return [

@@ -64,9 +64,8 @@ def import_annotations(
             images are missing or undecodable, or boxes are certainly in another unit or order than the format's.
     """
     chosen = Choices(**choices)
-    _check_splits(data_format, splits)
-    if workers is not None and not 1 <= workers <= MOST_WORKERS:
-        raise DataError(f"There cannot be {workers} decoding threads; allowed are 1 to {MOST_WORKERS}.")
+    check_splits(data_format, splits)
+    check_workers(workers)
     if not overwrite and is_taken(uri):  # before minutes of decoding; the writer looks again
         raise DataError(f"{uri} exists already and nothing was written. Choose another place or pass --overwrite.")
     contents = regrouped([data_format.read([Path(place) for place in places]) for _, places in splits], chosen)
@@ -109,7 +108,14 @@ def import_annotations(
     return manifest
 
 
-def _check_splits(data_format: DataFormat, splits: Sequence[tuple[str, Sequence[str | os.PathLike[str]]]]) -> None:
+def check_workers(workers: int | None) -> None:
+    """Check a number of decoding threads; None means the default. Raises `DataError`."""
+    if workers is not None and not 1 <= workers <= MOST_WORKERS:
+        raise DataError(f"There cannot be {workers} decoding threads; allowed are 1 to {MOST_WORKERS}.")
+
+
+def check_splits(data_format: DataFormat, splits: Sequence[tuple[str, Sequence[str | os.PathLike[str]]]]) -> None:
+    """Check that each split has a name of its own and the paths that the format takes. Raises `DataError`."""
     expected = data_format.places
     if not splits:
         raise DataError(f"No splits were given. Give at least one: its name, then {', '.join(expected)}.")

@@ -63,13 +63,14 @@ def check_readings(where: str, numbers: Numbers, corners: Numbers, sizes: Number
 _NOTHING = "Nothing was written."
 
 
-def _within_a_pixel(numbers: Numbers, corners: Numbers) -> NDArray[np.bool_]:
+def within_a_pixel(numbers: Numbers, corners: Numbers) -> NDArray[np.bool_]:
+    """Which boxes lie within one pixel of the upper left corner, as boxes in fractions of the image do."""
     small = (np.abs(numbers).max(axis=1, initial=0) <= 1.001) & (np.abs(corners).max(axis=1, initial=0) <= 2.002)
     return np.asarray(small)
 
 
 def _fractions(numbers: Numbers, corners: Numbers) -> str | None:
-    within = _within_a_pixel(numbers, corners)
+    within = within_a_pixel(numbers, corners)
     if not len(within) or within.mean() < 0.5:
         return None
     count = "all" if within.all() else f"{int(within.sum())} of"
@@ -80,7 +81,7 @@ def _fractions(numbers: Numbers, corners: Numbers) -> str | None:
 
 
 def _some_fractions(numbers: Numbers, corners: Numbers) -> str | None:
-    within = int(_within_a_pixel(numbers, corners).sum())
+    within = int(within_a_pixel(numbers, corners).sum())
     if not within:
         return None
     return (

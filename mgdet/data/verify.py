@@ -3,13 +3,13 @@
 import logging
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mgdet.data.choices import Choices
-from mgdet.data.decode import decode_with_notes
+from mgdet.data.decode import Decoded, decode_with_notes
 from mgdet.data.depth import Depth
 from mgdet.data.files import Found, ImageFiles, NotFound
 from mgdet.data.formats.base import AnnotatedImage, AnnotatedSplit
@@ -32,6 +32,8 @@ class Usable(NamedTuple):
     stored: Size
     orientation: int
     depth: Depth | None
+    seen: Any = None
+    """What the `look` of `verify` said of it."""
 
 
 class Unusable(NamedTuple):
@@ -65,8 +67,9 @@ def verify(
     ledger: Ledger,
     workers: int | None,
     progress: Progress | None,
+    look: Callable[[bytes, Decoded], Any] | None = None,
 ) -> Source:
-    """Find and decode every image of a split.
+    """Find and decode every image of a split; `look` is called with each file and its pixels, in any thread.
 
     Raises:
         DataError: no image directory, or an image id used twice.
@@ -83,7 +86,7 @@ def verify(
             ledger.note("renamed", f"{image.file_name!r} is {place.read_as}")
     files: list[Usable | Unusable] = []
     with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
-        results = pool.map(lambda place: _decoded(place, choices.max_pixels), places)
+        results = pool.map(lambda place: _decoded(place, choices.max_pixels, look), places)
         for done, file in enumerate(results, start=1):
             files.append(file)
             if progress is not None and (done % 100 == 0 or done == len(places)):
@@ -134,16 +137,20 @@ def _each_once(
     return kept, kept_places
 
 
-def _decoded(place: Found | Unusable, max_pixels: int) -> Usable | Unusable:
+def _decoded(
+    place: Found | Unusable, max_pixels: int, look: Callable[[bytes, Decoded], Any] | None
+) -> Usable | Unusable:
     if isinstance(place, Unusable):
         return place
     try:
-        decoded = decode_with_notes(read_regular(place.path), str(place.path), max_pixels)
+        data = read_regular(place.path)
+        decoded = decode_with_notes(data, str(place.path), max_pixels)
     except (DataError, OSError, ValueError) as error:
         reason = str(error).removeprefix(f"{place.path}: ").removesuffix(" Replace the file or leave it out.")
         return Unusable(place.path, not place.path.exists(), reason)
     height, width = decoded.pixels.shape[1:]
-    return Usable(place.path, (height, width), decoded.stored, decoded.orientation, decoded.depth)
+    seen = look(data, decoded) if look else None
+    return Usable(place.path, (height, width), decoded.stored, decoded.orientation, decoded.depth, seen)
 
 
 def refuse_unusable(sources: Sequence[Source], ledger: Ledger, skip: bool) -> None:

@@ -5,7 +5,7 @@ The modules of this package are imported before the arguments of `mgdet` are par
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -16,6 +16,9 @@ from mgdet.files import read_regular
 T = TypeVar("T")
 
 Box = tuple[float, float, float, float]
+
+Refuse = Callable[[DataError, int | None, int | None], None]
+"""Gets what is wrong with an entry of an annotation file, and the ids of its image and annotation if they are known."""
 
 
 class AnnotatedObject(NamedTuple):
@@ -100,6 +103,13 @@ class DataFormat(ABC):
             DataError: the annotations cannot be read or are malformed: says where, what is allowed and what to do.
         """
 
+    def survey(self, places: Sequence[Path], refuse: Refuse) -> AnnotatedSplit:
+        """As `read`, but each entry that cannot be used is given to `refuse` and left out.
+
+        A format that cannot go on after its first malformed entry raises it, as this default does.
+        """
+        return self.read(places)
+
     def corners(self, box: Box, size: tuple[int, int]) -> Box:
         """The corners (x1, y1, x2, y2) in pixels of an annotated box, which holds just these unless this is overridden.
 
@@ -145,6 +155,11 @@ def read_annotation_file(path: Path, kind: str) -> bytes:
         raise DataError(f"Annotation file {path} does not exist. Correct the path.") from None
     except OSError as error:
         raise DataError(f"Cannot read annotation file {path}: {error}. Give a {kind} file that may be read.") from error
+
+
+def raise_it(error: DataError, image: int | None, annotation: int | None) -> None:
+    """What `DataFormat.read` does with the first entry that cannot be used."""
+    raise error
 
 
 def check_options(owner: str, value: object, options: Iterator[Option]) -> None:

@@ -13,6 +13,8 @@ from mgdet.data.formats.base import (
     AnnotatedSplit,
     Box,
     DataFormat,
+    Refuse,
+    raise_it,
     read_annotation_file,
 )
 from mgdet.data.formats.masks import mask_bounds
@@ -52,15 +54,22 @@ class Coco(DataFormat):
             DataError: not there, not JSON (with line and column), keys missing or of the wrong type, no images or no
                 categories, ids used twice, or annotations of unknown images or categories.
         """
+        return self.survey(places, raise_it)
+
+    def survey(self, places: Sequence[Path], refuse: Refuse) -> AnnotatedSplit:
+        """See `DataFormat`."""
         path, directory = places
         where = str(path)
         content = self.content(path)
-        categories = _categories(content["categories"], where)
-        images = _images(content["images"], where)
+        categories = _categories(content["categories"], where, refuse)
+        images = _images(content["images"], where, refuse)
         for i, entry in enumerate(content["annotations"]):
-            _add_object(entry, f"{where}: annotations[{i}]", images, categories)
-        parents = {entry["name"]: entry.get("supercategory") for entry in content["categories"]}
-        parents = {name: above for name, above in parents.items() if isinstance(above, str)}
+            try:
+                _add_object(entry, f"{where}: annotations[{i}]", images, categories)
+            except DataError as error:
+                refuse(error, _number(entry, "image_id"), _number(entry, "id"))
+        above = [e for e in content["categories"] if isinstance(e, dict) and isinstance(e.get("supercategory"), str)]
+        parents = {str(entry["name"]): entry["supercategory"] for entry in above if "name" in entry}
         return AnnotatedSplit(path, directory, list(images.values()), categories, parents)
 
     def content(self, path: Path) -> dict[str, list[Any]]:
@@ -119,7 +128,7 @@ def read_images(path: Path) -> dict[int, str]:
         raise DataError(
             f"{path}: expected an object with a list of 'images'. Give an annotation file of COCO's format."
         )
-    return {number: image.file_name for number, image in _images(content["images"], str(path)).items()}
+    return {number: image.file_name for number, image in _images(content["images"], str(path), raise_it).items()}
 
 
 def _content(path: Path) -> dict[str, list[Any]]:
@@ -150,39 +159,54 @@ def _load(path: Path) -> Any:
         raise DataError(f"{path} is not JSON: {error}. Give an annotation file in COCO's format.") from error
 
 
-def _categories(entries: list[Any], where: str) -> dict[int, str]:
+def _categories(entries: list[Any], where: str, refuse: Refuse) -> dict[int, str]:
     categories: dict[int, str] = {}
     for i, entry in enumerate(entries):
-        at = f"{where}: categories[{i}]"
-        number, name = _integer(entry, "id", at), _text(entry, "name", at)
-        if number in categories:
-            raise DataError(f"{at}: id {number} is used twice ({categories[number]!r}, {name!r}). Ids are unique.")
-        if name in categories.values():
-            raise DataError(f"{at}: the name {name!r} is used twice, results are reported by name. Rename or merge.")
-        categories[number] = name
+        try:
+            number, name = _category(entry, f"{where}: categories[{i}]", categories)
+        except DataError as error:
+            refuse(error, None, None)
+        else:
+            categories[number] = name
     return categories
 
 
-def _images(entries: list[Any], where: str) -> dict[int, AnnotatedImage]:
+def _category(entry: Any, at: str, known: dict[int, str]) -> tuple[int, str]:
+    number, name = _integer(entry, "id", at), _text(entry, "name", at)
+    if number in known:
+        raise DataError(f"{at}: id {number} is used twice ({known[number]!r}, {name!r}). Ids are unique.")
+    if name in known.values():
+        raise DataError(f"{at}: the name {name!r} is used twice, results are reported by name. Rename or merge.")
+    return number, name
+
+
+def _images(entries: list[Any], where: str, refuse: Refuse) -> dict[int, AnnotatedImage]:
     """The images by id, still without objects."""
     images: dict[int, AnnotatedImage] = {}
     for i, entry in enumerate(entries):
-        at = f"{where}: images[{i}]"
-        number, name = _integer(entry, "id", at), _text(entry, "file_name", at)
-        if number in images:
-            raise DataError(f"{at} ({name}): image id {number} is used twice. Ids are unique within a file.")
-        size = None
-        if entry.get("height") and entry.get("width"):  # some tools write 0 where they do not know it
-            size = (_length(entry, "height", at), _length(entry, "width", at))
-        images[number] = AnnotatedImage(number, name, size, [])
+        try:
+            image = _image(entry, f"{where}: images[{i}]", images)
+        except DataError as error:
+            refuse(error, _number(entry, "id"), None)
+        else:
+            images[image.id] = image
     return images
+
+
+def _image(entry: Any, at: str, known: dict[int, AnnotatedImage]) -> AnnotatedImage:
+    number, name = _integer(entry, "id", at), _text(entry, "file_name", at)
+    if number in known:
+        raise DataError(f"{at} ({name}): image id {number} is used twice. Ids are unique within a file.")
+    size = None
+    if entry.get("height") and entry.get("width"):  # some tools write 0 where they do not know it
+        size = (_length(entry, "height", at), _length(entry, "width", at))
+    return AnnotatedImage(number, name, size, [])
 
 
 def _add_object(entry: Any, at: str, images: dict[int, AnnotatedImage], categories: dict[int, str]) -> None:
     """Check an annotation and add it to its image."""
     image_id, category_id = _integer(entry, "image_id", at), _integer(entry, "category_id", at)
-    number = entry.get("id")
-    number = number if isinstance(number, int) and abs(number) < 2**63 else None
+    number = _number(entry, "id")
     box, from_mask = _box(entry, at)
     area, iscrowd = entry.get("area"), entry.get("iscrowd")
     if area is not None and not (_is_number(area) and math.isfinite(area)):
@@ -237,6 +261,12 @@ def _integer(entry: Any, key: str, at: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not -(2**63) <= value < 2**63:
         _wrong(at, key, "an integer of 64 bits", entry[key])
     return value
+
+
+def _number(entry: Any, key: str) -> int | None:
+    """An integer of 64 bits, where that is what stands there."""
+    value = entry.get(key) if isinstance(entry, dict) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63 else None
 
 
 def _length(entry: Any, key: str, at: str) -> int:

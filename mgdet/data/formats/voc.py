@@ -6,7 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from mgdet.data.files import image_suffixes
-from mgdet.data.formats.base import AnnotatedImage, AnnotatedObject, AnnotatedSplit, Box, DataFormat, option
+from mgdet.data.formats.base import (
+    AnnotatedImage,
+    AnnotatedObject,
+    AnnotatedSplit,
+    Box,
+    DataFormat,
+    Refuse,
+    option,
+    raise_it,
+)
 from mgdet.data.formats.xml import flag_of, named, number_of, read_xml, size_of, text_of
 from mgdet.errors import DataError
 from mgdet.files import read_regular
@@ -42,8 +51,17 @@ class Voc(DataFormat):
         Raises:
             DataError: no files, files that are no XML, or objects without a name or four numbers.
         """
+        return self.survey(places, raise_it)
+
+    def survey(self, places: Sequence[Path], refuse: Refuse) -> AnnotatedSplit:
+        """See `DataFormat`; an entry is a file, with the image that it describes."""
         source, directory = places
-        images = [_image(number, path, directory) for number, path in enumerate(_files(source), start=1)]
+        images = []
+        for number, path in enumerate(_files(source), start=1):
+            try:
+                images.append(_image(number, path, directory))
+            except DataError as error:
+                refuse(error, number, None)
         names = [image.file_name for image in images]
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from mgdet.data.files import files_below, image_suffixes
-from mgdet.data.formats.base import AnnotatedImage, AnnotatedObject, AnnotatedSplit, Box, DataFormat
+from mgdet.data.formats.base import AnnotatedImage, AnnotatedObject, AnnotatedSplit, Box, DataFormat, Refuse, raise_it
 from mgdet.errors import DataError
 from mgdet.files import read_regular
 from mgdet.text import first_line, first_of
@@ -39,6 +39,10 @@ class Yolo(DataFormat):
         Raises:
             DataError: no names, no images, no labels for any image, or lines that are no box.
         """
+        return self.survey(places, raise_it)
+
+    def survey(self, places: Sequence[Path], refuse: Refuse) -> AnnotatedSplit:
+        """See `DataFormat`; an entry is a line of labels."""
         names_file, directory = places
         names = _names(names_file)
         if not directory.is_dir():
@@ -53,7 +57,9 @@ class Yolo(DataFormat):
             described = (labels / name).with_suffix(".txt")
             if described.is_file():
                 read.add(described)
-            images.append(AnnotatedImage(number, name.as_posix(), None, list(_objects(described, names))))
+            images.append(
+                AnnotatedImage(number, name.as_posix(), None, list(_objects(described, names, number, refuse)))
+            )
         if not read:
             raise DataError(
                 f"None of the {len(pictures)} images of {directory} has a file of labels in {labels}. Place them there."
@@ -148,7 +154,7 @@ def _directory_of_labels(images: Path) -> Path:
     return images
 
 
-def _objects(path: Path, names: Mapping[int, str]) -> Iterator[AnnotatedObject]:
+def _objects(path: Path, names: Mapping[int, str], image: int, refuse: Refuse) -> Iterator[AnnotatedObject]:
     try:
         lines = read_regular(path).decode("utf-8-sig").splitlines()
     except FileNotFoundError:
@@ -157,7 +163,10 @@ def _objects(path: Path, names: Mapping[int, str]) -> Iterator[AnnotatedObject]:
         raise DataError(f"Cannot read {path} as text: {error}. Correct or remove it.") from error
     for number, line in enumerate(lines, start=1):
         if line.strip():
-            yield _object(line.split(), f"{path}, line {number}", names)
+            try:
+                yield _object(line.split(), f"{path}, line {number}", names)
+            except DataError as error:
+                refuse(error, image, None)
 
 
 def _object(columns: list[str], at: str, names: Mapping[int, str]) -> AnnotatedObject:
