@@ -22,15 +22,28 @@ __all__ = [
     "TrainedDetector",
     "TrainingResult",
     "TuningResult",
+    "Visualization",
     "__version__",
     "load",
     "prepare",
     "train",
     "tune",
+    "visualize",
 ]
 
 if TYPE_CHECKING:
-    from mgdet.api import PreparedData, TrainedDetector, TrainingResult, TuningResult, load, prepare, train, tune
+    from mgdet.api import (
+        PreparedData,
+        TrainedDetector,
+        TrainingResult,
+        TuningResult,
+        Visualization,
+        load,
+        prepare,
+        train,
+        tune,
+        visualize,
+    )
     from mgdet.errors import MgdetError
     from mgdet.inference.evaluate import Evaluation
     from mgdet.inference.prediction import Prediction

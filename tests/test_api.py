@@ -64,13 +64,18 @@ def test_the_public_interface_is_frozen():
     import inspect
 
     parameters = {
-        n: list(inspect.signature(getattr(mgdet, n)).parameters) for n in ("train", "tune", "prepare", "load")
+        n: list(inspect.signature(getattr(mgdet, n)).parameters)
+        for n in ("train", "tune", "prepare", "load", "visualize")
     }
     assert parameters == {
         "train": ["config", "overrides"],
         "tune": ["config", "overrides", "retry_failed"],
         "prepare": ["format", "out", "splits", "overwrite", "plugins", "options"],
         "load": ["source", "overrides", "device", "plugins"],
+        "visualize": [
+            *("source", "out", "overrides", "images", "assigners", "checkpoints", "data", "split", "near"),
+            *("overwrite", "plugins"),
+        ],
     }
     assert list(inspect.signature(mgdet.TrainedDetector.predict).parameters) == [
         "self",

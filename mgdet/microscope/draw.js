@@ -87,6 +87,8 @@ function prepared(canvas, ratio) {
   return { ctx, width, height };
 }
 
+const signSize = (width) => Math.max(3, Math.min(5, width / 120)); // pixels: smaller on a phone
+
 // scene: {image, bitmap, window: [x, y, w, h], kinds, visible, view, lacking, object, focus, marked}
 function drawPicture(canvas, scene) {
   const [x0, y0, w, h] = scene.window;
@@ -106,13 +108,13 @@ function drawPicture(canvas, scene) {
     const [x, y] = at(box[0], box[1]);
     if (lacking || chosen) tags.push([`${g}${lacking ? `: no ${lacking}` : ""}`, x, y - 16, lacking ? "#b34700" : INK]);
   });
-  const points = [];
+  const points = [], radius = signSize(limits.width);
   for (const kind of ["", "ignored", "loc", "cls", "both"]) {
     for (const i of scene.visible) {
       if (scene.kinds[i] !== kind) continue;
       const [x, y] = at(...scene.view.places[i]);
       if (x < -9 || y < -9 || x > limits.width + 9 || y > limits.height + 9) continue;
-      sign(ctx, kind, x, y, 5);
+      sign(ctx, kind, x, y, radius);
       points.push({ prior: i, x, y });
     }
   }
@@ -166,19 +168,19 @@ function drawPlane(canvas, plane) {
   ctx.rotate(-Math.PI / 2);
   ctx.fillText("score for the object's class", 0, 4);
   ctx.restore();
-  const points = [];
+  const points = [], radius = signSize(limits.width);
   for (const kind of ["", "ignored", "loc", "cls", "both"]) {
     for (const p of plane.pairs) {
       if (p.kind !== kind) continue;
       const [x, y] = at(p.x, p.y);
-      sign(ctx, kind, x, y, 4.5);
+      sign(ctx, kind, x, y, radius);
       points.push({ ...p, x, y });
     }
   }
   for (const p of points) if (plane.marked.has(p.prior)) ring(ctx, p.x, p.y, 6.5);
   for (const p of points) {
     if (plane.focus && p.prior === plane.focus.prior) {
-      sign(ctx, p.kind, p.x, p.y, p.pair === plane.focus.pair ? 6 : 4.5);
+      sign(ctx, p.kind, p.x, p.y, p.pair === plane.focus.pair ? 6 : radius);
       ring(ctx, p.x, p.y, p.pair === plane.focus.pair ? 9 : 6);
     }
   }

@@ -44,7 +44,6 @@ class Task:
     positives: Integers  # [levels, G], of all priors
     ignored: Integers  # [levels], of all priors
 
-
     def without(self) -> list[int]:
         """The objects that no prior is positive for."""
         return [int(g) for g in np.flatnonzero(self.positives.sum(axis=0) == 0)]

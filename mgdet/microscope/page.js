@@ -167,7 +167,8 @@ function fillObjects() {
   const learning = view.assigners[name()], cls = perObject(learning.cls), loc = perObject(learning.loc);
   el("objects").caption.textContent = image().boxes.length
     ? `Objects of the image under ${name()}` : "The image has no objects: nothing is positive.";
-  el("objects").tHead.replaceChildren(row(["object", "class", "size, pixels", "cls positives", "loc positives"], "th"));
+  el("objects").tHead.replaceChildren(row(
+    ["object", make("th", "class", { class: "text" }), "size, pixels", "cls positives", "loc positives"], "th"));
   el("objects").tBodies[0].replaceChildren(...image().boxes.map((box, g) => {
     const button = make("button", `${g}`, { type: "button", "aria-label": `Look at object ${g}` });
     button.onclick = () => choose({ object: state.object === g ? -1 : g });
@@ -175,7 +176,7 @@ function fillObjects() {
     first.append(button);
     const count = (n) => cell(n || "none", n ? "" : "none");
     const size = `${(box[2] - box[0]).toFixed(0)} × ${(box[3] - box[1]).toFixed(0)}`;
-    const tr = row([first, className(g), size, count(cls[g]), count(loc[g])]);
+    const tr = row([first, cell(className(g), "text"), size, count(cls[g]), count(loc[g])]);
     if (g === state.object) tr.className = "chosen";
     return tr;
   }));
@@ -287,7 +288,7 @@ async function tellMoves() {
       const had = positives(former, task), has = positives(view, task);
       return `${task} +${[...has].filter((k) => !had.has(k)).length} −${[...had].filter((k) => !has.has(k)).length}`;
     });
-    text += `: ${moved.join(", ")}`;
+    text += `; since the one before: ${moved.join(", ")}`;
   }
   el("when").textContent = text;
 }

@@ -20,6 +20,7 @@ WIDTH, HEIGHT = 380 * FINE, 420 * FINE
 """Of one image in the picture, at most."""
 GAP, HEAD, TITLE, LEGEND, TEXT = 10 * FINE, 44 * FINE, 34 * FINE, 40 * FINE, 13 * FINE
 KINDS = {"cls": "classification only", "loc": "localization only", "both": "both tasks", "ignored": "ignored"}
+SHORT = {"cls": "cls only", "loc": "loc only", "both": "both", "ignored": "ignored"}
 COLORS = {"cls": CLS, "loc": LOC, "both": BOTH, "ignored": MUTED}
 
 
@@ -52,7 +53,7 @@ def draw(findings: Findings, moment: int, picture: int) -> bytes:
             _panel(panel, image, shown, shown.learning[name], level, scale)
             where = "all levels" if level is None else f"level {level}, stride {shown.strides[level]}"
             found = counts[c] if level is None else [counts[c][level]]
-            said = "  ".join(f"{key} {sum(one[key] for one in found)}" for key in KINDS)
+            said = "  ".join(f"{sum(one[key] for one in found)} {word}" for key, word in SHORT.items())
             _write(pen, corner, f"{name}, {where}", TEXT)
             _write(pen, (corner[0], corner[1] + 20 * FINE), said, TEXT, MUTED)
             sheet.paste(panel, (corner[0], corner[1] + HEAD - 4 * FINE))

@@ -133,7 +133,9 @@ def _of_configuration(source: str, overrides: Overrides, plugins: Sequence[str])
     except ConfigError as error:
         if os.path.exists(source) or "no such file" not in str(error):
             raise
-        raise ConfigError(f"{source} is no run either: there is no such directory. As a configuration: {error}") from None
+        raise ConfigError(
+            f"{source} is no run either: there is no such directory. As a configuration: {error}"
+        ) from None
     data = experiment.data
     if data.generate is not None:
         ensure_shapes(data.uri, data.generate)
@@ -173,7 +175,7 @@ def choose_images(dataset: ShardedDataset, ids: Sequence[int] | None) -> list[in
         full = [row for row in range(len(dataset)) if not dataset.annotation(row).iscrowd.all()]
         return (full or list(range(len(dataset))))[:IMAGES]
     rows = {int(number): row for row, number in enumerate(dataset.image_ids)}
-    if unknown := [number for number in ids if number not in rows]:
+    if unknown := [number for number in dict.fromkeys(ids) if number not in rows]:
         raise DataError(
             f"{place}, has no image with the id {first_of(unknown)}. Its {len(rows)} images have the ids "
             f"{first_of(list(rows))}."
