@@ -105,8 +105,9 @@ function drawPicture(canvas, scene) {
   scene.image.boxes.forEach((box, g) => {
     const lacking = scene.lacking[g], chosen = g === scene.object;
     outline(ctx, boxAt(box), lacking ? WITHOUT : INK, chosen ? 3 : lacking ? 2 : 1, lacking ? [7, 5] : []);
-    const [x, y] = at(box[0], box[1]);
-    if (lacking || chosen) tags.push([`${g}${lacking ? `: no ${lacking}` : ""}`, x, y - 16, lacking ? "#b34700" : INK]);
+    const [x, y, right, bottom] = boxAt(box);
+    const seen = right > 0 && bottom > 0 && x < limits.width && y < limits.height;
+    if (seen && (lacking || chosen)) tags.push([`${g}${lacking ? `: no ${lacking}` : ""}`, x, y - 16, lacking ? "#b34700" : INK]);
   });
   const points = [], radius = signSize(limits.width);
   for (const kind of ["", "ignored", "loc", "cls", "both"]) {

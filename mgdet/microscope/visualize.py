@@ -144,15 +144,14 @@ def _picture(batch: Batch, file_name: str) -> Picture:
 def _about(subject: Subject, uri: str, split: str) -> dict[str, str]:
     """What is shown, in words."""
     experiment = subject.experiment
-    state = (
-        "trained: the weights of its checkpoints, in evaluation mode"
-        if subject.trained
-        else f"UNTRAINED: the network before its first step, seed {experiment.seed}. Its scores and boxes mean nothing yet."
-    )
+    network = "trained: the weights of its checkpoints, in evaluation mode"
+    if subject.trained is None:
+        seed = experiment.seed
+        network = f"UNTRAINED: the network before its first step, seed {seed}; its scores and boxes mean nothing yet"
     return {
         "source": subject.source,
         "name": experiment.name,
-        "network": state,
+        "network": network,
         "detector": f"{experiment.model.name} ({experiment.model.backbone}), {experiment.model.layout}",
         "data": f"{uri}, split {split}",
         "assigner": experiment.assigner.name,
