@@ -31,7 +31,7 @@ def page(findings: Findings) -> str:
     parts = {
         "TITLE": html.escape(f"{findings.about['name']}: who learns what"),
         "STYLE": (HERE / "page.css").read_text(),
-        "SCRIPT": "\n".join((HERE / name).read_text() for name in ("draw.js", "page.js")),
+        "SCRIPT": "\n".join((HERE / name).read_text() for name in ("draw.js", "tables.js", "page.js")),
         "DATA": data,
     }
     for name, value in parts.items():  # the data last: nothing in them is taken for a mark

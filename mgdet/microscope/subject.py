@@ -50,12 +50,18 @@ class Subject(NamedTuple):
     experiment: Experiment  # without an `auto` in `train.precision`
     states: tuple[State, ...]
     device: torch.device
+    categories: tuple[Category, ...]
     trained: Trained | None  # one of the checkpoints; None: there is a configuration alone
 
     def require_categories(self, found: Sequence[Category], data: str) -> None:
-        """Check that the classes of a data set are those of the checkpoints. Raises `ConfigError`."""
+        """Check that the classes of a data set are those of the network, in the same order. Raises `ConfigError`."""
         if self.trained is not None:
             require_categories(self.trained, found, data)
+        elif self.categories != tuple(found):
+            raise ConfigError(
+                f"The classes of {data} are not those of {self.experiment.data.uri}, for which the network of "
+                f"{self.source} is made. Set data.uri={data} in the place of --data."
+            )
 
 
 def find_subject(
@@ -74,15 +80,20 @@ def find_subject(
         plugins: modules or entry points that the run was trained with.
 
     Raises:
-        CheckpointError: no such checkpoint, or a damaged one.
+        CheckpointError: no such checkpoint, a damaged one, or a choice among checkpoints where there is no run.
         ConfigError: neither a run nor a configuration, or an override that is not allowed.
     """
-    if not (source.endswith(".pt") or "://" in source or os.path.isdir(source)):
+    if not checkpoints:
+        raise CheckpointError(f"no checkpoints were named. Allowed are {ALLOWED}.")
+    is_run = not source.endswith(".pt") and ("://" in source or os.path.isdir(source))
+    if not is_run and list(checkpoints) != ["all"]:
+        raise CheckpointError(f"{source} is no run, so that it has no checkpoints to choose from. Give its directory.")
+    if source.endswith(".pt"):
+        only = load_detector(source, overrides, plugins=plugins)
+        return _subject(source, only, (_state(only.step, only.epoch, lambda: only.detector),))
+    if not is_run:
         return _of_configuration(source, overrides, plugins)
-    store = None if source.endswith(".pt") else CheckpointStore(source)
-    if store is None:
-        first = load_detector(source, overrides, plugins=plugins)
-        return _subject(source, first, (_state(first.path, first.step, first.epoch, lambda: first.detector),))
+    store = CheckpointStore(source)
     kept = store.complete()
     if not kept:
         raise CheckpointError(
@@ -111,19 +122,19 @@ def find_subject(
     def reader(path: str) -> Callable[[], Detector]:
         return lambda: first.detector if path == first.path else load_detector(path, overrides, first.device).detector
 
-    states = [_state(path, step, steps[step].epoch, reader(path)) for step, path in paths.items()]
+    states = [_state(step, steps[step].epoch, reader(path)) for step, path in paths.items()]
     if START in checkpoints:
         classes = [c.name for c in first.categories]
         states.insert(0, State("untrained", 0, 0, lambda: untrained(first.experiment, classes, first.device)))
     return _subject(source, first, tuple(states))
 
 
-def _state(path: str, step: int, epoch: int, load: Callable[[], Detector]) -> State:
+def _state(step: int, epoch: int, load: Callable[[], Detector]) -> State:
     return State(f"step {step} (epoch {epoch})", step, epoch, load)
 
 
 def _subject(source: str, first: Trained, states: tuple[State, ...]) -> Subject:
-    return Subject(source, first.experiment, states, first.device, first)
+    return Subject(source, first.experiment, states, first.device, first.categories, first)
 
 
 def _of_configuration(source: str, overrides: Overrides, plugins: Sequence[str]) -> Subject:
@@ -139,12 +150,13 @@ def _of_configuration(source: str, overrides: Overrides, plugins: Sequence[str])
     data = experiment.data
     if data.generate is not None:
         ensure_shapes(data.uri, data.generate)
-    classes = [c.name for c in ShardedDataset(data.uri, data.val_split).categories]
+    categories = ShardedDataset(data.uri, data.val_split).categories
+    classes = [c.name for c in categories]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = resolve_precision(experiment.train.precision, device)
     experiment = experiment.model_copy(update={"train": experiment.train.model_copy(update={"precision": precision})})
     state = State("untrained", 0, 0, lambda: untrained(experiment, classes, device))
-    return Subject(source, experiment, (state,), device, None)
+    return Subject(source, experiment, (state,), device, categories, None)
 
 
 def untrained(experiment: Experiment, classes: Sequence[str], device: torch.device) -> Detector:

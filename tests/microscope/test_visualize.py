@@ -115,7 +115,6 @@ def test_checkpoints_are_chosen_by_word_and_step(run):
     assert names("all") == [f"step {first} (epoch 1)", f"step {last} (epoch 2)"]
     assert names("last", str(first)) == names("all")
     assert names("start", "last") == ["untrained", f"step {last} (epoch 2)"]
-    assert names("best")[0] in names("all")
     file = CheckpointStore(str(run)).directory / f"step-{first:08d}.pt"
     (state,) = find_subject(str(file)).states
     assert state.name == f"step {first} (epoch 1)"
@@ -158,6 +157,7 @@ def test_images_are_those_with_objects_unless_they_are_named(dataset):
         (["--assigners", "max_iou:adopt"], r"an override is written key=value"),
         (["--assigners", ","], r"no assigners were named"),
         (["--checkpoints", "7"], r"has no checkpoint '7'. Allowed are all, best, last, start"),
+        (["--checkpoints", ","], r"no checkpoints were named. Allowed are all"),
         (["--split", "test"], r"no split"),
         (["--near", "0"], r"near = 0: it must be at least 1"),
         (["seed=1"], r"seed cannot be set for weights that are trained already"),
@@ -174,12 +174,21 @@ def test_neither_a_run_nor_a_configuration(run, tmp_path):
         find_subject(str(tmp_path / "runs/none"))
     with pytest.raises(CheckpointError, match="a directory without a whole checkpoint"):
         find_subject(str(tmp_path))
+    with pytest.raises(CheckpointError, match=r"alone.yaml is no run, so that it has no checkpoints"):
+        find_subject(str(tmp_path / "alone.yaml"), checkpoints=["best"])
     with pytest.raises(CheckpointError, match="no such file"):
         find_subject(str(tmp_path / "none.pt"))
     (tmp_path / "full").mkdir()
     (tmp_path / "full/a").touch()
     with pytest.raises(DataError, match="is not empty"):
         mgdet.visualize(run, tmp_path / "full")
+
+
+def test_a_data_set_of_other_classes_is_refused(config):
+    subject = find_subject(str(config))
+    subject.require_categories(subject.categories, "data/same")
+    with pytest.raises(ConfigError, match=r"The classes of data/other are not those .* Set data.uri=data/other"):
+        subject.require_categories(subject.categories[:2], "data/other")
 
 
 def test_an_assigner_that_is_not_defined_for_the_detector_is_refused(config):
