@@ -169,8 +169,8 @@ def examine(
         both = (cls.gt_index[0] >= 0) & (loc.gt_index[0] >= 0)
         now = assigners[name].at(epoch, priors.layout)
         warming = None if now is assigners[name] else now.name  # type: ignore[attr-defined]  # every assigner has one
-        tasks = (task(*each) for each in zip(judging[name], (cls, loc), strict=True))
-        learning[name] = Learning(*tasks, _by_level(both, priors), warming)
+        by = judging[name]
+        learning[name] = Learning(task(by.cls, cls), task(by.loc, loc), _by_level(both, priors), warming)
     levels = torch.arange(len(priors.level_counts)).repeat_interleave(torch.tensor(priors.level_counts))
     return Shown(
         priors=index.cpu().numpy(),
@@ -239,7 +239,7 @@ def _task(judged: Judged | None, labels: Labels, priors: Priors, targets: Target
 
 def _by_level(chosen: Tensor, priors: Priors) -> Integers:
     """How many of the priors `[A]` are chosen on each level."""
-    return np.array([int(part.sum()) for part in chosen.split(priors.level_counts)], dtype=np.int64)
+    return np.array([int(part.sum()) for part in torch.split(chosen, list(priors.level_counts))], dtype=np.int64)
 
 
 def _places(priors: Priors) -> Tensor:

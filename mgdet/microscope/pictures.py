@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from mgdet.evaluation.fonts import drawable
@@ -53,9 +54,9 @@ def draw(findings: Findings, moment: int, picture: int) -> bytes:
             _panel(panel, image, shown, shown.learning[name], level, scale)
             where = "all levels" if level is None else f"level {level}, stride {shown.strides[level]}"
             found = counts[c] if level is None else [counts[c][level]]
-            said = "  ".join(f"{sum(one[key] for one in found)} {word}" for key, word in SHORT.items())
-            _write(pen, corner, f"{name}, {where}", TEXT)
-            _write(pen, (corner[0], corner[1] + 20 * FINE), said, TEXT, MUTED)
+            said = ", ".join(f"{sum(one[key] for one in found)} {word}" for key, word in SHORT.items())
+            _write(pen, corner, name, TEXT)
+            _write(pen, (corner[0], corner[1] + 20 * FINE), f"{where}: {said}", TEXT, MUTED)
             sheet.paste(panel, (corner[0], corner[1] + HEAD - 4 * FINE))
     _legend(pen, TITLE + row * len(rows))
     out = io.BytesIO()
@@ -70,7 +71,7 @@ def _count(learning: Learning, level: int) -> dict[str, int]:
     return {"cls": cls - both, "loc": loc - both, "both": both, "ignored": int(learning.cls.ignored[level])}
 
 
-def _kinds(learning: Learning) -> np.ndarray:  # type: ignore[type-arg]  # of texts
+def _kinds(learning: Learning) -> NDArray[np.str_]:
     """What each shown prior learns: a key of `KINDS`, or nothing."""
     cls, loc = learning.cls.owner >= 0, learning.loc.owner >= 0
     ignored = (learning.cls.owner == IGNORED) & ~loc

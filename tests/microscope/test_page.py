@@ -65,6 +65,7 @@ def test_the_page_in_a_browser(chrome, tmp_path):
     chrome.get((tmp_path / "index.html").as_uri())
     wait(chrome, READY)
     assert chrome.find_element("css selector", "#network.untrained").text == "UNTRAINED: of a test"
+    assert chrome.find_element("id", "film").is_displayed(), "there are two checkpoints"
 
     # the table of assigners says what they say
     for i, (name, assigner) in enumerate(assigners.items()):
