@@ -93,8 +93,9 @@ def test_the_public_interface_is_frozen():
             "TrainedDetector",
             "TrainingResult",
             "TuningResult",
+            "Visualization",
         ),
-        *("__version__", "load", "prepare", "train", "tune"),
+        *("__version__", "load", "prepare", "train", "tune", "visualize"),
     }
 
 
