@@ -20,8 +20,8 @@ from mgdet.assign.max_iou import MaxIoU
 from mgdet.assign.mutual_guidance import MutualGuidance
 from mgdet.boxes import pairwise_iou
 from mgdet.data.dataset import ShardedDataset
-from mgdet.data.loader import build_eval_loader
 from mgdet.inference.load import Trained, load_detector
+from mgdet.microscope.subject import read_images
 from mgdet.structures import Batch, Predictions
 
 SAME, CLASSIFICATION, LOCALIZATION = "#4d4d4d", "#c04a00", "#0072b2"
@@ -38,16 +38,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/pictures/who_learns_what.png"))
     args = parser.parse_args()
     trained = load_detector(args.run, ["data.loader.workers=0"], torch.device("cpu"))
-    draw(trained, one_image(trained, args.position), args.out)
+    dataset = ShardedDataset(trained.experiment.data.uri, trained.experiment.data.train_split)
+    (batch,) = read_images(dataset, trained.experiment, [args.position])
+    draw(trained, batch, args.out)
     print(args.out)
-
-
-def one_image(trained: Trained, position: int) -> Batch:
-    """The batch that holds only this row of the training split, as evaluation would see it."""
-    data = trained.experiment.data
-    batches = build_eval_loader(ShardedDataset(data.uri, data.train_split), data.transform, data.loader, batch_size=1)
-    found: Batch = next(batch for batch in batches if int(batch.positions[0]) == position)
-    return found
 
 
 def draw(trained: Trained, batch: Batch, out: Path) -> None:

@@ -24,12 +24,14 @@ __all__ = [
     "TrainedDetector",
     "TrainingResult",
     "TuningResult",
+    "Visualization",
     "__version__",
     "doctor",
     "load",
     "prepare",
     "train",
     "tune",
+    "visualize",
 ]
 
 if TYPE_CHECKING:
@@ -39,11 +41,13 @@ if TYPE_CHECKING:
         TrainedDetector,
         TrainingResult,
         TuningResult,
+        Visualization,
         doctor,
         load,
         prepare,
         train,
         tune,
+        visualize,
     )
     from mgdet.diagnosis.base import Finding
     from mgdet.errors import MgdetError

@@ -1,4 +1,4 @@
-"""What `import mgdet` offers: train, search, prepare data, and use what was trained.
+"""What `import mgdet` offers: train, search, prepare data, use what was trained, and look at who learns what.
 
     result = mgdet.train("quickstart", {"train.epochs": 4, "cluster.workers": 0})
     detector = mgdet.load(result.run)
@@ -104,6 +104,20 @@ class Diagnosis:
         from mgdet.diagnosis.page import page
 
         return page(self._examined)
+
+
+@dataclass(frozen=True)
+class Visualization:
+    """The files that show who learns what."""
+
+    page: str
+    """An interactive HTML page that needs no network."""
+    summary: str
+    """JSON with the counts of every image, checkpoint, assigner and task."""
+    table: str
+    """Parquet with a row for each pair of a prior and an object, assigner and task."""
+    pictures: tuple[str, ...]
+    """A PNG of each image at each checkpoint, the assigners side by side."""
 
 
 class TrainedDetector:
@@ -361,6 +375,63 @@ def load(
 
     where = None if device is None else torch.device(device)
     return TrainedDetector(load_detector(os.fspath(source), overrides, where, plugins))
+
+
+def visualize(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    overrides: Overrides = (),
+    images: Sequence[int] | None = None,
+    assigners: Sequence[str] | None = None,
+    checkpoints: Sequence[str] = ("all",),
+    data: str | os.PathLike[str] | None = None,
+    split: str | None = None,
+    near: int = 50,
+    overwrite: bool = False,
+    plugins: Sequence[str] = (),
+) -> Visualization:
+    """Show which priors of some images learn which task from which object, and why (docs/microscope.md).
+
+    Args:
+        source: a run's directory or one `.pt` file; else a YAML file, or the name of a configuration that comes with
+            mgdet, which is shown with its untrained network.
+        out: a local directory, which must be empty or absent.
+        overrides: of a configuration any key; of a run those that leave the weights what they are.
+        images: ids in the data set; by default the first eight images with objects.
+        assigners: names, each with options if wanted: `max_iou:force_match=false`. By default all that are defined for
+            the detector, its own first.
+        checkpoints: of a run: `all`, `best`, `last`, `start` (before the first step), or numbers of steps as text.
+        data: root of the data set; by default that of the training.
+        split: by default the one that the training evaluates on.
+        near: priors of each object that are shown by each criterion, beside those that learn or are ignored.
+        overwrite: let `out` hold files already; those of the same names are replaced.
+        plugins: modules or entry points that it was trained with; a module may lie in the working directory.
+
+    Raises:
+        DataError: no such image or data set, or an `out` that is taken.
+        ConfigError: neither a run nor a configuration, or an unknown assigner or option.
+        CheckpointError: no such checkpoint, or a damaged one.
+    """
+    require_linux()
+    from mgdet.microscope.visualize import visualize as write
+
+    written = write(
+        os.fspath(source),
+        os.fspath(out),
+        overrides=overrides,
+        images=images,
+        assigners=assigners,
+        checkpoints=checkpoints,
+        data=None if data is None else os.fspath(data),
+        split=split,
+        near=near,
+        overwrite=overwrite,
+        plugins=plugins,
+    )
+    return Visualization(
+        str(written.page), str(written.summary), str(written.table), tuple(str(path) for path in written.pictures)
+    )
 
 
 def _plain(config: Configuration) -> str | Mapping[str, Any]:

@@ -64,7 +64,8 @@ def test_the_public_interface_is_frozen():
     import inspect
 
     parameters = {
-        n: list(inspect.signature(getattr(mgdet, n)).parameters) for n in ("train", "tune", "prepare", "doctor", "load")
+        n: list(inspect.signature(getattr(mgdet, n)).parameters)
+        for n in ("train", "tune", "prepare", "doctor", "load", "visualize")
     }
     assert parameters == {
         "train": ["config", "overrides"],
@@ -72,6 +73,10 @@ def test_the_public_interface_is_frozen():
         "prepare": ["format", "out", "splits", "overwrite", "plugins", "options"],
         "doctor": ["data", "splits", "config", "checkpoint", "plugins", "options"],
         "load": ["source", "overrides", "device", "plugins"],
+        "visualize": [
+            *("source", "out", "overrides", "images", "assigners", "checkpoints", "data", "split", "near"),
+            *("overwrite", "plugins"),
+        ],
     }
     assert list(inspect.signature(mgdet.TrainedDetector.predict).parameters) == [
         "self",
@@ -91,8 +96,9 @@ def test_the_public_interface_is_frozen():
             "TrainedDetector",
             "TrainingResult",
             "TuningResult",
+            "Visualization",
         ),
-        *("__version__", "doctor", "load", "prepare", "train", "tune"),
+        *("__version__", "doctor", "load", "prepare", "train", "tune", "visualize"),
     }
 
 

@@ -85,7 +85,9 @@ def test_messages_name_the_command_as_it_can_be_typed(monkeypatch, started, type
     assert command("replay") == typed
 
 
-@pytest.mark.parametrize("name", ["train", "tune", "prepare", "evaluate", "predict", "replay", "reproduce"])
+@pytest.mark.parametrize(
+    "name", ["train", "tune", "prepare", "evaluate", "predict", "replay", "reproduce", "visualize"]
+)
 def test_scripts_of_jobs_have_the_options_of_the_command(name):
     script = subprocess.run(
         [sys.executable, f"jobs/{name}.py", "--help"],

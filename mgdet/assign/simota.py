@@ -72,6 +72,16 @@ class SimOTA(Assigner):
         labels = owned_labels(self.find_owners(criterion, priors, targets))
         return Assignment(labels, labels)
 
+    def cost(self, predictions: Predictions) -> Callable[[Tensor, Tensor], Tensor]:
+        """Of objects, labels `[B, g]` and IoUs `[B, g, A]` with the predicted boxes: the cost of the priors."""
+        absent, present = _cross_entropies(predictions.logits)
+
+        def cost(labels: Tensor, overlap: Tensor) -> Tensor:
+            classification = absent[:, None] + score_of_label(present, labels)
+            return self.cls_weight * classification - self.iou_weight * torch.log(overlap.to(absent.dtype) + 1e-8)
+
+        return cost
+
     def _regions(self, boxes: Tensor, priors: Priors) -> tuple[Tensor, Tensor]:
         """An object's own candidates, and those of them that come before all others, `[B, g, A]` each."""
         central = near_centre(boxes, priors, resolved(self.radius))
@@ -82,7 +92,7 @@ class SimOTA(Assigner):
 
     def _choice(self, predictions: Predictions, targets: Targets) -> Choice:
         priors, overlap = predictions.priors, regressed_iou(predictions)
-        absent, present = _cross_entropies(predictions.logits)
+        cost = self.cost(predictions)
         shared = None
         if self.version != "mgdet":
             own = self.count_claims(lambda boxes, labels: self._regions(boxes, priors)[0], priors, targets)
@@ -92,10 +102,8 @@ class SimOTA(Assigner):
             candidate, first = self._regions(boxes, priors)
             candidate = candidate if shared is None else shared
             u = torch.where(candidate, overlap(boxes, labels), 0.0)
-            classification = absent[:, None] + score_of_label(present, labels)
-            cost = self.cls_weight * classification - self.iou_weight * torch.log(u.to(absent.dtype) + 1e-8)
             # the centre of the object comes first: costs lie in (0, 1), those of the centre in (1, 2)
-            quality = torch.where(candidate, first + 1 / (1 + cost), 0.0).float()
+            quality = torch.where(candidate, first + 1 / (1 + cost(labels, u)), 0.0).float()
             best = u.topk(min(self.top_k, u.shape[-1]), dim=-1).values
             wanted = floor_fixed(to_fixed(best).sum(dim=-1)).clamp(min=1)
             return quality, largest(quality, partial(nearness, boxes, priors), wanted, self.top_k, above=0)

@@ -7,14 +7,27 @@ import sys
 from collections.abc import Sequence
 
 from mgdet import __version__
-from mgdet.cli import configs, doctor, evaluate, export_data, keys, predict, prepare, replay, reproduce, train, tune
+from mgdet.cli import (
+    configs,
+    doctor,
+    evaluate,
+    export_data,
+    keys,
+    predict,
+    prepare,
+    replay,
+    reproduce,
+    train,
+    tune,
+    visualize,
+)
 from mgdet.cli.run import Command, Parser, common_options, run_cli
 
 COMMANDS = {
     c.name: c
     for c in (
         *(train.COMMAND, tune.COMMAND, prepare.COMMAND, evaluate.COMMAND, predict.COMMAND, replay.COMMAND),
-        *(reproduce.COMMAND, export_data.COMMAND, doctor.COMMAND, configs.COMMAND),
+        *(reproduce.COMMAND, visualize.COMMAND, export_data.COMMAND, doctor.COMMAND, configs.COMMAND),
     )
 }
 DESCRIPTION = """Train dense object detectors whose two tasks choose each other's training samples.

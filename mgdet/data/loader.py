@@ -97,22 +97,21 @@ class TrainImages(Dataset[Sample]):
     def __getitem__(self, key: SampleKey) -> Sample:
         image, boxes, labels = _load(self.source, key.position, self.max_pixels, crowds=True)
         data = self.transform(image, boxes, labels, epoch=key.epoch, position=key.position)
-        crowd = data.labels == _CROWD
-        if not crowd.any():
-            return _sample(self.source, key.position, image, data)
-        objects = Transformed(data.image, data.boxes[~crowd], data.labels[~crowd])
-        return _sample(self.source, key.position, image, objects)._replace(crowds=data.boxes[crowd])
+        return _crowds_apart(_sample(self.source, key.position, image, data))
 
 
 class EvalImages(Dataset[Sample]):
-    """The decoded and resized images of a split, by row. Without crowd boxes: the evaluator has `ground_truth()`."""
+    """The decoded and resized images of a split, by row. Without crowd boxes, which the evaluator has of its own
+    (`ground_truth()`), unless `crowds` asks for them, apart from the objects as training has them."""
 
-    def __init__(self, source: ShardedDataset, config: TransformConfig, max_pixels: int = MAX_PIXELS) -> None:
-        self.source, self.transform, self.max_pixels = source, EvalTransform(config), max_pixels
+    def __init__(
+        self, source: ShardedDataset, config: TransformConfig, max_pixels: int = MAX_PIXELS, crowds: bool = False
+    ) -> None:
+        self.source, self.transform, self.max_pixels, self.crowds = source, EvalTransform(config), max_pixels, crowds
 
     def __getitem__(self, position: int) -> Sample:
-        image, boxes, labels = _load(self.source, position, self.max_pixels)
-        return _sample(self.source, position, image, self.transform(image, boxes, labels))
+        image, boxes, labels = _load(self.source, position, self.max_pixels, self.crowds)
+        return _crowds_apart(_sample(self.source, position, image, self.transform(image, boxes, labels)))
 
 
 _CROWD = -1
@@ -144,6 +143,16 @@ def _decoded(source: ShardedDataset, position: int, max_pixels: int) -> Tensor:
             "set again."
         )
     return image
+
+
+def _crowds_apart(sample: Sample) -> Sample:
+    """The sample with its crowds taken out of the objects."""
+    data = sample.data
+    crowd = data.labels == _CROWD
+    if not crowd.any():
+        return sample
+    objects = Transformed(data.image, data.boxes[~crowd], data.labels[~crowd])
+    return sample._replace(data=objects, crowds=data.boxes[crowd])
 
 
 def _sample(source: ShardedDataset, position: int, image: Tensor, data: Transformed) -> Sample:

@@ -1,10 +1,11 @@
 """Files of results, which are never seen half written."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 from mgdet.errors import DataError
-from mgdet.files import may_be_written
+from mgdet.files import absolute, may_be_written
 from mgdet.storage import child_uri, locate
 
 
@@ -52,3 +53,22 @@ class JsonFile(OutputFile):
         else:
             text = json.dumps(value, indent=1) + "\n"
         self.write_bytes(text.encode())
+
+
+def empty_directory(out: str, overwrite: bool) -> Path:
+    """The absolute path of a local directory that is absent or empty, or may hold files where `overwrite` is set.
+
+    Raises `DataError` for anything else. It is not made.
+    """
+    if "://" in out or not out.strip():
+        raise DataError(f"The output directory is {out!r}; it must be a local directory.")
+    try:
+        path = absolute(out)
+        taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
+    except OSError as error:
+        raise DataError(f"{out} cannot be used: {error}. Choose another place.") from error
+    if path.exists() and not path.is_dir():
+        raise DataError(f"{out} is a file; nothing was written. Give a directory.")
+    if taken and not overwrite:
+        raise DataError(f"{out} is not empty; nothing was written. Choose another place or pass --overwrite.")
+    return path

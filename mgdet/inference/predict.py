@@ -13,10 +13,10 @@ from mgdet.data.decode import decode_image
 from mgdet.data.loader import Collate, Sample
 from mgdet.data.transforms import EvalTransform
 from mgdet.errors import DataError
-from mgdet.files import absolute, may_be_written, read_regular
+from mgdet.files import may_be_written, read_regular
 from mgdet.inference.find import Images, find_images
 from mgdet.inference.load import Trained
-from mgdet.inference.output import JsonFile
+from mgdet.inference.output import JsonFile, empty_directory
 from mgdet.inference.prediction import Prediction, predictions
 from mgdet.structures import Detections
 from mgdet.training.precision import autocast
@@ -91,7 +91,7 @@ def predict(
         DataError: an input that does not exist, no image that can be read, or an `out` that is taken or unwritable.
     """
     _check_options(trained, score, batch_size)
-    directory = _directory(out, overwrite)
+    directory = empty_directory(out, overwrite)
     found = find_images(inputs, directory, ids)
     paths, limit = found.paths, max_pixels or trained.experiment.data.loader.max_pixels
     made = not directory.exists()
@@ -136,21 +136,6 @@ def _check_options(trained: Trained, score: float, batch_size: int) -> None:
     least = trained.experiment.model.postprocess.score_threshold
     if score < least:
         logger.warning("least score %g: the detector itself has none up to %g (model.postprocess)", score, least)
-
-
-def _directory(out: str, overwrite: bool) -> Path:
-    if "://" in out or not out.strip():
-        raise DataError(f"The output directory is {out!r}; it must be a local directory.")
-    try:
-        path = absolute(out)
-        taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
-    except OSError as error:
-        raise DataError(f"{out} cannot be used: {error}. Choose another place.") from error
-    if path.exists() and not path.is_dir():
-        raise DataError(f"{out} is a file; nothing was written. Give a directory.")
-    if taken and not overwrite:
-        raise DataError(f"{out} is not empty; nothing was written. Choose another place or pass --overwrite.")
-    return path
 
 
 def _picture_names(paths: Sequence[Path]) -> dict[Path, str]:

@@ -1,0 +1,84 @@
+"""Show who learns what: which priors of an image learn which task from which object, and why.
+
+    %(prog)s runs/quickstart --out seen                        # the kept checkpoints of a run, all assigners
+    %(prog)s bccd_fcos_atss --out seen                         # a configuration alone: its untrained network
+    %(prog)s runs/x --images 206,207 --checkpoints best --assigners max_iou,mutual_guidance --out seen
+    %(prog)s runs/x --assigners max_iou,max_iou:force_match=false,mutual_guidance:sigma=1:count=dynamic_k --out seen
+
+Writes DIR/index.html, an interactive page that needs no network, DIR/pictures/*.png, DIR/summary.json (counts) and
+DIR/assignments.parquet (a row for each pair of a prior and an object, assigner and task).
+Exit status 0: written; 2: something you can mend, such as an unknown image; 130: interrupted.
+"""
+
+import argparse
+
+from mgdet.cli.complete import add_overrides, complete_configs
+from mgdet.cli.run import Command, add_plugins
+from mgdet.config_files import EXPERIMENTS
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    source = parser.add_argument("source", help="directory of a run or a .pt file; else a YAML file or configuration")
+    complete_configs(source, EXPERIMENTS)
+    add_overrides(parser, "of a configuration any key; of a run those that leave the weights what they are")
+    parser.add_argument("--out", required=True, metavar="DIR", help="where to write; must be empty or absent")
+    parser.add_argument(
+        "--images", type=_numbers, metavar="ID,...", help="ids in the data set (default: the first 8 with objects)"
+    )
+    parser.add_argument(
+        "--assigners",
+        type=_words,
+        metavar="NAME,...",
+        help="each with options as name:key=value (default: all that are defined for the detector, its own first)",
+    )
+    parser.add_argument(
+        "--checkpoints",
+        type=_words,
+        default=["all"],
+        metavar="WHICH,...",
+        help="of a run: all, best, last, start (before the first step), or numbers of steps (default: all)",
+    )
+    parser.add_argument("--data", metavar="URI", help="prepared data set (default: that of the training)")
+    parser.add_argument("--split", metavar="NAME", help="default: the one that the training evaluates on")
+    parser.add_argument(
+        "--near", type=int, default=50, metavar="N", help="priors of each object shown by each criterion (default 50)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="DIR may hold files; those of the same names go")
+    add_plugins(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write everything and say where the page is."""
+    from mgdet.microscope.visualize import visualize
+
+    written = visualize(
+        args.source,
+        args.out,
+        overrides=args.overrides,
+        images=args.images,
+        assigners=args.assigners,
+        checkpoints=args.checkpoints,
+        data=args.data,
+        split=args.split,
+        near=args.near,
+        overwrite=args.overwrite,
+        plugins=args.plugin,
+    )
+    print(f"page      {written.page}")
+    print(f"pictures  {written.pictures[0].parent} ({len(written.pictures)})")
+    print(f"numbers   {written.summary}, {written.table}")
+    return 0
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(word) for word in _words(text)]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected ids of images with commas, such as 206,207") from None
+
+
+COMMAND = Command("visualize", __doc__, add_arguments, run, "the page, which is written last, may be missing")

@@ -1,0 +1,71 @@
+"""By what each assigner ranks the priors of an object for each task: the assigners' own criteria, with names."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from mgdet.assign import ATSS, Assigner, CenterSampling, MaxIoU, MutualGuidance, MutualLabeling, SimOTA, TaskAligned
+from mgdet.assign.criteria import class_score, prior_iou, product, regressed_iou
+from mgdet.assign.mutual import MutualAssigner
+from mgdet.assign.ownership import Criterion
+from mgdet.structures import Predictions
+
+
+class Ranking(NamedTuple):
+    """What ranks the priors of an object for one task, and what that is called."""
+
+    name: str
+    criterion: Criterion
+
+
+class Rankings(NamedTuple):
+    """Of both tasks; None where it is not known."""
+
+    cls: Ranking | None
+    loc: Ranking | None
+
+
+def rankings(assigner: Assigner, predictions: Predictions) -> Rankings:
+    """The criteria of an assigner without any `auto`, on detached predictions.
+
+    A criterion is worth something everywhere, also where the method looks at candidates only. It is not known of an
+    assigner that a plugin brings, unless it derives from one of mgdet's, and of a task that the other one does not
+    guide (`direction`).
+    """
+    if isinstance(assigner, MutualAssigner):
+        cls, loc = _names(assigner)
+        criteria, guided = assigner.criteria(predictions), assigner.direction
+        return Rankings(
+            Ranking(cls, criteria.cls) if guided in ("both", "loc_to_cls") else None,
+            Ranking(loc, criteria.loc) if guided in ("both", "cls_to_loc") else None,
+        )
+    both = _of_both_tasks(assigner, predictions)
+    return Rankings(both, both)
+
+
+def _names(assigner: MutualAssigner) -> tuple[str, str]:
+    if isinstance(assigner, MutualGuidance):
+        return "IoU_regressed", "IoU_amplified"
+    if isinstance(assigner, MutualLabeling):
+        regularised = assigner.criterion == "regularised"
+        return ("u^θ · p^α" if regularised else "u"), "p · u^θα" if regularised else assigner.criterion
+    return "how well it localizes", "how well it classifies"
+
+
+def _of_both_tasks(assigner: Assigner, predictions: Predictions) -> Ranking | None:
+    priors, overlap = predictions.priors, regressed_iou(predictions)
+    if isinstance(assigner, MaxIoU | ATSS):
+        return Ranking("IoU_anchor", prior_iou(priors))
+    if isinstance(assigner, CenterSampling):
+        return Ranking("1 / (1 + area) in the region", assigner.centre_region(priors, assigner.radius))
+    if isinstance(assigner, TaskAligned):
+        powers = (assigner.alpha, assigner.beta)
+        return Ranking("t = p^α · u^β", product(class_score(predictions), overlap, powers, predictions.logits))
+    if isinstance(assigner, SimOTA):
+        cost = assigner.cost(predictions)
+
+        def cheapness(boxes: Tensor, labels: Tensor) -> Tensor:
+            return (1 / (1 + cost(labels, overlap(boxes, labels)))).float()
+
+        return Ranking("1 / (1 + cost)", cheapness)
+    return None
