@@ -143,7 +143,7 @@ def sigmoid(values: Tensor) -> Tensor:
         return values.sigmoid()
     flat = values.reshape(-1)
     filled = torch.nn.functional.pad(flat, (0, -len(flat) % 64))
-    return torch.cat([part.sigmoid_() for part in filled.split(2**15)])[: len(flat)].view_as(values)
+    return torch.cat([part.sigmoid_() for part in torch.split(filled, 2**15)])[: len(flat)].view_as(values)
 
 
 def tie_safe_dtype(like: Tensor) -> torch.dtype:

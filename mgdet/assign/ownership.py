@@ -34,7 +34,7 @@ class Ownership:
     """The candidates of every object under one criterion."""
 
     def __init__(self, claims: "_Claims", quality: Tensor):
-        self._claims = claims
+        self._claims = claims  # not changed any more
         self.owner = claims.owner  # [B, A] int64, object that the prior belongs to, -1 for none
         self.raw = claims.raw  # [B, A] float32, criterion of (owner, prior)
         self.quality = quality  # [B, A] float32, the same; 1 where the prior was given to its object by force
@@ -232,16 +232,15 @@ def _adopt(
     for piece in pieces(criterion, priors, waiting, waiting.valid, chunk_elements):
         for slot in range(piece.raw.shape[1]):
             one = piece.of(slot).without(kept)
+            waits = waiting.valid[:, one.objects]
+            if known_empty(waits):
+                return adopted  # orphans come first
             if one.lacks_best():
                 one = piece.with_all().without(kept)
             choice, raw = one.best()
-            adopts = waiting.valid[:, one.objects] & (raw > -torch.inf)
-            for values, new in (
-                (claims.owner, order[:, one.objects]),
-                (claims.raw, raw),
-                (kept, True),
-                (adopted, True),
-            ):
+            adopts = waits & (raw > -torch.inf)
+            orphan_here = order[:, one.objects]
+            for values, new in ((claims.owner, orphan_here), (claims.raw, raw), (kept, adopts), (adopted, adopts)):
                 values.scatter_(1, choice, torch.where(adopts, new, values.gather(1, choice)))
     return adopted
 

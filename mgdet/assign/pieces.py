@@ -19,8 +19,8 @@ from mgdet.structures import Priors, Targets
 
 Quality = Callable[[Tensor, Tensor, At], Tensor]
 """`[B, g, n]`, at least 0, of objects, given their boxes `[B, g, 4]` and labels `[B, g]`, and of `n` of the priors."""
-Reach = Callable[[Tensor], Tensor]
-"""The priors `[n]`, ascending, that can be worth more than 0 to an object of the only image, given its box `[4]`."""
+Reach = Callable[[Tensor], At]
+"""The priors that can be worth more than 0 to an object of the only image, given its box `[4]`."""
 
 
 class Criterion(NamedTuple):
@@ -61,7 +61,9 @@ class Piece(NamedTuple):
     def best(self) -> tuple[Tensor, Tensor]:
         """Each object's best prior and its quality, `[B, g]`; of equal ones the nearest, then the first."""
         choice = first_best(self.raw, self.near)
-        return among(self.at, choice.squeeze(2)), self.raw.gather(2, choice).squeeze(2)
+        place = choice.squeeze(2)
+        prior = place if isinstance(self.at, slice) else self.at[place]
+        return prior, self.raw.gather(2, choice).squeeze(2)
 
     def lacks_best(self) -> bool:
         """Nothing is worth anything to the object: then the nearest of all priors is its best."""

@@ -117,24 +117,28 @@ class SimOTA(Assigner):
         return choice, around_centres.touching if self.version == "mgdet" else lambda box: of_any
 
 
-ROWS = 4096
+ROWS = 512
 """Priors whose scores of all classes are looked at together, so that they stay in the processor's cache."""
 
 
 def _absent(logits: Tensor, at: At) -> Tensor:
     """Binary cross-entropy of sqrt(p) against "no class", summed over the classes, `[B, n]`."""
     if isinstance(at, slice):
-        return _cross_entropies(logits)[0].sum(dim=-1)
-    return torch.cat([_cross_entropies(logits[:, rows])[0].sum(dim=-1) for rows in at.split(ROWS)], dim=1)
+        return _negative(_root(logits)).sum(dim=-1)
+    return torch.cat([_negative(_root(logits[:, rows])).sum(dim=-1) for rows in torch.split(at, ROWS)], dim=1)
 
 
 def _present(logits: Tensor) -> Tensor:
     """What a class adds to that when it is the one."""
-    negative, positive = _cross_entropies(logits)
-    return positive - negative
+    root = _root(logits)
+    return -torch.log(root).clamp(min=-100) - _negative(root)
 
 
-def _cross_entropies(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Binary cross-entropy of sqrt(p) against 0 and against 1."""
-    root = logits.to(tie_safe_dtype(logits)).sigmoid().nan_to_num(nan=0.0).sqrt()
-    return -torch.log1p(-root).clamp(min=-100), -torch.log(root).clamp(min=-100)
+def _root(logits: Tensor) -> Tensor:
+    """sqrt(p)."""
+    return logits.to(tie_safe_dtype(logits)).sigmoid().nan_to_num(nan=0.0).sqrt()
+
+
+def _negative(root: Tensor) -> Tensor:
+    """Cross-entropy of sqrt(p) against 0."""
+    return -torch.log1p(-root).clamp(min=-100)
