@@ -43,7 +43,7 @@ def take(values: Tensor, at: At) -> Tensor:
     """Values of the priors `at`, `[..., A] -> [..., n]`, where a choice of them means that there is one row only."""
     if isinstance(at, slice):
         return values
-    return values.view(-1).index_select(0, at).view(*values.shape[:-1], -1)  # several times faster than with two dims
+    return values.view(-1).index_select(0, at).view(*values.shape[:-1], -1)  # faster than gather
 
 
 def put(values: Tensor, at: At, new: Tensor) -> None:
@@ -72,7 +72,7 @@ def among(at: At, some: At) -> At:
 
 
 class Places:
-    """Boxes `[A, 4]` that all images share, or `[B, A, 4]`. Each coordinate lies together in memory."""
+    """Boxes `[A, 4]` that all images share, or `[B, A, 4]`; each of the coordinates lies together in memory."""
 
     def __init__(self, boxes: Tensor):
         self.boxes = boxes
