@@ -35,7 +35,7 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
     Degenerate input gives 0, never NaN: an empty union, an infinite corner or a NaN all mean "no overlap".
     """
     ax1, ay1, ax2, ay2 = a.unbind(-1)
-    bx1, by1, bx2, by2 = b.unbind(-1)  # one coordinate at a time: four times faster where coordinates lie together
+    bx1, by1, bx2, by2 = b.unbind(-1)  # one at a time, which vectorises where coordinates lie together
     width = (torch.minimum(ax2, bx2) - torch.maximum(ax1, bx1)).clamp(min=0)
     height = (torch.minimum(ay2, by2) - torch.maximum(ay1, by1)).clamp(min=0)
     intersection = width * height
