@@ -34,8 +34,14 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
 
     Degenerate input gives 0, never NaN: an empty union, an infinite corner or a NaN all mean "no overlap".
     """
-    intersection = _intersection(a, b)
-    union = box_area(a) + box_area(b) - intersection
+    ax1, ay1, ax2, ay2 = a.unbind(-1)
+    bx1, by1, bx2, by2 = b.unbind(-1)  # one at a time, which vectorises where coordinates lie together
+    width = (torch.minimum(ax2, bx2) - torch.maximum(ax1, bx1)).clamp(min=0)
+    height = (torch.minimum(ay2, by2) - torch.maximum(ay1, by1)).clamp(min=0)
+    intersection = width * height
+    area_a = (ax2 - ax1).clamp(min=0) * (ay2 - ay1).clamp(min=0)
+    area_b = (bx2 - bx1).clamp(min=0) * (by2 - by1).clamp(min=0)
+    union = area_a + area_b - intersection
     return torch.where(union > 0, intersection / union, 0.0).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 

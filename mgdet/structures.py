@@ -6,6 +6,7 @@ Boxes are `(x1, y1, x2, y2)` in pixels of the padded network input unless said o
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Self, cast
@@ -134,6 +135,15 @@ class Priors(Shared):
         first = sum(self.level_counts[: range(len(self.level_counts))[level]])
         part = slice(first, first + count)
         return self.replace(boxes=self.boxes[part], strides=self.strides[part], level_counts=(count,))
+
+    def take(self, index: Tensor | slice) -> Self:
+        """Some of the priors, ascending `[n]`; the host waits for their number on each level."""
+        if isinstance(index, slice):
+            return self
+        ends = torch.tensor(self.level_counts, device=index.device).cumsum(0)
+        upto = [0, *torch.searchsorted(index, ends).tolist()]
+        counts = tuple(after - before for before, after in itertools.pairwise(upto))
+        return self.replace(boxes=self.boxes[index], strides=self.strides[index], level_counts=counts)
 
 
 @dataclass(frozen=True, eq=False)

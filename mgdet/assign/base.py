@@ -1,13 +1,16 @@
 """What every assigner is: a frozen set of hyperparameters that can be called."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Self
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from mgdet.assign.ownership import Counts, Criterion, Force, Ownership, count_claims, find_owners
+from mgdet.assign.ownership import Counts, Force, Ownership, count_claims, find_owners
+from mgdet.assign.pieces import Criterion
+from mgdet.assign.places import host_may_look, is_small
 from mgdet.config_base import Config
 from mgdet.structures import IGNORED, NEGATIVE, Assignment, Labels, Predictions, PriorLayout, Priors, Targets
 
@@ -32,12 +35,18 @@ class Assigner(Config):
     )
 
     def __call__(self, predictions: Predictions, targets: Targets) -> Assignment:
-        """Labels of both tasks for every prior: no gradient, float32, no loop over images, no host synchronisation.
+        """Labels of both tasks for every prior: no gradient, float32, no host synchronisation.
 
-        Raises `ConfigError` where the method is not defined for such priors.
+        On a CPU one image at a time, which needs a fraction of the time and memory (docs/results.md). Raises
+        `ConfigError` where the method is not defined for such priors.
         """
+        method, images = self.resolved_for(predictions.priors.layout), len(predictions.boxes)
+        at_once = not host_may_look(predictions.boxes) or is_small(targets.boxes, len(predictions.priors.boxes))
         with torch.no_grad(), torch.autocast(predictions.boxes.device.type, enabled=False):
-            return self.resolved_for(predictions.priors.layout).assign(predictions.detach(), targets)
+            if images < 2 or at_once:
+                return method.assign(predictions.detach(), targets)
+            parts = [slice(image, image + 1) for image in range(images)]
+            return joined([method.assign(predictions[part].detach(), targets[part]) for part in parts])
 
     @abstractmethod
     def assign(self, predictions: Predictions, targets: Targets) -> Assignment:
@@ -80,6 +89,17 @@ class Assigner(Config):
         return count_claims(criterion, priors, targets, chunk_elements=self.chunk_elements)
 
 
+def joined(assignments: Sequence[Assignment]) -> Assignment:
+    """The assignment of all images, of those of some each."""
+
+    def together(labels: Sequence[Labels]) -> Labels:
+        return Labels(torch.cat([each.gt_index for each in labels]), torch.cat([each.weight for each in labels]))
+
+    cls = together([each.cls for each in assignments])
+    same = all(each.loc is each.cls for each in assignments)
+    return Assignment(cls, cls if same else together([each.loc for each in assignments]))
+
+
 def hard_labels(owner: Tensor, positive: Tensor, ignored: Tensor | None = None) -> Labels:
     """`Labels` from owners `[B, A]` and masks `[B, A]`: weight 1 for positives, everything else background."""
     gt_index = torch.where(positive, owner, NEGATIVE)
@@ -95,6 +115,6 @@ def owned_labels(owners: Ownership) -> Labels:
 
 def ranked_labels(owners: Ownership, counts: Counts, ignore: bool = False) -> Labels:
     """Each object's best priors are positive, as many as `counts` says; with `ignore` the next ones are ignored."""
-    positive = (owners.owner >= 0) & (owners.rank < owners.of_owner(counts.positive))
-    ignored = (owners.owner >= 0) & ~positive & (owners.rank < owners.of_owner(counts.not_negative))
-    return hard_labels(owners.owner, positive, ignored if ignore else None)
+    positive = owners.best(counts.positive)
+    ignored = owners.best(counts.not_negative) & ~positive if ignore else None
+    return hard_labels(owners.owner, positive, ignored)

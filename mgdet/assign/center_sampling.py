@@ -7,8 +7,10 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from mgdet.assign.base import Assigner, owned_labels
-from mgdet.assign.geometry import Sides, in_scale_range, near_centre
-from mgdet.assign.ownership import Criterion, Ownership
+from mgdet.assign.geometry import Sides, around, in_scale_range, near_centre
+from mgdet.assign.ownership import Ownership
+from mgdet.assign.pieces import Criterion
+from mgdet.assign.places import At
 from mgdet.boxes import box_area
 from mgdet.errors import ConfigError
 from mgdet.structures import Assignment, Predictions, PriorLayout, Priors, Targets
@@ -42,14 +44,15 @@ class CentreRegion(Assigner):
     def centre_region(self, priors: Priors, radius: float | None) -> Criterion:
         """1 / (1 + area) of the object at its locations, 0 elsewhere: where objects compete the smallest one wins."""
 
-        def criterion(boxes: Tensor, labels: Tensor) -> Tensor:
-            inside = (Sides.of(boxes, priors).nearest() > 0) & in_scale_range(boxes, priors, *self.regress_range)
+        def quality(boxes: Tensor, labels: Tensor, at: At) -> Tensor:
+            here = priors.take(at)
+            inside = (Sides.of(boxes, here).nearest() > 0) & in_scale_range(boxes, here, *self.regress_range)
             if radius is not None:
-                inside &= near_centre(boxes, priors, radius)
+                inside &= near_centre(boxes, here, radius)
             area = box_area(boxes).clamp(max=LARGEST_AREA).unsqueeze(-1)
             return torch.where(inside, 1 / (1 + area), 0.0)
 
-        return criterion
+        return Criterion(quality, around(priors).touching)
 
     def centre_owners(self, priors: Priors, targets: Targets) -> Ownership:
         """Who owns each location by FCOS's rule."""

@@ -1,41 +1,39 @@
-"""Criteria: how well each prior suits each object. See `mgdet.assign.ownership` for what is done with them."""
+"""Criteria: how well each prior suits each object. `mgdet.assign.ownership` says what is done with them."""
 
 import torch
 from torch import Tensor
 
-from mgdet.assign.geometry import MARGIN, CandidateKind, Sides, footprints, nearest_per_level, outer_levels
-from mgdet.assign.ownership import Criterion
+from mgdet.assign.geometry import MARGIN, CandidateKind, Sides, around, footprints, nearest_per_level, outer_levels
+from mgdet.assign.pieces import Criterion
+from mgdet.assign.places import ALL, At, Places, indices, take
 from mgdet.boxes import box_area, pairwise_iou
 from mgdet.structures import Predictions, Priors
 
 
 def prior_iou(priors: Priors) -> Criterion:
     """IoU_anchor: overlap of the objects with the anchors, or with the squares of 8 strides around points."""
-    boxes_of_priors = footprints(priors)
-
-    def criterion(boxes: Tensor, labels: Tensor) -> Tensor:
-        return pairwise_iou(boxes, boxes_of_priors)
-
-    return criterion
+    return _iou_with(Places(footprints(priors)))
 
 
 def regressed_iou(predictions: Predictions) -> Criterion:
     """IoU_regressed: overlap of the objects with the boxes that are now predicted."""
+    return _iou_with(Places(predictions.boxes))
 
-    def criterion(boxes: Tensor, labels: Tensor) -> Tensor:
-        return pairwise_iou(boxes, predictions.boxes)
 
-    return criterion
+def _iou_with(places: Places) -> Criterion:
+    def quality(boxes: Tensor, labels: Tensor, at: At) -> Tensor:
+        return pairwise_iou(boxes, places.at(at))
+
+    return Criterion(quality, places.touching)
 
 
 def class_score(predictions: Predictions) -> Criterion:
     """p: the score that each prior now gives to the class of each object."""
-    scores = predictions.logits.sigmoid()
 
-    def criterion(boxes: Tensor, labels: Tensor) -> Tensor:
-        return score_of_label(scores, labels)
+    def quality(boxes: Tensor, labels: Tensor, at: At) -> Tensor:
+        return sigmoid(of_label(predictions.logits, labels, at)).nan_to_num(nan=0.0)
 
-    return criterion
+    return Criterion(quality)
 
 
 def centre_prior(priors: Priors, base_scale: float) -> Criterion:
@@ -45,26 +43,27 @@ def centre_prior(priors: Priors, base_scale: float) -> Criterion:
     `base_scale` strides is at most twice and at least half the square root of the object's area; the finest level takes
     all that is smaller, the coarsest all that is larger. 0 elsewhere.
     """
-    first, last = outer_levels(priors)
-    base = base_scale * priors.strides
 
-    def criterion(boxes: Tensor, labels: Tensor) -> Tensor:
-        horizontal, vertical = Sides.of(boxes, priors).evenness()
+    def quality(boxes: Tensor, labels: Tensor, at: At) -> Tensor:
+        here = priors.take(at)
+        first, last = outer_levels(here)
+        base = base_scale * here.strides
+        horizontal, vertical = Sides.of(boxes, here).evenness()
         size = box_area(boxes).sqrt().unsqueeze(-1)
         fits = ((size >= 0.5 * base) | first) & ((size <= 2 * base) | last)
         return torch.where(fits, torch.minimum(horizontal, vertical), 0.0)
 
-    return criterion
+    return Criterion(quality, around(priors).touching)
 
 
 def centerness(priors: Priors) -> Criterion:
     """FCOS's centre-ness of a location in an object (Tian et al., ICCV 2019, equation 3); 0 outside."""
 
-    def criterion(boxes: Tensor, labels: Tensor) -> Tensor:
-        horizontal, vertical = Sides.of(boxes, priors).evenness()
+    def quality(boxes: Tensor, labels: Tensor, at: At) -> Tensor:
+        horizontal, vertical = Sides.of(boxes, priors.take(at)).evenness()
         return (horizontal * vertical).sqrt()
 
-    return criterion
+    return Criterion(quality, around(priors).touching)
 
 
 def amplified(prior: Criterion, predictions: Predictions, sigma: float, form: str = "power") -> Criterion:
@@ -72,33 +71,34 @@ def amplified(prior: Criterion, predictions: Predictions, sigma: float, form: st
     score = class_score(predictions)
     dtype = tie_safe_dtype(predictions.logits)
 
-    def criterion(boxes: Tensor, labels: Tensor) -> Tensor:
-        quality, p = prior(boxes, labels).to(dtype), score(boxes, labels).to(dtype)
-        power = form == "power"
-        raised = quality ** ((sigma - p) / sigma) if power else (quality * torch.exp(p / sigma)).clamp(max=1)
-        return torch.where(quality > 0, raised, 0.0).float()
+    def quality(boxes: Tensor, labels: Tensor, at: At) -> Tensor:
+        base, p = (each.quality(boxes, labels, at).to(dtype) for each in (prior, score))
+        raised = base ** ((sigma - p) / sigma) if form == "power" else (base * torch.exp(p / sigma)).clamp(max=1)
+        return torch.where(base > 0, raised, 0.0).float()
 
-    return criterion
+    return Criterion(quality, prior.reach)
 
 
 def product(first: Criterion, second: Criterion, powers: tuple[float, float], like: Tensor) -> Criterion:
     """first^powers[0] * second^powers[1], rounded once to float32."""
     dtype = tie_safe_dtype(like)
 
-    def criterion(boxes: Tensor, labels: Tensor) -> Tensor:
-        a, b = first(boxes, labels).to(dtype), second(boxes, labels).to(dtype)
+    def quality(boxes: Tensor, labels: Tensor, at: At) -> Tensor:
+        a, b = (each.quality(boxes, labels, at).to(dtype) for each in (first, second))
         return (a ** powers[0] * b ** powers[1]).float()
 
-    return criterion
+    # where either is 0 the product is, unless its power is 0
+    reaches = [each.reach for each, power in zip((first, second), powers, strict=True) if power > 0 and each.reach]
+    return Criterion(quality, reaches[0] if reaches else None)
 
 
 def within(criterion: Criterion, region: Criterion) -> Criterion:
     """The criterion where `region` is above 0, and 0 elsewhere."""
 
-    def restricted(boxes: Tensor, labels: Tensor) -> Tensor:
-        return torch.where(region(boxes, labels) > 0, criterion(boxes, labels), 0.0)
+    def quality(boxes: Tensor, labels: Tensor, at: At) -> Tensor:
+        return torch.where(region.quality(boxes, labels, at) > 0, criterion.quality(boxes, labels, at), 0.0)
 
-    return restricted
+    return Criterion(quality, region.reach)
 
 
 def adaptive(criterion: Criterion, priors: Priors, candidates: int, of: CandidateKind = "locations") -> Criterion:
@@ -109,24 +109,41 @@ def adaptive(criterion: Criterion, priors: Priors, candidates: int, of: Candidat
     Those stay whose quality is at least mean + standard deviation of the candidates' and whose centre is inside.
     """
 
-    def thresholded(boxes: Tensor, labels: Tensor) -> Tensor:
-        quality = criterion(boxes, labels)
-        chosen = nearest_per_level(boxes, priors, candidates, of)
+    def nearest(boxes: Tensor) -> Tensor:
+        return nearest_per_level(boxes, priors, candidates, of)
+
+    def quality(boxes: Tensor, labels: Tensor, at: At) -> Tensor:
+        values = criterion.quality(boxes, labels, at)
+        chosen = take(nearest(boxes), at)
         count = chosen.sum(dim=-1, keepdim=True)
-        values = torch.where(chosen, quality, 0.0).double()
-        mean = values.sum(dim=-1, keepdim=True) / count
-        squares = torch.where(chosen, (values - mean) ** 2, 0.0).sum(dim=-1, keepdim=True)
+        precise = torch.where(chosen, values, 0.0).double()
+        mean = precise.sum(dim=-1, keepdim=True) / count
+        squares = torch.where(chosen, (precise - mean) ** 2, 0.0).sum(dim=-1, keepdim=True)
         threshold = mean + (squares / (count - 1).clamp(min=1)).sqrt()
-        inside = Sides.of(boxes, priors).nearest() > MARGIN
-        return torch.where(chosen & inside & (values >= threshold), quality, 0.0)
+        inside = Sides.of(boxes, priors.take(at)).nearest() > MARGIN
+        return torch.where(chosen & inside & (precise >= threshold), values, 0.0)
 
-    return thresholded
+    return Criterion(quality, lambda box: indices(nearest(box[None, None])))
 
 
-def score_of_label(scores: Tensor, labels: Tensor) -> Tensor:
-    """Score `[B, g, A]` that each prior gives to the class of each object, from scores `[B, A, C]` and `[B, g]`."""
-    index = labels[:, :, None].expand(-1, -1, scores.shape[1])
-    return scores.transpose(1, 2).gather(1, index).nan_to_num(nan=0.0)
+def of_label(values: Tensor, labels: Tensor, at: At = ALL) -> Tensor:
+    """Of what priors have for each class `[B, A, C]`, that for the class of each object `[B, g]`: `[B, g, n]`."""
+    if isinstance(at, slice):
+        return values.transpose(1, 2).gather(1, labels[:, :, None].expand(-1, -1, values.shape[1]))
+    return torch.stack([values[0, :, label].index_select(0, at) for label in labels[0].tolist()])[None]
+
+
+def sigmoid(values: Tensor) -> Tensor:
+    """The sigmoid, the same for a value wherever it stands in memory.
+
+    On a CPU torch takes other instructions for the last few elements and at the borders between threads. So there it
+    is given parts that one thread works through and that end where the instructions do.
+    """
+    if values.device.type != "cpu":
+        return values.sigmoid()
+    flat = values.reshape(-1)
+    filled = torch.nn.functional.pad(flat, (0, -len(flat) % 64))
+    return torch.cat([part.sigmoid_() for part in torch.split(filled, 2**15)])[: len(flat)].view_as(values)
 
 
 def tie_safe_dtype(like: Tensor) -> torch.dtype:

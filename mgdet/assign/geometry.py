@@ -1,12 +1,13 @@
 """Where priors lie with respect to objects: boxes `[B, g, 4]` against priors, each result `[B, g, A]`."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from mgdet.assign.places import ALL, At, Places, host_may_look, indices, known_empty, put
 from mgdet.boxes import pairwise_diou
 from mgdet.structures import Priors
 
@@ -17,8 +18,10 @@ MARGIN = 0.01
 
 CandidateKind = Literal["locations", "anchors"]
 """What ATSS's number of candidates counts, where a location has several anchors."""
-TieBreak = Callable[[], Tensor]
-"""Makes the key that decides between equal values, of the same shape; it is only made where some are equal."""
+TieBreak = Callable[[At], Tensor]
+"""Makes the key that decides between equal values: of all, or of a single row's values at some places.
+
+It is only made where some are equal."""
 
 
 def footprints(priors: Priors) -> Tensor:
@@ -97,6 +100,12 @@ def nearness(boxes: Tensor, priors: Priors) -> Tensor:
     return pairwise_diou(boxes, footprints(priors))
 
 
+def around(priors: Priors, radius: float = 0.0) -> Places:
+    """The squares within `radius` strides of the priors' centres: they touch what contains or comes near a centre."""
+    centres, half = box_centres(priors.boxes), radius * priors.strides[:, None]
+    return Places(torch.cat([centres - half, centres + half], dim=-1))
+
+
 def nearest_per_level(boxes: Tensor, priors: Priors, count: int, of: CandidateKind = "locations") -> Tensor:
     """On each level the priors of the `count` locations, or the `count` priors, nearest to the object's centre.
 
@@ -107,10 +116,12 @@ def nearest_per_level(boxes: Tensor, priors: Priors, count: int, of: CandidateKi
     centres = box_centres(boxes).unsqueeze(-2)
 
     def nearest(level: Priors) -> Tensor:
-        dx, dy = (centres - box_centres(level.boxes)[::per_location]).unbind(-1)
+        dx, dy = (centres - box_centres(level.boxes[::per_location])).unbind(-1)
 
-        def near() -> Tensor:
-            each = nearness(boxes, level)
+        def near(tied: At) -> Tensor:
+            if not isinstance(tied, slice):
+                tied = (tied[:, None] * per_location + torch.arange(per_location, device=tied.device)).flatten()
+            each = nearness(boxes, level.take(tied))
             return each.view(*each.shape[:-1], -1, per_location).amax(dim=-1)
 
         chosen = largest(-(dx * dx + dy * dy), near, min(count, dx.shape[-1]))
@@ -119,18 +130,18 @@ def nearest_per_level(boxes: Tensor, priors: Priors, count: int, of: CandidateKi
     return torch.cat([nearest(priors[level]) for level in range(len(priors.level_counts))], dim=-1)
 
 
-def first_best(keys: Sequence[Tensor], near: TieBreak, dim: int, above: float = -math.inf) -> Tensor:
-    """Index along `dim` (kept, of size 1) of the lexicographically largest keys, then `near`, then the lowest index.
+def first_best(values: Tensor, near: TieBreak, above: float = -math.inf) -> Tensor:
+    """Index `[..., 1]` of the largest of the last dimension; of equal ones that of the largest `near`, then lowest.
 
-    `near` is not asked about ties in which the first key is not larger than `above`.
+    `near` is not asked about ties at values that are not larger than `above`.
     """
-    best = keys[0]
-    for key in keys[1:]:
-        best = torch.where(best == best.amax(dim=dim, keepdim=True), key, -torch.inf)
-    tied = best == best.amax(dim=dim, keepdim=True)
-    if known_empty((tied & (keys[0] > above)).sum(dim=dim) > 1):
-        return best.argmax(dim=dim, keepdim=True)
-    return torch.where(tied, near(), -torch.inf).argmax(dim=dim, keepdim=True)
+    best = values.amax(dim=-1, keepdim=True)
+    tied = values == best
+    if not _is_single_row(tied):
+        return torch.where(tied, near(ALL), -torch.inf).argmax(dim=-1, keepdim=True)
+    row = indices(tied)
+    choice = near(row).argmax(dim=-1) if len(row) > 1 and best.item() > above else 0
+    return row[choice].view_as(best)
 
 
 def largest(
@@ -148,7 +159,7 @@ def largest(
         wanted = count.clamp(1, bound).unsqueeze(-1)
     chosen, tied, left = _up_to_edge(values, wanted, bound)
     if not known_empty((tied & (values > above)).sum(dim=-1, keepdim=True) > left):
-        nearest, tied, left = _up_to_edge(torch.where(tied, near(), -torch.inf), left, bound)
+        nearest, tied, left = _up_to_edge(_near_of_tied(tied, near), left, bound)
         chosen |= nearest
     return chosen | (tied & (tied.cumsum(dim=-1) <= left))
 
@@ -160,6 +171,14 @@ def _up_to_edge(values: Tensor, wanted: Tensor, bound: int) -> tuple[Tensor, Ten
     return larger, values == edge, wanted - larger.sum(dim=-1, keepdim=True)
 
 
-def known_empty(mask: Tensor) -> bool:
-    """True if nothing is set and the host can see that for free, on a CPU; elsewhere it would have to wait: False."""
-    return mask.device.type == "cpu" and not bool(mask.any())
+def _near_of_tied(tied: Tensor, near: TieBreak) -> Tensor:
+    """`near` where it has to decide between values of the last dimension, and less than that elsewhere."""
+    if not _is_single_row(tied):
+        return torch.where(tied, near(ALL), -torch.inf)
+    key, row = torch.full(tied.shape, -torch.inf), indices(tied)
+    put(key, row, near(row))
+    return key
+
+
+def _is_single_row(values: Tensor) -> bool:
+    return host_may_look(values) and values.numel() == values.shape[-1]

@@ -8,7 +8,8 @@ from pydantic import Field
 from mgdet.assign.base import owned_labels, ranked_labels
 from mgdet.assign.criteria import adaptive
 from mgdet.assign.max_iou import IoUThresholds
-from mgdet.assign.ownership import Counts, Criterion
+from mgdet.assign.ownership import Counts
+from mgdet.assign.pieces import Criterion
 from mgdet.config_base import resolved
 from mgdet.structures import Assignment, Labels, Predictions, PriorLayout, Priors, Targets
 

@@ -6,7 +6,8 @@ from pydantic import Field
 
 from mgdet.assign.criteria import amplified, centre_prior, prior_iou, regressed_iou
 from mgdet.assign.mutual import Criteria, MutualAssigner
-from mgdet.assign.ownership import Counts, Criterion
+from mgdet.assign.ownership import Counts
+from mgdet.assign.pieces import Criterion
 from mgdet.errors import ConfigError
 from mgdet.structures import Assignment, Predictions, PriorLayout, Priors, Targets
 

@@ -1,24 +1,20 @@
 """Which object owns which prior under a quality criterion: the step that every IoU-style assigner shares.
 
-A criterion is a `[G, A]` matrix of qualities for each image. Holding it for a whole batch would take tens of gigabytes
-(16 images x 100 objects x 200k anchors x 4 bytes = 1.3 GB for one matrix, and an assigner needs several), yet after
-"an anchor is a candidate only of its best object" a single `[B, A]` row is left. So the matrix is made in chunks of
-objects and folded into that row at once: memory is bounded by `chunk_elements`, the result does not depend on it.
+After "an anchor is a candidate only of its best object" a single `[B, A]` row is left of a criterion's matrix. So each
+piece of it (`mgdet.assign.pieces`) is folded into that row at once, and the result does not depend on the pieces.
 """
 
-from collections.abc import Callable, Iterator
-from functools import cache, partial
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mgdet.assign.geometry import first_best, footprints, known_empty, nearness
-from mgdet.boxes import diou, is_degenerate
+from mgdet.assign.geometry import first_best, footprints, largest
+from mgdet.assign.pieces import Criterion, Piece, pieces, usable_objects
+from mgdet.assign.places import ALL, At, Places, among, indices, known_empty, one_at_a_time, put, take
+from mgdet.boxes import diou
 from mgdet.structures import Priors, Targets
-
-Criterion = Callable[[Tensor, Tensor], Tensor]
-"""Quality `[B, g, A]` of some objects, given their boxes `[B, g, 4]` and labels `[B, g]`; 0 means "no overlap"."""
 
 Force = Literal["none", "best", "ties"]
 """What is positive whatever its quality: nothing, each object's best prior, or all that are equally good."""
@@ -34,13 +30,36 @@ class Counts(NamedTuple):
     not_negative: Tensor  # positive or ignored
 
 
-class Ownership(NamedTuple):
+class Ownership:
     """The candidates of every object under one criterion."""
 
-    owner: Tensor  # [B, A] int64, object that the prior belongs to, -1 for none
-    quality: Tensor  # [B, A] float32, criterion of (owner, prior); 1 where the prior was given to its object by force
-    raw: Tensor  # [B, A] float32, the same without the force
-    rank: Tensor  # [B, A] int64, place of the prior among its owner's, 0 = best; ties by DIoU, then by prior index
+    def __init__(self, claims: "_Claims", quality: Tensor):
+        self._claims = claims  # not changed any more
+        self.owner = claims.owner  # [B, A] int64, object that the prior belongs to, -1 for none
+        self.raw = claims.raw  # [B, A] float32, criterion of (owner, prior)
+        self.quality = quality  # [B, A] float32, the same; 1 where the prior was given to its object by force
+
+    @cached_property
+    def rank(self) -> Tensor:
+        """Place of each prior among its owner's, 0 = best; ties by DIoU, then by prior index, `[B, A]` int64."""
+        return self._claims.rank()
+
+    def best(self, limit: Tensor) -> Tensor:
+        """Each object's best priors by rank, as many as `limit` `[B, G]` says or as it owns, `[B, A]` bool."""
+        if not one_at_a_time(limit, self.owner.shape[1]):
+            return (self.owner >= 0) & (self.rank < self.of_owner(limit))
+        chosen = torch.zeros_like(self.owner, dtype=torch.bool)
+        for mine, count in zip(self._owned, limit[0].tolist(), strict=True):
+            if count and len(mine):
+                raw = take(self.raw, mine)
+                put(chosen, mine, largest(raw, lambda tied: self._claims.near(among(mine, tied)), count))  # noqa: B023
+        return chosen
+
+    @cached_property
+    def _owned(self) -> list[Tensor]:
+        """The priors of each object of the only image, ascending."""
+        owner = self.owner.int()
+        return [indices(owner == g) for g in range(self._claims.num_objects)]
 
     def count_owned(self, selected: Tensor, num_objects: int) -> Tensor:
         """Number of `selected` `[B, A]` priors that each object owns, `[B, G]`."""
@@ -49,8 +68,8 @@ class Ownership(NamedTuple):
     def dynamic_counts(self, top_k: int, num_objects: int) -> Counts:
         """max(1, floor(sum of the `top_k` largest raw qualities of the object)), none ignored (Ge et al., OTA, CVPR
         2021, section 3.3, on the priors that the object owns)."""
-        counted = torch.where((self.owner >= 0) & (self.rank < top_k), self.raw, 0.0)
-        total = torch.zeros(self.owner.shape[0], num_objects, dtype=torch.int64, device=counted.device)
+        total = torch.zeros(self.owner.shape[0], num_objects, dtype=torch.int64, device=self.owner.device)
+        counted = torch.where(self.best(torch.full_like(total, top_k)), self.raw, 0.0)
         if num_objects:
             total = total.scatter_add(1, self.owner.clamp(min=0), to_fixed(counted))
         count = floor_fixed(total).clamp(min=1)
@@ -71,11 +90,6 @@ def to_fixed(values: Tensor) -> Tensor:
 def floor_fixed(total: Tensor) -> Tensor:
     """Whole part of a sum of `to_fixed` values."""
     return total >> 30
-
-
-def usable_objects(targets: Targets) -> Tensor:
-    """Objects that can own priors, `[B, G]` bool: not padding and not degenerate."""
-    return targets.valid & ~is_degenerate(targets.boxes)
 
 
 def find_owners(
@@ -100,89 +114,102 @@ def find_owners(
     Best is the largest criterion; of equal ones the largest DIoU of object and footprint (Zheng et al., AAAI 2020), of
     those the lowest index. So an object without any overlap prefers what lies nearest in relation to the sizes.
     """
-    batch, num_priors = targets.boxes.shape[0], priors.boxes.shape[0]
     usable = usable_objects(targets)
-    places = footprints(priors)
-    forced = torch.zeros(batch, num_priors, dtype=torch.bool, device=priors.boxes.device)
-    claims = _Claims.none(batch, num_priors, priors.boxes.device)
-
-    num_objects = targets.boxes.shape[1]
-    for part in _chunks(priors, targets, chunk_elements):
-        boxes = targets.boxes[:, part]
-        able = usable[:, part, None]
-        near = cache(partial(nearness, boxes, priors))
-        quality = raw = torch.where(able, criterion(boxes, targets.labels[:, part]), 0.0)
+    claims = _Claims(priors, targets)
+    forced = torch.zeros_like(claims.owner, dtype=torch.bool)
+    preferred, worth = torch.zeros_like(targets.labels), torch.zeros_like(targets.boxes[..., 0])
+    for piece in pieces(criterion, priors, targets, usable, chunk_elements):
+        claims.offer(piece)
         if force == "best":
-            quality = raw.scatter(2, first_best([raw], near, dim=2), able.to(raw.dtype))
-        elif force == "ties":
-            forced |= ((raw > 0) & (raw == raw.amax(dim=2, keepdim=True))).any(dim=1)
-        keys = [raw] if force != "best" else [quality, raw]
-        index = first_best(keys, near, dim=1, above=0)
-        here = boxes.gather(1, index.squeeze(1)[..., None].expand(-1, -1, 4))
-        best, best_raw = (key.gather(1, index).squeeze(1) for key in (quality, raw))
-        claims = claims.or_better(_Claims(index.squeeze(1) + part.start, best, best_raw, diou(here, places)))
+            whole = piece.with_all() if piece.lacks_best() else piece
+            preferred[:, piece.objects], worth[:, piece.objects] = whole.best()
+        elif force == "ties" and piece.raw.shape[2]:
+            best = (piece.raw > 0) & (piece.raw == piece.raw.amax(dim=2, keepdim=True))
+            put(forced, piece.at, take(forced, piece.at) | best.any(dim=1))
+    if force == "best":
+        forced = claims.give(preferred, worth, usable)
+    quality = torch.where(forced & (claims.owner >= 0), 1.0, claims.raw)
 
-    claims = claims._replace(quality=torch.where(forced & (claims.owner >= 0), 1.0, claims.quality))
-    if adopt and num_objects:
-        enough_of_it = (claims.owner >= 0) & (claims.quality >= enough)
-        orphan = usable & (_scatter_count(claims.owner, enough_of_it, num_objects) == 0)
-        claims = _adopt(criterion, priors, targets, orphan, claims, chunk_elements)
-    return Ownership(claims.owner, claims.quality, claims.raw, claims.rank(num_objects))
+    if adopt and usable.shape[1]:
+        enough_of_it = (claims.owner >= 0) & (quality >= enough)
+        orphan = usable & (_scatter_count(claims.owner, enough_of_it, usable.shape[1]) == 0)
+        if not known_empty(orphan):
+            adopted = _adopt(criterion, priors, targets, orphan, claims, chunk_elements)
+            quality = torch.where(adopted, 1.0, quality)
+    return Ownership(claims, quality)
 
 
 def count_claims(criterion: Criterion, priors: Priors, targets: Targets, *, chunk_elements: int) -> Tensor:
     """To how many usable objects each prior is worth more than 0, `[B, A]` int64."""
-    usable = usable_objects(targets)
     count = torch.zeros(len(targets.boxes), len(priors.boxes), dtype=torch.int64, device=priors.boxes.device)
-    for part in _chunks(priors, targets, chunk_elements):
-        worth = criterion(targets.boxes[:, part], targets.labels[:, part]) > 0
-        count += (worth & usable[:, part, None]).sum(dim=1)
+    for piece in pieces(criterion, priors, targets, usable_objects(targets), chunk_elements):
+        put(count, piece.at, take(count, piece.at) + (piece.raw > 0).sum(dim=1))
     return count
 
 
-def _chunk_size(priors: Priors, targets: Targets, chunk_elements: int) -> int:
-    """How many objects of all images make a matrix of at most `chunk_elements`, at least 1."""
-    return max(1, chunk_elements // max(1, len(targets.boxes) * len(priors.boxes)))
+class _Claims:
+    """The best claim to each prior so far."""
 
+    def __init__(self, priors: Priors, targets: Targets):
+        batch, self.num_objects = targets.labels.shape
+        self.owner = torch.full((batch, len(priors.boxes)), -1, device=priors.boxes.device)
+        self.raw = torch.zeros(self.owner.shape, device=self.owner.device)
+        self._objects, self._places = targets.boxes, Places(footprints(priors))
 
-def _chunks(priors: Priors, targets: Targets, chunk_elements: int) -> Iterator[slice]:
-    """The objects, a chunk at a time."""
-    size, total = _chunk_size(priors, targets, chunk_elements), targets.boxes.shape[1]
-    return (slice(start, min(start + size, total)) for start in range(0, total, size))
+    def near(self, at: At, owner: Tensor | None = None) -> Tensor:
+        """DIoU `[B, n]` of the footprints of some priors and their owners' boxes, or those of the given owners."""
+        owner = take(self.owner, at) if owner is None else owner
+        if not self.num_objects:
+            return torch.zeros_like(owner, dtype=self.raw.dtype)
+        boxes = self._objects.gather(1, owner.clamp(min=0)[..., None].expand(-1, -1, 4))
+        return diou(boxes, self._places.at(at))
 
+    def offer(self, piece: Piece) -> None:
+        """Each prior goes to an object that is worth more to it; of equal ones the nearer, then the first keeps it."""
+        before, owner, at = take(self.raw, piece.at), take(self.owner, piece.at), piece.at
+        if piece.raw.shape[1] == 1:
+            raw, new = piece.raw.squeeze(1), torch.full_like(owner, piece.objects.start)
+        else:
+            columns = piece.raw.transpose(1, 2)  # [B, A, g]
+            index = first_best(columns, lambda tied: take(piece.near(ALL).transpose(1, 2), tied), above=0)
+            raw, new = columns.gather(2, index).squeeze(2), index.squeeze(2) + piece.objects.start
+        better, tied = raw > before, (raw == before) & (raw > 0)
+        if not known_empty(tied):
+            better |= tied & (self.near(at, new) > self.near(at, owner))
+        put(self.raw, at, torch.where(better, raw, before))
+        put(self.owner, at, torch.where(better, new, owner))
 
-class _Claims(NamedTuple):
-    """The best claim to each prior so far, `[B, A]` each."""
+    def give(self, preferred: Tensor, worth: Tensor, usable: Tensor) -> Tensor:
+        """Give each usable object the prior that it prefers `[B, G]`, and say which these are `[B, A]`.
 
-    owner: Tensor
-    quality: Tensor
-    raw: Tensor
-    near: Tensor  # DIoU of the owner with the prior's footprint
+        Of several that prefer one prior, it goes to the one to which it is worth most, then the nearest, then the
+        first. A prior that has an owner to which it is worth 1 keeps it.
+        """
+        count, left = self.num_objects, usable
+        nobody = torch.full_like(self.raw, -torch.inf)
+        for key in (worth, diou(self._objects, self._places.at(ALL)[preferred])):
+            key = torch.where(left, key, -torch.inf)
+            left = left & (key == nobody.scatter_reduce(1, preferred, key, "amax").gather(1, preferred))
+        index = torch.where(left, torch.arange(count, device=left.device), count)
+        first = torch.full_like(self.owner, count).scatter_reduce(1, preferred, index, "amin")
+        given = first < count
+        if count:
+            new = given & (self.raw < 1)
+            self.raw = torch.where(new, worth.gather(1, first.clamp(max=count - 1)), self.raw)
+            self.owner = torch.where(new, first, self.owner)
+        return given
 
-    @classmethod
-    def none(cls, batch: int, num_priors: int, device: torch.device) -> "_Claims":
-        """Nobody owns anything."""
-        zeros = torch.zeros(batch, num_priors, device=device)
-        return cls(torch.full((batch, num_priors), -1, dtype=torch.int64, device=device), zeros, zeros, zeros)
-
-    def or_better(self, later: "_Claims") -> "_Claims":
-        """The larger claim to each prior; of equal ones that of the earlier objects, these."""
-        better = later.near > self.near
-        for new, old in ((later.raw, self.raw), (later.quality, self.quality)):
-            better = (new > old) | ((new == old) & better)
-        better &= later.quality > 0
-        return _Claims(*(torch.where(better, new, old) for new, old in zip(later, self, strict=True)))
-
-    def rank(self, num_objects: int) -> Tensor:
+    def rank(self) -> Tensor:
         """Place of each prior among the priors of its owner, best first, `[B, A]`.
 
         What an object was given by force or by adoption is the best that it has, so it comes first by the criterion.
         """
-        order = torch.argsort(self.near, dim=1, descending=True, stable=True)
+        near = self.near(ALL)
+        order = torch.argsort(near, dim=1, descending=True, stable=True)
         order = order.gather(1, torch.argsort(self.raw.gather(1, order), dim=1, descending=True, stable=True))
         order = order.gather(1, torch.argsort(self.owner.gather(1, order), dim=1, stable=True))
         group = self.owner.gather(1, order) + 1  # 0: without an owner
-        sizes = torch.zeros(self.owner.shape[0], num_objects + 1, dtype=torch.int64, device=self.owner.device)
+        sizes = torch.zeros(self.owner.shape[0], self.num_objects + 1, dtype=torch.int64, device=self.owner.device)
         sizes = sizes.scatter_add(1, group, torch.ones_like(group))
         first = (sizes.cumsum(dim=1) - sizes).gather(1, group)
         position = torch.arange(self.owner.shape[1], device=self.owner.device).expand_as(self.owner)
@@ -191,31 +218,31 @@ class _Claims(NamedTuple):
 
 def _adopt(
     criterion: Criterion, priors: Priors, targets: Targets, orphan: Tensor, claims: _Claims, chunk_elements: int
-) -> _Claims:
-    """Give every orphan `[B, G]`, in order, a prior that no other object depends on (see `find_owners`, step 4)."""
-    if known_empty(orphan):
-        return claims
+) -> Tensor:
+    """Give every orphan `[B, G]`, in order, a prior that no other object depends on (see `find_owners`, step 4).
 
+    Returns which priors were adopted, `[B, A]`.
+    """
     provided = (claims.owner >= 0) & ~orphan.gather(1, claims.owner.clamp(min=0))
-    kept = provided & (claims.rank(targets.boxes.shape[1]) == 0)
+    kept = provided & Ownership(claims, claims.raw).best(torch.ones_like(targets.labels))
+    adopted = torch.zeros_like(kept)
     order = torch.argsort(~orphan, dim=1, stable=True)[:, :MAX_ORPHANS]  # orphans first, in index order
-    for part in torch.split(order, _chunk_size(priors, targets, chunk_elements), dim=1):
-        waiting = orphan.gather(1, part)
-        if known_empty(waiting):
-            break  # orphans come first
-        boxes = targets.boxes.gather(1, part[..., None].expand(-1, -1, 4))
-        raw, near = criterion(boxes, targets.labels.gather(1, part)), nearness(boxes, priors)
-        for slot in range(part.shape[1]):
-            if known_empty(waiting[:, slot]):
-                break
-            free = raw[:, slot].masked_fill(kept, -torch.inf)
-            choice = first_best([free], partial(near.select, 1, slot), dim=1)
-            adopts = waiting[:, slot, None] & (free.gather(1, choice) > -torch.inf)
-            taken = torch.zeros_like(kept).scatter(1, choice, adopts)
-            new = (part[:, slot, None], claims.quality.new_ones(()), raw[:, slot], near[:, slot])
-            claims = _Claims(*(torch.where(taken, here, before) for here, before in zip(new, claims, strict=True)))
-            kept = kept | taken
-    return claims
+    boxes, labels = targets.boxes.gather(1, order[..., None].expand(-1, -1, 4)), targets.labels.gather(1, order)
+    waiting = Targets(boxes, labels, valid=orphan.gather(1, order))
+    for piece in pieces(criterion, priors, waiting, waiting.valid, chunk_elements):
+        for slot in range(piece.raw.shape[1]):
+            one = piece.of(slot).without(kept)
+            waits = waiting.valid[:, one.objects]
+            if known_empty(waits):
+                return adopted  # orphans come first
+            if one.lacks_best():
+                one = piece.with_all().without(kept)
+            choice, raw = one.best()
+            adopts = waits & (raw > -torch.inf)
+            orphan_here = order[:, one.objects]
+            for values, new in ((claims.owner, orphan_here), (claims.raw, raw), (kept, adopts), (adopted, adopts)):
+                values.scatter_(1, choice, torch.where(adopts, new, values.gather(1, choice)))
+    return adopted
 
 
 def _scatter_count(owner: Tensor, selected: Tensor, num_objects: int) -> Tensor:

@@ -1,7 +1,6 @@
 """SimOTA, YOLOX's assigner (Ge et al., arXiv 2107.08430, section 2.1), a one-pass form of OTA (CVPR 2021)."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Annotated, Literal, Self
 
 import torch
@@ -9,15 +8,17 @@ from pydantic import Field
 from torch import Tensor
 
 from mgdet.assign.base import Assigner, owned_labels
-from mgdet.assign.criteria import regressed_iou, score_of_label, tie_safe_dtype
-from mgdet.assign.geometry import Sides, largest, near_centre, nearness
-from mgdet.assign.ownership import Criterion, floor_fixed, to_fixed
+from mgdet.assign.criteria import of_label, regressed_iou, tie_safe_dtype
+from mgdet.assign.geometry import Sides, around, largest, near_centre, nearness
+from mgdet.assign.ownership import floor_fixed, to_fixed
+from mgdet.assign.pieces import Criterion, Reach
+from mgdet.assign.places import ALL, At, put, take, where_set
 from mgdet.config_base import resolved
 from mgdet.structures import Assignment, Predictions, PriorLayout, Priors, Targets
 
 Version = Literal["mgdet", "yolox-0.3.0", "yolox-2023"]
-Choice = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Of objects, boxes `[B, g, 4]` and labels `[B, g]`: the quality of the priors, and which ones each chooses."""
+Choice = Callable[[Tensor, Tensor, At], tuple[Tensor, Tensor]]
+"""Of objects, boxes `[B, g, 4]` and labels `[B, g]`: the quality of `n` priors, and which ones each chooses."""
 
 
 class SimOTA(Assigner):
@@ -54,33 +55,38 @@ class SimOTA(Assigner):
 
     def assign(self, predictions: Predictions, targets: Targets) -> Assignment:
         """Both tasks get the same labels."""
-        priors, choice = predictions.priors, self._choice(predictions, targets)
+        priors = predictions.priors
+        choice, reach = self._choice(predictions, targets)
 
-        def chosen(boxes: Tensor, labels: Tensor) -> Tensor:
-            quality, own = choice(boxes, labels)
+        def chosen(boxes: Tensor, labels: Tensor, at: At) -> Tensor:
+            quality, own = choice(boxes, labels, at)
             return torch.where(own, quality, 0.0)
 
-        criterion: Criterion = chosen
+        criterion = Criterion(chosen, reach)
         if self.version != "mgdet":
-            contested = self.count_claims(chosen, priors, targets).unsqueeze(1) > 1
+            contested = self.count_claims(criterion, priors, targets) > 1
 
-            def chosen_or_contested(boxes: Tensor, labels: Tensor) -> Tensor:
-                quality, own = choice(boxes, labels)
-                return torch.where(own | contested, quality, 0.0)
+            def chosen_or_contested(boxes: Tensor, labels: Tensor, at: At) -> Tensor:
+                quality, own = choice(boxes, labels, at)
+                return torch.where(own | take(contested, at).unsqueeze(1), quality, 0.0)
 
-            criterion = chosen_or_contested
+            criterion = Criterion(chosen_or_contested, reach)
         labels = owned_labels(self.find_owners(criterion, priors, targets))
         return Assignment(labels, labels)
 
     def cost(self, predictions: Predictions) -> Callable[[Tensor, Tensor], Tensor]:
         """Of objects, labels `[B, g]` and IoUs `[B, g, A]` with the predicted boxes: the cost of the priors."""
-        absent, present = _cross_entropies(predictions.logits)
+        absent = _absent(predictions.logits, ALL).unsqueeze(1)
 
         def cost(labels: Tensor, overlap: Tensor) -> Tensor:
-            classification = absent[:, None] + score_of_label(present, labels)
-            return self.cls_weight * classification - self.iou_weight * torch.log(overlap.to(absent.dtype) + 1e-8)
+            return self._cost(absent, of_label(predictions.logits, labels), overlap)
 
         return cost
+
+    def _cost(self, absent: Tensor, logits: Tensor, overlap: Tensor) -> Tensor:
+        """From the cross-entropy of "no class" `[B, 1, n]`, and the objects' own logits and IoUs `[B, g, n]`."""
+        classification = absent + _present(logits)
+        return self.cls_weight * classification - self.iou_weight * torch.log(overlap.to(absent.dtype) + 1e-8)
 
     def _regions(self, boxes: Tensor, priors: Priors) -> tuple[Tensor, Tensor]:
         """An object's own candidates, and those of them that come before all others, `[B, g, A]` each."""
@@ -90,30 +96,62 @@ class SimOTA(Assigner):
         inside = Sides.of(boxes, priors).nearest() > 0
         return inside | central, inside & central
 
-    def _choice(self, predictions: Predictions, targets: Targets) -> Choice:
-        priors, overlap = predictions.priors, regressed_iou(predictions)
-        cost = self.cost(predictions)
-        shared = None
-        if self.version != "mgdet":
-            own = self.count_claims(lambda boxes, labels: self._regions(boxes, priors)[0], priors, targets)
-            shared = own.unsqueeze(1) > 0
+    def _choice(self, predictions: Predictions, targets: Targets) -> tuple[Choice, Reach]:
+        priors, logits, overlap = predictions.priors, predictions.logits, regressed_iou(predictions)
+        around_centres = around(priors, resolved(self.radius))
 
-        def choice(boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-            candidate, first = self._regions(boxes, priors)
-            candidate = candidate if shared is None else shared
-            u = torch.where(candidate, overlap(boxes, labels), 0.0)
+        def own(boxes: Tensor, labels: Tensor, at: At) -> Tensor:
+            return self._regions(boxes, priors.take(at))[0].float()
+
+        shared = self.count_claims(Criterion(own, around_centres.touching), priors, targets) > 0
+        absent, of_any = (
+            torch.zeros(shared.shape, dtype=tie_safe_dtype(logits), device=shared.device),
+            where_set(shared),
+        )
+        put(absent, of_any, _absent(logits, of_any))
+
+        def choice(boxes: Tensor, labels: Tensor, at: At) -> tuple[Tensor, Tensor]:
+            here = priors.take(at)
+            candidate, first = self._regions(boxes, here)
+            if self.version != "mgdet":
+                candidate = take(shared, at).unsqueeze(1)
+            u = torch.where(candidate, overlap.quality(boxes, labels, at), 0.0)
+            cost = self._cost(take(absent, at).unsqueeze(1), of_label(logits, labels, at), u)
             # the centre of the object comes first: costs lie in (0, 1), those of the centre in (1, 2)
-            quality = torch.where(candidate, first + 1 / (1 + cost(labels, u)), 0.0).float()
+            quality = torch.where(candidate, first + 1 / (1 + cost), 0.0).float()
             best = u.topk(min(self.top_k, u.shape[-1]), dim=-1).values
             wanted = floor_fixed(to_fixed(best).sum(dim=-1)).clamp(min=1)
-            return quality, largest(quality, partial(nearness, boxes, priors), wanted, self.top_k, above=0)
 
-        return choice
+            def near(tied: At) -> Tensor:
+                return nearness(boxes, here.take(tied))
+
+            return quality, largest(quality, near, wanted, self.top_k, above=0)
+
+        return choice, around_centres.touching if self.version == "mgdet" else lambda box: of_any
 
 
-def _cross_entropies(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Binary cross-entropy of sqrt(p) against "no class" `[B, A]`, and what each class adds when it is the one."""
-    root = logits.to(tie_safe_dtype(logits)).sigmoid().nan_to_num(nan=0.0).sqrt()
-    negative = -torch.log1p(-root).clamp(min=-100)
-    positive = -torch.log(root).clamp(min=-100)
-    return negative.sum(dim=-1), positive - negative
+ROWS = 512
+"""Priors whose scores of all classes are looked at together, so that they stay in the processor's cache."""
+
+
+def _absent(logits: Tensor, at: At) -> Tensor:
+    """Binary cross-entropy of sqrt(p) against "no class", summed over the classes, `[B, n]`."""
+    if isinstance(at, slice):
+        return _negative(_root(logits)).sum(dim=-1)
+    return torch.cat([_negative(_root(logits[:, rows])).sum(dim=-1) for rows in torch.split(at, ROWS)], dim=1)
+
+
+def _present(logits: Tensor) -> Tensor:
+    """What a class adds to that when it is the one."""
+    root = _root(logits)
+    return -torch.log(root).clamp(min=-100) - _negative(root)
+
+
+def _root(logits: Tensor) -> Tensor:
+    """sqrt(p)."""
+    return logits.to(tie_safe_dtype(logits)).sigmoid().nan_to_num(nan=0.0).sqrt()
+
+
+def _negative(root: Tensor) -> Tensor:
+    """Cross-entropy of sqrt(p) against 0."""
+    return -torch.log1p(-root).clamp(min=-100)

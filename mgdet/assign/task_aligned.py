@@ -1,6 +1,5 @@
 """Task alignment learning, TOOD's assigner (Feng et al., ICCV 2021, arXiv 2108.07755)."""
 
-from functools import partial
 from typing import Literal
 
 import torch
@@ -9,9 +8,10 @@ from torch import Tensor
 
 from mgdet.assign.atss import ATSS
 from mgdet.assign.base import Assigner, owned_labels
-from mgdet.assign.criteria import class_score, product, regressed_iou, tie_safe_dtype
+from mgdet.assign.criteria import class_score, product, regressed_iou, sigmoid, tie_safe_dtype
 from mgdet.assign.geometry import MARGIN, Sides, largest, nearness
-from mgdet.assign.ownership import Criterion
+from mgdet.assign.pieces import Criterion
+from mgdet.assign.places import At
 from mgdet.boxes import iou
 from mgdet.structures import Assignment, Labels, Predictions, PriorLayout, Targets
 
@@ -51,15 +51,20 @@ class TaskAligned(Assigner):
         priors, overlap = predictions.priors, regressed_iou(predictions)
         alignment = product(class_score(predictions), overlap, (self.alpha, self.beta), predictions.logits)
 
-        def criterion(boxes: Tensor, labels: Tensor) -> Tensor:
-            inside = Sides.of(boxes, priors).nearest() > MARGIN
-            aligned = alignment(boxes, labels)
+        def quality(boxes: Tensor, labels: Tensor, at: At) -> Tensor:
+            here = priors.take(at)
+            inside = Sides.of(boxes, here).nearest() > MARGIN
+            aligned = alignment.quality(boxes, labels, at)
             if self.inside == "before":
                 aligned = torch.where(inside, aligned, 0.0)
-            chosen = largest(aligned, partial(nearness, boxes, priors), self.top_k, above=0)
-            return torch.where(chosen & (aligned > 0) & inside, overlap(boxes, labels), 0.0)
 
-        return criterion
+            def near(tied: At) -> Tensor:
+                return nearness(boxes, here.take(tied))
+
+            chosen = largest(aligned, near, self.top_k, above=0)
+            return torch.where(chosen & (aligned > 0) & inside, overlap.quality(boxes, labels, at), 0.0)
+
+        return Criterion(quality, alignment.reach)
 
     def _soft(self, hard: Labels, predictions: Predictions, targets: Targets) -> Labels:
         """t / max(t) * max(u) over the positives of each object; 1 for an object whose best t is 0."""
@@ -70,7 +75,8 @@ class TaskAligned(Assigner):
         boxes = targets.boxes.gather(1, owner[..., None].expand(-1, -1, 4))
         label = targets.labels.gather(1, owner)
         overlap = torch.where(positive, iou(predictions.boxes, boxes), 0.0)
-        score = predictions.logits.gather(2, label[..., None]).squeeze(2).sigmoid().nan_to_num(nan=0.0)
+        score = predictions.logits.gather(2, label[..., None]).squeeze(2)
+        score = sigmoid(score).nan_to_num(nan=0.0)
         dtype = tie_safe_dtype(score)
         aligned = (score.to(dtype) ** self.alpha * overlap.to(dtype) ** self.beta).float()
         aligned = torch.where(positive, aligned, 0.0)

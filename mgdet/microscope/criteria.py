@@ -7,7 +7,8 @@ from torch import Tensor
 from mgdet.assign import ATSS, Assigner, CenterSampling, MaxIoU, MutualGuidance, MutualLabeling, SimOTA, TaskAligned
 from mgdet.assign.criteria import class_score, prior_iou, product, regressed_iou
 from mgdet.assign.mutual import MutualAssigner
-from mgdet.assign.ownership import Criterion
+from mgdet.assign.pieces import Criterion
+from mgdet.assign.places import ALL, At, take
 from mgdet.structures import Predictions
 
 
@@ -64,8 +65,8 @@ def _of_both_tasks(assigner: Assigner, predictions: Predictions) -> Ranking | No
     if isinstance(assigner, SimOTA):
         cost = assigner.cost(predictions)
 
-        def cheapness(boxes: Tensor, labels: Tensor) -> Tensor:
-            return (1 / (1 + cost(labels, overlap(boxes, labels)))).float()
+        def cheapness(boxes: Tensor, labels: Tensor, at: At) -> Tensor:
+            return take((1 / (1 + cost(labels, overlap.quality(boxes, labels, ALL)))).float(), at)
 
-        return Ranking("1 / (1 + cost)", cheapness)
+        return Ranking("1 / (1 + cost)", Criterion(cheapness))
     return None

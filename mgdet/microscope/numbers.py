@@ -17,6 +17,7 @@ from mgdet.assign import Assigner
 from mgdet.assign.criteria import class_score
 from mgdet.assign.geometry import box_centres, footprints, nearness
 from mgdet.assign.ignore import ignore_regions
+from mgdet.assign.places import ALL
 from mgdet.boxes import pairwise_iou
 from mgdet.microscope.criteria import Ranking, rankings
 from mgdet.structures import IGNORED, Labels, Predictions, Priors, Targets
@@ -146,7 +147,7 @@ def examine(
     values: dict[int, Tensor] = {}  # both tasks of most assigners have one criterion
     for ranking in (r for both in judging.values() for r in both if r):
         if id(ranking) not in values:
-            values[id(ranking)] = ranking.criterion(boxes, labels)[0]
+            values[id(ranking)] = ranking.criterion.quality(boxes, labels, ALL)[0]
 
     pairs = _pairs(priors, targets, [task for tasks in found.values() for task in tasks], list(values.values()), near)
     shown = pairs.any(dim=0)
@@ -181,7 +182,7 @@ def examine(
         boxes=_floats(predictions.boxes[0, index]),
         pair_prior=pair_prior.cpu().numpy(),
         pair_object=obj.cpu().numpy(),
-        score=of_pairs(class_score(predictions)(boxes, labels)),
+        score=of_pairs(class_score(predictions).quality(boxes, labels, ALL)),
         iou_before=of_pairs(pairwise_iou(boxes, footprints(priors))),
         iou_after=of_pairs(pairwise_iou(boxes, predictions.boxes)),
         learning=learning,

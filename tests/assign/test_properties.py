@@ -16,8 +16,9 @@ from mgdet.assign import (
     MutualLabeling,
     SimOTA,
     TaskAligned,
+    base,
     geometry,
-    ownership,
+    places,
 )
 from mgdet.structures import Assignment, PriorLayout, Targets
 from tests.assign.helpers import (
@@ -327,11 +328,12 @@ def test_at_most_32_orphans_are_helped(case):
 @every_case
 @pytest.mark.parametrize("objects", [0, 4])
 def test_host_never_waits_for_the_values(objects, case, monkeypatch):
-    """But for a look whether there is anything to do, which is free on the CPU and not done elsewhere."""
+    """Where it may not look. On the CPU that is free, and the labels are equal."""
     inputs = case.inputs(9, images=3, objects=objects, step=8.0)
+    monkeypatch.setattr(places, "SMALL", 0)
     expected = assign(case.assigner, inputs)
-    for module in (geometry, ownership):
-        monkeypatch.setattr(module, "known_empty", lambda mask: False)
+    for module in (base, geometry, places):
+        monkeypatch.setattr(module, "host_may_look", lambda tensor: False)
     with Recorder() as recorder:
         result = assign(case.make(**case.options, chunk_elements=1), inputs)
     assert recorder.waits == []

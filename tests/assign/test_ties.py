@@ -125,18 +125,24 @@ def test_the_nearer_of_two_equal_objects_owns_the_prior():
 @pytest.mark.parametrize("seed", range(5))
 def test_largest_and_first_best_are_lexicographic(seed):
     g = torch.Generator().manual_seed(seed)
-    first, second, third = (torch.randint(3, (4, 30), generator=g).float() for _ in range(3))
+    first, second = (torch.randint(3, (4, 30), generator=g).float() for _ in range(2))
 
     def order(row, *keys):
         return sorted(range(30), key=lambda i: (*(-float(key[row, i]) for key in keys), i))
 
     counts = torch.tensor([1, 5, 11, 99])
     for row in range(4):
-        best = order(row, first, second, third)
-        assert first_best([first, second], lambda: third, dim=1)[row].item() == best[0]
-        assert first_best([first, second], lambda: third, dim=1, above=0)[row].item() == best[0]
-        best = order(row, first, third)
-        for count in (1, 7, 30, 99):
-            assert largest(first, lambda: third, count)[row].nonzero().flatten().tolist() == sorted(best[:count])
-        several = largest(first, lambda: third, counts, 30)[row]
-        assert several.nonzero().flatten().tolist() == sorted(best[: int(counts[row])])
+        best = order(row, first, second)
+        for rows in (slice(None), slice(row, row + 1)):  # several are looked at in another way than one
+            at = row if rows == slice(None) else 0
+            one, two = first[rows], second[rows]
+
+            def near(tied):
+                return two[..., tied]  # noqa: B023
+
+            assert first_best(one, near)[at].item() == best[0]
+            assert first_best(one, near, above=0)[at].item() == best[0]
+            for count in (1, 7, 30, 99):
+                assert largest(one, near, count)[at].nonzero().flatten().tolist() == sorted(best[:count])
+            several = largest(one, near, counts[rows], 30)[at]
+            assert several.nonzero().flatten().tolist() == sorted(best[: int(counts[row])])

@@ -15,6 +15,7 @@ from PIL import Image
 from mgdet.assign import ATSS, CenterSampling, MaxIoU, MutualGuidance, MutualLabeling, SimOTA, TaskAligned
 from mgdet.assign.geometry import Sides
 from mgdet.assign.ignore import ignore_regions
+from mgdet.assign.places import ALL
 from mgdet.boxes import iou
 from mgdet.microscope.criteria import rankings
 from mgdet.microscope.numbers import TASKS, Findings, Moment, Picture, examine
@@ -117,7 +118,7 @@ def test_pairs_have_the_scores_ious_and_ranks_of_the_oracle(layout):
             assert (ranking is None) == (judged is None)
             if ranking is None:
                 continue
-            values = ranking.criterion(targets.boxes, targets.labels)[0].tolist()
+            values = ranking.criterion.quality(targets.boxes, targets.labels, ALL)[0].tolist()
             assert judged.value.tolist() == [values[g][a] for a, g in pairs]
             assert judged.rank.tolist() == [rank(values[g], a) for a, g in pairs]
             for g, row in enumerate(values):
