@@ -175,6 +175,11 @@ class Scores(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._names)
 
+    @property
+    def device(self) -> torch.device:
+        """Where they are computed."""
+        return self._predictions.logits.device
+
     def at(self, image: Tensor, prior: Tensor, label: Tensor) -> dict[str, Tensor]:
         """The scores `[n]` of the boxes `prior` of the images `image` for the classes `label`, each `[n]`."""
         logits, quality = self._predictions.logits, self._predictions.quality

@@ -37,14 +37,17 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
+from torch.nn.functional import pad
 
-from mgdet.boxes import is_degenerate, pairwise_iou
+from mgdet.boxes import iou, is_degenerate
 from mgdet.config_base import Config
 from mgdet.errors import MgdetError
 from mgdet.evaluation.metric import Arrays
 from mgdet.evaluation.spearman import GroupCorrelation, spearman_by_group
-from mgdet.structures import Targets
+from mgdet.structures import Scores, Targets
 
+BLOCK = 64
+"""Predictions that are passed over together where an object overlaps none of them."""
 OBJECTS_PER_IMAGE = 1 << 20
 """Object indices are `image position * OBJECTS_PER_IMAGE + index in the padded targets`: unique over a data set."""
 ORACLE_NAME = "oracle"
@@ -116,20 +119,20 @@ def match_candidates(
     (named `raw`) or several by name, each `[B, A, C]`, or `[B, A]` for a score that knows no class. `positions [B]`
     number the images (default 0..B-1). Runs on the device of `boxes`; only the result is copied to the host.
     """
-    named = {"raw": scores} if isinstance(scores, Tensor) else dict(scores)
-    best_iou, best = _best_object(boxes, targets, chunk_elements)
-    lowest = torch.finfo(best_iou.dtype).tiny  # a box without any overlap has no best object, whatever the floor
+    named = {"raw": scores} if isinstance(scores, Tensor) else scores
     low = iou_floor if top is None else min(iou_floor, top[1])
-    image, prior = torch.nonzero(best_iou >= max(low, lowest), as_tuple=True)
-    index = best[image, prior]
+    best_iou, best = _best_object(boxes, targets, low, chunk_elements)
+    image, prior = torch.nonzero(best_iou, as_tuple=True)
+    index, value = best[image, prior], best_iou[image, prior]
     label = targets.labels.to(boxes.device)[image, index]
+    found = pick(named, image, prior, label)
     if top is not None:  # the crowd of weak overlaps stays on the device
-        value = best_iou[image, prior]
         keep, near = value >= iou_floor, torch.nonzero(value > top[1]).squeeze(1)
         group = image[near] * OBJECTS_PER_IMAGE + index[near]
-        for score in named.values():
-            keep[near[_top_per_group(group, pick(score, image[near], prior[near], label[near]), top[0])]] = True
-        image, prior, index, label = (t[keep] for t in (image, prior, index, label))
+        for score in found.values():
+            keep[near[_top_per_group(group, score[near], top[0])]] = True
+        image, prior, index, label, value = (t[keep] for t in (image, prior, index, label, value))
+        found = {name: score[keep] for name, score in found.items()}
     rows = torch.arange(len(boxes)) if positions is None else positions
     position = rows.to(boxes.device)[image]
     return CandidateBatch(
@@ -137,44 +140,64 @@ def match_candidates(
         object=(position * OBJECTS_PER_IMAGE + index).cpu().numpy(),
         prior=prior.cpu().numpy(),
         label=label.cpu().numpy(),
-        iou=best_iou[image, prior].cpu().numpy(),
-        scores={name: pick(score, image, prior, label).cpu().numpy() for name, score in named.items()},
+        iou=value.cpu().numpy(),
+        scores={name: score.cpu().numpy() for name, score in found.items()},
     )
 
 
-def pick(score: Tensor, image: Tensor, prior: Tensor, label: Tensor) -> Tensor:
-    """The score `[B, A, C]` (or `[B, A]`, whatever the class) of each box for its class, `[n]`, at least float32."""
-    index = (image, prior, label) if score.dim() == 3 else (image, prior)
-    picked = score[tuple(i.to(score.device) for i in index)]
-    return picked.detach().to(_precise(score.dtype))
+def pick(scores: Mapping[str, Tensor], image: Tensor, prior: Tensor, label: Tensor) -> dict[str, Tensor]:
+    """The scores of each box for its class, `[n]`, at least float32, on their own device.
+
+    A score is `[B, A, C]`, or `[B, A]` for one that knows no class. Of `Scores` nothing else is computed.
+    """
+    if isinstance(scores, Scores):
+        found = scores.at(*(i.to(scores.device) for i in (image, prior, label)))
+    else:
+        found = {name: _picked(score, image, prior, label) for name, score in scores.items()}
+    return {name: score.detach().to(_precise(score.dtype)) for name, score in found.items()}
+
+
+def _picked(score: Tensor, *index: Tensor) -> Tensor:
+    return score[tuple(i.to(score.device) for i in index[: score.dim()])]
 
 
 def _precise(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)  # numpy has no bfloat16, and half ranks would tie
 
 
-def _best_object(boxes: Tensor, targets: Targets, chunk_elements: int) -> tuple[Tensor, Tensor]:
-    """IoU with and index of the best object of every prediction, both `[B, A]`; IoU -1 where an image has none.
+def _best_object(boxes: Tensor, targets: Targets, floor: float, chunk_elements: int) -> tuple[Tensor, Tensor]:
+    """IoU with and index of the best object of every prediction, both `[B, A]`; IoU 0 where it does not reach `floor`.
 
-    Objects pass in chunks with a running maximum, so memory is bounded by `chunk_elements` (or one object's `B * A`).
+    Predictions of neighbouring priors lie near each other. So an object is compared only with those blocks of `BLOCK`
+    predictions whose hull it overlaps. At most `chunk_elements` IoUs are held at once (or those of one block).
     """
     boxes = boxes.detach().to(_precise(boxes.dtype))
-    best_iou = boxes.new_full(boxes.shape[:2], -1.0)
-    best = torch.zeros(boxes.shape[:2], dtype=torch.int64, device=boxes.device)
+    images, count = boxes.shape[:2]
+    blocks = pad(boxes, (0, 0, 0, -count % BLOCK)).view(images, -1, BLOCK, 4)
     objects = targets.boxes.to(boxes)
     usable = targets.valid.to(boxes.device) & ~is_degenerate(objects)
-    step = max(1, chunk_elements // max(1, best.numel()))
-    for first in range(0, objects.shape[1], step):
-        iou = pairwise_iou(objects[:, first : first + step], boxes)  # [B, g, A]
-        iou = torch.where(usable[:, first : first + step, None], iou, -1.0)
-        value = iou.amax(dim=1)
-        # argmax does not promise which of several equal maxima it returns
-        place = torch.arange(iou.shape[1], device=boxes.device)[None, :, None]
-        lowest = torch.where(iou == value[:, None], place, iou.shape[1]).amin(dim=1) + first
-        better = value > best_iou  # strictly: an earlier chunk keeps its ties
-        best_iou = torch.where(better, value, best_iou)
-        best = torch.where(better, lowest, best)
-    return best_iou, best
+    object_, image, block = torch.nonzero(_may_overlap(blocks, objects) & usable.T[..., None], as_tuple=True)
+    floor = max(floor, torch.finfo(boxes.dtype).tiny)  # a box without any overlap has no best object
+    best_iou = boxes.new_zeros(blocks.shape[:3]).flatten()
+    best = torch.zeros_like(best_iou, dtype=torch.int64)
+    for chosen in torch.arange(len(object_), device=boxes.device).split(max(1, chunk_elements // BLOCK)):
+        i, b, g = image[chosen], block[chosen], object_[chosen]
+        found = iou(objects[i, g][:, None], blocks[i, b])
+        row, lane = torch.nonzero(found >= floor, as_tuple=True)
+        value, index = found[row, lane], g[row]
+        place = (i[row] * blocks.shape[1] + b[row]) * BLOCK + lane
+        before = best_iou[place]  # of lower objects, which keep what they tie for
+        best_iou.scatter_reduce_(0, place, value, "amax")
+        better = (value > before) & (value == best_iou[place])
+        best.scatter_reduce_(0, place[better], index[better], "amin", include_self=False)
+    return tuple(t.view(images, -1)[:, :count] for t in (best_iou, best))  # type: ignore[return-value]  # they are two
+
+
+def _may_overlap(blocks: Tensor, objects: Tensor) -> Tensor:
+    """Whether objects `[B, G, 4]` overlap the hull of blocks `[B, N, BLOCK, 4]`, `[G, B, N]`; true where it is NaN."""
+    low, high = blocks[..., :2].amin(dim=2), blocks[..., 2:].amax(dim=2)
+    mine = objects.transpose(0, 1)[:, :, None]
+    return ~((low >= mine[..., 2:]) | (high <= mine[..., :2])).any(dim=-1)
 
 
 def _top_per_group(group: Tensor, score: Tensor, k: int) -> Tensor:
