@@ -183,8 +183,10 @@ class Scores(Mapping[str, Tensor]):
     def at(self, image: Tensor, prior: Tensor, label: Tensor) -> dict[str, Tensor]:
         """The scores `[n]` of the boxes `prior` of the images `image` for the classes `label`, each `[n]`."""
         logits, quality = self._predictions.logits, self._predictions.quality
-        chosen = logits[image, prior, label][None, :, None]
-        found = self._compute_some(chosen, None if quality is None else quality[image, prior][None])
+        _, priors, classes = logits.shape
+        row = image * priors + prior
+        chosen = logits.take(row * classes + label)[None, :, None]
+        found = self._compute_some(chosen, None if quality is None else quality.take(row)[None])
         return {name: score[0, :, 0] for name, score in found.items()}
 
     @cached_property

@@ -173,19 +173,22 @@ def _best_object(boxes: Tensor, targets: Targets, floor: float, chunk_elements: 
     """
     boxes = boxes.detach().to(_precise(boxes.dtype))
     images, count = boxes.shape[:2]
-    blocks = pad(boxes, (0, 0, 0, -count % BLOCK)).view(images, -1, BLOCK, 4)
+    columns = pad(boxes.movedim(2, 0), (0, -count % BLOCK)).contiguous()  # [4, B, A]: a coordinate lies together
+    blocks = columns.view(4, images, -1, BLOCK)
+    per_image = blocks.shape[2]
     objects = targets.boxes.to(boxes)
     usable = targets.valid.to(boxes.device) & ~is_degenerate(objects)
     object_, image, block = torch.nonzero(_may_overlap(blocks, objects) & usable.T[..., None], as_tuple=True)
     floor = max(floor, torch.finfo(boxes.dtype).tiny)  # a box without any overlap has no best object
-    best_iou = boxes.new_zeros(blocks.shape[:3]).flatten()
+    best_iou = torch.zeros_like(columns[0]).flatten()
     best = torch.zeros_like(best_iou, dtype=torch.int64)
-    for chosen in torch.arange(len(object_), device=boxes.device).split(max(1, chunk_elements // BLOCK)):
-        i, b, g = image[chosen], block[chosen], object_[chosen]
-        found = iou(objects[i, g][:, None], blocks[i, b])
-        row, lane = torch.nonzero(found >= floor, as_tuple=True)
-        value, index = found[row, lane], g[row]
-        place = (i[row] * blocks.shape[1] + b[row]) * BLOCK + lane
+    row = image * per_image + block
+    for chosen in torch.arange(len(row), device=boxes.device).split(max(1, chunk_elements // BLOCK)):
+        mine, g = row[chosen], object_[chosen]
+        near = blocks.flatten(1, 2).index_select(1, mine).movedim(0, 2)
+        found = iou(objects[image[chosen], g][:, None], near)
+        pair, lane = torch.nonzero(found >= floor, as_tuple=True)
+        value, index, place = found[pair, lane], g[pair], mine[pair] * BLOCK + lane
         before = best_iou[place]  # of lower objects, which keep what they tie for
         best_iou.scatter_reduce_(0, place, value, "amax")
         better = (value > before) & (value == best_iou[place])
@@ -194,10 +197,10 @@ def _best_object(boxes: Tensor, targets: Targets, floor: float, chunk_elements: 
 
 
 def _may_overlap(blocks: Tensor, objects: Tensor) -> Tensor:
-    """Whether objects `[B, G, 4]` overlap the hull of blocks `[B, N, BLOCK, 4]`, `[G, B, N]`; true where it is NaN."""
-    low, high = blocks[..., :2].amin(dim=2), blocks[..., 2:].amax(dim=2)
-    mine = objects.transpose(0, 1)[:, :, None]
-    return ~((low >= mine[..., 2:]) | (high <= mine[..., :2])).any(dim=-1)
+    """Whether objects `[B, G, 4]` overlap the hull of blocks `[4, B, N, BLOCK]`, `[G, B, N]`; true where it is NaN."""
+    (x1, y1), (x2, y2) = blocks[:2].amin(dim=3), blocks[2:].amax(dim=3)  # [B, N]
+    left, top, right, bottom = objects.permute(2, 1, 0)[..., None]  # [G, B, 1]
+    return ~((x1 >= right) | (y1 >= bottom) | (x2 <= left) | (y2 <= top))
 
 
 def _top_per_group(group: Tensor, score: Tensor, k: int) -> Tensor:
