@@ -29,9 +29,9 @@ class Cost:
     """CPU seconds of each call, the median of several, and what the peak of memory grew by, in GiB."""
 
     def __init__(self, call: Callable[[], object], repeats: int, warm: bool) -> None:
+        before, seconds = peak(), []
         if warm:
             call()
-        before, seconds = peak(), []
         for _ in range(repeats):
             start = time.process_time()
             call()

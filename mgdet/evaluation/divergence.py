@@ -46,7 +46,7 @@ from mgdet.evaluation.metric import Arrays
 from mgdet.evaluation.spearman import GroupCorrelation, spearman_by_group
 from mgdet.structures import Scores, Targets
 
-BLOCK = 64
+BLOCK = 32
 """Predictions that are passed over together where an object overlaps none of them."""
 OBJECTS_PER_IMAGE = 1 << 20
 """Object indices are `image position * OBJECTS_PER_IMAGE + index in the padded targets`: unique over a data set."""
@@ -121,9 +121,7 @@ def match_candidates(
     """
     named = {"raw": scores} if isinstance(scores, Tensor) else scores
     low = iou_floor if top is None else min(iou_floor, top[1])
-    best_iou, best = _best_object(boxes, targets, low, chunk_elements)
-    image, prior = torch.nonzero(best_iou, as_tuple=True)
-    index, value = best[image, prior], best_iou[image, prior]
+    image, prior, index, value = _best_objects(boxes, targets, low, chunk_elements)
     label = targets.labels.to(boxes.device)[image, index]
     found = pick(named, image, prior, label)
     if top is not None:  # the crowd of weak overlaps stays on the device
@@ -165,42 +163,59 @@ def _precise(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)  # numpy has no bfloat16, and half ranks would tie
 
 
-def _best_object(boxes: Tensor, targets: Targets, floor: float, chunk_elements: int) -> tuple[Tensor, Tensor]:
-    """IoU with and index of the best object of every prediction, both `[B, A]`; IoU 0 where it does not reach `floor`.
+class _Overlaps(NamedTuple):
+    """`n` predictions and the best object of each, sorted by image and prior."""
+
+    image: Tensor  # [n] row in the batch
+    prior: Tensor  # [n]
+    object: Tensor  # [n] index in the padded targets
+    iou: Tensor  # [n]
+
+
+def _best_objects(boxes: Tensor, targets: Targets, floor: float, chunk_elements: int) -> _Overlaps:
+    """The predictions `[B, A, 4]` that overlap an object by at least `floor`, each with its best object.
 
     Predictions of neighbouring priors lie near each other. So an object is compared only with those blocks of `BLOCK`
-    predictions whose hull it overlaps. At most `chunk_elements` IoUs are held at once (or those of one block).
+    predictions whose hull covers enough of it. At most `chunk_elements` IoUs are held at once (or those of one block).
     """
     boxes = boxes.detach().to(_precise(boxes.dtype))
-    images, count = boxes.shape[:2]
-    columns = pad(boxes.movedim(2, 0), (0, -count % BLOCK)).contiguous()  # [4, B, A]: a coordinate lies together
-    blocks = columns.view(4, images, -1, BLOCK)
-    per_image = blocks.shape[2]
+    columns = pad(boxes.movedim(2, 0), (0, -boxes.shape[1] % BLOCK)).contiguous()  # [4, B, A]
     objects = targets.boxes.to(boxes)
     usable = targets.valid.to(boxes.device) & ~is_degenerate(objects)
-    object_, image, block = torch.nonzero(_may_overlap(blocks, objects) & usable.T[..., None], as_tuple=True)
     floor = max(floor, torch.finfo(boxes.dtype).tiny)  # a box without any overlap has no best object
-    best_iou = torch.zeros_like(columns[0]).flatten()
+    reached = _may_reach(columns.unflatten(2, (-1, BLOCK)), objects, floor) & usable.T[..., None]
+    object_, image, block = torch.nonzero(reached, as_tuple=True)
+    blocks = columns.view(4, -1, BLOCK)
+    taken, row = torch.unique(image * reached.shape[2] + block, return_inverse=True)
+    best_iou = boxes.new_zeros(len(taken) * BLOCK)
     best = torch.zeros_like(best_iou, dtype=torch.int64)
-    row = image * per_image + block
     for chosen in torch.arange(len(row), device=boxes.device).split(max(1, chunk_elements // BLOCK)):
         mine, g = row[chosen], object_[chosen]
-        near = blocks.flatten(1, 2).index_select(1, mine).movedim(0, 2)
-        found = iou(objects[image[chosen], g][:, None], near)
-        pair, lane = torch.nonzero(found >= floor, as_tuple=True)
-        value, index, place = found[pair, lane], g[pair], mine[pair] * BLOCK + lane
+        near = blocks.index_select(1, taken[mine]).movedim(0, 2)
+        overlap = iou(objects[image[chosen], g][:, None], near)
+        pair, lane = torch.nonzero(overlap >= floor, as_tuple=True)
+        value, index, place = overlap[pair, lane], g[pair], mine[pair] * BLOCK + lane
         before = best_iou[place]  # of lower objects, which keep what they tie for
         best_iou.scatter_reduce_(0, place, value, "amax")
         better = (value > before) & (value == best_iou[place])
         best.scatter_reduce_(0, place[better], index[better], "amin", include_self=False)
-    return tuple(t.view(images, -1)[:, :count] for t in (best_iou, best))  # type: ignore[return-value]  # they are two
+    found = torch.nonzero(best_iou).squeeze(1)
+    place, length = taken[found // BLOCK] * BLOCK + found % BLOCK, columns.shape[2]
+    return _Overlaps(place // length, place % length, best[found], best_iou[found])
 
 
-def _may_overlap(blocks: Tensor, objects: Tensor) -> Tensor:
-    """Whether objects `[B, G, 4]` overlap the hull of blocks `[4, B, N, BLOCK]`, `[G, B, N]`; true where it is NaN."""
+def _may_reach(blocks: Tensor, objects: Tensor, floor: float) -> Tensor:
+    """Whether a box in a block `[4, B, N, BLOCK]` can have an IoU of `floor` with an object `[B, G, 4]`: `[G, B, N]`.
+
+    What a box shares with an object lies in the hull of its block, and has to be `floor` of the object's own area, or
+    the IoU is less (by more than rounding, so the last bits are left out of account). True where the hull is NaN.
+    """
     (x1, y1), (x2, y2) = blocks[:2].amin(dim=3), blocks[2:].amax(dim=3)  # [B, N]
     left, top, right, bottom = objects.permute(2, 1, 0)[..., None]  # [G, B, 1]
-    return ~((x1 >= right) | (y1 >= bottom) | (x2 <= left) | (y2 <= top))
+    width = (torch.minimum(x2, right) - torch.maximum(x1, left)).clamp(min=0)
+    height = (torch.minimum(y2, bottom) - torch.maximum(y1, top)).clamp(min=0)
+    shared = width * height
+    return ~((shared < 0.999 * floor * (right - left) * (bottom - top)) | (shared == 0))
 
 
 def _top_per_group(group: Tensor, score: Tensor, k: int) -> Tensor:
