@@ -183,13 +183,16 @@ def _best_objects(boxes: Tensor, targets: Targets, floor: float, chunk_elements:
     objects = targets.boxes.to(boxes)
     usable = targets.valid.to(boxes.device) & ~is_degenerate(objects)
     floor = max(floor, torch.finfo(boxes.dtype).tiny)  # a box without any overlap has no best object
-    reached = _may_reach(columns.unflatten(2, (-1, BLOCK)), objects, floor) & usable.T[..., None]
+    reached = (
+        _may_reach(columns.view(*columns.shape[:2], columns.shape[2] // BLOCK, BLOCK), objects, floor)
+        & usable.T[..., None]
+    )
     object_, image, block = torch.nonzero(reached, as_tuple=True)
     blocks = columns.view(4, -1, BLOCK)
     taken, row = torch.unique(image * reached.shape[2] + block, return_inverse=True)
     best_iou = boxes.new_zeros(len(taken) * BLOCK)
     best = torch.zeros_like(best_iou, dtype=torch.int64)
-    for chosen in torch.arange(len(row), device=boxes.device).split(max(1, chunk_elements // BLOCK)):
+    for chosen in torch.split(torch.arange(len(row), device=boxes.device), max(1, chunk_elements // BLOCK)):
         mine, g = row[chosen], object_[chosen]
         near = blocks.index_select(1, taken[mine]).movedim(0, 2)
         overlap = iou(objects[image[chosen], g][:, None], near)
@@ -215,7 +218,8 @@ def _may_reach(blocks: Tensor, objects: Tensor, floor: float) -> Tensor:
     width = (torch.minimum(x2, right) - torch.maximum(x1, left)).clamp(min=0)
     height = (torch.minimum(y2, bottom) - torch.maximum(y1, top)).clamp(min=0)
     shared = width * height
-    return ~((shared < 0.999 * floor * (right - left) * (bottom - top)) | (shared == 0))
+    too_little: Tensor = (shared < 0.999 * floor * (right - left) * (bottom - top)) | (shared == 0)
+    return ~too_little
 
 
 def _top_per_group(group: Tensor, score: Tensor, k: int) -> Tensor:

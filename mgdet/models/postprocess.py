@@ -68,7 +68,7 @@ class PostProcess(Config):
             worst = float(kept[i].scores[-1]) if len(kept[i].scores) == self.max_detections else 0.0
             if nan or (tie > 0 and tie >= worst):
                 image, every = predictions[i : i + 1], torch.arange(best.shape[1], device=best.device)[None]
-                priors = list(every.split(predictions.priors.level_counts, dim=1))
+                priors = list(torch.split(every, list(predictions.priors.level_counts), 1))
                 found = _joined(self._pairs(image, rescoring, priors, k))
                 kept[i] = self._suppress(found, image, sizes[i : i + 1], 0)
         return _padded([one._replace(boxes=one.boxes * s) for one, s in zip(kept, scale, strict=True)], best.device)
@@ -83,7 +83,7 @@ class PostProcess(Config):
         """The `k + 1` priors of each level that have the best pairs, ascending `[B, N]`: one more tells of ties."""
         scores = self._scores(best, predictions.quality, rescoring).squeeze(2)
         out, first = [], 0
-        for level in scores.split(predictions.priors.level_counts, dim=1):
+        for level in torch.split(scores, list(predictions.priors.level_counts), 1):
             chosen = level.topk(min(self.pre_nms_top_k + 1, level.shape[1]), dim=1, sorted=False).indices
             out.append(chosen.sort(dim=1).values + first)
             first += level.shape[1]
@@ -97,7 +97,7 @@ class PostProcess(Config):
         quality = None if predictions.quality is None else predictions.quality[image, index]
         scores = self._scores(predictions.logits[image, index], quality, rescoring)
         out = []
-        for level, own in zip(scores.split([p.shape[1] for p in priors], dim=1), priors, strict=True):
+        for level, own in zip(torch.split(scores, [p.shape[1] for p in priors], 1), priors, strict=True):
             flat = level.flatten(1)
             top, pair = flat.topk(min(count, flat.shape[1]), dim=1)
             prior = own.gather(1, pair.div(num_classes, rounding_mode="floor"))
