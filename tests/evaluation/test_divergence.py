@@ -108,10 +108,10 @@ def test_candidates_do_not_depend_on_chunks(chunk):
 
 
 @pytest.mark.parametrize("kind", ["anywhere", "anchors", "broken", "all the same"])
-@pytest.mark.parametrize("count", [1, 64, 200, 1000])
+@pytest.mark.parametrize("count", [1, 64, 500])
 def test_candidates_equal_those_of_all_pairs(kind, count):
     """However the predictions lie, and whatever the network says about a box or its neighbours."""
-    for seed in range(3):
+    for seed in range(2):
         boxes, scores, targets = world(seed, g=7, a=count)
         boxes, scores = boxes.float(), scores.float()
         if kind == "anchors":  # row by row, as priors lie
@@ -125,7 +125,7 @@ def test_candidates_equal_those_of_all_pairs(kind, count):
             boxes = torch.where(hit, bad[torch.randint(5, boxes.shape, generator=generator)], boxes)
         elif kind == "all the same":
             boxes, targets = boxes[:, :1].expand_as(boxes), targets.replace(boxes=boxes[:, :1].expand(-1, 7, -1))
-        for floor, chunk in ((0.5, 1 << 24), (0.1, 500), (0.0, 1)):
+        for floor, chunk in ((0.5, 1 << 24), (0.1, 2000), (0.0, 500)):
             value, index = oracle.best_objects(boxes, targets, floor)
             found = match_candidates(boxes, scores, targets, floor, chunk_elements=chunk)
             image, prior = torch.nonzero(value, as_tuple=True)
