@@ -16,8 +16,8 @@ import mgdet
 from mgdet.text import redacted
 
 LIBRARIES = (
-    *("torch", "torchvision", "timm", "numpy", "pillow", "simplejpeg", "faster-coco-eval", "pycocotools", "scipy"),
-    *("ray", "mlflow", "optuna", "pyarrow"),
+    *("torch", "torchvision", "timm", "numpy", "pillow", "simplejpeg", "faster-coco-eval", "hotcoco", "pycocotools"),
+    *("scipy", "ray", "mlflow", "optuna", "pyarrow"),
 )
 """Those that may change a result: networks, decoders, metrics. The last four compute nothing of a training; optuna is
 the searcher of sweeps."""

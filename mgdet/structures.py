@@ -7,8 +7,9 @@ Boxes are `(x1, y1, x2, y2)` in pixels of the padded network input unless said o
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple, Self, cast
 
 import torch
@@ -18,6 +19,8 @@ NEGATIVE = -1
 """`Labels.gt_index` of a background sample."""
 IGNORED = -2
 """`Labels.gt_index` of a sample that takes no part in the task's loss."""
+
+ScoreFunction = Callable[[Tensor, Tensor | None], dict[str, Tensor]]
 
 
 class Value:
@@ -159,6 +162,46 @@ class Predictions(Value):
     def detach(self) -> Self:
         """The same values cut from the graph and in float32: what assigners see."""
         return self.map(lambda t: t.detach().float())
+
+
+class Scores(Mapping[str, Tensor]):
+    """Scores of predictions by name, `[B, A, C]` each, computed when they are looked at: all, or some by `at`.
+
+    `compute` makes them from class logits `[B, A, C]` and quality logits `[B, A]`, each from its own logits alone;
+    `compute_some` does the same for few.
+    """
+
+    def __init__(self, predictions: Predictions, compute: ScoreFunction, compute_some: ScoreFunction) -> None:
+        self._predictions, self._compute, self._compute_some = predictions, compute, compute_some
+        nothing = predictions.map(lambda t: t[:0])
+        self._names = tuple(compute_some(nothing.logits, nothing.quality))
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._all[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are computed."""
+        return self._predictions.logits.device
+
+    def at(self, image: Tensor, prior: Tensor, label: Tensor) -> dict[str, Tensor]:
+        """The scores `[n]` of the boxes `prior` of the images `image` for the classes `label`, each `[n]`."""
+        logits, quality = self._predictions.logits, self._predictions.quality
+        _, priors, classes = logits.shape
+        row = image * priors + prior
+        chosen = logits.take(row * classes + label)[None, :, None]
+        found = self._compute_some(chosen, None if quality is None else quality.take(row)[None])
+        return {name: score[0, :, 0] for name, score in found.items()}
+
+    @cached_property
+    def _all(self) -> dict[str, Tensor]:
+        return self._compute(self._predictions.logits, self._predictions.quality)
 
 
 @dataclass(frozen=True, eq=False)

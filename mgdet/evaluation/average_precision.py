@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from mgdet.errors import NonFiniteError
 from mgdet.ground_truth import GroundTruth, require_lengths, require_range
 
-Backend = Literal["faster", "pycocotools"]
+Backend = Literal["faster", "hotcoco", "pycocotools"]
 Protocol = Literal["coco", "voc07", "voc12"]
 
 IOU_THRESHOLDS: NDArray[np.float64] = np.linspace(0.5, 0.95, 10)

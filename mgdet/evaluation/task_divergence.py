@@ -53,7 +53,7 @@ class Divergence(Metric[DivergenceResult]):
         match_iou = greedy_match(final, objects, self.config.iou_floor)
         image, place = torch.nonzero(match_iou, as_tuple=True)
         labels, priors = final.labels[image, place], final.priors[image, place]
-        scores = {name: pick(score, image, priors, labels).cpu().numpy() for name, score in seen.scores.items()}
+        scores = {name: score.cpu().numpy() for name, score in pick(seen.scores, image, priors, labels).items()}
         self._accumulator.update_matches(
             labels.numpy(), scores, match_iou[image, place].numpy(), int(objects.valid.sum())
         )

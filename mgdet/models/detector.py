@@ -20,7 +20,7 @@ from mgdet.models.norm import Norm
 from mgdet.models.postprocess import PostProcess
 from mgdet.models.pyramid import Pyramid
 from mgdet.models.rescoring import Rescoring
-from mgdet.structures import Detections, Predictions, PriorLayout, Priors
+from mgdet.structures import Detections, Predictions, PriorLayout, Priors, Scores
 
 PRIOR_PROBABILITY = 0.01
 """Score that an untrained class head gives to everything (Lin et al., ICCV 2017, section 4.1)."""
@@ -137,22 +137,15 @@ class Detector(nn.Module):
         quality = None if quality is None else quality.float()
         return Predictions(priors, logits.float(), deltas.float(), boxes, quality)
 
-    def scores(self, predictions: Predictions) -> dict[str, Tensor]:
-        """Scores `[B, A, C]` by name; the last one ranks the detections."""
-        raw = predictions.logits.sigmoid()
-        if predictions.quality is None:
-            return {"raw": raw}
-        return {"raw": raw, "rescored": self.config.rescoring(raw, predictions.quality)}
+    def scores(self, predictions: Predictions) -> Scores:
+        """Scores `[B, A, C]` by name, computed when they are looked at; the last one ranks the detections."""
+        rescoring = self.config.rescoring
+        return Scores(predictions, rescoring.scores, rescoring.scores_of_some)
 
-    def detect(
-        self, predictions: Predictions, sizes: Tensor, original_sizes: Tensor
-    ) -> tuple[Detections, dict[str, Tensor]]:
+    def detect(self, predictions: Predictions, sizes: Tensor, original_sizes: Tensor) -> tuple[Detections, Scores]:
         """Final detections in pixels of the original files, and the scores of everything before suppression."""
-        scores = self.scores(predictions)
-        ranking = next(reversed(scores.values()))
-        gate = self.config.rescoring.gate(scores["raw"], ranking)
-        detections = self.config.postprocess(ranking, predictions, sizes, original_sizes, gate=gate)
-        return detections, scores
+        detections = self.config.postprocess(predictions, self.config.rescoring, sizes, original_sizes)
+        return detections, self.scores(predictions)
 
     def reset_class_head(self) -> None:
         """Fresh weights for the layer that depends on the number of classes."""

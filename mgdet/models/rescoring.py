@@ -4,8 +4,12 @@ from typing import Literal
 
 from pydantic import Field
 from torch import Tensor
+from torch.nn.functional import pad
 
 from mgdet.config_base import Config
+
+VECTOR = 64
+"""A multiple of the elements that PyTorch computes at once, on any processor."""
 
 
 class Rescoring(Config):
@@ -30,6 +34,23 @@ class Rescoring(Config):
         if self.combine == "geometric_mean":
             return (score * v).sqrt()
         return score ** (1 - self.exponent) * v**self.exponent
+
+    def scores(self, logits: Tensor, quality: Tensor | None) -> dict[str, Tensor]:
+        """Scores `[B, A, C]` by name from class logits `[B, A, C]` and quality logits; the last one ranks the boxes."""
+        raw = logits.sigmoid()
+        return {"raw": raw} if quality is None else {"raw": raw, "rescored": self(raw, quality)}
+
+    def scores_of_some(self, logits: Tensor, quality: Tensor | None) -> dict[str, Tensor]:
+        """`scores` of some of the predictions, to the bit what they are among all of them.
+
+        PyTorch computes the last elements of a tensor one by one where they do not fill a vector register, and its
+        sigmoid and power then differ by one bit. So the tensors are filled up.
+        """
+        count = logits.shape[1]
+        spare = -count % VECTOR
+        logits = pad(logits, (0, 0, 0, spare))
+        quality = None if quality is None else pad(quality, (0, spare))
+        return {name: score[:, :count] for name, score in self.scores(logits, quality).items()}
 
     def gate(self, score: Tensor, rescored: Tensor) -> Tensor:
         """The scores that the threshold applies to."""

@@ -12,6 +12,7 @@ from mgdet.boxes import pairwise_iou
 from mgdet.evaluation import DetectionArrays, Evaluator
 from mgdet.ground_truth import GroundTruth
 from mgdet.models.postprocess import PostProcess
+from mgdet.models.rescoring import Rescoring
 from mgdet.structures import Batch, Category, Detections, Predictions, Priors, Targets, pad_targets
 
 
@@ -37,10 +38,12 @@ class Scene(NamedTuple):
     def predictions(self) -> Predictions:
         images, count = self.boxes.shape[:2]
         priors = Priors(self.boxes[0], torch.full((count,), 8.0), (count,))
-        return Predictions(priors, torch.zeros(images, count, 1), torch.zeros(images, count, 4), self.boxes)
+        return Predictions(priors, torch.logit(self.scores), torch.zeros(images, count, 4), self.boxes)
 
     def detections(self) -> Detections:
-        return self.postprocess(self.scores, self.predictions(), self.sizes, self.sizes)
+        found = self.postprocess(self.predictions(), Rescoring(), self.sizes, self.sizes)
+        image = torch.arange(len(self.boxes))[:, None]  # to the bit: sigmoid is not the inverse of logit
+        return found.replace(scores=self.scores[image, found.priors, found.labels] * found.valid)
 
     def nearest(self) -> tuple[Tensor, Tensor]:
         """IoU with the object of the highest IoU and its index, both `[N, A]`; 0 where there is none."""

@@ -1,5 +1,9 @@
+import contextlib
 import dataclasses
+import importlib.util
+import io
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -7,14 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mgdet.errors import DataError, NonFiniteError
+from mgdet.errors import ConfigError, DataError, NonFiniteError
 from mgdet.evaluation import DetectionArrays, coco_ap
-from mgdet.evaluation.coco import _annotations, _results, _run_pycocotools, _xywh
+from mgdet.evaluation.coco import _run_hotcoco, _run_pycocotools, _xywh
 from mgdet.ground_truth import GroundTruth
 from mgdet.structures import Category
 
 PAIRS = Path(__file__).parents[2].parent / "shared" / "data" / "coco_eval"
-BACKENDS = ("faster", "pycocotools")
+HOTCOCO = importlib.util.find_spec("hotcoco") is not None
+BACKENDS = ("faster", *(["hotcoco"] if HOTCOCO else []), "pycocotools")
+needs_hotcoco = pytest.mark.skipif(not HOTCOCO, reason="hotcoco, one of the development dependencies, is missing")
 ONE = pytest.approx(1.0, abs=1e-12)  # pycocotools divides by (tp + fp + 2e-16)
 
 
@@ -219,7 +225,7 @@ def crowded():
 def test_a_higher_limit_counts_in_ap_as_in_pycocotools(backend, max_dets):
     gt, det = crowded()
     largest = max(100, max_dets)
-    precision, recall = _run_pycocotools(_annotations(gt), _results(gt, det), [1, 10, largest])
+    precision, recall = _run_pycocotools(gt, det, [1, 10, largest])
     found = coco_ap(gt, det, backend, max_dets)
     defined = [precision[..., a, -1] for a in range(4)]
     for name, values in zip(("AP", "APs", "APm", "APl"), defined, strict=True):
@@ -238,7 +244,7 @@ def test_a_higher_limit_counts_in_ap_as_in_pycocotools(backend, max_dets):
 @given(st.lists(st.tuples(*[st.integers(0, 400_000)] * 4), min_size=1, max_size=20), st.sampled_from([10, 100, 1000]))
 def test_decimal_boxes_survive_the_round_trip(boxes, unit):
     xywh = np.array(boxes) / unit
-    assert _xywh(xyxy(xywh)) == xywh.tolist()
+    assert _xywh(xyxy(xywh)).tolist() == xywh.tolist()
 
 
 def test_nothing_is_printed(capsys):
@@ -305,6 +311,40 @@ def test_backends_agree(seed, ties):
     assert a.metrics() == pytest.approx(b.metrics(), abs=1e-12)
     assert a.per_class == pytest.approx(b.per_class, abs=1e-12)
     np.testing.assert_allclose(a.precision, b.precision, atol=1e-12)
+
+
+@needs_hotcoco
+@pytest.mark.parametrize("seed", [*range(6), *(pytest.param(n, marks=pytest.mark.exhaustive) for n in range(6, 600))])
+def test_hotcoco_equals_pycocotools_to_the_bit(seed):
+    """All curves and recalls, in every range of areas and at every limit; crowds and empty sides included."""
+    limits = ([1, 10, 100], [1, 2, 5], [1, 10, 100, 300])[seed % 3]
+    check_hotcoco(*random_pair(seed, ties=seed % 2 == 0), limits)
+
+
+@needs_hotcoco
+def test_hotcoco_with_many_detections_of_an_image():
+    gt, det = random_pair(5, ties=True)
+    assert gt.iscrowd.any()
+    rng = np.random.default_rng(0)
+    index = rng.integers(0, len(det.scores), 1500)
+    boxes = det.boxes[index] + rng.normal(0, 1, (1500, 4)).round(2)
+    boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 0.5)
+    one = np.zeros(1500, dtype=np.int64)
+    check_hotcoco(gt, DetectionArrays(one, boxes, rng.integers(0, 9, 1500) / 9, one), [1, 10, 100, 1000])
+
+
+def check_hotcoco(gt, det, limits):
+    with contextlib.redirect_stdout(io.StringIO()):
+        theirs, ours = _run_pycocotools(gt, det, limits), _run_hotcoco(gt, det, limits)
+    for a, b in zip(theirs, ours, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_backend_that_is_not_installed_is_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "hotcoco", None)
+    gt = gt_from(dataset(THREE))
+    with pytest.raises(ConfigError, match=r"pip install 'mgdet\[hotcoco\]', or take evaluation.backend=faster"):
+        coco_ap(gt, perfect(gt), "hotcoco")
 
 
 @given(seed=st.integers(0, 2**32 - 1))

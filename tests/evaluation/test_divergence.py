@@ -107,6 +107,33 @@ def test_candidates_do_not_depend_on_chunks(chunk):
     np.testing.assert_array_equal(whole.scores["raw"], part.scores["raw"])
 
 
+@pytest.mark.parametrize("kind", ["anywhere", "anchors", "broken", "all the same"])
+@pytest.mark.parametrize("count", [1, 64, 500])
+def test_candidates_equal_those_of_all_pairs(kind, count):
+    """However the predictions lie, and whatever the network says about a box or its neighbours."""
+    for seed in range(2):
+        boxes, scores, targets = world(seed, g=7, a=count)
+        boxes, scores = boxes.float(), scores.float()
+        if kind == "anchors":  # row by row, as priors lie
+            place = torch.arange(count)
+            centre = torch.stack([place % 30, place // 30], 1).repeat_interleave(2, 1)[:, [0, 2, 1, 3]].float() * 4
+            boxes = boxes * 0.1 + centre[:, [0, 2, 0, 2]]
+        elif kind == "broken":
+            generator = torch.Generator().manual_seed(seed)
+            bad = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, 1e30])
+            hit = torch.rand(boxes.shape, generator=generator) < 0.1
+            boxes = torch.where(hit, bad[torch.randint(5, boxes.shape, generator=generator)], boxes)
+        elif kind == "all the same":
+            boxes, targets = boxes[:, :1].expand_as(boxes), targets.replace(boxes=boxes[:, :1].expand(-1, 7, -1))
+        for floor, chunk in ((0.5, 1 << 24), (0.1, 2000), (0.0, 500)):
+            value, index = oracle.best_objects(boxes, targets, floor)
+            found = match_candidates(boxes, scores, targets, floor, chunk_elements=chunk)
+            image, prior = torch.nonzero(value, as_tuple=True)
+            assert (found.image.tolist(), found.prior.tolist()) == (image.tolist(), prior.tolist())
+            assert found.iou.tolist() == value[image, prior].tolist()
+            assert (found.object % OBJECTS_PER_IMAGE).tolist() == index[image, prior].tolist()
+
+
 def test_candidates_by_hand():
     nan = float("nan")
     objects = torch.tensor([[[0, 0, 10, 10], [0, 0, 10, 10], [50, 50, 50, 90], [nan, 0, 5, 5], [20, 20, 30, 30]]])

@@ -80,14 +80,14 @@ def test_suppression_goes_by_the_ranking_score():
     """Two boxes of one object: the one with the better raw score has the worse rescored one and is suppressed."""
     boxes = torch.tensor([[[0.0, 0, 10, 10], [0.0, 0, 10, 9]]])
     priors = Priors(boxes[0], torch.full((2,), 8.0), (2,))
-    predictions = Predictions(priors, torch.zeros(1, 2, 1), torch.zeros(1, 2, 4), boxes)
-    ranking, gate = torch.tensor([[[0.2], [0.3]]]), torch.tensor([[[0.9], [0.5]]])
+    raw, quality = torch.tensor([[[0.9], [0.5]]]), torch.tensor([[2 / 9, 0.6]])
+    predictions = Predictions(priors, raw.logit(), torch.zeros(1, 2, 4), boxes, quality.logit())
     sizes = torch.tensor([[64, 64]])
-    out = PostProcess()(ranking, predictions, sizes, sizes, gate=gate)
+    out = PostProcess()(predictions, Rescoring(combine="product"), sizes, sizes)
     assert out.scores[0].tolist() == pytest.approx([0.3])
     assert out.boxes[0, 0].tolist() == [0, 0, 10, 9]
     assert out.priors.tolist() == [[1]]
-    nothing = PostProcess(score_threshold=0.95)(ranking, predictions, sizes, sizes, gate=gate)
+    nothing = PostProcess(score_threshold=0.95)(predictions, Rescoring(combine="product"), sizes, sizes)
     assert nothing.scores.shape == (1, 0)
 
 
@@ -97,11 +97,11 @@ def test_a_detection_names_the_prediction_that_it_is():
     boxes = torch.cat([corner, corner + 1 + torch.rand(2, 40, 2, generator=generator) * 10], dim=2)
     scores = torch.rand(2, 40, 3, generator=generator)
     priors = Priors(boxes[0], torch.full((40,), 8.0), (25, 10, 5))
-    predictions = Predictions(priors, torch.zeros(2, 40, 3), torch.zeros(2, 40, 4), boxes)
+    predictions = Predictions(priors, scores.logit(), torch.zeros(2, 40, 4), boxes)
     sizes = torch.tensor([[64, 64], [64, 64]])
-    found = PostProcess(pre_nms_top_k=12, max_detections=20)(scores, predictions, sizes, sizes * 2)
+    found = PostProcess(pre_nms_top_k=12, max_detections=20)(predictions, Rescoring(), sizes, sizes * 2)
     assert found.valid.all()
     assert found.priors.max() >= 25, "of another level than the first"
     image = torch.arange(2)[:, None]
-    assert torch.equal(scores[image, found.priors, found.labels], found.scores)
+    torch.testing.assert_close(scores[image, found.priors, found.labels], found.scores)
     assert torch.equal(boxes[image, found.priors] * 2, found.boxes)

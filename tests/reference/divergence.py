@@ -3,7 +3,10 @@
 import math
 
 import numpy as np
+import torch
 from scipy.stats import spearmanr
+
+from mgdet.boxes import is_degenerate, pairwise_iou
 
 
 def iou_of(a, b):
@@ -41,6 +44,20 @@ def candidates_of(boxes, objects, usable):
                 best = (g, iou)
         out.append(best)
     return out
+
+
+def best_objects(boxes, targets, floor):
+    """`candidates_of` for tensors of any boxes, all pairs at once: the best IoU of at least `floor` and its object.
+
+    `[B, A]` each; IoU 0 where there is none. Among equal ones the lowest object.
+    """
+    found = pairwise_iou(targets.boxes.to(boxes), boxes)
+    found[~targets.valid | is_degenerate(targets.boxes)] = 0
+    value, index = torch.zeros(boxes.shape[:2], dtype=boxes.dtype), torch.zeros(boxes.shape[:2], dtype=torch.int64)
+    for g in range(found.shape[1]):
+        better = (found[:, g] > value) & (found[:, g] >= floor)
+        value[better], index[better] = found[:, g][better], g
+    return value, index
 
 
 def pre_nms(boxes, scores, objects, labels, usable, iou_floor=0.5, top_k=50, top_floor=0.1):
