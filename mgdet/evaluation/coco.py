@@ -264,7 +264,9 @@ def _run_hotcoco(
     coco_eval.params.max_dets = limits
     coco_eval.evaluate()
     coco_eval.accumulate()
-    return np.asarray(coco_eval.eval["precision"]), np.asarray(coco_eval.eval["recall"])
+    found = coco_eval.eval
+    assert found is not None  # it is accumulated
+    return np.asarray(found["precision"]), np.asarray(found["recall"])
 
 
 def _run_pycocotools(
