@@ -107,6 +107,7 @@ def test_the_untrained_network_is_the_one_that_a_training_starts_from(run, tmp_p
     assert all(torch.equal(value, theirs[key]) for key, value in made.state_dict().items())
 
 
+@pytest.mark.slow
 def test_checkpoints_are_chosen_by_word_and_step(run):
     def names(*words):
         return [state.name for state in find_subject(str(run), checkpoints=words).states]
