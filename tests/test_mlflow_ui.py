@@ -1,8 +1,6 @@
 """What a person sees first in MLflow: the printed command and links, and the table of runs in a real browser.
 
-The browser's tests need Chromium, its driver (Debian: `chromium`, `chromium-driver`) and `selenium`. Where one is
-missing they are skipped, or fail if MGDET_REQUIRE_CHROMIUM=1 says that all have to be there. They write screenshots
-into the directory MGDET_SCREENSHOTS if it is set.
+`tests/chromium.py` says what the browser's tests need.
 """
 
 import importlib.metadata
@@ -10,7 +8,6 @@ import importlib.util
 import json
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +21,7 @@ import pytest
 from mgdet.tracking import Mlflow, NewRun
 from mgdet.tracking import view as views
 from mgdet.tracking.view import LOCAL_ADDRESS, VIEW_TAG, how_to_see, ui_command
+from tests.chromium import chromium, screenshot
 from tests.tracking_servers import free_port, wait_for
 
 ROOT = Path(__file__).parents[1]
@@ -172,30 +170,10 @@ def test_a_command_quotes_the_path_and_hides_the_password(environment):
 # --- the table of runs, in a browser
 
 
-def missing(what):
-    if os.environ.get("MGDET_REQUIRE_CHROMIUM") == "1":
-        pytest.fail(what)
-    pytest.skip(what)
-
-
 @pytest.fixture
 def browser(tmp_path):
-    """A headless Chromium without any history."""
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        missing("Chromium or its driver is not installed (Debian packages: chromium, chromium-driver)")
-    try:
-        from selenium import webdriver
-    except ImportError as error:
-        missing(f"selenium is not installed: {error}")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    profile = f"--user-data-dir={tmp_path}/profile"
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1920,1080", profile):
-        options.add_argument(argument)
-    chrome = webdriver.Chrome(options, webdriver.ChromeService(driver))
-    yield chrome
-    chrome.quit()
+    with chromium(tmp_path / "profile", "1920,1080") as browser:
+        yield browser
 
 
 def record(config, directory, name, ap, parent=None, **params):
@@ -279,8 +257,7 @@ def wait_for_texts(browser, name, *texts):
     except AssertionError:
         raise AssertionError(f"{browser.current_url} shows {seen}") from None
     finally:
-        if directory := os.environ.get("MGDET_SCREENSHOTS"):
-            browser.save_screenshot(str(Path(directory) / f"{name}.png"))
+        screenshot(browser, name)
 
 
 def fresh_page(browser, address):

@@ -1,20 +1,14 @@
 """The page in a real browser: it opens without an error, and what it counts and links is what the assigners say.
 
-It needs Chromium, its driver (Debian: `chromium`, `chromium-driver`) and `selenium`. Where one is missing the test is
-skipped, or fails if MGDET_REQUIRE_CHROMIUM=1 says that all have to be there. It writes screenshots into the directory
-MGDET_SCREENSHOTS if it is set.
+`tests/chromium.py` says what it needs.
 """
-
-import os
-import shutil
-from pathlib import Path
 
 import pytest
 
 from mgdet.microscope.numbers import Findings, Moment
 from mgdet.microscope.page import page
+from tests.chromium import chromium, screenshot
 from tests.microscope.test_numbers import findings, labels_of, looked_at
-from tests.test_mlflow_ui import missing
 
 READY = "return document.body.dataset.ready"
 
@@ -22,33 +16,14 @@ READY = "return document.body.dataset.ready"
 @pytest.fixture(scope="module")
 def chrome(tmp_path_factory):
     """Opens a headless Chromium of a size, in pixels, with the log of its console."""
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        missing("Chromium or its driver is not installed (Debian packages: chromium, chromium-driver)")
-    try:
-        from selenium import webdriver
-    except ImportError as error:
-        missing(f"selenium is not installed: {error}")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    profile = f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,1400", profile):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
-    yield browser
-    browser.quit()
+    with chromium(tmp_path_factory.mktemp("chromium"), "1280,1400") as browser:
+        yield browser
 
 
 def wait(browser, script, *arguments):
     from selenium.webdriver.support.ui import WebDriverWait
 
     return WebDriverWait(browser, 300).until(lambda b: b.execute_script(script, *arguments))
-
-
-def screenshot(browser, name):
-    if directory := os.environ.get("MGDET_SCREENSHOTS"):
-        browser.save_screenshot(str(Path(directory) / f"{name}.png"))
 
 
 @pytest.mark.slow
