@@ -48,6 +48,10 @@ def pytest_unconfigure():
     gc.unfreeze()  # some modules complain at exit about objects that were never collected
 
 
+OWN_CLUSTERS = ("tests/cluster/test_s3.py", "tests/cluster/test_submit.py")
+"""Files whose tests start clusters of their own and touch no other."""
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     """With `-n`, the tests of a file share its fixtures in one process, and those of tests/cluster share their Ray."""
@@ -55,14 +59,18 @@ def pytest_xdist_make_scheduler(config, log):
 
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid):
-            return "tests/cluster" if nodeid.startswith("tests/cluster/") else super()._split_scope(nodeid)
+            scope = super()._split_scope(nodeid)
+            return "tests/cluster" if scope.startswith("tests/cluster/") and scope not in OWN_CLUSTERS else scope
 
     return Scheduling(config, log)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    """Properties belong to the exhaustive tier too, which tries more examples of each."""
+    """A test is of one tier: what is exhaustive is not slow too. Properties are tried with more examples in the exhaustive one."""
+    for item in items:
+        if item.get_closest_marker("exhaustive"):
+            item.own_markers = [mark for mark in item.own_markers if mark.name != "slow"]
     if runs(config, "exhaustive"):
         for item in items:
             if getattr(item.obj, "is_hypothesis_test", False):

@@ -105,6 +105,7 @@ def test_the_public_interface_is_frozen():
 # --- load, predict, evaluate
 
 
+@pytest.mark.slow
 def test_a_detector_says_what_it_is(detector, run):
     assert [c.name for c in detector.classes] == ["disk", "square", "triangle", "star", "ring", "cross"]
     assert Path(detector.checkpoint).parent == run / "checkpoints"
@@ -134,6 +135,7 @@ def test_every_kind_of_image_gives_the_same_detections(detector, photo):
     assert detector.predict([]) == []
 
 
+@pytest.mark.slow
 def test_the_doctor_judges_labels_and_anchors_by_a_checkpoint(run, detector):
     diagnosis = mgdet.doctor(detector.config["data"]["uri"], checkpoint=run, workers=1)
     found = {finding.kind: finding for finding in diagnosis.findings}
@@ -228,6 +230,7 @@ def test_options_of_predict_that_mean_nothing(detector, photo, options):
         detector.predict(photo, **options)
 
 
+@pytest.mark.slow
 def test_evaluation_is_that_of_the_command(detector, run):
     found = detector.evaluate()
     assert isinstance(found, mgdet.Evaluation)

@@ -150,6 +150,7 @@ def rogue(monkeypatch):
 WAYS = ["too_many", "unavailable", "drip_headers", "drip_body", "flood", "circle", "silence"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_a_training_starts_whatever_mlflow_does(rogue, tmp_path, caplog, way):
     """The driver's calls and the sender's. Without the deadline this test hangs."""

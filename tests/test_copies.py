@@ -332,6 +332,7 @@ def before_step(monkeypatch, number: int, action: Callable[[Worker], None]) -> N
     monkeypatch.setattr(Worker, "_step", with_action)
 
 
+@pytest.mark.slow
 def test_the_node_of_a_run_is_lost_before_its_tracker_had_anything(place, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "first"))
     monkeypatch.setattr(lease, "SETTLE_S", 0.0)

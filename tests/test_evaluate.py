@@ -63,6 +63,7 @@ def copy_checkpoints(run, directory, metrics):
 # --- the same numbers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_every_checkpoint_gives_exactly_the_metrics_of_its_training(runs, tmp_path, name):
     infos = CheckpointStore(str(runs[name].directory)).committed()
@@ -80,6 +81,7 @@ def test_every_checkpoint_gives_exactly_the_metrics_of_its_training(runs, tmp_pa
         assert {k for k in info.metrics if k.startswith("val/AP/")} <= shown.keys()
 
 
+@pytest.mark.slow
 def test_images_are_batched_as_by_the_workers_of_the_training(run):
     """With padding, what an image is padded to depends on its batch."""
     trained = load_detector(str(run.directory))
@@ -89,6 +91,7 @@ def test_images_are_batched_as_by_the_workers_of_the_training(run):
     assert [b.positions.tolist() for b in batches] == [[0, 1], [2], [3, 4], [5]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("position", "overrides", "expected"),
     [
@@ -105,6 +108,7 @@ def test_shards_and_batches_of_a_training_with_workers(tmp_path, position, overr
     assert _sharing(experiment, position, overrides) == expected
 
 
+@pytest.mark.slow
 def test_the_moving_average_is_what_is_evaluated(run):
     state = read_checkpoint(run.checkpoints[-1], "last")
     trained = load_detector(str(run.checkpoints[-1]))
@@ -117,6 +121,7 @@ def test_the_moving_average_is_what_is_evaluated(run):
     assert "moving average" in str(trained)
 
 
+@pytest.mark.slow
 def test_without_a_moving_average_the_weights_themselves_are(runs):
     run = runs["fcos"]
     trained = load_detector(str(run.checkpoints[-1]))
@@ -125,6 +130,7 @@ def test_without_a_moving_average_the_weights_themselves_are(runs):
         assert torch.equal(value, trained.detector.state_dict()[name])
 
 
+@pytest.mark.slow
 def test_overrides_change_how_it_is_judged(runs, tmp_path):
     run, answers = runs["fcos"], {}
     changes = ["model.postprocess.score_threshold=0.99"], ["evaluation.max_dets=50"], ["train.batch_size=1"]
@@ -140,6 +146,7 @@ def test_overrides_change_how_it_is_judged(runs, tmp_path):
     assert larger != plain
 
 
+@pytest.mark.slow
 def test_the_protocol_is_an_override_and_stands_in_the_result(runs, tmp_path):
     run, found = runs["retinanet"], {}
     for protocol in ("coco", "voc07", "voc12"):
@@ -155,6 +162,7 @@ def test_the_protocol_is_an_override_and_stands_in_the_result(runs, tmp_path):
     assert call(job, run.directory, "evaluation.protocol=voc").status == 2
 
 
+@pytest.mark.slow
 def test_other_data_and_split(run, tmp_path):
     shutil.copytree(run.experiment.data.uri, tmp_path / "copy")
     answer = call(job, run.directory, "--data", tmp_path / "copy", "--split", "train")
@@ -165,12 +173,14 @@ def test_other_data_and_split(run, tmp_path):
 # --- which checkpoint
 
 
+@pytest.mark.slow
 def test_a_run_directory_means_its_best_checkpoint(run, tmp_path):
     copy = copy_checkpoints(run, tmp_path / "run", [{"val/AP": 0.5}, {"val/AP": 0.25}])
     for given in (copy, f"file://{copy}/", copy / "checkpoints"):
         assert load_detector(str(given)).step == 3
 
 
+@pytest.mark.slow
 def test_a_run_without_evaluations_means_its_newest_whole_checkpoint(run, tmp_path, caplog):
     copy = copy_checkpoints(run, tmp_path / "run", [{}, {}])
     assert load_detector(str(copy)).step == 6
@@ -181,6 +191,7 @@ def test_a_run_without_evaluations_means_its_newest_whole_checkpoint(run, tmp_pa
     assert load_detector(str(copy)).step == 3
 
 
+@pytest.mark.slow
 def test_a_file_alone_is_enough(run, tmp_path):
     os.link(run.checkpoints[-1], tmp_path / "mine.pt")
     assert load_detector(f"file://{tmp_path}/mine.pt").step == 6
@@ -189,6 +200,7 @@ def test_a_file_alone_is_enough(run, tmp_path):
 # --- what is refused
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "said"),
     [
@@ -206,6 +218,7 @@ def test_overrides_that_are_refused(run, override, said):
     assert said in refused(call(job, run.directory, override))
 
 
+@pytest.mark.slow
 def test_other_classes_are_refused_by_name_and_order(run, tmp_path):
     def change(name, edit):
         shutil.copytree(run.experiment.data.uri, tmp_path / name)
@@ -224,6 +237,7 @@ def test_other_classes_are_refused_by_name_and_order(run, tmp_path):
     assert "from number 6 on" in change("more", lambda c: c.append({"id": 7, "name": "dot"}))
 
 
+@pytest.mark.slow
 def test_missing_data_and_splits(run, tmp_path):
     assert f"No data set at {tmp_path}" in refused(call(job, run.directory, "--data", tmp_path))
     assert "has no split 'test'. It has: train, val" in refused(call(job, run.directory, "--split", "test"))
@@ -240,6 +254,7 @@ class Harmful:
         return Path.write_text, (self.path, "executed")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["torch", "pickle"])
 def test_code_in_a_checkpoint_is_not_executed(tmp_path, how):
     path, trace = tmp_path / "step.pt", tmp_path / "trace"
@@ -255,6 +270,7 @@ def test_code_in_a_checkpoint_is_not_executed(tmp_path, how):
     assert trace.exists(), "it would have been"
 
 
+@pytest.mark.slow
 def test_files_that_are_no_checkpoint(run, tmp_path):
     whole = run.checkpoints[-1].read_bytes()
     state = {**read_checkpoint(run.checkpoints[-1], "last"), "optimizer": None}
@@ -283,6 +299,7 @@ def test_files_that_are_no_checkpoint(run, tmp_path):
         assert said in refused(call(job, tmp_path / "changed.pt"))
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_is_found_where_the_checksum_lies_beside(run, tmp_path):
     data = bytearray(run.checkpoints[-1].read_bytes())
     data[len(data) // 2] ^= 1
@@ -292,6 +309,7 @@ def test_a_flipped_bit_is_found_where_the_checksum_lies_beside(run, tmp_path):
         load_detector(str(tmp_path / "step.pt"))
 
 
+@pytest.mark.slow
 def test_places_without_a_checkpoint(tmp_path):
     assert "no such file or directory" in refused(call(job, tmp_path / "missing"))
     assert "a directory without a whole checkpoint" in refused(call(job, tmp_path))
@@ -302,6 +320,7 @@ def test_places_without_a_checkpoint(tmp_path):
 # --- progress
 
 
+@pytest.mark.slow
 def test_a_long_evaluation_says_where_it_is(monkeypatch, caplog):
     now = 100.0
     monkeypatch.setattr("mgdet.training.progress.time.monotonic", lambda: now)

@@ -60,6 +60,7 @@ def judged(out, capsys):
     return judge.stats
 
 
+@pytest.mark.slow
 def test_pycocotools_finds_the_same_numbers(written, capsys):
     metrics = json.loads((written / "metrics.json").read_text())["metrics"]
     stats = judged(written, capsys)
@@ -67,6 +68,7 @@ def test_pycocotools_finds_the_same_numbers(written, capsys):
         assert metrics.get(f"val/{name}", -1) == pytest.approx(value, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_the_table_has_each_detection(written, dataset):
     results = json.loads((written / "detections.json").read_text())
     rows = pq.read_table(written / "detections.parquet").to_pylist()
@@ -81,6 +83,7 @@ def test_the_table_has_each_detection(written, dataset):
         assert (row["file_name"], row["category"]) == (files[row["image_id"]], names[row["category_id"]])
 
 
+@pytest.mark.slow
 def test_another_split_and_data_set_that_cannot_be_written(run, tmp_path):
     (tmp_path / "taken").write_text("")
     text = refused(call(job, run, "--out", tmp_path / "taken"))
@@ -98,6 +101,7 @@ def made_up(dataset):
     return DetectionArrays(image, boxes, scores, np.full(len(image), truth.labels[0]))
 
 
+@pytest.mark.slow
 def test_tables_by_class(dataset, tmp_path):
     det, truth = made_up(dataset), dataset.ground_truth()
     files = ResultFiles.below(str(tmp_path / "out"))
@@ -121,6 +125,7 @@ def test_tables_by_class(dataset, tmp_path):
     assert [row["recall"] for row in of_class[:3]] == ["0.00", "0.01", "0.02"]
 
 
+@pytest.mark.slow
 def test_nothing_detected(dataset, tmp_path, capsys):
     files = ResultFiles.below(str(tmp_path / "out"))
     files.write({}, coco_ap(dataset.ground_truth(), DetectionArrays.empty()), dataset)

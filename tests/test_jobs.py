@@ -120,6 +120,7 @@ def test_interrupted(tmp_path, monkeypatch):
 # --- dry run
 
 
+@pytest.mark.slow
 def test_a_dry_run_with_overrides_alone_uses_quickstart_and_keeps_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data = ["data.uri=shapes", "data.generate.train=4", "data.generate.val=2", "data.generate.size=64"]
@@ -149,6 +150,7 @@ def value(out, key):
     return re.search(rf"^{re.escape(key)} +(.*)$", out, re.MULTILINE)[1]
 
 
+@pytest.mark.slow
 def test_a_training_ends_with_a_table(trained):
     directory, _, answer = trained
     assert answer.status == 0, answer.err
@@ -191,6 +193,7 @@ def test_the_same_name_with_another_sigma_is_refused(trained):
     assert snapshot(directory) == before
 
 
+@pytest.mark.slow
 def test_what_it_reached_can_start_another_training(trained):
     """`model.weights` takes the path that the table prints."""
     directory, config, first = trained

@@ -150,6 +150,7 @@ def compete(file, barrier, owners):
         time.sleep(2.0)
 
 
+@pytest.mark.slow
 def test_of_several_that_start_together_one_wins(file):
     barrier, owners = CONTEXT.Barrier(4), CONTEXT.Queue()
     processes = [CONTEXT.Process(target=compete, args=(file, barrier, owners)) for _ in range(4)]
@@ -195,6 +196,7 @@ def test_it_shows_itself_again_where_its_file_was_removed(file):
 # --- runs and data sets
 
 
+@pytest.mark.slow
 def test_two_drivers_on_one_run(tmp_path):
     """The second one is refused before it reads or writes anything of the run."""
     e = small_experiment(tmp_path, train__epochs=1)

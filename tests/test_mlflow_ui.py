@@ -71,6 +71,7 @@ def test_a_view_fits_into_a_tag_of_an_experiment():
     assert columns(view_state("no JSON", (), None))[0] == "metrics.`val/AP`"
 
 
+@pytest.mark.slow
 def test_runs_give_their_experiment_the_view_and_keep_the_kind_that_the_user_chose(tmp_path):
     from mlflow import MlflowClient
 

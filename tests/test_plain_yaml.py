@@ -178,6 +178,7 @@ def test_odd_keys_of_overrides(override):
         load({"name": "x", "data": {"uri": "d"}}, [override])
 
 
+@pytest.mark.slow
 def test_a_long_chain_of_bases(tmp_path):
     for n in range(3000):
         (tmp_path / f"{n}.yaml").write_text(f"base: {n + 1}.yaml")

@@ -193,6 +193,7 @@ def test_a_sweep_searches_it_and_checks_the_ends_of_its_intervals(beside):
         load_sweep(beside / "s.yaml", ["space.assigner.k={integers: [0, 20], when: {assigner.name: best_few}}"])
 
 
+@pytest.mark.slow
 def test_a_metric_is_computed_shown_and_searched(beside):
     (beside / "my_count.py").write_text(COUNT)
     tree = yaml.safe_load(small_experiment(beside).to_yaml())
@@ -213,6 +214,7 @@ def test_a_metric_is_computed_shown_and_searched(beside):
     assert evaluator.headlines(summary.metrics)[-1] == "val/count"
 
 
+@pytest.mark.slow
 def test_a_loss_term_is_a_key_of_the_loss_and_is_trained_recorded_and_searched(beside):
     (beside / "my_smooth.py").write_text(SMOOTH)
     plain = small_experiment(beside, train__epochs=1)
@@ -408,6 +410,7 @@ def validate_with(names, assigner):
     return load({"name": "x", "data": {"uri": "d"}, "plugins": names, "assigner": assigner})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("plugin", "source", "uses"),
     [

@@ -59,6 +59,7 @@ def read(out):
 # --- the same detections
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "batch_size"),
     [
@@ -92,6 +93,7 @@ def test_an_image_has_the_detections_of_its_evaluation(runs, tmp_path, name, bat
         assert np.stack([x, y, x + w, y + h], axis=1) == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_boxes_are_within_the_upright_original(run, tmp_path):
     """A photo lying on its side, of another size and shape than the network's input."""
     pixels = np.random.default_rng(0).integers(0, 255, (333, 1001, 3), dtype=np.uint8)
@@ -107,6 +109,7 @@ def test_boxes_are_within_the_upright_original(run, tmp_path):
     assert (boxes[:, 1] + boxes[:, 3]).max() > 600, "not in pixels of the network input"
 
 
+@pytest.mark.slow
 def test_an_image_alone_does_not_depend_on_the_others(runs, tmp_path):
     photos = export(runs["fcos"], tmp_path / "photos")
     Image.open(photos / "0.jpg").resize((40, 200)).save(photos / "9.jpg")
@@ -119,6 +122,7 @@ def test_an_image_alone_does_not_depend_on_the_others(runs, tmp_path):
 # --- the files
 
 
+@pytest.mark.slow
 def test_pycocotools_reads_what_is_written(run, photos, tmp_path):
     answer = call(job, run, photos, "--out", tmp_path / "out", *LOW)
     results, images = read(tmp_path / "out")
@@ -135,6 +139,7 @@ def test_pycocotools_reads_what_is_written(run, photos, tmp_path):
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["detections.json", "images.json"]
 
 
+@pytest.mark.slow
 def test_the_score_is_the_least_that_is_written(run, photos, tmp_path):
     call(job, run, photos, "--out", tmp_path / "all", "--score", "0")
     everything = read(tmp_path / "all")[0]
@@ -145,6 +150,7 @@ def test_the_score_is_the_least_that_is_written(run, photos, tmp_path):
     assert (answer.status, read(tmp_path / "none")[0]) == (0, []), "0.3 by default"
 
 
+@pytest.mark.slow
 def test_directories_are_searched_and_each_file_is_taken_once(run, photos, tmp_path):
     (photos / "deep" / ".hidden").mkdir(parents=True)
     for name in ("deep/4.JPG", "deep/.hidden/5.jpg", "._0.jpg", "notes.txt", "unusual"):
@@ -159,6 +165,7 @@ def test_directories_are_searched_and_each_file_is_taken_once(run, photos, tmp_p
     assert len(read(photos / "out")[1]["images"]) == 4, "the pictures of the first time are no input of the second"
 
 
+@pytest.mark.slow
 def test_unreadable_images_are_named_and_left_out(run, photos, tmp_path):
     (photos / "1.jpg").write_bytes((photos / "1.jpg").read_bytes()[:200])
     (photos / "3.jpg").write_text("not an image")
@@ -172,6 +179,7 @@ def test_unreadable_images_are_named_and_left_out(run, photos, tmp_path):
     assert {r["image_id"] for r in results} == {0, 1}
 
 
+@pytest.mark.slow
 def test_nothing_readable(run, tmp_path):
     (tmp_path / "a.jpg").write_text("not an image")
     said = refused(call(job, run, tmp_path / "a.jpg", "--out", tmp_path / "out"))
@@ -179,6 +187,7 @@ def test_nothing_readable(run, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_results_carry_the_ids_of_an_annotation_file(run, photos, tmp_path):
     """So that pycocotools scores them for that file as the evaluation does."""
     dataset = ShardedDataset(load_detector(str(run)).experiment.data.uri, "val")
@@ -210,6 +219,7 @@ def test_results_carry_the_ids_of_an_annotation_file(run, photos, tmp_path):
     assert found.stats[0] == pytest.approx(expected["val/AP"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_limit_of_pixels_can_be_given(run, photos, tmp_path):
     said = refused(call(job, run, photos, "--out", tmp_path / "out", "--max-pixels", 4000))
     assert "None of the 3 images can be read" in said
@@ -218,6 +228,7 @@ def test_the_limit_of_pixels_can_be_given(run, photos, tmp_path):
 # --- pictures
 
 
+@pytest.mark.slow
 def test_pictures_of_equal_names_are_kept_apart(run, photos, tmp_path):
     for name in ("a", "b", "A"):
         (tmp_path / "in" / name).mkdir(parents=True)
@@ -230,6 +241,7 @@ def test_pictures_of_equal_names_are_kept_apart(run, photos, tmp_path):
     assert "same.png" in pictures
 
 
+@pytest.mark.slow
 def test_a_picture_shows_boxes_in_the_colours_of_their_classes():
     image = torch.full((3, 300, 200), 128, dtype=torch.uint8)
     boxes = [[20.0, 60.0, 120.0, 160.0], [0.0, 0.0, 200.0, 300.0], [50.0, 50.0, 50.0, 50.0]]
@@ -245,6 +257,7 @@ def test_a_picture_shows_boxes_in_the_colours_of_their_classes():
 # --- what is refused
 
 
+@pytest.mark.slow
 def test_a_taken_directory(run, photos, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
@@ -258,6 +271,7 @@ def test_a_taken_directory(run, photos, tmp_path):
     assert "lies in the output directory" in said
 
 
+@pytest.mark.slow
 def test_an_earlier_result_outlives_a_failure(run, photos, tmp_path, monkeypatch):
     call(job, run, photos, "--out", tmp_path / "out")
     before = read(tmp_path / "out")
@@ -272,6 +286,7 @@ def test_an_earlier_result_outlives_a_failure(run, photos, tmp_path, monkeypatch
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "said"),
     [
@@ -289,6 +304,7 @@ def test_wrong_input(run, tmp_path, monkeypatch, args, said):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_is_none(tmp_path, photos):
     (tmp_path / "notes.pt").write_text("notes")
     said = refused(call(job, tmp_path / "notes.pt", photos, "--out", tmp_path / "out"))

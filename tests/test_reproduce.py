@@ -65,6 +65,7 @@ def here_is_another(monkeypatch, **versions):
 # --- the command
 
 
+@pytest.mark.slow
 def test_the_reproduction_has_the_same_metrics_and_is_a_run_of_its_own(trained, capsys):
     assert main(["reproduce", str(trained / "runs/small")]) == 0  # it is finished: compared once more
     said = capsys.readouterr().out

@@ -340,6 +340,7 @@ def test_a_pickle_is_not_executed(tmp_path, canary, job, how):
     assert "safely" in answer.err
 
 
+@pytest.mark.slow
 def test_a_pickle_among_the_checkpoints_of_a_run_is_not_executed(tmp_path, canary):
     """With a record and the right checksum, which whoever can write to the storage can make as well."""
     small = small_experiment(tmp_path)

@@ -109,6 +109,7 @@ def test_processes_apart_have_groups_of_their_own():
     assert start() == os.getpgrp()
 
 
+@pytest.mark.slow
 def test_a_training_is_asked_between_epochs_too(tmp_path, monkeypatch):
     """Where an epoch is shorter than the steps between two questions, and after an evaluation, which may be long."""
     import torch

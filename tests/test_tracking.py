@@ -73,6 +73,7 @@ def records(directory):
 # --- one run, from start to end
 
 
+@pytest.mark.slow
 def test_what_is_logged_is_found_in_the_store(store, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     params = {"train": {"lr": 0.1, "milestones": (8, 11)}, "note": "x" * 7000, "none": None, "empty": {}}
@@ -202,6 +203,7 @@ def test_metrics_arrive_while_the_run_goes_on(store, tmp_path):
     assert tracker.close().sent == 2
 
 
+@pytest.mark.slow
 def test_more_metrics_than_one_request_takes(store, tmp_path):
     handle = start_run(store)
     tracker = store(handle, tmp_path)

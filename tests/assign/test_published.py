@@ -54,6 +54,7 @@ def test_max_iou_is_the_baseline_of_mutual_guidance(problem):
         check(result, inputs, literal)
 
 
+@pytest.mark.slow
 @given(problem=ANCHORS)
 def test_mutual_guidance_is_the_code_of_2020(problem):
     """But for an anchor that is worth as much to several objects, as the best of each for instance: one owns it."""

@@ -80,6 +80,7 @@ def test_same_batches_for_any_number_of_workers(shapes: ShardedDataset, workers:
     assert same(epoch(reference, 3, step=4), epoch(loader, 3, step=4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [0, 1, 7, 10])
 def test_start_in_mid_epoch(shapes: ShardedDataset, step: int) -> None:
     whole = epoch(train_loader(shapes), 5)
@@ -87,6 +88,7 @@ def test_start_in_mid_epoch(shapes: ShardedDataset, step: int) -> None:
     assert same(epoch(train_loader(shapes), 5, step), whole[step:])
 
 
+@pytest.mark.slow
 def test_epochs_differ_in_order_and_augmentation(shapes: ShardedDataset) -> None:
     loader = train_loader(shapes, batch_size=150)
     (one,), (two,) = epoch(loader, 0), epoch(loader, 1)
@@ -94,6 +96,7 @@ def test_epochs_differ_in_order_and_augmentation(shapes: ShardedDataset) -> None
     assert not torch.equal(one.images[one.positions.argsort()], two.images[two.positions.argsort()])
 
 
+@pytest.mark.slow
 def test_an_image_is_augmented_alike_on_every_rank(shapes: ShardedDataset) -> None:
     alone = {int(p): im for b in epoch(train_loader(shapes), 0) for p, im in zip(b.positions, b.images, strict=True)}
     for rank in range(2):
@@ -102,6 +105,7 @@ def test_an_image_is_augmented_alike_on_every_rank(shapes: ShardedDataset) -> No
                 assert torch.equal(image, alone[int(position)])
 
 
+@pytest.mark.slow
 def test_loading_leaves_the_training_randomness_alone(shapes: ShardedDataset) -> None:
     loader = train_loader(shapes)
     state = torch.get_rng_state()

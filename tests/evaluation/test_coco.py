@@ -220,6 +220,7 @@ def crowded():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("max_dets", [5, 120, *(pytest.param(n, marks=pytest.mark.exhaustive) for n in (100, 300))])
 def test_a_higher_limit_counts_in_ap_as_in_pycocotools(backend, max_dets):

@@ -92,6 +92,7 @@ def test_headline_goes_with_ap_more_closely_than_the_diagnostic(found):
     assert correlation(found, HEADLINE) < correlation(found, DENSE) - 0.1
 
 
+@pytest.mark.slow
 def test_headline_goes_with_ap_where_everything_is_made_up():
     found = over_perturbations(made_up_scene(2))
     assert correlation(found, HEADLINE) <= -0.7
@@ -111,6 +112,7 @@ def test_headline_goes_with_ap_around_real_objects():
     assert correlation(over_perturbations(bccd_scene()), HEADLINE) <= -0.7
 
 
+@pytest.mark.slow
 def test_diagnostic_moves_with_suppressed_boxes_alone(found):
     """What is detected stays as it is."""
     none, agree, disagree = (found[n] for n in ("none", "suppressed boxes agree", "suppressed boxes disagree"))

@@ -28,6 +28,7 @@ def test_pr_curves_name_their_population():
     assert "eel" not in text  # no ground truth, no curve
 
 
+@pytest.mark.slow
 def test_pr_curves_of_many_classes_and_of_none():
     names = tuple((i, f"c{i:02d}") for i in range(1, 31))
     gt = gt_from(dataset([(i, 3, i, (i, i, 20, 20)) for i in range(1, 31)], categories=names))
@@ -60,6 +61,7 @@ def test_names_of_classes_are_only_text(tmp_path):
     assert "'=1+1," in per_class_table(result, "csv")
 
 
+@pytest.mark.slow
 def test_names_of_classes_in_a_picture_are_only_text(tmp_path):
     images = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
     targets = pad_targets([torch.tensor([[5.0, 5, 40, 40]])], [torch.tensor([0])])

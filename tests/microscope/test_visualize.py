@@ -48,6 +48,7 @@ def dataset(run):
 # --- what is written
 
 
+@pytest.mark.slow
 def test_a_run_is_shown_with_all_of_its_checkpoints(run, tmp_path):
     out = tmp_path / "seen"
     done = call(job, run, "--images", "9,8", "--assigners", "max_iou,mutual_guidance:sigma=3", "--out", out)
@@ -69,6 +70,7 @@ def test_a_run_is_shown_with_all_of_its_checkpoints(run, tmp_path):
     assert len(list((out / "pictures").iterdir())) == 4
 
 
+@pytest.mark.slow
 def test_the_counts_are_those_of_the_assigner_on_the_loaded_detector(run, dataset, tmp_path):
     """The whole way from the file on disk, without anything of the microscope."""
     written = mgdet.visualize(run, tmp_path / "seen", images=[9], checkpoints=["last"], assigners=["mutual_guidance"])
@@ -84,6 +86,7 @@ def test_the_counts_are_those_of_the_assigner_on_the_loaded_detector(run, datase
         assert told["ignored"] == int((owner == -2).sum())
 
 
+@pytest.mark.slow
 def test_a_configuration_alone_is_shown_untrained_and_the_page_says_so(config, tmp_path):
     done = call(job, config, "seed=4", "--images", "7", "--assigners", "atss", "--out", tmp_path / "seen")
     assert done.status == 0, done.err
@@ -95,6 +98,7 @@ def test_a_configuration_alone_is_shown_untrained_and_the_page_says_so(config, t
 # --- what is looked at
 
 
+@pytest.mark.slow
 def test_the_untrained_network_is_the_one_that_a_training_starts_from(run, tmp_path):
     experiment = load_detector(str(run)).experiment.model_copy(update={"name": "other", "storage": str(tmp_path)})
     worker = Worker(experiment, World(0, 1, torch.device("cpu")), NullTracker())
@@ -124,6 +128,7 @@ def test_checkpoints_are_chosen_by_word_and_step(run):
     assert all(torch.equal(value, wanted[key]) for key, value in chosen.items())
 
 
+@pytest.mark.slow
 def test_assigners_are_chosen_by_name_and_options(config):
     experiment = load(config, ["assigner.sigma=5", "model.anchors.ratios=[1.0]"])
     assert next(iter(choose_assigners(experiment, None))) == "mutual_guidance"
@@ -137,6 +142,7 @@ def test_assigners_are_chosen_by_name_and_options(config):
     assert "max_iou" not in choose_assigners(fcos, None)
 
 
+@pytest.mark.slow
 def test_images_are_those_with_objects_unless_they_are_named(dataset):
     ids = dataset.image_ids.tolist()
     assert [ids[row] for row in choose_images(dataset, [9, 7, 9])] == [9, 7]
@@ -148,6 +154,7 @@ def test_images_are_those_with_objects_unless_they_are_named(dataset):
 # --- what cannot be
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -170,6 +177,7 @@ def test_what_cannot_be_is_refused_and_nothing_is_written(run, tmp_path, options
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_neither_a_run_nor_a_configuration(run, tmp_path):
     with pytest.raises(ConfigError, match=r"runs/none is no run either.*no configuration of that name"):
         find_subject(str(tmp_path / "runs/none"))
@@ -185,6 +193,7 @@ def test_neither_a_run_nor_a_configuration(run, tmp_path):
         mgdet.visualize(run, tmp_path / "full")
 
 
+@pytest.mark.slow
 def test_a_data_set_of_other_classes_is_refused(config):
     subject = find_subject(str(config))
     subject.require_categories(subject.categories, "data/same")
@@ -192,6 +201,7 @@ def test_a_data_set_of_other_classes_is_refused(config):
         subject.require_categories(subject.categories[:2], "data/other")
 
 
+@pytest.mark.slow
 def test_an_assigner_that_is_not_defined_for_the_detector_is_refused(config):
     experiment = load(config)
     fcos = experiment.model_copy(update={"model": load("bccd_fcos_atss").model})

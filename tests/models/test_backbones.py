@@ -71,6 +71,7 @@ def built(request):
 # --- maps and gradients
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("size", [(64, 96), (75, 101)], ids=["multiples of 32", "odd"])
 def test_maps_have_strides_8_16_32(built, size):
@@ -134,6 +135,7 @@ HEADS = {  # torchvision's classifier, from the last map
 }
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("name", exhaustive_if_heavy(HEADS))
 def test_the_last_map_is_what_torchvision_classifies(name, built_by_torchvision):
@@ -188,6 +190,7 @@ def serve(tmp_path, monkeypatch):
     return of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", exhaustive_if_heavy(n for n in CHANNELS if n != "resnet18"))
 def test_imagenet_weights_fill_the_backbone(name, serve):
     state, asked = serve(name)
@@ -204,6 +207,7 @@ def test_imagenet_weights_fill_the_backbone(name, serve):
     assert kept.keys() <= before.keys()
 
 
+@pytest.mark.slow
 def test_older_imagenet_weights(serve):
     _, asked = serve("regnet_x_400mf")
     network = FCOSConfig(backbone="regnet_x_400mf", channels=16, weights="imagenet_v1").build(2)

@@ -29,6 +29,7 @@ NETWORKS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", NETWORKS, ids=lambda c: f"{c.name}-{c.quality}")
 def test_every_parameter_takes_part(config):
     """DDP waits for ever for the gradient of a parameter that nobody uses."""
@@ -43,6 +44,7 @@ def test_every_parameter_takes_part(config):
     assert [n for n, p in network.named_parameters() if p.grad is None] == []
 
 
+@pytest.mark.slow
 def test_the_branch_of_retinanet_changes_nothing_else():
     plain, branched = (RetinaNetConfig(**SMALL, quality=q).build(3).eval() for q in ("none", "iou"))
     missing, unexpected = branched.load_state_dict(plain.state_dict(), strict=False)

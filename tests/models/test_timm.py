@@ -17,6 +17,7 @@ def detector(model, **changes):
     return FCOSConfig(backbone={"name": "timm", "model": model}, channels=16, **changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["resnet18d", "mobilenetv3_small_050", "convnext_atto"])
 def test_a_network_of_timm_trains(model):
     network = detector(model).build(2)
@@ -28,12 +29,14 @@ def test_a_network_of_timm_trains(model):
     again.load_state_dict(network.state_dict())
 
 
+@pytest.mark.slow
 def test_stages_of_timm_freeze_from_the_first():
     body = Timm(model="resnet18d")(trainable_layers=2)
     trains = {n.split(".")[1] for n, p in body.named_parameters() if p.requires_grad}
     assert trains == {"layer3", "layer4"}
 
 
+@pytest.mark.slow
 def test_batch_norms_of_timm_are_frozen():
     body = Timm(model="mobilenetv3_small_050")("frozen_bn")
     assert not any(isinstance(m, nn.BatchNorm2d) for m in body.modules())
@@ -43,6 +46,7 @@ def test_batch_norms_of_timm_are_frozen():
         Timm(model="resnet18d")("gn")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "said"),
     [
@@ -56,6 +60,7 @@ def test_networks_without_these_maps_are_refused(model, said):
         detector(model).build(2)
 
 
+@pytest.mark.slow
 def test_pretrained_weights(monkeypatch, tmp_path):
     """The hub's client brings a file with the keys of the whole classifier."""
     source = timm.create_model("resnet18d")
@@ -68,6 +73,7 @@ def test_pretrained_weights(monkeypatch, tmp_path):
     assert torch.equal(network.backbone.body.network.conv1[0].weight, source.conv1[0].weight)
 
 
+@pytest.mark.slow
 def test_a_failed_download_says_what_to_do(monkeypatch):
     def no_network(*args, **kwargs):
         raise OSError("no route to host")

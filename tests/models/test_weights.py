@@ -73,6 +73,7 @@ def test_none_changes_nothing_and_says_so():
 # --- ImageNet
 
 
+@pytest.mark.slow
 def test_imagenet_fills_the_backbone_and_nothing_else(monkeypatch):
     torch.manual_seed(1)
     source = resnet18(weights=None).state_dict()
@@ -90,6 +91,7 @@ def test_imagenet_fills_the_backbone_and_nothing_else(monkeypatch):
     assert not torch.equal(before["backbone.body.conv1.weight"], after["backbone.body.conv1.weight"])
 
 
+@pytest.mark.slow
 def test_imagenet_into_frozen_norms(monkeypatch):
     source = resnet18(weights=None)
     source.bn1.running_mean.fill_(0.25)
@@ -99,6 +101,7 @@ def test_imagenet_into_frozen_norms(monkeypatch):
     assert (network.backbone.body.bn1.running_mean == 0.25).all()
 
 
+@pytest.mark.slow
 def test_imagenet_does_not_fit_group_norm(monkeypatch):
     """GroupNorm has no running statistics: the weights would mean something else."""
     serve(monkeypatch, resnet18(weights=None).state_dict())
@@ -113,6 +116,7 @@ def test_imagenet_does_not_fit_group_norm(monkeypatch):
 # --- COCO
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("build", "changes", "eps"),
     [
@@ -200,6 +204,7 @@ def load_into_new(path, num_classes=3, **changes):
     return network, initialise(network, network.config)
 
 
+@pytest.mark.slow
 def test_the_average_of_our_checkpoint_is_preferred(tmp_path):
     """In the form in which the training loop saves it."""
     raw, averaged = tiny(seed=1), tiny(seed=2)
@@ -210,6 +215,7 @@ def test_the_average_of_our_checkpoint_is_preferred(tmp_path):
     assert notes == [f"weights: checkpoint {tmp_path / 'c.pt'}"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "wrap",
     [lambda s: {"model": s, "ema": None}, lambda s: {"model": s}, lambda s: {"ema": s}, lambda s: s],
@@ -261,6 +267,7 @@ def test_files_that_hold_no_weights(tmp_path, write):
         load_into_new(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("theirs", "what"),
     [
@@ -286,6 +293,7 @@ def test_wrong_shapes_change_nothing(tmp_path, theirs, what):
     assert_equal(copy_of(network), before)
 
 
+@pytest.mark.slow
 def test_the_older_imagenet_weights_can_be_asked_for(monkeypatch):
     torch.manual_seed(1)
     serve(monkeypatch, resnet18(weights=None).state_dict())
@@ -302,6 +310,7 @@ def coco_fcos():
     return fcos_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91).state_dict()
 
 
+@pytest.mark.slow
 def test_fcos_takes_torchvisions_coco_weights(monkeypatch):
     source = {k: v for k, v in coco_fcos().items() if not k.endswith("num_batches_tracked")}
     serve(monkeypatch, source)
@@ -311,6 +320,7 @@ def test_fcos_takes_torchvisions_coco_weights(monkeypatch):
     assert_equal(copy_of(network), source)
 
 
+@pytest.mark.slow
 def test_fcos_with_other_classes_and_without_the_branch(monkeypatch):
     source = coco_fcos()
     serve(monkeypatch, source)
@@ -323,6 +333,7 @@ def test_fcos_with_other_classes_and_without_the_branch(monkeypatch):
         assert torch.equal(after[key], source[key])
 
 
+@pytest.mark.slow
 def test_retinanet_with_a_branch_takes_weights_without_one(monkeypatch):
     torch.manual_seed(4)
     source = retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91).state_dict()
@@ -336,6 +347,7 @@ def test_retinanet_with_a_branch_takes_weights_without_one(monkeypatch):
     assert torch.equal(after[HEAD + "weight"], source[HEAD + "weight"])
 
 
+@pytest.mark.slow
 def test_a_checkpoint_with_a_branch_starts_a_network_with_one(tmp_path):
     trained = small(quality="iou")
     torch.save({"model": trained.state_dict(), "ema": None}, tmp_path / "c.pt")
@@ -344,6 +356,7 @@ def test_a_checkpoint_with_a_branch_starts_a_network_with_one(tmp_path):
     assert_equal(copy_of(network), copy_of(trained))
 
 
+@pytest.mark.slow
 def test_fcos_has_one_set_of_coco_weights():
     config = FCOSConfig(weights="coco_v2")
     with pytest.raises(ConfigError, match="no such weights of fcos, only coco_v1"):

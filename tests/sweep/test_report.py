@@ -48,6 +48,7 @@ def rows(data: bytes):
     return list(csv.DictReader(io.StringIO(data.decode())))
 
 
+@pytest.mark.slow
 def test_every_file_is_what_it_says(made):
     files = report(*made)
     fronts = {name for name in files if name.startswith("front-")}
@@ -65,6 +66,7 @@ def test_every_file_is_what_it_says(made):
             assert Image.open(io.BytesIO(data)).size[0] > 400
 
 
+@pytest.mark.slow
 def test_the_table_of_trials_is_in_order_of_merit(made):
     sweep, trials = made
     found = rows(report(sweep, trials)["trials.csv"])
@@ -77,6 +79,7 @@ def test_the_table_of_trials_is_in_order_of_merit(made):
     assert float(by_name["s-006"]["val/AP"]) == pytest.approx(0.24)
 
 
+@pytest.mark.slow
 def test_the_winner_trains_as_it_is(made, tmp_path):
     sweep, trials = made
     for name, data in report(sweep, trials).items():
@@ -91,6 +94,7 @@ def test_the_winner_trains_as_it_is(made, tmp_path):
     assert winner.loss.cls.name == "varifocal"
 
 
+@pytest.mark.slow
 def test_importance_finds_the_key_that_decides(made):
     sweep, trials = made
     found = importance(sweep, trials)
@@ -100,6 +104,7 @@ def test_importance_finds_the_key_that_decides(made):
     assert importance(sweep, trials[:3]) is None
 
 
+@pytest.mark.slow
 def test_seeds_are_averaged_over_what_ended(tmp_path):
     space = {"seed": {"grid": [0, 1, 2]}, "assigner.name": {"grid": ["max_iou", "simota"]}}
     sweep = load_sweep(write(tmp_path, space=space, trials="auto"))
@@ -115,6 +120,7 @@ def test_seeds_are_averaged_over_what_ended(tmp_path):
     assert seeds_csv(load_sweep(write(tmp_path)), []) is None
 
 
+@pytest.mark.slow
 def test_a_sweep_without_any_value_still_has_its_table(tmp_path):
     sweep = load_sweep(write(tmp_path))
     book = TrialStore(str(tmp_path / "s"), "s")
@@ -123,6 +129,7 @@ def test_a_sweep_without_any_value_still_has_its_table(tmp_path):
     assert set(report(sweep, [])) == {"trials.csv"}
 
 
+@pytest.mark.slow
 def test_the_table_while_it_runs(made):
     sweep, trials = made
     assert seconds_per_epoch(trials) == 100
@@ -137,10 +144,12 @@ def test_the_table_while_it_runs(made):
     assert len(table(sweep, trials, 2, everything=True).splitlines()) == 3 + 10
 
 
+@pytest.mark.slow
 def test_a_failed_trial_in_one_line(made):
     _, trials = made
     assert headline(made[0], trials[8]).endswith("(NonFiniteError: a gradient, or so)")
 
 
+@pytest.mark.slow
 def test_an_empty_table(tmp_path):
     assert table(load_sweep(write(tmp_path)), [], 1).splitlines()[0] == "s: 0 of 3 trials done, 0 running"

@@ -62,6 +62,7 @@ FCOS = {
 MAX_IOU = {"assigner": {"name": "max_iou"}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("objects", "cuts"),
     [
@@ -101,6 +102,7 @@ def test_the_comparison_can_fail(tmp_path):
         same((alone[0] + alone[1]) / 2, expected)
 
 
+@pytest.mark.slow
 def test_images_of_a_data_set(tmp_path):
     """As a training sees them: decoded, resized, collated."""
     from mgdet.data.dataset import ShardedDataset
@@ -126,6 +128,7 @@ def test_a_term_without_a_normaliser_counts_by_images(tmp_path):
     same(gradient(tmp_path, [whole[:2], whole[2:]], **changes)[0], (2 * first + last) / 3)
 
 
+@pytest.mark.slow
 def test_running_averages_see_each_micro_batch_once(tmp_path):
     model = {"name": "retinanet", "backbone": "resnet18", "norm": "bn", "channels": 32}
     parts = [images(0, (1, 2)), images(1, (3, 0)), images(2, (2, 2))]
@@ -138,6 +141,7 @@ def test_running_averages_see_each_micro_batch_once(tmp_path):
         assert torch.equal(found, expected), name
 
 
+@pytest.mark.slow
 def test_both_passes_of_a_micro_batch_draw_the_same_numbers(tmp_path):
     """Dropout and stochastic depth drop the same values when the labels are found and when they are learned from."""
     experiment, network = build(tmp_path)

@@ -47,6 +47,7 @@ def spoilt(directory, rows, **changes):
     return prepare(small_experiment(directory, **changes), cpus=1, gpus=0)[0]
 
 
+@pytest.mark.slow
 def test_the_number_of_images_that_were_left_out_is_tracked(tmp_path):
     tracker = Noting()
     worker = Worker(spoilt(tmp_path, [0, 1, 3], data__max_bad_images=3), ALONE, tracker)
@@ -57,6 +58,7 @@ def test_the_number_of_images_that_were_left_out_is_tracked(tmp_path):
     assert worker.position.step == 3, "the steps are those of the whole data set"
 
 
+@pytest.mark.slow
 def test_the_limit_is_not_what_a_run_is(tmp_path):
     """It may be raised for the run that it ended."""
     assert spoilt(tmp_path, [0]).identity() == spoilt(tmp_path, [0], data__max_bad_images=5).identity()
@@ -80,6 +82,7 @@ def test_resumed_equals_straight_with_an_image_left_out(tmp_path, stop):
         assert torch.equal(a, b), name
 
 
+@pytest.mark.slow
 def test_an_empty_picture_takes_no_part_in_the_losses(tmp_path):
     """The loss, its terms and their gradient are those of the other images."""
     worker = Worker(spoilt(tmp_path, [0], data__max_bad_images=1), ALONE, NullTracker())
@@ -100,6 +103,7 @@ def _key(position):
     return SampleKey(0, position)
 
 
+@pytest.mark.slow
 def test_a_data_set_that_is_prepared_again_ends_the_training_and_is_refused_afterwards(tmp_path):
     experiment = spoilt(tmp_path, [], train__epochs=2)
     worker = Worker(experiment, ALONE, NullTracker())
@@ -117,6 +121,7 @@ def test_a_data_set_that_is_prepared_again_ends_the_training_and_is_refused_afte
         Worker(experiment, ALONE, NullTracker())
 
 
+@pytest.mark.slow
 def test_a_restart_before_the_first_checkpoint_does_not_take_up_other_data(tmp_path):
     """Ray starts the workers again while the driver, which compared the data, goes on."""
     experiment = spoilt(tmp_path, [])

@@ -63,6 +63,7 @@ def test_what_can_be_learned_from_is_not_refused(tmp_path, options):
     look(tmp_path, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -79,6 +80,7 @@ def test_every_layer_and_size_is_looked_at(tmp_path, options, said):
         look(tmp_path, images=7, **options)
 
 
+@pytest.mark.slow
 def test_the_dry_run_and_the_training_refuse(tmp_path):
     """Seven images of 32 pixels in batches of two."""
     experiment = small_experiment(

@@ -36,6 +36,7 @@ def failing(monkeypatch):
     return start
 
 
+@pytest.mark.slow
 def test_it_ends_as_failed_and_says_what_is_missing(tmp_path, failing, monkeypatch):
     ended = []
     monkeypatch.setattr(NoTracking, "start", lambda self, run: RunHandle("0af3"))
@@ -58,6 +59,7 @@ def test_it_ends_as_failed_and_says_what_is_missing(tmp_path, failing, monkeypat
     assert ended == ["FAILED", "FINISHED"]
 
 
+@pytest.mark.slow
 def test_the_command_ends_with_2(tmp_path, failing, capsys):
     path = tmp_path / "c.yaml"
     path.write_text(small_experiment(tmp_path, train__epochs=1).to_yaml())
@@ -66,6 +68,7 @@ def test_the_command_ends_with_2(tmp_path, failing, capsys):
     assert "None is kept." in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_storage_that_comes_back_late_costs_nothing(tmp_path, failing):
     calls = failing(3, LAST_ATTEMPTS - 1)
     summary, _ = train_in_process(small_experiment(tmp_path, train__epochs=1))
@@ -73,6 +76,7 @@ def test_a_storage_that_comes_back_late_costs_nothing(tmp_path, failing):
     assert len(calls) > ATTEMPTS
 
 
+@pytest.mark.slow
 def test_a_store_that_takes_a_file_and_does_not_have_it(tmp_path, monkeypatch):
     e = small_experiment(tmp_path)
     replace = Location.replace
@@ -81,6 +85,7 @@ def test_a_store_that_takes_a_file_and_does_not_have_it(tmp_path, monkeypatch):
         train_in_process(e)
 
 
+@pytest.mark.slow
 def test_a_stop_whose_checkpoint_cannot_be_written_says_so(tmp_path, failing):
     failing(1, 99)
     asked = iter([False, True])

@@ -16,6 +16,7 @@ from tests.small import small_experiment
 from tests.trained_runs import call, import_job
 
 
+@pytest.mark.slow
 def test_capture_and_replay(tmp_path):
     experiment, _ = prepare(small_experiment(tmp_path), cpus=1, gpus=0)
     worker = Worker(experiment, World(0, 1, torch.device("cpu")), NullTracker())

@@ -23,6 +23,7 @@ class Recorder(NullTracker):
         self.artifacts[name] = data
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("pictures")
 def test_the_last_evaluation_leaves_every_picture_and_table(tmp_path):
     experiment, _ = prepare(small_experiment(tmp_path, train__epochs=1), cpus=1, gpus=0)

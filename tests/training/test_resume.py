@@ -63,6 +63,7 @@ TIERS = {2: pytest.mark.exhaustive, 3: (), 4: pytest.mark.exhaustive, 5: pytest.
 STOPS = [pytest.param(stop, marks=tier) for stop, tier in TIERS.items()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", STOPS, ids=lambda s: f"stopped before step {s}")
 def test_resumed_equals_straight(experiment, straight, stop):
     """Three steps an epoch, a checkpoint at every second step and each epoch's end: stops fall in mid-epoch too."""
@@ -74,6 +75,7 @@ def test_resumed_equals_straight(experiment, straight, stop):
             assert torch.equal(a, b), name
 
 
+@pytest.mark.slow
 def test_the_assigner_changes_at_its_epoch(experiment, monkeypatch):
     used = []
 
@@ -95,6 +97,7 @@ def test_the_comparison_can_fail(experiment, straight):
     assert not all(torch.equal(x, y) for x, y in pairs)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over(experiment, caplog):
     train(experiment, stop_after_step=5)
     store = CheckpointStore(experiment.run_uri)

@@ -163,6 +163,7 @@ def again(finished, tmp_path, **changes):
     return e
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_already_finished_on_other_data(finished, tmp_path):
     e = again(finished, tmp_path)
     assert train_in_process(e)[0].already_finished
@@ -171,6 +172,7 @@ def test_a_finished_run_is_not_already_finished_on_other_data(finished, tmp_path
         train_in_process(e)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_does_not_go_on_with_other_classes(tmp_path, monkeypatch):
     """The class head would be trained half on one and half on the other order, and AP be computed under new names."""
     e = begun(tmp_path).model_copy(update={"name": "stopped"})
@@ -315,6 +317,7 @@ def test_a_position_that_could_not_have_been_written(changes):
 # --- sweeps and captures
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_with_the_data_that_it_was_begun_with(tmp_path):
     sweep = load_sweep(write(tmp_path, space={"data.train_split": {"choice": ["train", "val"]}}))
     cluster = ClusterConfig(workers=1, gpu=False, cpus_per_worker=1)

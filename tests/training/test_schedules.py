@@ -147,6 +147,7 @@ def test_it_is_told_before_the_first_step(tmp_path, caplog):
     assert told[-1] == "train.schedule: after the warm-up the learning rate never changes"
 
 
+@pytest.mark.slow
 def test_the_dry_run_tells_and_refuses(tmp_path, caplog):
     with pytest.raises(ConfigError, match="warmup_steps = 500"):
         dry_run(small_experiment(tmp_path, train__schedule={"name": "cosine", "warmup_steps": 500}))
@@ -169,6 +170,7 @@ class Noting(NullTracker):
             self.rates[step] = metrics["train/lr"]
 
 
+@pytest.mark.slow
 def test_the_tracked_rate_is_that_of_the_step(tmp_path):
     """After step n, the rate that step n was taken with; after the last one not the one of a step that never comes."""
     schedule = {"name": "multistep", "milestones": [1], "gamma": 0.5, "warmup_steps": 2, "warmup_factor": 0.5}

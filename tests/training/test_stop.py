@@ -41,6 +41,7 @@ def steps(experiment):
     return [c.step for c in CheckpointStore(experiment.run_uri).committed()]
 
 
+@pytest.mark.slow
 def test_stopped_on_request_it_goes_on_at_that_step(experiment):
     straight = experiment.model_copy(update={"name": "straight"})
     Worker(straight, CPU, NullTracker()).run()
@@ -53,6 +54,7 @@ def test_stopped_on_request_it_goes_on_at_that_step(experiment):
     assert same(weights(experiment), weights(straight))
 
 
+@pytest.mark.slow
 def test_sigterm_leaves_a_checkpoint_of_the_last_step(tmp_path, monkeypatch):
     """Without Ray, where the process trains itself."""
     e = small_experiment(tmp_path, train__log_every=1)
@@ -72,6 +74,7 @@ def test_sigterm_leaves_a_checkpoint_of_the_last_step(tmp_path, monkeypatch):
     assert summary.epoch >= 1
 
 
+@pytest.mark.slow
 def test_the_stop_file(tmp_path):
     (tmp_path / "run").mkdir()
     stop = StopRequest(str(tmp_path / "run"))
@@ -84,6 +87,7 @@ def test_the_stop_file(tmp_path):
     StopRequest(str(tmp_path / "nowhere")).create()  # never raises
 
 
+@pytest.mark.slow
 def test_a_position_for_other_ranks():
     """What was done with the old ranks is kept as a segment, and the count starts anew."""
     place = Position(epoch=3, micro_step=5, step=40, world=2, batch_size=4)
@@ -95,6 +99,7 @@ def test_a_position_for_other_ranks():
     assert (fresh.world, fresh.done) == (2, [])
 
 
+@pytest.mark.slow
 def test_ranks_that_change_in_mid_epoch_still_train_on_each_image_once(tmp_path):
     """One rank, then another batch size (which splits the epoch alike), then the first again."""
     e = prepare(small_experiment(tmp_path, train__log_every=1, data__generate__train=13), cpus=1, gpus=0)[0]
