@@ -67,7 +67,7 @@ def pytest_xdist_make_scheduler(config, log):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    """A test is of one tier: what is exhaustive is not slow too. Properties are tried with more examples in the exhaustive one."""
+    """What is exhaustive is not slow too; the exhaustive tier tries more examples of all properties."""
     for item in items:
         if item.get_closest_marker("exhaustive"):
             item.own_markers = [mark for mark in item.own_markers if mark.name != "slow"]

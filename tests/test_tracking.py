@@ -120,6 +120,7 @@ def test_what_is_logged_is_found_in_the_store(store, tmp_path, monkeypatch):
     assert not list((tmp_path / "run" / "unsent_artifacts").rglob("*.*"))
 
 
+@pytest.mark.slow
 def test_handle_is_plain_and_names_the_ui(store):
     handle = start_run(store)
     assert pickle.loads(pickle.dumps(handle)) == handle
@@ -127,6 +128,7 @@ def test_handle_is_plain_and_names_the_ui(store):
     assert f" ui --backend-store-uri '{store.uri}'" in dict(handle.see)["see it in MLflow"]
 
 
+@pytest.mark.slow
 def test_a_run_is_ended(store):
     handle = start_run(store)
     store.end(handle, "KILLED")
@@ -142,6 +144,7 @@ SPLITS = tuple(
 )
 
 
+@pytest.mark.slow
 def test_a_run_names_its_data_sets_once(store):
     handle = start_run(store, data=SPLITS)
     start_run(store, data=SPLITS, run_id=handle.run_id)
@@ -159,6 +162,7 @@ def test_a_run_names_its_data_sets_once(store):
     assert {json.loads(i.dataset.profile)["boxes"] for i in inputs} == {1800, 90}
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_a_model_to_which_its_metrics_are_linked(store, tmp_path):
     """Also where the metrics arrive later, and however often it is said; the run's own history stays as it is."""
     handle = start_run(store, name="a.b", data=SPLITS)
@@ -187,12 +191,14 @@ def test_the_best_checkpoint_is_a_model_to_which_its_metrics_are_linked(store, t
     assert len(client.get_run(handle.run_id).outputs.model_outputs) == 2
 
 
+@pytest.mark.slow
 def test_a_store_that_is_away_costs_the_best_checkpoint_a_warning(tmp_path, caplog):
     away = Mlflow(uri=f"sqlite:///{tmp_path}/none.db")
     away.show_best(RunHandle("r", away.uri), Best("/a.pt", 1, 1, {}))
     assert "run r could not be given its best checkpoint" in caplog.text
 
 
+@pytest.mark.slow
 def test_metrics_arrive_while_the_run_goes_on(store, tmp_path):
     handle = start_run(store)
     tracker = store(handle, tmp_path)
@@ -215,6 +221,7 @@ def test_more_metrics_than_one_request_takes(store, tmp_path):
 # --- awkward values
 
 
+@pytest.mark.slow
 def test_values_that_are_not_finite_stay_valid_json(store, tmp_path):
     handle = start_run(store)
     tracker = store(handle, tmp_path)
@@ -226,6 +233,7 @@ def test_values_that_are_not_finite_stay_valid_json(store, tmp_path):
     assert math.isnan(history(handle, "inf")[0].value)
 
 
+@pytest.mark.slow
 def test_names_that_mlflow_refuses(store, tmp_path):
     names = ("val/AP/cell (red)", "val/AP/a//b", "../up", "val/AP/größe", "x" * 300, "/root", "new\nline", "")
     handle = start_run(store, params=dict.fromkeys(names, 1))
@@ -240,6 +248,7 @@ def test_names_that_mlflow_refuses(store, tmp_path):
     assert set(data.params) == set(data.metrics)
 
 
+@pytest.mark.slow
 def test_a_value_that_is_no_number_costs_one_warning(tmp_path, caplog):
     tracker = JournalTracker(tmp_path)
     for step in range(3):
@@ -258,6 +267,7 @@ def test_a_value_that_is_no_number_costs_one_warning(tmp_path, caplog):
     ]
 
 
+@pytest.mark.slow
 def test_full_disk_neither_raises_nor_repeats_itself(tmp_path, monkeypatch, caplog):
     tracker = JournalTracker(tmp_path)
     tracker.log({"a": 1.0}, 1)
@@ -280,6 +290,7 @@ def test_full_disk_neither_raises_nor_repeats_itself(tmp_path, monkeypatch, capl
     assert [(p.key, p.step) for p in Journal(tmp_path / "metrics.jsonl").points()] == [("a", 1), ("a", 5)]
 
 
+@pytest.mark.slow
 def test_unwritable_directory_is_no_error(tmp_path, caplog):
     (tmp_path / "run").write_text("a file where a directory is needed")
     tracker = JournalTracker(tmp_path / "run")
@@ -289,6 +300,7 @@ def test_unwritable_directory_is_no_error(tmp_path, caplog):
     assert len(caplog.records) == 2
 
 
+@pytest.mark.slow
 def test_log_is_cheap(tmp_path):
     tracker = JournalTracker(tmp_path)
     metrics = {f"train/metric{i}": i / 7 for i in range(12)}
@@ -303,6 +315,7 @@ def test_log_is_cheap(tmp_path):
 # --- restarts
 
 
+@pytest.mark.slow
 def test_replayed_steps_stand_once(store, tmp_path):
     handle = start_run(store, params={"lr": 0.1, "same": 1}, config_yaml="a: 1")
     tracker = store(handle, tmp_path)
@@ -327,6 +340,7 @@ def test_replayed_steps_stand_once(store, tmp_path):
     assert marked == list(range(101, 121))
 
 
+@pytest.mark.slow
 def test_replay_is_known_without_the_journal(store, tmp_path):
     handle = start_run(store)
     for directory, first in (("one", 1), ("two", 5)):
@@ -337,6 +351,7 @@ def test_replay_is_known_without_the_journal(store, tmp_path):
     assert steps(handle, "loss") == list(range(1, 15))
 
 
+@pytest.mark.slow
 def test_a_parameter_that_changed_stays_and_is_told(store, caplog):
     handle = start_run(store, params={"lr": 0.1, "same": 1})
     store.end(handle, "FAILED")
@@ -349,6 +364,7 @@ def test_a_parameter_that_changed_stays_and_is_told(store, caplog):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["unknown", "deleted"])
 def test_a_run_that_is_gone_is_made_anew_with_its_history(store, tmp_path, caplog, how):
     old = start_run(store)
@@ -409,6 +425,7 @@ def test_killed_process_loses_nothing(store, tmp_path, sends):
 # --- stores that are away
 
 
+@pytest.mark.slow
 def test_no_store_in_reach_is_no_error(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     config = Mlflow(uri=DEAD, **{**QUICK, "flush_timeout_s": 10.0})
@@ -430,6 +447,7 @@ def test_no_store_in_reach_is_no_error(tmp_path, monkeypatch, caplog):
     config.end(handle, "FAILED")
 
 
+@pytest.mark.slow
 def test_close_does_not_wait_for_a_store_that_hangs(tmp_path, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         config = Mlflow(request_timeout_s=5, **{**QUICK, "flush_timeout_s": 0.3})
@@ -443,6 +461,7 @@ def test_close_does_not_wait_for_a_store_that_hangs(tmp_path, monkeypatch):
         assert time.monotonic() - start < 1.5
 
 
+@pytest.mark.slow
 def test_what_was_kept_is_sent_when_the_store_is_back(store, tmp_path):
     tracker = store(None, tmp_path)
     tracker.log({"a": 1.0}, 1)
@@ -454,6 +473,7 @@ def test_what_was_kept_is_sent_when_the_store_is_back(store, tmp_path):
     assert [a.path for a in client_of(handle).list_artifacts(handle.run_id)] == ["a.txt", "config.yaml"]
 
 
+@pytest.mark.slow
 def test_worker_makes_no_empty_database(tmp_path, caplog):
     handle = RunHandle("0" * 32, f"sqlite:///{tmp_path}/elsewhere.db", "1")
     tracker = Mlflow(**QUICK)(handle, tmp_path / "run")
@@ -463,6 +483,7 @@ def test_worker_makes_no_empty_database(tmp_path, caplog):
     assert "MLFLOW_TRACKING_URI" in caplog.text
 
 
+@pytest.mark.slow
 def test_an_artifact_that_fails_holds_up_nothing_else(store, tmp_path):
     handle = start_run(store)
     artifacts = Path(client_of(handle).get_run(handle.run_id).info.artifact_uri.removeprefix("file://"))
@@ -479,6 +500,7 @@ def test_an_artifact_that_fails_holds_up_nothing_else(store, tmp_path):
 # --- small parts
 
 
+@pytest.mark.slow
 def test_null_tracker_does_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tracker: Tracker = NullTracker()
@@ -489,6 +511,7 @@ def test_null_tracker_does_nothing(tmp_path, monkeypatch):
     assert Mlflow(enabled=False).start(NewRun("n")) is None
 
 
+@pytest.mark.slow
 def test_uri(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -500,11 +523,13 @@ def test_uri(tmp_path, monkeypatch):
     assert shown_uri("postgresql://me:secret@host/db") == "postgresql://host/db"
 
 
+@pytest.mark.slow
 def test_importing_costs_no_mlflow():
     code = "import sys, mgdet.tracking; sys.exit('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+@pytest.mark.slow
 def test_artifact_replaced_while_it_is_sent_stays(tmp_path):
     outbox = Outbox(tmp_path / "out")
     outbox.put("old", "a.txt")
@@ -517,6 +542,7 @@ def test_artifact_replaced_while_it_is_sent_stays(tmp_path):
     assert outbox.waiting() == []
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20)), max_size=6))
 def test_fresh_keeps_each_step_of_a_run_with_restarts_once(restarts):
     """Each restart goes back to any step reached before, then some way on; wherever the sending was interrupted."""
@@ -531,6 +557,7 @@ def test_fresh_keeps_each_step_of_a_run_with_restarts_once(restarts):
         assert whole[: cut + 1] + list(fresh(made, {"k": whole[cut].step})) == whole
 
 
+@pytest.mark.slow
 @given(st.text(max_size=40) | st.text(alphabet="x./", min_size=240, max_size=260))
 def test_names_are_accepted_by_mlflow(name):
     from mlflow.utils.validation import _validate_metric_name
@@ -540,6 +567,7 @@ def test_names_are_accepted_by_mlflow(name):
     assert mlflow_name(clean) == clean
 
 
+@pytest.mark.slow
 @given(st.text(max_size=12), st.text(max_size=12))
 def test_different_names_have_different_keys(a, b):
     for one, other in ((a, b), ("a&b", "a%b"), ("x" * 300 + a, "x" * 300 + b), (f"{a}&", f"{a}%")):

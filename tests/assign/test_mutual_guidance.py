@@ -335,6 +335,7 @@ def test_an_endless_sigma_is_the_baseline_in_localization(seed, step, amplify):
     assert torch.equal(loc.clamp(min=NEGATIVE), baseline.clamp(min=NEGATIVE))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("amplify", ["power", "exponential"])
 def test_chunks_change_nothing_for_identical_objects(amplify):
     """Equal boxes of one class tie at every anchor, and the first one has to keep them whatever the memory layout."""

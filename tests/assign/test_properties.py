@@ -141,17 +141,20 @@ CASES = make_cases()
 
 
 def cover() -> set[str]:
-    """Cases that together hold every assigner on every kind of priors it is defined on, and every value of its options.
+    """Few cases that together hold every assigner on every kind of priors, and every value of its options.
 
     The unit tier tries these, the exhaustive tier all combinations.
     """
-    seen: set[tuple[Any, ...]] = set()
+
+    def holds(case: Case) -> set[tuple[Any, ...]]:
+        return {(case.make, case.layout), *((case.make, *option) for option in case.options.items())}
+
+    missing = set().union(*map(holds, CASES.values()))
     chosen = set()
-    for name, case in CASES.items():
-        holds = {(case.make, case.layout), *((case.make, *option) for option in case.options.items())}
-        if not holds <= seen:
-            chosen.add(name)
-            seen |= holds
+    while missing:
+        name = max(CASES, key=lambda name: len(holds(CASES[name]) & missing))
+        chosen.add(name)
+        missing -= holds(CASES[name])
     return chosen
 
 

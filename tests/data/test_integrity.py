@@ -72,6 +72,7 @@ def test_it_is_refused_when_it_is_opened_or_read(root: Path, damage: Damage, spl
         assert len(read_all(ShardedDataset(str(root), other))) in (6, 3)
 
 
+@pytest.mark.slow
 @each
 def test_it_is_refused_in_the_middle_of_a_training(root: Path, damage: Damage) -> None:
     """That has opened the data set before: its annotations are those of before, and so must the images be."""

@@ -123,6 +123,7 @@ def test_diagnostic_moves_with_suppressed_boxes_alone(found):
     assert disagree[DENSE] > none[DENSE] + 0.5
 
 
+@pytest.mark.slow
 def test_diagnostic_does_not_compare_objects(found):
     none, offset = found["none"], found["object offsets 2"]
     assert offset[DENSE] == pytest.approx(none[DENSE], abs=0.005)
@@ -130,6 +131,7 @@ def test_diagnostic_does_not_compare_objects(found):
     assert offset[HEADLINE] > none[HEADLINE] + 0.05
 
 
+@pytest.mark.slow
 def test_recall_sees_lost_objects_and_the_divergences_do_not(found):
     none, lost = found["none"], found["30 % of the objects lost"]
     assert lost[AP] < none[AP] - 0.1
@@ -139,6 +141,7 @@ def test_recall_sees_lost_objects_and_the_divergences_do_not(found):
     assert lost[HEADLINE] == pytest.approx(none[HEADLINE], abs=0.15)
 
 
+@pytest.mark.slow
 def test_only_ap_sees_false_positives(found):
     none, more = found["none"], found["confident false positives"]
     assert more[AP] < none[AP] - 0.1
@@ -146,6 +149,7 @@ def test_only_ap_sees_false_positives(found):
         assert more[name] == pytest.approx(none[name], abs=0.02)
 
 
+@pytest.mark.slow
 def test_better_ranking_lowers_both_and_raises_ap(found):
     """Much of the divergence is in the ranking: a score p^(1 - a) u^a takes a third of it away, or more."""
     rising = [found[name] for name in ("none", "p^.75 u^.25", "p^.5 u^.5", "p^.25 u^.75")]

@@ -85,6 +85,7 @@ def test_maps_have_strides_8_16_32(built, size):
     assert [m.shape[1] for m in levels] == [16] * 5
 
 
+@pytest.mark.slow
 def test_every_parameter_of_a_detector_takes_part(built):
     """DDP waits for ever for the gradient of a parameter that nobody uses."""
     _, _, _, gradients, _ = built
