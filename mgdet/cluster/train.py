@@ -173,6 +173,8 @@ def _train(task: dict[str, Any], to_driver: SendToDriver) -> dict[str, float]:
     tracker: Tracker = worker_tracker(experiment, task["handle"]) if world.is_main else NullTracker()
 
     def report(metrics: dict[str, float]) -> None:
+        if trial:  # its scheduler may end it at this report, and then counts on its checkpoint
+            worker.settle()
         if not trial or metrics["epoch"] < experiment.train.epochs:  # see run_trial
             ray.train.report(metrics)
 
@@ -190,6 +192,7 @@ def _train(task: dict[str, Any], to_driver: SendToDriver) -> dict[str, float]:
         if stop_asked():
             raise Interrupted("stopped on request before the first step; the same command goes on")
         with shown_by(to_driver.show) if task["screen"] and world.is_main else contextlib.nullcontext():
-            return Worker(experiment, world, tracker, on_evaluation=report, stop_asked=stop_asked).run()
+            worker = Worker(experiment, world, tracker, on_evaluation=report, stop_asked=stop_asked)
+            return worker.run()
     finally:
         tracker.close()

@@ -4,6 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -24,7 +25,7 @@ from mgdet.models.weights import NAMED_WEIGHTS
 from mgdet.provenance import made_by
 from mgdet.structures import Batch
 from mgdet.tracking import Tracker
-from mgdet.training.checkpoint import ATTEMPTS, FORMAT, LAST_ATTEMPTS, CheckpointStore, UnsavedError, weights_file
+from mgdet.training.checkpoint import FORMAT, CheckpointStore, UnsavedError, weights_file
 from mgdet.training.distributed import World
 from mgdet.training.evaluate import evaluate
 from mgdet.training.generators import generator_state, make_reproducible, set_generator_state
@@ -35,6 +36,7 @@ from mgdet.training.pictures import log_pictures
 from mgdet.training.position import Position
 from mgdet.training.precision import emulation, gradient_scaler
 from mgdet.training.progress import ProgressLog, Throughput, progress_line, show, training_progress
+from mgdet.training.saver import Saver
 from mgdet.training.schedules import Span
 from mgdet.training.step import StepSums, accumulate_gradients
 
@@ -45,7 +47,9 @@ STEPS_BETWEEN_QUESTIONS = 10
 """Optimizer steps between two checks for a request to stop, each of which costs a small collective."""
 
 OnEvaluation = Callable[[dict[str, float]], None]
-"""Called on every rank with `epoch`, `step` and the metrics, once the checkpoint of the evaluated weights is saved."""
+"""Called on every rank with `epoch`, `step` and the metrics, while the checkpoint of the evaluated weights is written.
+
+Whoever relies on that checkpoint calls `Worker.settle` first."""
 
 StopAsked = Callable[[], bool]
 """Whether to stop: called on every rank at the same steps, and must return the same on all of them."""
@@ -76,6 +80,8 @@ class Worker:
         self.scaler = gradient_scaler(world.device, train.precision)
         self.ema = EMA(self.detector, train.ema) if train.ema.enabled else None
         self.store = CheckpointStore(experiment.run_uri, train.keep_best)
+        # Whoever goes on from a checkpoint logs only what comes after it: the journal has to be safe before it counts.
+        self.saver = Saver(self.store, tracker.secure)
         self.position = Position().on(world.size, self.loader.batches.batch_size)
         self._next_line = 0.0
         self._resume()
@@ -93,6 +99,18 @@ class Worker:
             Interrupted: on request, with a checkpoint of the last step.
             NonFiniteError: at a step that was not taken.
         """
+        try:
+            return self._run()
+        except Exception:  # not at a second signal, which ends at once
+            with suppress(Exception):
+                self.settle()
+            raise
+
+    def settle(self) -> str:
+        """Wait until the newest checkpoint is written; empty if it is, else why not. Only rank 0 waits and knows."""
+        return self.saver.settle()
+
+    def _run(self) -> dict[str, float]:
         for epoch in range(self.position.epoch, self.experiment.train.epochs):
             self._train_epoch(epoch)
             last = epoch + 1 == self.experiment.train.epochs
@@ -215,25 +233,16 @@ class Worker:
         if self.world.rank < len(state["generators"]):  # ranks that did not exist before keep their seed
             set_generator_state(state["generators"][self.world.rank], self.world.device)
 
-    def _save(self, metrics: dict[str, float], last: bool = False) -> bool:
-        """Write a checkpoint; `metrics` are those of these very weights, by which the best one is kept.
+    def _save(self, metrics: dict[str, float], last: bool = False) -> None:
+        """Begin to write a checkpoint; `metrics` are those of these very weights, by which the best one is kept.
 
-        Returns whether it is written, which only rank 0 knows. For the `last` one of the training it is tried longer,
-        and where it cannot be written every rank raises `UnsavedError`.
+        The `last` one of the training is waited for, and where it cannot be written every rank raises `UnsavedError`.
         """
-        state, failed = self.state_dict(), ""
+        state, p = self.state_dict(), self.position
         if state is not None:
-            p, attempts = self.position, LAST_ATTEMPTS if last else ATTEMPTS
-            self.tracker.secure()  # whoever goes on from this checkpoint logs only what comes after it
-            try:
-                self.store.save(state, step=p.step, epoch=p.epoch, metrics=metrics, attempts=attempts)
-            except CheckpointError as error:
-                failed = str(error)
+            self.saver.save(state, step=p.step, epoch=p.epoch, metrics=metrics, last=last)
         if last:
-            self._require_saved(failed)
-        elif failed:  # no reason to stop training: the next save may succeed
-            logger.error("%s; training goes on, the newest checkpoint stays the one before", failed)
-        return not failed
+            self._require_saved(self.settle())
 
     def _require_saved(self, failed: str) -> None:
         """Raise `UnsavedError` on every rank if rank 0 has `failed` to write the last checkpoint."""
@@ -292,7 +301,8 @@ class Worker:
 
     def _stop_if_asked(self) -> None:
         if self.stop_asked():
-            kept = "with" if self._save({}) else "WITHOUT"  # only rank 0 knows; its message is the one that is shown
+            self._save({})
+            kept = "WITHOUT" if self.settle() else "with"  # only rank 0 knows; its message is the one that is shown
             step = self.position.step
             raise Interrupted(
                 f"stopped on request after step {step}, {kept} a checkpoint of it; the same command goes on"
