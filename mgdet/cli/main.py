@@ -22,6 +22,8 @@ from mgdet.cli import (
     visualize,
 )
 from mgdet.cli.run import Command, Parser, common_options, run_cli
+from mgdet.errors import ConfigError
+from mgdet.host import torchrun_rank
 
 COMMANDS = {
     c.name: c
@@ -73,7 +75,16 @@ def run_command(command: Command, arguments: Sequence[str], typed: str) -> int:
     parser = Parser(prog=typed, description=command.description, parents=[common_options()])
     command.add_arguments(parser)
     args = parser.parse_args(arguments)
-    return run_cli(lambda: command.run(args), command.when_interrupted, getattr(args, "level", logging.INFO))
+
+    def work() -> int:
+        if torchrun_rank() is not None and (command is not train.COMMAND or args.dry_run):
+            raise ConfigError(
+                f"torchrun has started {typed}, and each of its processes would do the same: only a training shares "
+                "its work among them. Start it without torchrun"
+            )
+        return command.run(args)
+
+    return run_cli(work, command.when_interrupted, getattr(args, "level", logging.INFO))
 
 
 def whole_parser() -> argparse.ArgumentParser:
