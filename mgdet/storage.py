@@ -75,6 +75,11 @@ class Location:
         infos = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
         return {info.base_name: info.size for info in infos}
 
+    def modified(self) -> dict[str, float]:
+        """Name and time of the last change of every file directly in this directory, seconds since 1970."""
+        infos = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
+        return {i.base_name: i.mtime.timestamp() for i in infos if i.type == fs.FileType.File and i.mtime}
+
     def is_empty(self) -> bool:
         """Whether nothing is stored at or under this location."""
         return not any(self._is(kind) for kind in (fs.FileType.File, fs.FileType.Unknown)) and not self.children()

@@ -17,6 +17,7 @@ from mgdet.cli import (
     prepare,
     replay,
     reproduce,
+    status,
     train,
     tune,
     visualize,
@@ -30,6 +31,7 @@ COMMANDS = {
     for c in (
         *(train.COMMAND, tune.COMMAND, prepare.COMMAND, evaluate.COMMAND, predict.COMMAND, replay.COMMAND),
         *(reproduce.COMMAND, visualize.COMMAND, export_data.COMMAND, doctor.COMMAND, configs.COMMAND),
+        status.COMMAND,
     )
 }
 DESCRIPTION = """Train dense object detectors whose two tasks choose each other's training samples.

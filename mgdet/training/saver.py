@@ -105,7 +105,9 @@ def _copied(value: Any, kept: Any) -> Any:
         return copied
     if isinstance(value, list | tuple):
         earlier = kept if isinstance(kept, list | tuple) and len(kept) == len(value) else [None] * len(value)
-        return type(value)(_copied(inner, old) for inner, old in zip(value, earlier, strict=True))
+        items = [_copied(inner, old) for inner, old in zip(value, earlier, strict=True)]
+        same = isinstance(value, tuple) and all(a is b for a, b in zip(items, value, strict=True))
+        return value if same else type(value)(items)
     return value
 
 

@@ -10,7 +10,7 @@ import torch
 
 from mgdet.errors import Interrupted
 from mgdet.runs.launch import prepare
-from mgdet.storage import Location, locate
+from mgdet.storage import Location
 from mgdet.tracking import NullTracker
 from mgdet.training import checkpoint, saver
 from mgdet.training.checkpoint import CheckpointStore, tensor_bytes
@@ -139,7 +139,7 @@ def test_an_error_in_mid_file_leaves_no_part_and_is_the_storages_own(store, monk
     monkeypatch.setattr(Location, "open_output", lambda self: Breaks(output(self)))
     with pytest.raises(checkpoint.CheckpointError, match="Input/output error"):
         store.save(state(1), step=1, **ABOUT)
-    assert locate(store.directory).children() == {}
+    assert store.directory.children() == {}
 
 
 def test_what_is_no_matter_of_the_storage_ends_the_training(store):
