@@ -139,7 +139,7 @@ from pathlib import Path
 from mgdet.training.loop import Worker
 step, directory = Worker._step, Path(os.environ["DIRECTORY"])
 def patient(self, group, sums):
-    if self.position.step == 2 and not (directory / "go on").exists():
+    if self.position.step == 1 and not (directory / "go on").exists():
         (directory / f"rank {self.world.rank} is there").touch()
         while not (directory / "go on").exists():
             time.sleep(0.02)
@@ -160,8 +160,8 @@ def until(condition, process, log):
 
 @pytest.mark.slow
 def test_two_processes_learn_what_two_ranks_learn_and_stop_and_go_on(tmp_path):
-    """Stopped by a signal to torchrun in the third step, and continued by the same command."""
-    train_in_process(small_experiment(tmp_path, name="data", train__epochs=1))  # makes the data set for all of them
+    """Stopped by a signal to torchrun in the second step, and continued by the same command."""
+    prepare(small_experiment(tmp_path), 1, 0)  # makes the data set for all of them
     expected = both(as_one_of_two, tmp_path, seconds=300)[0]
     e = small_experiment(tmp_path, cluster={"workers": "auto", "gpu": False}, train__log_every=1)
     (tmp_path / "small.yaml").write_text(e.to_yaml())
@@ -186,8 +186,8 @@ def test_two_processes_learn_what_two_ranks_learn_and_stop_and_go_on(tmp_path):
         until(lambda: log.read_text().count("stopping at the next checkpoint") == 2, process, log)
         (tmp_path / "go on").touch()
         process.wait(300)
-    assert log.read_text().count("interrupted: stopped on request after step 3") == 1, log.read_text()
-    assert [i.step for i in CheckpointStore(e.run_uri).committed()] == [3]
+    assert log.read_text().count("interrupted: stopped on request after step 2") == 1, log.read_text()
+    assert [i.step for i in CheckpointStore(e.run_uri).committed()] == [2]
     again = subprocess.run(command(), capture_output=True, text=True, env=environment, timeout=300)
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("best checkpoint") == 1, "rank 0 alone speaks"
