@@ -27,7 +27,9 @@ from packaging.version import Version
 ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "deploy"
 LAUNCHERS = [ROOT / "cluster.yaml", DEPLOY / "cluster.local.yaml"]
-IN_DEPLOY = "README.md cluster.local.yaml rayjob.yaml Dockerfile Dockerfile.dockerignore env.sh requirements.txt slurm.sh"
+IN_DEPLOY = (
+    "README.md cluster.local.yaml rayjob.yaml Dockerfile Dockerfile.dockerignore env.sh requirements.txt slurm.sh"
+)
 FILES = [ROOT / "cluster.yaml", *(DEPLOY / name for name in IN_DEPLOY.split())]
 
 
@@ -734,7 +736,13 @@ def test_the_slurm_script_trains_and_goes_back_into_the_queue(tmp_path, training
         (tmp_path / name).write_text(f"#!/bin/bash\n{body.replace('$AS', training)}\n")
         (tmp_path / name).chmod(0o755)
     log = tmp_path / "log"
-    variables = {"JOB_ID": 20007, "JOB_NUM_NODES": 2, "JOB_NODELIST": "node[7-8]", "GPUS_ON_NODE": 4, "CPUS_PER_TASK": 32}
+    variables = {
+        "JOB_ID": 20007,
+        "JOB_NUM_NODES": 2,
+        "JOB_NODELIST": "node[7-8]",
+        "GPUS_ON_NODE": 4,
+        "CPUS_PER_TASK": 32,
+    }
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "LOG": str(log), "PYTHON": "training"}
     environment |= {f"SLURM_{name}": str(value) for name, value in variables.items()}
     process = subprocess.Popen(["bash", DEPLOY / "slurm.sh", "my.yaml", "name=a b"], env=environment)

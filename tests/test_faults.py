@@ -364,7 +364,9 @@ def failing(function, times, calls):
 def test_storage_that_fails_twice_costs_no_checkpoint(tmp_path, undisturbed, monkeypatch, caplog):
     calls = []
     write = Location.open_output
-    before_step(monkeypatch, {5: lambda: monkeypatch.setattr(Location, "open_output", failing(write, ATTEMPTS - 1, calls))})
+    before_step(
+        monkeypatch, {5: lambda: monkeypatch.setattr(Location, "open_output", failing(write, ATTEMPTS - 1, calls))}
+    )
     e = experiment(tmp_path)
     run(e)
     assert caplog.text.count("storage failed") == ATTEMPTS - 1

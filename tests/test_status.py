@@ -30,9 +30,7 @@ def make_run(place, epochs=4, checkpoints=()):
     for epoch, ap in checkpoints:
         name = f"step-{10 * epoch:08d}"
         metrics = {} if ap is None else {"val/AP": ap}
-        info = CheckpointInfo(
-            file=f"{name}.pt", step=10 * epoch, epoch=epoch, size=1, sha256="0" * 64, metrics=metrics
-        )
+        info = CheckpointInfo(file=f"{name}.pt", step=10 * epoch, epoch=epoch, size=1, sha256="0" * 64, metrics=metrics)
         (place / "checkpoints" / f"{name}.json").write(seal(info.model_dump()))
 
 
@@ -73,13 +71,19 @@ def test_every_state(runs):
     make_run(runs / "c-alive", checkpoints=[(2, 0.25)])
     own(runs / "c-alive")
     make_run(runs / "d-new")
-    make_sweep(runs / "e-sweep", [("finished", 0.3), ("stopped", 0.9), ("failed", 0.95), ("running", 0.99)], {"m": "max"})
+    make_sweep(
+        runs / "e-sweep", [("finished", 0.3), ("stopped", 0.9), ("failed", 0.95), ("running", 0.99)], {"m": "max"}
+    )
     make_sweep(runs / "f-least", [("finished", 0.3), ("finished", 0.2)], {"m": "min"})
     (runs / "data").mkdir()
     found = {each.name: each for each in status_of(str(runs), now=(runs / "c-alive").modified()[OWNER] + 1)}
     assert {name: each.state for name, each in found.items()} == {
-        **{"a-finished": "finished", "b-stopped": "stopped", "c-alive": "running", "d-new": "stopped"},
-        **{"e-sweep": "stopped", "f-least": "finished"},
+        "a-finished": "finished",
+        "b-stopped": "stopped",
+        "c-alive": "running",
+        "d-new": "stopped",
+        "e-sweep": "stopped",
+        "f-least": "finished",
     }
     shown = {n: (s.done, s.of, s.step, s.best, s.best_of) for n, s in found.items()}
     assert shown["a-finished"] == (4, 4, 40, 0.5, "step-00000030")
