@@ -91,7 +91,7 @@ class FullDisk:
     """A file that takes one byte."""
 
     def __init__(self, path):
-        self.file = open(path, "wb")
+        self.file = open(path, "wb")  # noqa: SIM115  # closed by __exit__
 
     def __enter__(self):
         return self

@@ -49,7 +49,7 @@ def test_who_started_this_process(monkeypatch):
     assert torchrun_rank() == Rank(1, 4, 1, 2)
     assert not speaks()
     monkeypatch.setenv("RANK", "4")
-    with pytest.raises(ConfigError, match="RANK='4'.*0 <= RANK < WORLD_SIZE"):
+    with pytest.raises(ConfigError, match=r"RANK='4'.*0 <= RANK < WORLD_SIZE"):
         torchrun_rank()
     monkeypatch.delenv("MASTER_PORT")
     assert torchrun_rank() is None, "a variable of this name may be anybody's"

@@ -50,8 +50,8 @@ class Saver:
         if (waited := time.monotonic() - start) > TOLERATED_WAIT_S and not self._told:
             self._told = True
             logger.warning(
-                "training has waited %.1f s for the checkpoint before: the storage is slower than checkpoints are made. "
-                "A larger train.checkpoint_every_steps makes fewer",
+                "training has waited %.1f s for the checkpoint before: the storage is slower than checkpoints are "
+                "made. A larger train.checkpoint_every_steps makes fewer",
                 waited,
             )
         self._kept = on_host(state, self._kept)
