@@ -81,8 +81,8 @@ def torchrun_rank() -> Rank | None:
             return rank
     raise ConfigError(
         f"{', '.join(f'{name}={value!r}' for name, value in found.items())}: not what torchrun sets, which is "
-        "0 <= RANK < WORLD_SIZE and 0 <= LOCAL_RANK < LOCAL_WORLD_SIZE <= WORLD_SIZE. Start with torchrun, or unset RANK, "
-        "WORLD_SIZE and LOCAL_RANK"
+        "0 <= RANK < WORLD_SIZE and 0 <= LOCAL_RANK < LOCAL_WORLD_SIZE <= WORLD_SIZE. Start with torchrun, or "
+        "unset RANK, WORLD_SIZE and LOCAL_RANK"
     )
 
 
