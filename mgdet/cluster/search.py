@@ -25,7 +25,7 @@ class ResumingSearcher(Searcher):  # type: ignore[misc]  # ray has no types
     """Gives Tune the trials that are not done, then new ones, which Optuna chooses.
 
     A trial that goes on after a restart keeps its number, its values and its directory. Once `stopping` is true there
-    is no further trial.
+    is no further trial. Optuna also knows the `earlier` trials, of other sweeps.
     """
 
     def __init__(
@@ -35,6 +35,7 @@ class ResumingSearcher(Searcher):  # type: ignore[misc]  # ray has no types
         unfinished: Sequence[Trial],
         cluster: dict[str, Any],
         stopping: Callable[[], bool] = lambda: False,
+        earlier: Sequence[Trial] = (),
     ) -> None:
         super().__init__()  # without a metric: Tune would end the whole sweep at an evaluation where it is undefined
         self._sweep, self._store, self._cluster = sweep, store, cluster
@@ -43,7 +44,7 @@ class ResumingSearcher(Searcher):  # type: ignore[misc]  # ray has no types
         self._running: dict[str, tuple[Trial, optuna.Trial]] = {}
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._study = optuna.create_study(sampler=_sampler(sweep, len(store.trials)), directions=_directions(sweep))
-        for trial in store.trials:
+        for trial in [*earlier, *store.trials]:
             if trial.done:
                 tell(self._study, sweep, trial)
         for trial in self._unfinished:

@@ -182,8 +182,7 @@ def _read(file: Location, found: Status) -> dict[str, Any]:
 
 def _number(metrics: Any, name: str) -> float | None:
     value = metrics.get(name) if isinstance(metrics, dict) else None
-    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if usable else None
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def as_json(found: Iterable[Status]) -> list[Any]:

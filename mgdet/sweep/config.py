@@ -19,7 +19,7 @@ from mgdet.config_yaml import Overrides, flatten, plain, read_tree, read_yaml, s
 from mgdet.errors import ConfigError
 from mgdet.evaluation.evaluator import AP, info_of, infos
 from mgdet.plugins import load_plugins, named_plugins, united
-from mgdet.storage import child_uri
+from mgdet.storage import Place, child_uri
 from mgdet.sweep.space import AnyDomain, Params, Space
 
 Mode = Literal["max", "min"]
@@ -106,6 +106,11 @@ class Sweep(Config):
     )
     max_failures: int = Field(
         default=1, ge=0, le=1000, description="retries of a trial, beside cluster.max_failures of workers"
+    )
+    warm_start: tuple[Place, ...] = Field(
+        default=(),
+        description="directories of earlier sweeps (paths or URIs) with the same space and metric, whose trials the "
+        "searcher knows from the beginning; they do not count as trials of this one",
     )
     report_every_s: float = Field(default=30, gt=0, le=86_400, description="seconds between tables in the log")
 

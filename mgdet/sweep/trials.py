@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Self
 
 from optuna import Study
+from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState, create_trial
 from pydantic import BaseModel, ConfigDict, model_validator
 
@@ -188,14 +189,21 @@ def tell(study: Study, sweep: Sweep, trial: Trial) -> None:
             state=TrialState.FAIL if found is None else TrialState.COMPLETE,
             values=found,
             params=trial.params,
-            distributions={key: sweep.space[key].distribution() for key in trial.params},
+            distributions=distributions(sweep, trial),
         )
     )
+
+
+def distributions(sweep: Sweep, trial: Trial) -> dict[str, BaseDistribution]:
+    """The domains of the trial's values, as Optuna knows them."""
+    return {key: sweep.space[key].distribution() for key in trial.params}
 
 
 def definition(sweep: Sweep) -> dict[str, Any]:
     """The part of a sweep that decides its trials, as JSON values: sweeps that agree in it may continue each other."""
     tree = json.loads(sweep.model_dump_json(exclude={"trials", "concurrent", "max_failures", "report_every_s"}))
+    if not tree["warm_start"]:  # as in the records of versions that did not know it
+        del tree["warm_start"]
     for part in ("cluster", "tracking"):
         tree["base"].pop(part, None)
     tree["set"] = {k: v for k, v in tree["set"].items() if k.split(".")[0] not in ("cluster", "tracking")}

@@ -85,6 +85,19 @@ def test_more_trials_may_be_asked_for_later(tmp_path):
     assert search.suggest("y") == Searcher.FINISHED
 
 
+def test_what_earlier_sweeps_found_counts_for_the_sampler_and_not_as_trials(tmp_path):
+    sweep = load_sweep(write(tmp_path))
+    earlier = TrialStore(str(tmp_path / "earlier"), "earlier")
+    for sigma in (1.5, 2.5):
+        finish(earlier, earlier.new(sweep, {SIGMA: sigma}, {SIGMA: sigma}), AP=sigma / 10)
+    book = TrialStore(str(tmp_path / "s"), "s")
+    search = ResumingSearcher(sweep, book, [], {"workers": 1}, earlier=earlier.trials)
+    assert [t.values for t in search._study.trials] == [[0.15], [0.25]]
+    for i in range(3):
+        assert search.suggest(str(i))["number"] == i
+    assert search.suggest("more") == Searcher.FINISHED
+
+
 def test_grid_points_come_in_order_also_after_a_restart(tmp_path):
     space = {"seed": {"grid": [0, 1, 2]}, "assigner.name": {"grid": ["max_iou", "simota"]}}
     sweep = load_sweep(write(tmp_path, space=space, trials=12))
