@@ -5,6 +5,7 @@ It is a copy for people. A sweep is continued from its `trial.json` files, and n
 
 import logging
 import math
+import warnings
 from pathlib import Path
 
 import optuna
@@ -69,7 +70,9 @@ def _new(sweep: Sweep, file: Path) -> optuna.Study:
             StudyDirection.MINIMIZE if mode == "min" else StudyDirection.MAXIMIZE for mode in sweep.metric.values()
         ],
     )
-    study.set_metric_names(list(sweep.metric))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # since 2023
+        study.set_metric_names(list(sweep.metric))
     return study
 
 

@@ -43,6 +43,8 @@ from mgdet.training.step import StepSums, accumulate_gradients
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 5.0
+GRACE_S = 2.0
+"""The longest wait for a checkpoint that is being written at a second signal, which ends a training at once."""
 STEPS_BETWEEN_QUESTIONS = 10
 """Optimizer steps between two checks for a request to stop, each of which costs a small collective."""
 
@@ -101,9 +103,9 @@ class Worker:
         """
         try:
             return self._run()
-        except Exception:  # not at a second signal, which ends at once
+        except BaseException as error:
             with suppress(Exception):
-                self.settle()
+                self.saver.settle(None if isinstance(error, Exception) else GRACE_S)
             raise
 
     def settle(self) -> str:

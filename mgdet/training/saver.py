@@ -57,15 +57,16 @@ class Saver:
         self._kept = on_host(state, self._kept)
         self._outcome = Future()
         arguments = (self._outcome, self._kept, last, about)
-        # A daemon: at a second signal nobody waits for it, and what it has not committed does not count.
+        # A daemon: a storage that hangs must not keep the process from ending at a second signal.
         threading.Thread(target=self._write, args=arguments, name="checkpoint", daemon=True).start()
 
-    def settle(self) -> str:
+    def settle(self, within_s: float | None = None) -> str:
         """Wait until no checkpoint is on its way; why the newest could not be written, empty where it was.
 
-        Raises what stopped the thread otherwise, which is no matter of the storage.
+        Raises what stopped the thread otherwise, which is no matter of the storage, and `TimeoutError` where it is
+        still on its way `within_s` seconds.
         """
-        return self._outcome.result() if self._outcome else ""
+        return self._outcome.result(within_s) if self._outcome else ""
 
     def _write(self, outcome: Future[str], state: dict[str, Any], last: bool, about: dict[str, Any]) -> None:
         try:

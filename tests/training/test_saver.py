@@ -12,7 +12,7 @@ from mgdet.errors import Interrupted
 from mgdet.runs.launch import prepare
 from mgdet.storage import Location
 from mgdet.tracking import NullTracker
-from mgdet.training import checkpoint, saver
+from mgdet.training import checkpoint, loop, saver
 from mgdet.training.checkpoint import CheckpointStore, tensor_bytes
 from mgdet.training.distributed import World
 from mgdet.training.loop import Worker
@@ -158,7 +158,7 @@ def test_a_training_that_waits_for_its_storage_says_so_once(store, monkeypatch, 
     assert caplog.text.count("train.checkpoint_every_steps") == 1
 
 
-@pytest.mark.parametrize("error", [Interrupted("asked"), RuntimeError("a peer is gone")])
+@pytest.mark.parametrize("error", [Interrupted("asked"), RuntimeError("a peer is gone"), KeyboardInterrupt()])
 def test_a_training_that_ends_waits_for_the_checkpoint_on_its_way(tmp_path, monkeypatch, gate, error):
     e = prepare(small_experiment(tmp_path, train__checkpoint_every_steps=1), 1, 0)[0]
     worker = Worker(e, CPU, NullTracker())
@@ -174,3 +174,20 @@ def test_a_training_that_ends_waits_for_the_checkpoint_on_its_way(tmp_path, monk
     with pytest.raises(type(error)):
         worker.run()
     assert [i.step for i in worker.store.committed()] == [1]
+
+
+def test_a_second_signal_does_not_wait_for_a_storage_that_hangs(tmp_path, monkeypatch, gate):
+    monkeypatch.setattr(loop, "GRACE_S", 0.01)
+    e = prepare(small_experiment(tmp_path, train__checkpoint_every_steps=1), 1, 0)[0]
+    worker = Worker(e, CPU, NullTracker())
+    step = worker._step
+
+    def ends(group, sums):
+        if worker.position.step == 1:
+            raise KeyboardInterrupt
+        return step(group, sums)
+
+    worker._step = ends
+    with pytest.raises(KeyboardInterrupt):
+        worker.run()
+    assert worker.store.committed() == []
