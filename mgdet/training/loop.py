@@ -17,7 +17,7 @@ from mgdet.config_base import resolved
 from mgdet.data.dataset import ShardedDataset
 from mgdet.data.fingerprint import fingerprint
 from mgdet.data.loader import build_eval_loader, build_train_loader
-from mgdet.data.order import Segment, eval_shard, micro_batch, optimizer_steps
+from mgdet.data.order import Segment, eval_shard, images_seen, micro_batch, optimizer_steps
 from mgdet.errors import CheckpointError, Interrupted
 from mgdet.evaluation.evaluator import headlines
 from mgdet.models import initialise
@@ -270,9 +270,10 @@ class Worker:
 
     @property
     def _epochs_done(self) -> float:
-        p, images = self.position, self.train_data.num_images
-        before = min(1.0, sum(world * batch_size * steps for world, batch_size, steps in p.done) / images)
-        return p.epoch + before + (1 - before) * p.micro_step / max(1, self.loader.batches.steps)
+        p, images, batches = self.position, self.train_data.num_images, self.loader.batches
+        together = batches.world * batches.batch_size
+        before = images_seen(images, [Segment(*s) for s in p.done]) / together  # in steps of these ranks
+        return p.epoch + min(1.0, (before + p.micro_step) / -(-images // together))
 
     def _train_epoch(self, epoch: int) -> None:
         train = self.experiment.train
