@@ -25,7 +25,7 @@ IMAGES, BATCH = 53, 12
 """Five global batches in an epoch, of which the last has 5 images: for 12 workers, 7 have none of them."""
 
 
-def experiment(directory, workers, **changes):
+def experiment(directory, workers, assigner="max_iou", **changes):
     """A hundred steps in float32 with group norm; the same run for every number of workers."""
     changes = {
         "train__epochs": 20,
@@ -34,7 +34,7 @@ def experiment(directory, workers, **changes):
         "train__log_every": 1,
         "data__generate__train": IMAGES,
         "data__transform__hflip": 0.5,
-        "assigner": {"name": "max_iou"},
+        "assigner": {"name": assigner},
         "cluster": {"workers": workers, "gpu": False},
         **changes,
     }
@@ -112,11 +112,11 @@ def asking(at):
     return stop_asked
 
 
-def as_rank(rank, directory, workers, stop_at):
+def as_rank(rank, directory, workers, stop_at, assigner):
     """A rank of a run that goes on from its last checkpoint; stops after so many steps."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{directory}/group-{workers}", rank=rank, world_size=workers)
-    e = experiment(directory, workers)
+    e = experiment(directory, workers, assigner)
     tracker = worker_tracker(e, None) if rank == 0 else NullTracker()
     worker = Worker(e, World.current(CPU), tracker, stop_asked=asking(stop_at) if stop_at else lambda: False)
     try:
@@ -135,29 +135,31 @@ def losses(directory):
     return torch.tensor([r["metrics"]["train/loss"] for r in records], dtype=torch.float64)
 
 
+EXHAUSTIVE = pytest.mark.exhaustive
+
+
 @pytest.mark.parametrize(
-    "workers",
+    ("workers", "assigner"),
     [
-        pytest.param([2], marks=pytest.mark.exhaustive),
-        pytest.param([3], marks=pytest.mark.exhaustive),
-        pytest.param([4], marks=pytest.mark.exhaustive),
-        pytest.param([2, 1], marks=pytest.mark.slow),
-        pytest.param([1, 4, 3], marks=pytest.mark.exhaustive),
+        pytest.param([2], "max_iou", marks=EXHAUSTIVE),
+        pytest.param([3], "max_iou", marks=EXHAUSTIVE),
+        pytest.param([4], "mutual_guidance", marks=EXHAUSTIVE),
+        pytest.param([2, 1], "max_iou", marks=pytest.mark.slow),
+        pytest.param([1, 4, 3], "mutual_guidance", marks=EXHAUSTIVE),
     ],
     ids=str,
 )
-def test_the_losses_are_those_of_one_worker(tmp_path, workers):
+def test_the_losses_are_those_of_one_worker(tmp_path, workers, assigner):
     """Over a hundred steps; where several numbers are given, the run changes in mid-epoch, after each 33 steps."""
     straight, other = tmp_path / "straight", tmp_path / "other"
     for directory in (straight, other):
         directory.mkdir()
-    e = experiment(straight, 0)
+    e = experiment(straight, 0, assigner)
     tracker = worker_tracker(e, None)
     Worker(e, World(0, 1, CPU), tracker).run()
     tracker.close()
     for i, count in enumerate(workers):
-        # it is asked after each step and, but for the last, after each epoch
-        last = i + 1 == len(workers)
-        assert len(set(ranks(count, as_rank, other, count, 0 if last else 33, seconds=600))) == 1
+        stop_at = 0 if i + 1 == len(workers) else 33  # it is asked after each step, and after each epoch
+        assert len(set(ranks(count, as_rank, other, count, stop_at, assigner, seconds=600))) == 1
     mine, theirs = losses(other), losses(straight)
     assert ((mine - theirs).abs() / theirs).max() < 1e-5
