@@ -188,7 +188,7 @@ class CheckpointStore:
         file = self.directory / file_name(step)
         with file.replacing() as stream:
             written = _Hashed(stream)
-            torch.save(state, written)
+            torch.save(state, written)  # type: ignore[arg-type]  # torch asks for `write` and `flush` only
             sha256 = written.finish()
         info = CheckpointInfo(
             file=file.name,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mgdet.errors import CheckpointError
-from mgdet.training.checkpoint import LAST_ATTEMPTS, CheckpointStore
+from mgdet.training.checkpoint import ATTEMPTS, LAST_ATTEMPTS, CheckpointStore
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class Saver:
     def _write(self, outcome: Future[str], state: dict[str, Any], last: bool, about: dict[str, Any]) -> None:
         try:
             self._secure()
-            self.store.save(state, **about, **({"attempts": LAST_ATTEMPTS} if last else {}))
+            self.store.save(state, **about, attempts=LAST_ATTEMPTS if last else ATTEMPTS)
         except CheckpointError as error:
             if not last:  # no reason to stop training: the next save may succeed
                 logger.error("%s; training goes on, the newest checkpoint stays the one before", error)
@@ -90,7 +90,7 @@ def on_host(state: Any, kept: Any = None) -> Any:
         kept: an earlier copy: its tensors are written over where they have the same shape, type and layout.
     """
     copied = _copied(state, kept)
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available():
         torch.cuda.current_stream().synchronize()  # the copies into page-locked memory are on their way until then
     return copied
 
