@@ -86,8 +86,9 @@ class CheckpointStore:
         try:
             info = _retry(lambda: self._commit(state, step, epoch, metrics), attempts)
         except OSError as error:
+            size = sum(tensor.nbytes for tensor in tensors_in(state))
             raise CheckpointError(
-                f"checkpoint of step {step} ({tensor_bytes(state) / 2**20:.0f} MiB) not written to {self.directory} in "
+                f"checkpoint of step {step} ({size / 2**20:.0f} MiB) not written to {self.directory} in "
                 f"{attempts} attempts: {error}"
             ) from error
         self._prune()
@@ -251,12 +252,13 @@ class _Hashed:
         return self._digest.hexdigest()
 
 
-def tensor_bytes(state: Any) -> int:
-    """Bytes of all tensors in nested dicts, lists and tuples."""
+def tensors_in(state: Any) -> Iterator[torch.Tensor]:
+    """All tensors in nested dicts, lists and tuples."""
     if isinstance(state, torch.Tensor):
-        return state.nbytes
-    inside = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ()
-    return sum(map(tensor_bytes, inside))
+        yield state
+    elif isinstance(state, dict | list | tuple):
+        for inside in state.values() if isinstance(state, dict) else state:
+            yield from tensors_in(inside)
 
 
 def best_of(infos: Iterable[CheckpointInfo]) -> CheckpointInfo | None:

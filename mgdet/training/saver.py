@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mgdet.errors import CheckpointError
-from mgdet.training.checkpoint import ATTEMPTS, LAST_ATTEMPTS, CheckpointStore
+from mgdet.training.checkpoint import ATTEMPTS, LAST_ATTEMPTS, CheckpointStore, tensors_in
 
 logger = logging.getLogger(__name__)
 
@@ -90,8 +90,10 @@ def on_host(state: Any, kept: Any = None) -> Any:
         kept: an earlier copy: its tensors are written over where they have the same shape, type and layout.
     """
     copied = _copied(state, kept)
-    if torch.cuda.is_available():
-        torch.cuda.current_stream().synchronize()  # the copies into page-locked memory are on their way until then
+    for device in {tensor.device for tensor in tensors_in(state) if tensor.is_cuda}:
+        torch.cuda.current_stream(
+            device
+        ).synchronize()  # the copies into page-locked memory are on their way until then
     return copied
 
 
