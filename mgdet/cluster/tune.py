@@ -29,7 +29,7 @@ from mgdet.storage import child_uri, locate
 from mgdet.sweep.config import Sweep
 from mgdet.sweep.report import report
 from mgdet.sweep.table import table
-from mgdet.sweep.trials import Trial, TrialStore, definition, ranked
+from mgdet.sweep.trials import Trial, TrialStore, definition, judged, ranked
 from mgdet.sweep.warm_start import earlier_trials
 from mgdet.tracking import NewRun, RunHandle, Status, Tracking
 
@@ -337,7 +337,7 @@ def _trial(config: dict[str, Any], tracking: Tracking, parent_run_id: str | None
 def _finish(start: _Start) -> Outcome:
     """Write the report into the sweep's directory and the sweep's run in the tracker, and tag the winner."""
     sweep, trials = start.sweep, start.store.trials
-    winner = next(iter(ranked(sweep, trials)), None)
+    winner = next(iter(ranked(sweep, judged(trials, sweep.repeat))), None)
     files = report(sweep, trials)
     directory = locate(start.uri) / "report"
     directory.mkdir()
@@ -365,7 +365,10 @@ def _publish(start: _Start, parent: RunHandle, files: dict[str, bytes], winner: 
     runs = {c.name: c.run_id for c in tracking.children(parent)}
     for trial in trials:
         if trial.name in runs:
-            tags = {"mgdet.state": trial.state, "mgdet.winner": str(trial is winner).lower()}
+            tags = {
+                "mgdet.state": trial.state,
+                "mgdet.winner": str(winner is not None and trial.name == winner.name).lower(),
+            }
             tracking.tag(parent.sibling(runs[trial.name]), tags)
     if winner is not None:
         tracking.tag(parent, {"mgdet.winner": winner.name, "mgdet.winner_run_id": runs.get(winner.name, "")})

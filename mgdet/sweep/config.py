@@ -99,6 +99,13 @@ class Sweep(Config):
     trials: Annotated[int, Field(gt=0, le=MOST_TRIALS)] | Literal["auto"] = Field(
         default="auto", description="auto: every point of the grids once"
     )
+    repeat: int = Field(
+        default=1,
+        gt=0,
+        le=1000,
+        description="trainings of each choice of values, with the seeds `seed`, `seed` + 1, ...; what they reach is "
+        "judged by the mean. A sweep has `trials` times `repeat` trainings",
+    )
     scheduler: Annotated[ASHA | Median | NoScheduler, Field(discriminator="name")] = ASHA()
     searcher: Annotated[TPE | RandomSearch, Field(discriminator="name")] = TPE()
     concurrent: Annotated[int, Field(gt=0, le=10_000)] | Literal["auto"] = Field(
@@ -144,6 +151,10 @@ class Sweep(Config):
     def _consistent(self) -> Self:
         if both := sorted(self.set.keys() & self.space.keys()):
             raise ValueError(f"{', '.join(both)}: searched, and set to a value as well; take it out of one of them")
+        if self.repeat > 1 and "seed" in self.space:
+            raise ValueError(
+                f"repeat = {self.repeat}: it sets the seed, which is searched as well; take one of them out"
+            )
         points = len(self.points)
         if self.trials == "auto" and points == 1:
             raise ValueError("trials is missing: without a grid of several points, say how many there shall be")
@@ -161,8 +172,8 @@ class Sweep(Config):
 
     @property
     def total(self) -> int:
-        """The number of trials, also where `trials` is `auto`."""
-        return len(self.points) if self.trials == "auto" else self.trials
+        """The number of trainings, repetitions included, also where `trials` is `auto`."""
+        return (len(self.points) if self.trials == "auto" else self.trials) * self.repeat
 
     @property
     def lead(self) -> tuple[str, Mode]:

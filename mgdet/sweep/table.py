@@ -7,7 +7,7 @@ from typing import Any
 
 from mgdet.evaluation.evaluator import AP, DIVERGENCE
 from mgdet.sweep.config import Sweep
-from mgdet.sweep.trials import DONE, Trial, ranked
+from mgdet.sweep.trials import DONE, Trial, judged, ranked
 from mgdet.text import aligned, duration
 
 _SHOWN_DONE = 5
@@ -24,8 +24,8 @@ def table(sweep: Sweep, trials: Sequence[Trial], concurrent: int, everything: bo
     else:
         shown = [t for t in trials if t.done][-_SHOWN_DONE:] + [t for t in trials if not t.done]
     lines = [_summary(sweep, trials, concurrent)]
-    if best:
-        lines.append(f"best {headline(sweep, best[0])}")
+    if choices := ranked(sweep, judged(trials, sweep.repeat)):
+        lines.append(f"best {headline(sweep, choices[0])}")
     pace = seconds_per_epoch(trials)
     rows = [_row(sweep, t, pace) for t in shown]
     return "\n".join(

@@ -9,7 +9,7 @@ from mgdet.runs.record import differences, read_record
 from mgdet.storage import locate
 from mgdet.sweep.config import Sweep
 from mgdet.sweep.space import Space
-from mgdet.sweep.trials import Trial, TrialStore, definition
+from mgdet.sweep.trials import Trial, TrialStore, definition, judged
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def earlier_trials(sweep: Sweep) -> list[Trial]:
             )
         store = TrialStore(place, directory.name)
         _require(sweep, store)
-        done = [trial for trial in store.trials if trial.done]
+        done = [trial for trial in judged(store.trials, int(theirs.get("repeat", 1))) if trial.done]
         logger.info("warm start: %d trials of %s%s", len(done), place, _otherwise(theirs, mine))
         found += done
     return found
