@@ -156,14 +156,10 @@ def _crowds_apart(sample: Sample) -> Sample:
     return sample._replace(data=objects, crowds=data.boxes[crowd])
 
 
-FAR = 1e5
-"""Pixels: a region from -FAR to FAR holds every prior of an image, also those that reach beyond it."""
-
-
 def _filler(sample: Sample) -> Sample:
-    """A picture of the same size that is a crowd all over, so that it takes no part in the losses."""
+    """A picture of the same size that is a crowd, also beyond its borders, so that it takes no part in the losses."""
     nothing = Transformed(torch.zeros_like(sample.data.image), sample.data.boxes[:0], sample.data.labels[:0])
-    return sample._replace(data=nothing, position=-1, crowds=torch.tensor([[-FAR, -FAR, FAR, FAR]]))
+    return sample._replace(data=nothing, position=-1, crowds=torch.tensor([[-1e5, -1e5, 1e5, 1e5]]))
 
 
 def _sample(source: ShardedDataset, position: int, image: Tensor, data: Transformed) -> Sample:

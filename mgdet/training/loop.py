@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
@@ -35,23 +35,20 @@ from mgdet.training.origin import data_of, data_of_run, refuse_other_data
 from mgdet.training.pictures import log_pictures
 from mgdet.training.position import Position
 from mgdet.training.precision import emulation, gradient_scaler
-from mgdet.training.progress import ProgressLog, Throughput, progress_line, show, training_progress
+from mgdet.training.progress import Lines, ProgressLog, Throughput, progress_line, show, training_progress
 from mgdet.training.saver import Saver
 from mgdet.training.schedules import Span
 from mgdet.training.step import StepSums, accumulate_gradients
 
 logger = logging.getLogger(__name__)
 
-SECONDS_BETWEEN_LINES = 5.0
 GRACE_S = 2.0
 """The longest wait for a checkpoint that is being written at a second signal, which ends a training at once."""
 STEPS_BETWEEN_QUESTIONS = 10
 """Optimizer steps between two checks for a request to stop, each of which costs a small collective."""
 
 OnEvaluation = Callable[[dict[str, float]], None]
-"""Called on every rank with `epoch`, `step` and the metrics, while the checkpoint of the evaluated weights is written.
-
-Whoever relies on that checkpoint calls `Worker.settle` first."""
+"""Called on every rank with `epoch`, `step` and the metrics; who relies on their checkpoint calls `Worker.settle`."""
 
 StopAsked = Callable[[], bool]
 """Whether to stop: called on every rank at the same steps, and must return the same on all of them."""
@@ -82,10 +79,9 @@ class Worker:
         self.scaler = gradient_scaler(world.device, train.precision)
         self.ema = EMA(self.detector, train.ema) if train.ema.enabled else None
         self.store = CheckpointStore(experiment.run_uri, train.keep_best)
-        # Whoever goes on from a checkpoint logs only what comes after it: the journal has to be safe before it counts.
-        self.saver = Saver(self.store, tracker.secure)
+        self.saver = Saver(self.store, tracker.secure)  # whoever goes on from a checkpoint logs only what comes after
         self.position = Position().on(world.size, self.loader.batches.batch_size)
-        self._next_line = 0.0
+        self._lines = Lines()
         self._resume()
         self._set_rate()
         self.network: nn.Module = self.detector
@@ -362,7 +358,7 @@ class Worker:
         total = self.steps_per_epoch * self.experiment.train.epochs
         remaining = (total - self.position.step) / clock.steps_per_second()
         now = (epoch, self.experiment.train.epochs, self.position.step, total, metrics, remaining)
-        if not show(training_progress(*now)) and (self.position.step >= total or self._line_due()):
+        if not show(training_progress(*now)) and (self.position.step >= total or self._lines.due()):
             logger.info("%s", progress_line(*now))
 
     def _count_bad_images(self) -> dict[str, float]:
@@ -376,31 +372,16 @@ class Worker:
             bad.add(self.world.share(new))
         return {"train/bad_images": float(len(bad.known))} if bad.known else {}
 
-    def _paced(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The same batches; rank 0 shows how many images of its share are evaluated."""
-        share = len(eval_shard(len(self.ground_truth.image_ids), self.world.size, self.world.rank))
-        pace = ProgressLog(f"epoch {self.position.epoch}: evaluated", share)
-        for batch in batches:
-            yield batch
-            if self.world.is_main:
-                pace.add(len(batch.images))
-
-    def _line_due(self) -> bool:
-        """Whether it is time for another line, as metric points may come several times a second."""
-        now = time.monotonic()
-        if now < self._next_line:
-            return False
-        self._next_line = now + SECONDS_BETWEEN_LINES
-        return True
-
     def _evaluate(self, last: bool) -> None:
         network = self.ema.module if self.ema else self.detector
         for module in {self.detector, network}:
             self.world.sync_buffers(module)
         start = time.perf_counter()
+        share = len(eval_shard(len(self.ground_truth.image_ids), self.world.size, self.world.rank))
+        pace = ProgressLog(f"epoch {self.position.epoch}: evaluated", share)
         metrics, evaluated = evaluate(
             network,
-            self._paced(self.val_loader),
+            pace.over(self.val_loader) if self.world.is_main else self.val_loader,
             self.ground_truth,
             self.experiment.evaluation,
             self.world,

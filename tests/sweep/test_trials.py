@@ -129,7 +129,7 @@ def test_a_choice_is_judged_by_the_mean_of_its_repetitions(tmp_path):
 
 def test_repetitions_and_a_searched_seed_exclude_each_other(tmp_path):
     assert load_sweep(write(tmp_path), ["trials=3", "repeat=2"]).total == 6
-    with pytest.raises(ConfigError, match="repeat = 2 sets the seed, which is searched as well"):
+    with pytest.raises(ConfigError, match="repeat = 2: it sets the seed, which is searched as well"):
         load_sweep(write(tmp_path), {"trials": 2, "repeat": 2, "space.seed": {"grid": [0, 1]}})
 
 
