@@ -129,6 +129,7 @@ def test_damaged_records_are_named_and_end_nothing(runs):
     assert found["e"].state == "running", "somebody is writing the owner's file at this moment"
 
 
+@pytest.mark.slow
 def test_a_training_as_it_goes_on(tmp_path, capsys):
     e = small_experiment(tmp_path, train__epochs=1)
     train_in_process(e)

@@ -90,6 +90,7 @@ def test_a_gpu_that_is_not_there(tmp_path, monkeypatch):
         train_under_torchrun(e, Rank(1, 2, 1, 2))
 
 
+@pytest.mark.slow
 def test_one_process_learns_what_a_training_without_torchrun_learns(tmp_path, monkeypatch):
     changes = {"train__epochs": 1, "train__checkpoint_every_steps": 1}
     alone = small_experiment(tmp_path, name="alone", **changes)

@@ -14,7 +14,8 @@ from mgdet.training.checkpoint import CheckpointStore
 from tests.small import small_experiment
 
 
-@pytest.mark.parametrize("trial", [True, False], ids=["trial", "training"])
+@pytest.mark.slow
+@pytest.mark.parametrize("trial", [True, pytest.param(False, marks=pytest.mark.exhaustive)], ids=["trial", "training"])
 def test_the_evaluation_of_a_trial_is_reported_when_its_checkpoint_is_written(tmp_path, monkeypatch, trial):
     """A scheduler may end the trial at that report; nobody relies on the checkpoint of a training at that moment."""
     e = prepare(small_experiment(tmp_path), 1, 0)[0]

@@ -68,6 +68,7 @@ def test_one_checkpoint_is_on_its_way_and_the_next_waits_for_it(store, gate):
     assert [store.load(i)["model"]["w"].max().item() for i in store.committed()] == [1.0, 2.0]
 
 
+@pytest.mark.slow
 def test_the_copy_is_the_original_to_the_byte(tmp_path):
     """Of a state with everything that a training can carry along, in another memory layout than the usual."""
     e = prepare(small_experiment(tmp_path, train__channels_last=True, train__epochs=1, **STATEFUL), 1, 0)[0]
@@ -158,7 +159,15 @@ def test_a_training_that_waits_for_its_storage_says_so_once(store, monkeypatch, 
     assert caplog.text.count("train.checkpoint_every_steps") == 1
 
 
-@pytest.mark.parametrize("error", [Interrupted("asked"), RuntimeError("a peer is gone"), KeyboardInterrupt()])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("a peer is gone"),
+        pytest.param(Interrupted("asked"), marks=pytest.mark.exhaustive),
+        pytest.param(KeyboardInterrupt(), marks=pytest.mark.exhaustive),
+    ],
+)
 def test_a_training_that_ends_waits_for_the_checkpoint_on_its_way(tmp_path, monkeypatch, gate, error):
     e = prepare(small_experiment(tmp_path, train__checkpoint_every_steps=1), 1, 0)[0]
     worker = Worker(e, CPU, NullTracker())
@@ -176,6 +185,7 @@ def test_a_training_that_ends_waits_for_the_checkpoint_on_its_way(tmp_path, monk
     assert [i.step for i in worker.store.committed()] == [1]
 
 
+@pytest.mark.slow
 def test_a_second_signal_does_not_wait_for_a_storage_that_hangs(tmp_path, monkeypatch, gate):
     monkeypatch.setattr(loop, "GRACE_S", 0.01)
     e = prepare(small_experiment(tmp_path, train__checkpoint_every_steps=1), 1, 0)[0]
