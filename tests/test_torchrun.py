@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from mgdet.cli.main import main
 from mgdet.cluster.train import run
-from mgdet.errors import ClusterError, ConfigError
+from mgdet.errors import ClusterError, ConfigError, Interrupted
 from mgdet.host import Rank, speaks, torchrun_rank
 from mgdet.runs import torchrun
 from mgdet.runs.launch import prepare, train_in_process
@@ -118,6 +118,26 @@ def test_a_follower_ends_when_rank_0_does_not_begin(tmp_path, monkeypatch):
     world = Follower(1, 2, torch.device("cpu"))
     with pytest.raises(ClusterError, match="rank 1 has nothing to train"):
         torchrun._follow(small_experiment(tmp_path), world)
+
+
+@pytest.mark.parametrize("error", [None, Interrupted("asked"), RuntimeError("a peer is gone")])
+def test_a_follower_stays_until_rank_0_has_recorded_the_end(tmp_path, monkeypatch, error):
+    """torchrun stops all processes when one has failed; an error that only this rank has is told at once."""
+    e, asked = small_experiment(tmp_path), []
+
+    class World1(World):
+        def broadcast(self, value):
+            asked.append(value)
+            return e.model_dump(mode="json") if len(asked) == 1 else None
+
+    def train(*args):
+        if error:
+            raise error
+
+    monkeypatch.setattr(torchrun, "_train", train)
+    with pytest.raises(ClusterError if error is None else type(error)):
+        torchrun._follow(e, World1(1, 2, torch.device("cpu")))
+    assert len(asked) == (1 if isinstance(error, RuntimeError) else 2)
 
 
 # --- two processes

@@ -25,10 +25,14 @@ from mgdet.runs.record import Summary, summarise
 from mgdet.runs.resources import this_machine
 from mgdet.signals import on_stop
 from mgdet.tracking import NullTracker, RunHandle, Tracker
+from mgdet.training.checkpoint import UnsavedError
 from mgdet.training.distributed import World
 from mgdet.training.loop import Worker
 
 logger = logging.getLogger(__name__)
+
+TOGETHER = (Interrupted, UnsavedError)
+"""The errors with which all ranks end a training at the same step."""
 
 
 def train_under_torchrun(experiment: Experiment, rank: Rank) -> tuple[Summary, RunHandle | None]:
@@ -93,13 +97,18 @@ def _process_group(asked: Experiment, rank: Rank) -> Iterator[World]:
 
 def _lead(asked: Experiment, rank: Rank, world: World) -> tuple[Summary, RunHandle | None]:
     """Rank 0: everything around the training, as `launch` does it, and its own share of the training."""
-    started = False
+    others_wait = True
 
     def execute(experiment: Experiment, handle: RunHandle | None) -> None:
-        nonlocal started
-        started = True
+        nonlocal others_wait
         world.broadcast(experiment.model_dump(mode="json"))
-        _train(experiment, world, worker_tracker(experiment, handle))
+        others_wait = False
+        try:
+            _train(experiment, world, worker_tracker(experiment, handle))
+        except TOGETHER:
+            others_wait = True
+            raise
+        others_wait = True
 
     machine = this_machine()
     cpus = machine.cpus * rank.world / rank.local_world
@@ -108,22 +117,35 @@ def _lead(asked: Experiment, rank: Rank, world: World) -> tuple[Summary, RunHand
         where = f"{rank.world} workers of torchrun, {rank.local_world} on this machine, {world.device.type}"
         return launch(asked, resolved, [*reasons, where], execute)
     finally:
-        if not started:  # it is finished already, or cannot begin: the others wait for an answer
+        if others_wait:  # for a training that does not begin, or for the end of everything around it
             with suppress(RuntimeError):
                 world.broadcast(None)
 
 
 def _follow(asked: Experiment, world: World) -> tuple[Summary, None]:
-    """Any other rank: its share of the training, if rank 0 begins one."""
+    """Any other rank: its share of the training, if rank 0 begins one.
+
+    It stays until rank 0 has recorded the end: torchrun stops all processes when one has failed.
+    """
     tree: dict[str, Any] | None = None
     tree = world.broadcast(tree)
     experiment = asked if tree is None else validate(tree, "the experiment of rank 0")
     if tree is not None:
-        _train(experiment, world, NullTracker())
+        try:
+            _train(experiment, world, NullTracker())
+        except TOGETHER:
+            _wait_for_the_end(world)
+            raise
+        _wait_for_the_end(world)
     summary = summarise(experiment)
     if summary is None or not summary.already_finished:
         raise ClusterError(f"rank {world.rank} has nothing to train: rank 0 has ended, and its own message says why")
     return summary, None
+
+
+def _wait_for_the_end(world: World) -> None:
+    with suppress(RuntimeError):  # rank 0 is gone
+        world.broadcast(None)
 
 
 def _train(experiment: Experiment, world: World, tracker: Tracker) -> None:
