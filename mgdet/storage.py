@@ -75,6 +75,11 @@ class Location:
         infos = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
         return {info.base_name: info.size for info in infos}
 
+    def modified(self) -> dict[str, float]:
+        """Name and time of the last change of every file directly in this directory, seconds since 1970."""
+        infos = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
+        return {i.base_name: i.mtime.timestamp() for i in infos if i.type == fs.FileType.File and i.mtime}
+
     def is_empty(self) -> bool:
         """Whether nothing is stored at or under this location."""
         return not any(self._is(kind) for kind in (fs.FileType.File, fs.FileType.Unknown)) and not self.children()
@@ -103,15 +108,27 @@ class Location:
 
     def replace(self, data: bytes) -> None:
         """Create or replace the file so that a reader, now or after a crash, sees the old or the new one, no part."""
+        with self.replacing() as stream:
+            stream.write(data)
+
+    @contextmanager
+    def replacing(self) -> Iterator[Any]:
+        """As `replace`, for content that is made as it is written: a `pyarrow.NativeFile`.
+
+        The file is there when the block has ended. After an error in the block the old one stays on a local disk; in an
+        object store a part may take its place.
+        """
         if not self.is_local:  # an object appears when it is complete
-            self.write(data)
+            with self.open_output() as stream:
+                yield stream
             return
         temporary = self.with_name(f"{self.name}.tmp")
         may_be_written(self.path)
         try:
-            temporary.write(data)
+            with temporary.open_output() as stream:
+                yield stream
             self.filesystem.move(temporary.path, self.path)
-        except OSError:
+        except BaseException:
             with suppress(OSError):  # on a full disk a part of the file would take the room that is left
                 temporary.delete()
             raise

@@ -98,7 +98,7 @@ class Batch(Value):
     original_sizes: Tensor  # [B, 2] int64 (height, width) of the image file
     targets: Targets
     image_ids: Tensor  # [B] int64, the data set's own image ids
-    positions: Tensor  # [B] int64, row of the image in its split, 0..N-1
+    positions: Tensor  # [B] int64, row of the image in its split, 0..N-1; -1: it only fills a place and counts nothing
 
     def pin_memory(self) -> Self:
         """The same batch in page-locked memory; called by the DataLoader."""

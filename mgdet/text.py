@@ -82,6 +82,12 @@ def first_of(items: Sequence[object], most: int = 10, separator: str = ", ") -> 
     return separator.join([*shown, f"and {len(items) - most} more"] if len(items) > most else shown)
 
 
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The rows of a table as lines, in columns as wide as their longest cell; all rows have as many cells."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, redacted and cut after 300 characters; without a message, its type."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -27,7 +27,9 @@ from packaging.version import Version
 ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "deploy"
 LAUNCHERS = [ROOT / "cluster.yaml", DEPLOY / "cluster.local.yaml"]
-IN_DEPLOY = "README.md cluster.local.yaml rayjob.yaml Dockerfile Dockerfile.dockerignore env.sh requirements.txt"
+IN_DEPLOY = (
+    "README.md cluster.local.yaml rayjob.yaml Dockerfile Dockerfile.dockerignore env.sh requirements.txt slurm.sh"
+)
 FILES = [ROOT / "cluster.yaml", *(DEPLOY / name for name in IN_DEPLOY.split())]
 
 
@@ -711,3 +713,49 @@ def test_gpu_nodes_come_with_the_demand_and_go_again(fake_head, tmp_path):
     stranger = python(fake_head | {"RAY_AUTH_MODE": "disabled"}, "-c", "import ray; ray.init(address='auto')")
     assert stranger.returncode != 0
     assert "AuthenticationError" in stranger.stderr
+
+
+# --- Slurm
+
+FAKE_SLURM = {
+    "srun": '[ "${1#--}" = "$1" ] || shift\nexec "$@"',
+    "scontrol": 'echo "$@" >> "$LOG"\n[ "$1" = show ] && printf "node7\\nnode8\\n" || true',
+    "training": 'echo "$@ threads=$OMP_NUM_THREADS" >> "$LOG"\n$AS',
+}
+WAITS = "trap 'exit 143' TERM; touch $LOG.up; while :; do sleep 0.02; done"
+
+
+@pytest.mark.parametrize(
+    ("training", "signal_it", "status", "requeued"),
+    [("true", False, 0, False), ("exit 2", False, 2, False), (WAITS, True, 143, True)],
+    ids=["to its end", "an error", "its time is over"],
+)
+def test_the_slurm_script_trains_and_goes_back_into_the_queue(tmp_path, training, signal_it, status, requeued):
+    """With programs in the place of Slurm's: what is started, and what becomes of a signal and of the exit status."""
+    for name, body in FAKE_SLURM.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body.replace('$AS', training)}\n")
+        (tmp_path / name).chmod(0o755)
+    log = tmp_path / "log"
+    variables = {
+        "JOB_ID": 20007,
+        "JOB_NUM_NODES": 2,
+        "JOB_NODELIST": "node[7-8]",
+        "GPUS_ON_NODE": 4,
+        "CPUS_PER_TASK": 32,
+    }
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "LOG": str(log), "PYTHON": "training"}
+    environment |= {f"SLURM_{name}": str(value) for name, value in variables.items()}
+    process = subprocess.Popen(["bash", DEPLOY / "slurm.sh", "my.yaml", "name=a b"], env=environment)
+    while signal_it and not Path(f"{log}.up").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    if signal_it:
+        process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == status
+    hosts, started, *rest = log.read_text().splitlines()
+    assert hosts == "show hostnames node[7-8]"
+    assert started == (
+        "-m torch.distributed.run --nnodes=2 --nproc-per-node=4 --rdzv-backend=c10d --rdzv-endpoint=node7:20007 "
+        "--rdzv-id=20007 -m mgdet train my.yaml name=a b threads=8"
+    )
+    assert rest == (["requeue 20007"] if requeued else [])

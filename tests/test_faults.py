@@ -69,11 +69,12 @@ def journal(e):
 
 
 def before_step(monkeypatch, actions):
-    """Call `actions[n]()` before optimizer step `n`, `actions[None](n)` before each."""
+    """Call `actions[n]()` before optimizer step `n`, `actions[None](n)` before each; what was saved is written then."""
     step = Worker._step
 
     def with_actions(self, group, sums):
         number = self.position.step + 1
+        self.settle()
         for action in (actions.get(number), actions.get(None) and (lambda: actions[None](number))):
             if action:
                 action()
@@ -362,8 +363,10 @@ def failing(function, times, calls):
 @pytest.mark.exhaustive
 def test_storage_that_fails_twice_costs_no_checkpoint(tmp_path, undisturbed, monkeypatch, caplog):
     calls = []
-    write = Location.write
-    before_step(monkeypatch, {5: lambda: monkeypatch.setattr(Location, "write", failing(write, ATTEMPTS - 1, calls))})
+    write = Location.open_output
+    before_step(
+        monkeypatch, {5: lambda: monkeypatch.setattr(Location, "open_output", failing(write, ATTEMPTS - 1, calls))}
+    )
     e = experiment(tmp_path)
     run(e)
     assert caplog.text.count("storage failed") == ATTEMPTS - 1
@@ -379,8 +382,8 @@ def test_storage_that_always_fails_is_given_up_each_time(tmp_path, undisturbed, 
     calls = []
     monkeypatch.setattr(checkpoint.time, "sleep", lambda seconds: calls.append(seconds))
     tries = []
-    write = Location.write
-    before_step(monkeypatch, {1: lambda: monkeypatch.setattr(Location, "write", failing(write, -1, tries))})
+    write = Location.open_output
+    before_step(monkeypatch, {1: lambda: monkeypatch.setattr(Location, "open_output", failing(write, -1, tries))})
     e = experiment(tmp_path)
     with pytest.raises(UnsavedError, match=r"last checkpoint is missing.*step 24.*None is kept\."):
         run(e)

@@ -87,17 +87,28 @@ def test_files(tmp_path):
     assert root.exists()
 
 
+class FullDisk:
+    """A file that takes one byte."""
+
+    def __init__(self, path):
+        self.file = open(path, "wb")  # noqa: SIM115  # closed by __exit__
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.file.close()
+
+    def write(self, data):
+        self.file.write(data[:1])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def test_replace_shows_the_old_file_or_the_new_one(tmp_path, monkeypatch):
     file = locate(tmp_path) / "run.json"
     file.replace(b"old")
-    write = Location.write
-
-    def fills_the_disk(self, data):
-        write(self, data[:1])
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     with monkeypatch.context() as patch:
-        patch.setattr(Location, "write", fills_the_disk)
+        patch.setattr(Location, "open_output", lambda self: FullDisk(self.path))
         with pytest.raises(OSError, match="No space left"):
             file.replace(b"new")
     assert (file.read_bytes(), locate(tmp_path).children()) == (b"old", {"run.json": 3}), "no part of it stays behind"

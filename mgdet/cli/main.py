@@ -17,17 +17,21 @@ from mgdet.cli import (
     prepare,
     replay,
     reproduce,
+    status,
     train,
     tune,
     visualize,
 )
 from mgdet.cli.run import Command, Parser, common_options, run_cli
+from mgdet.errors import ConfigError
+from mgdet.host import torchrun_rank
 
 COMMANDS = {
     c.name: c
     for c in (
         *(train.COMMAND, tune.COMMAND, prepare.COMMAND, evaluate.COMMAND, predict.COMMAND, replay.COMMAND),
         *(reproduce.COMMAND, visualize.COMMAND, export_data.COMMAND, doctor.COMMAND, configs.COMMAND),
+        status.COMMAND,
     )
 }
 DESCRIPTION = """Train dense object detectors whose two tasks choose each other's training samples.
@@ -73,7 +77,16 @@ def run_command(command: Command, arguments: Sequence[str], typed: str) -> int:
     parser = Parser(prog=typed, description=command.description, parents=[common_options()])
     command.add_arguments(parser)
     args = parser.parse_args(arguments)
-    return run_cli(lambda: command.run(args), command.when_interrupted, getattr(args, "level", logging.INFO))
+
+    def work() -> int:
+        if torchrun_rank() is not None and (command is not train.COMMAND or args.dry_run):
+            raise ConfigError(
+                f"torchrun has started {typed}, and each of its processes would do the same: only a training shares "
+                "its work among them. Start it without torchrun"
+            )
+        return command.run(args)
+
+    return run_cli(work, command.when_interrupted, getattr(args, "level", logging.INFO))
 
 
 def whole_parser() -> argparse.ArgumentParser:

@@ -12,7 +12,7 @@ from typing import Any
 from mgdet.cli.screen import AboveTheBar, progress_bar
 from mgdet.errors import MEMORY_REMEDY, Interrupted, MgdetError
 from mgdet.files import ensure_home
-from mgdet.host import require_linux, safe_path
+from mgdet.host import require_linux, safe_path, speaks
 from mgdet.signals import heed, received
 from mgdet.text import first_line, printable
 
@@ -115,7 +115,8 @@ def run_cli(work: Callable[[], int], when_interrupted: str, level: int = logging
         with heed(), safe_path(), progress_bar():
             return work()
     except Interrupted as error:
-        print(f"interrupted: {error}", file=sys.stderr)
+        if speaks():
+            print(f"interrupted: {error}", file=sys.stderr)
         return _status(143)
     except MgdetError as error:
         logging.getLogger("mgdet").debug("the error below was raised here:", exc_info=True)

@@ -4,6 +4,7 @@
     %(prog)s bccd_fcos_atss data.uri=data/mine            # a configuration that comes with mgdet
     %(prog)s my.yaml train.epochs=24 assigner.sigma=3
     %(prog)s my.yaml --dry-run                            # one batch through everything, then exit
+    torchrun --nproc-per-node 2 -m mgdet train my.yaml    # without Ray, on these processes
 
 The same storage and name continue an existing run from its last checkpoint.
 Exit status 0: trained to the end; 2: something you can mend; 130: Ctrl-C; 143: SIGTERM.
@@ -37,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
     if args.keys is not None:
         return keys.show(args.keys)
     from mgdet.config import load
+    from mgdet.host import speaks
 
     experiment = load(config, overrides)
     if args.dry_run:
@@ -49,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
     from mgdet.text import metric_text
 
     summary, handle = train(experiment)
+    if not speaks():
+        return 0
     print(f"\n{'-' * 60}")
     for key in headlines(summary.metrics):
         print(f"{key:<22} {metric_text(summary.metrics[key])}")

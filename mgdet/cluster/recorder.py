@@ -12,6 +12,7 @@ from mgdet import errors
 from mgdet.cluster.search import trial_experiment
 from mgdet.runs.record import journal_copies, log_directory, open_run
 from mgdet.sweep.config import ASHA, Sweep
+from mgdet.sweep.study_file import StudyFile
 from mgdet.sweep.table import headline, table
 from mgdet.sweep.trials import Trial, TrialStore
 from mgdet.tracking import RunHandle, Status, Tracking
@@ -38,6 +39,7 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # ray has no types
         self.sweep, self.store, self.concurrent, self.parent, self.tracking = sweep, store, concurrent, parent, tracking
         self._closing: list[tuple[float, int]] = []
         self._next_table = time.monotonic() + sweep.report_every_s
+        self._study_file = StudyFile(sweep, store)
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing is pickled into the sweep's directory, for the reason given in `ResumingSearcher.__getstate__`."""
@@ -111,6 +113,7 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # ray has no types
     def _done(self, trial: Any, state: str, reason: str) -> None:
         self._set(trial, state=state, reason=reason)
         known = self._trial(trial)
+        self._study_file.add(known)
         if state != "finished":  # a trial that finished has ended its run itself
             self._closing.append((time.monotonic() + _GRACE_S, known.number))
         logger.info("%s", headline(self.sweep, known))

@@ -5,7 +5,9 @@ trial started just before a crash would be sampled again. Here each trial is on 
 """
 
 import math
+import statistics
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,15 +19,16 @@ from ray.tune.search import Searcher
 from mgdet.config import Experiment
 from mgdet.runs.launch import absolute
 from mgdet.sweep.config import ASHA, TPE, Median, Sweep
-from mgdet.sweep.space import Space
-from mgdet.sweep.trials import Trial, TrialStore, tell, values
+from mgdet.sweep.space import Params, Space
+from mgdet.sweep.trials import Trial, TrialStore, judged, tell, values
 
 
 class ResumingSearcher(Searcher):  # type: ignore[misc]  # ray has no types
     """Gives Tune the trials that are not done, then new ones, which Optuna chooses.
 
     A trial that goes on after a restart keeps its number, its values and its directory. Once `stopping` is true there
-    is no further trial.
+    is no further trial. Optuna also knows the `earlier` trials, of other sweeps. Where trials are repeated, it chooses
+    values once for all repetitions, and hears the mean of what they reach when the last of them has ended.
     """
 
     def __init__(
@@ -35,45 +38,67 @@ class ResumingSearcher(Searcher):  # type: ignore[misc]  # ray has no types
         unfinished: Sequence[Trial],
         cluster: dict[str, Any],
         stopping: Callable[[], bool] = lambda: False,
+        earlier: Sequence[Trial] = (),
     ) -> None:
         super().__init__()  # without a metric: Tune would end the whole sweep at an evaluation where it is undefined
         self._sweep, self._store, self._cluster = sweep, store, cluster
         self._unfinished, self._stopping = list(unfinished), stopping
         self._space = Space(sweep.space)
-        self._running: dict[str, tuple[Trial, optuna.Trial]] = {}
+        self._running: dict[str, Trial] = {}
+        self._chosen: dict[int, optuna.Trial] = {}  # by the number of the choice, which its repetitions share
+        self._ended: dict[int, list[list[float] | None]] = defaultdict(list)  # what its repetitions have reached
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._study = optuna.create_study(sampler=_sampler(sweep, len(store.trials)), directions=_directions(sweep))
-        for trial in store.trials:
+        for trial in earlier:
+            tell(self._study, sweep, trial)
+        open_choices: dict[int, Params] = {}
+        for choice, trial in enumerate(judged(store.trials, sweep.repeat)):
             if trial.done:
                 tell(self._study, sweep, trial)
-        for trial in self._unfinished:
-            self._study.enqueue_trial(trial.params)
+            else:
+                open_choices[choice] = trial.params
+        for trial in store.trials:
+            if trial.done and (choice := trial.number // sweep.repeat) in open_choices:
+                self._ended[choice].append(self._reached(trial))
+        for params in open_choices.values():
+            self._study.enqueue_trial(params)
         points = sweep.points
-        for number in range(len(store.trials), sweep.total):
-            if point := points[number % len(points)]:
+        for choice in range(-(-len(store.trials) // sweep.repeat), sweep.total // sweep.repeat):
+            if point := points[choice % len(points)]:
                 self._study.enqueue_trial(point)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial, as the dictionary that its process gets: `number`, and `experiment` as plain values."""
         if self._stopping() or (not self._unfinished and len(self._store.trials) >= self._sweep.total):
             return str(Searcher.FINISHED)
-        chosen = self._study.ask()
-        params = self._space.suggest(chosen)
+        number = self._unfinished[0].number if self._unfinished else len(self._store.trials)
+        choice = number // self._sweep.repeat
+        if choice not in self._chosen:
+            self._chosen[choice] = self._study.ask()
+        params = self._space.suggest(self._chosen[choice])
         if self._unfinished:
             trial = self._unfinished.pop(0)
         else:
             trial = self._store.new(self._sweep, params, self._space.settings(params))
-        self._running[trial_id] = trial, chosen
+        self._running[trial_id] = trial
         # Tune writes this to the sweep's directory: without the password that a tracking URI may hold
         experiment = trial_experiment(self._sweep, trial, self._cluster).shown()
         return {"number": trial.number, "experiment": experiment}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell Optuna the metrics of the trial's last evaluation, or that it failed."""
-        trial, chosen = self._running.pop(trial_id)
-        found = None if error else values(self._sweep, trial)
-        state = optuna.trial.TrialState.FAIL if found is None else optuna.trial.TrialState.COMPLETE
-        self._study.tell(chosen, found, state=state)
+        """Tell Optuna, when all repetitions have ended, the metrics of their last evaluations, or that they failed."""
+        trial = self._running.pop(trial_id)
+        choice = trial.number // self._sweep.repeat
+        ended = self._ended[choice]
+        ended.append(None if error else self._reached(trial))
+        if len(ended) == self._sweep.repeat:
+            good = [found for found in ended if found is not None]
+            means = [statistics.fmean(each) for each in zip(*good, strict=True)] or None
+            state = optuna.trial.TrialState.COMPLETE if means else optuna.trial.TrialState.FAIL
+            self._study.tell(self._chosen[choice], means, state=state)
+
+    def _reached(self, trial: Trial) -> list[float] | None:
+        return None if trial.state == "failed" else values(self._sweep, trial)
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing is pickled: Tune would write it to the sweep's directory, and it may hold a tracking password."""

@@ -14,13 +14,14 @@ from mgdet.cluster.relay import SendToDriver, speak_through_driver, workers_hear
 from mgdet.cluster.session import check_shared, scale_up, session
 from mgdet.config import Experiment, validate
 from mgdet.errors import MEMORY_REMEDY, ClusterError, Interrupted, MgdetError
-from mgdet.host import environment
+from mgdet.host import environment, torchrun_rank
 from mgdet.plugins import load_plugins
 from mgdet.runs.config import ClusterConfig
 from mgdet.runs.launch import absolute, launch, prepare, train_in_process, worker_tracker
 from mgdet.runs.record import Summary
 from mgdet.runs.resources import arithmetic, check_fits
 from mgdet.runs.stop import StopRequest
+from mgdet.runs.torchrun import train_under_torchrun
 from mgdet.signals import on_stop
 from mgdet.storage import child_uri
 from mgdet.text import first_line
@@ -35,9 +36,13 @@ logger = logging.getLogger(__name__)
 def run(experiment: Experiment) -> tuple[Summary, RunHandle | None]:
     """Train, or continue the run of the same storage and name, to its end.
 
+    On a Ray cluster, or without Ray where torchrun has started this process, or with `cluster.workers` = 0.
+
     Raises:
         MgdetError: anything that the user can mend; its message says how. What was saved before stays.
     """
+    if (rank := torchrun_rank()) is not None:
+        return train_under_torchrun(experiment, rank)
     if experiment.cluster.workers == 0:
         return train_in_process(experiment)
     asked = absolute(experiment)
@@ -173,6 +178,8 @@ def _train(task: dict[str, Any], to_driver: SendToDriver) -> dict[str, float]:
     tracker: Tracker = worker_tracker(experiment, task["handle"]) if world.is_main else NullTracker()
 
     def report(metrics: dict[str, float]) -> None:
+        if trial:  # its scheduler may end it at this report, and then counts on its checkpoint
+            worker.settle()
         if not trial or metrics["epoch"] < experiment.train.epochs:  # see run_trial
             ray.train.report(metrics)
 
@@ -190,6 +197,7 @@ def _train(task: dict[str, Any], to_driver: SendToDriver) -> dict[str, float]:
         if stop_asked():
             raise Interrupted("stopped on request before the first step; the same command goes on")
         with shown_by(to_driver.show) if task["screen"] and world.is_main else contextlib.nullcontext():
-            return Worker(experiment, world, tracker, on_evaluation=report, stop_asked=stop_asked).run()
+            worker = Worker(experiment, world, tracker, on_evaluation=report, stop_asked=stop_asked)
+            return worker.run()
     finally:
         tracker.close()

@@ -29,7 +29,8 @@ from mgdet.storage import child_uri, locate
 from mgdet.sweep.config import Sweep
 from mgdet.sweep.report import report
 from mgdet.sweep.table import table
-from mgdet.sweep.trials import Trial, TrialStore, definition, ranked
+from mgdet.sweep.trials import Trial, TrialStore, definition, judged, ranked
+from mgdet.sweep.warm_start import earlier_trials
 from mgdet.tracking import NewRun, RunHandle, Status, Tracking
 
 logger = logging.getLogger(__name__)
@@ -82,6 +83,7 @@ def run_sweep(sweep: Sweep, *, retry_failed: bool = False) -> Outcome:
 def _run(sweep: Sweep, first: Experiment, uri: str, retry_failed: bool) -> Outcome:
     """Run or continue the sweep, of which this process is the owner."""
     known = _open(sweep, uri)
+    earlier_trials(sweep)  # refused before anything is started
     tracking, run_ids = first.tracking, known.run_ids if known else {}
     with session(first.cluster) as found, workers_heard():
         resources = scale_up(first.cluster, found, copies=1 if sweep.concurrent == "auto" else sweep.concurrent)
@@ -271,7 +273,9 @@ def _fit(start: _Start, retry_failed: bool) -> None:
         tune_config=tune.TuneConfig(
             num_samples=todo,
             max_concurrent_trials=start.concurrent,
-            search_alg=ResumingSearcher(sweep, store, unfinished, start.cluster.model_dump(), asked.is_set),
+            search_alg=ResumingSearcher(
+                sweep, store, unfinished, start.cluster.model_dump(), asked.is_set, earlier_trials(sweep)
+            ),
             scheduler=build_scheduler(sweep, store, longest=max(e.train.epochs for _, e in sweep.corners())),
             trial_name_creator=lambda t: f"{sweep.name}-{t.config['number']:03d}",
             trial_dirname_creator=lambda t: f"{sweep.name}-{t.config['number']:03d}-{t.trial_id}",
@@ -333,7 +337,7 @@ def _trial(config: dict[str, Any], tracking: Tracking, parent_run_id: str | None
 def _finish(start: _Start) -> Outcome:
     """Write the report into the sweep's directory and the sweep's run in the tracker, and tag the winner."""
     sweep, trials = start.sweep, start.store.trials
-    winner = next(iter(ranked(sweep, trials)), None)
+    winner = next(iter(ranked(sweep, judged(trials, sweep.repeat))), None)
     files = report(sweep, trials)
     directory = locate(start.uri) / "report"
     directory.mkdir()
@@ -361,7 +365,10 @@ def _publish(start: _Start, parent: RunHandle, files: dict[str, bytes], winner: 
     runs = {c.name: c.run_id for c in tracking.children(parent)}
     for trial in trials:
         if trial.name in runs:
-            tags = {"mgdet.state": trial.state, "mgdet.winner": str(trial is winner).lower()}
+            tags = {
+                "mgdet.state": trial.state,
+                "mgdet.winner": str(winner is not None and trial.name == winner.name).lower(),
+            }
             tracking.tag(parent.sibling(runs[trial.name]), tags)
     if winner is not None:
         tracking.tag(parent, {"mgdet.winner": winner.name, "mgdet.winner_run_id": runs.get(winner.name, "")})

@@ -97,7 +97,8 @@ class TrainImages(Dataset[Sample]):
     def __getitem__(self, key: SampleKey) -> Sample:
         image, boxes, labels = _load(self.source, key.position, self.max_pixels, crowds=True)
         data = self.transform(image, boxes, labels, epoch=key.epoch, position=key.position)
-        return _crowds_apart(_sample(self.source, key.position, image, data))
+        sample = _crowds_apart(_sample(self.source, key.position, image, data))
+        return sample if key.counts else _filler(sample)
 
 
 class EvalImages(Dataset[Sample]):
@@ -153,6 +154,12 @@ def _crowds_apart(sample: Sample) -> Sample:
         return sample
     objects = Transformed(data.image, data.boxes[~crowd], data.labels[~crowd])
     return sample._replace(data=objects, crowds=data.boxes[crowd])
+
+
+def _filler(sample: Sample) -> Sample:
+    """A picture of the same size that is a crowd, also beyond its borders, so that it takes no part in the losses."""
+    nothing = Transformed(torch.zeros_like(sample.data.image), sample.data.boxes[:0], sample.data.labels[:0])
+    return sample._replace(data=nothing, position=-1, crowds=torch.tensor([[-1e5, -1e5, 1e5, 1e5]]))
 
 
 def _sample(source: ShardedDataset, position: int, image: Tensor, data: Transformed) -> Sample:

@@ -1,7 +1,9 @@
 """The order in which each rank sees the images: pure functions of the seed and the epoch.
 
-Nothing here depends on the number of loader workers or on when a run was stopped, so a resumed run sees the images it
-would have seen.
+Every number of ranks sees the same *global* batches, one after another: the images of a step are a piece of the epoch's
+order, and the ranks share it. So a run on other ranks, or one that changed its ranks in mid-epoch, learns from the same
+images at each step (as MosaicML Streaming has it). Nothing here depends on the number of loader workers or on when a
+run was stopped either.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,6 +24,7 @@ class SampleKey(NamedTuple):
 
     epoch: int
     position: int  # row of the image in its split
+    counts: bool = True  # False: it only fills the place of a rank for which the last global batch has no image
 
 
 def epoch_order(row_group_sizes: Sequence[int], seed: int, epoch: int, window: int = WINDOW) -> NDArray[np.int64]:
@@ -47,8 +50,8 @@ def epoch_order(row_group_sizes: Sequence[int], seed: int, epoch: int, window: i
     return np.concatenate(parts)
 
 
-def images_per_rank(num_images: int, world: int, batch_size: int) -> int:
-    """Images that each rank trains on in an epoch, `num_images // world`: all ranks take equally many steps.
+def require_images(num_images: int, world: int, batch_size: int) -> None:
+    """Check that `num_images` are enough for one batch of `batch_size` on each of `world` ranks.
 
     Raises:
         ConfigError: too few images for the workers or for one batch.
@@ -64,25 +67,27 @@ def images_per_rank(num_images: int, world: int, batch_size: int) -> int:
             f"A batch of {batch_size} images per worker is more than the {n} images that each of {world} workers has "
             f"({num_images} in the split). Allowed: 1 to {n}. Use a smaller batch or fewer workers."
         )
-    return n
 
 
 def steps_per_epoch(num_images: int, world: int, batch_size: int) -> int:
-    """Batches of each rank in an epoch; the last may be smaller, by the same number on all ranks.
+    """Batches of each rank in an epoch; the last ones together may hold fewer images.
 
     Raises:
-        ConfigError: as `images_per_rank`.
+        ConfigError: as `require_images`.
     """
-    return -(-images_per_rank(num_images, world, batch_size) // batch_size)
+    require_images(num_images, world, batch_size)
+    return -(-num_images // (world * batch_size))
 
 
-def train_shard(order: NDArray[np.int64], world: int, rank: int) -> NDArray[np.int64]:
-    """Rank `rank`'s contiguous part of an epoch's order; at most `world - 1` images of the order's end are left out.
+def share_of(rows: NDArray[np.int64], world: int, rank: int) -> NDArray[np.int64]:
+    """Rank `rank`'s part of a global batch: sizes differ by at most one, every row is in exactly one.
 
-    The order changes with the epoch, so other images are left out each time.
+    Several ranks share the rows in order of storage, so that each reads few row groups of a window.
     """
-    n = len(order) // world
-    return order[rank * n : (rank + 1) * n]
+    if world == 1:
+        return rows
+    mine = eval_shard(len(rows), world, rank)
+    return np.sort(rows)[mine.start : mine.stop]
 
 
 class Segment(NamedTuple):
@@ -93,17 +98,9 @@ class Segment(NamedTuple):
     steps: int  # batches that each rank had
 
 
-def not_yet_seen(order: NDArray[np.int64], done: Sequence[Segment]) -> NDArray[np.int64]:
-    """The part of an epoch's order that no rank has trained on in the segments `done`, one after another.
-
-    It consists of the rest of each rank's part and of the images that were left out at the end, so that each image
-    comes once in an epoch in which the number of ranks changes.
-    """
-    for world, batch_size, steps in done:
-        n = len(order) // world
-        rest = [order[rank * n + min(n, steps * batch_size) : (rank + 1) * n] for rank in range(world)]
-        order = np.concatenate([*rest, order[world * n :]])
-    return order
+def images_seen(num_images: int, done: Sequence[Segment]) -> int:
+    """How many of an epoch's images the segments `done`, one after another, have trained on."""
+    return min(num_images, sum(world * batch_size * steps for world, batch_size, steps in done))
 
 
 def eval_shard(num_images: int, world: int, rank: int) -> range:
@@ -139,7 +136,7 @@ class TrainBatches(Sampler[list[SampleKey]]):
             )
         self.row_group_sizes = tuple(row_group_sizes)
         self.batch_size, self.seed, self.world, self.rank = batch_size, seed, world, rank
-        images_per_rank(sum(self.row_group_sizes), world, batch_size)  # refuses what is too few
+        require_images(sum(self.row_group_sizes), world, batch_size)
         self.start(0)
 
     def start(self, epoch: int, step: int = 0, done: Sequence[Segment] = ()) -> None:
@@ -150,10 +147,8 @@ class TrainBatches(Sampler[list[SampleKey]]):
         Raises:
             ConfigError: no such step.
         """
-        left = sum(self.row_group_sizes)
-        for world, batch_size, steps in done:
-            left -= world * min(left // world, steps * batch_size)
-        self.steps = -(-(left // self.world) // self.batch_size)
+        images = sum(self.row_group_sizes)
+        self.steps = -(-(images - images_seen(images, done)) // (self.world * self.batch_size))
         if epoch < 0 or not 0 <= step <= self.steps:
             raise ConfigError(
                 f"Cannot start at epoch {epoch}, step {step}: an epoch has {self.steps} steps. To resume "
@@ -166,12 +161,13 @@ class TrainBatches(Sampler[list[SampleKey]]):
         return self.steps - self.first_step
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        epoch, steps = self.epoch, range(self.first_step, self.steps)
-        order = not_yet_seen(epoch_order(self.row_group_sizes, self.seed, epoch), self.done)
-        rows = train_shard(order, self.world, self.rank)
+        epoch, steps, together = self.epoch, range(self.first_step, self.steps), self.world * self.batch_size
+        order = epoch_order(self.row_group_sizes, self.seed, epoch)
+        order = order[images_seen(len(order), self.done) :]
         for step in steps:
-            batch = rows[step * self.batch_size : (step + 1) * self.batch_size]
-            yield [SampleKey(epoch, int(row)) for row in batch]
+            rows = order[step * together : (step + 1) * together]
+            mine = share_of(rows, self.world, self.rank)
+            yield [SampleKey(epoch, int(row)) for row in mine] or [SampleKey(epoch, int(rows.max()), counts=False)]
 
 
 class EvalBatches(Sampler[list[int]]):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mgdet.config import Experiment
-from mgdet.data.order import images_per_rank, micro_batch
+from mgdet.data.order import micro_batch, require_images
 from mgdet.errors import ConfigError
 from mgdet.models.detector import DetectorConfig
 
@@ -28,17 +28,18 @@ def check_batch_norm(experiment: Experiment, num_images: int, worker_counts: Ite
     train = experiment.train
     for workers in worker_counts:
         batch = micro_batch(train.batch_size, workers, train.accumulate)
-        images = images_per_rank(num_images, workers, batch)
-        alone = (images % batch or batch) == 1
+        require_images(num_images, workers, batch)
+        last = num_images % (workers * batch) or workers * batch
+        alone = last < 2 * workers  # some worker has one image of the last batch, or a picture in the place of it
         if not alone or (train.sync_bn and workers > 1):  # which takes the values of all workers together
             continue
         height, width = _smallest_input(experiment)
         layer = _layer_with_one_value(experiment.model, height, width)
         if layer is not None:
             raise ConfigError(
-                f"{num_images} training images over {workers} worker{'s' if workers > 1 else ''} are {images} for "
-                f"each, and batches of {batch} leave 1 for the last batch. From it the BatchNorm layer {layer} gets a "
-                f"map of 1 x 1 pixel where the input has {height} x {width}: a single value per channel. "
+                f"{num_images} training images in batches of {batch} for {workers} worker{'s' if workers > 1 else ''} "
+                f"leave {last} for the last one, of which some worker has 1. From it the BatchNorm layer {layer} gets "
+                f"a map of 1 x 1 pixel where the input has {height} x {width}: a single value per channel. "
                 f"{_ways_out(experiment.model)}, another train.batch_size or number of workers, or larger images "
                 "(data.transform.resize)"
             )

@@ -19,7 +19,7 @@ from mgdet.config_yaml import Overrides, flatten, plain, read_tree, read_yaml, s
 from mgdet.errors import ConfigError
 from mgdet.evaluation.evaluator import AP, info_of, infos
 from mgdet.plugins import load_plugins, named_plugins, united
-from mgdet.storage import child_uri
+from mgdet.storage import Place, child_uri
 from mgdet.sweep.space import AnyDomain, Params, Space
 
 Mode = Literal["max", "min"]
@@ -99,6 +99,13 @@ class Sweep(Config):
     trials: Annotated[int, Field(gt=0, le=MOST_TRIALS)] | Literal["auto"] = Field(
         default="auto", description="auto: every point of the grids once"
     )
+    repeat: int = Field(
+        default=1,
+        gt=0,
+        le=1000,
+        description="trainings of each choice of values, with the seeds `seed`, `seed` + 1, ...; what they reach is "
+        "judged by the mean. A sweep has `trials` times `repeat` trainings",
+    )
     scheduler: Annotated[ASHA | Median | NoScheduler, Field(discriminator="name")] = ASHA()
     searcher: Annotated[TPE | RandomSearch, Field(discriminator="name")] = TPE()
     concurrent: Annotated[int, Field(gt=0, le=10_000)] | Literal["auto"] = Field(
@@ -106,6 +113,11 @@ class Sweep(Config):
     )
     max_failures: int = Field(
         default=1, ge=0, le=1000, description="retries of a trial, beside cluster.max_failures of workers"
+    )
+    warm_start: tuple[Place, ...] = Field(
+        default=(),
+        description="directories of earlier sweeps (paths or URIs) with the same space and metric, whose trials the "
+        "searcher knows from the beginning; they do not count as trials of this one",
     )
     report_every_s: float = Field(default=30, gt=0, le=86_400, description="seconds between tables in the log")
 
@@ -139,6 +151,10 @@ class Sweep(Config):
     def _consistent(self) -> Self:
         if both := sorted(self.set.keys() & self.space.keys()):
             raise ValueError(f"{', '.join(both)}: searched, and set to a value as well; take it out of one of them")
+        if self.repeat > 1 and "seed" in self.space:
+            raise ValueError(
+                f"repeat = {self.repeat}: it sets the seed, which is searched as well; take one of them out"
+            )
         points = len(self.points)
         if self.trials == "auto" and points == 1:
             raise ValueError("trials is missing: without a grid of several points, say how many there shall be")
@@ -156,8 +172,8 @@ class Sweep(Config):
 
     @property
     def total(self) -> int:
-        """The number of trials, also where `trials` is `auto`."""
-        return len(self.points) if self.trials == "auto" else self.trials
+        """The number of trainings, repetitions included, also where `trials` is `auto`."""
+        return (len(self.points) if self.trials == "auto" else self.trials) * self.repeat
 
     @property
     def lead(self) -> tuple[str, Mode]:

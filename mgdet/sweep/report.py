@@ -11,7 +11,7 @@ import yaml
 from mgdet.sweep.config import Sweep
 from mgdet.sweep.pictures import divergence_against_ap, importance_bars, parallel_coordinates
 from mgdet.sweep.table import sweep_metrics
-from mgdet.sweep.trials import Trial, front, ranked, tell, values
+from mgdet.sweep.trials import Trial, front, judged, ranked, tell, values
 from mgdet.text import csv_text
 
 _FEWEST = 4
@@ -25,18 +25,19 @@ def report(sweep: Sweep, trials: Sequence[Trial]) -> dict[str, bytes]:
     there is one, `front-<trial>.yaml`, for each trial of the Pareto front as well.
     """
     files = {"trials.csv": trials_csv(sweep, trials).encode()}
-    best = ranked(sweep, trials)
+    choices = judged(trials, sweep.repeat)
+    best = ranked(sweep, choices)
     if best:
         files["winner.yaml"] = winner_yaml(sweep, best[0], "winner").encode()
     if len(sweep.metric) > 1:
-        files |= {f"front-{t.name}.yaml": winner_yaml(sweep, t, t.name).encode() for t in front(sweep, trials)}
+        files |= {f"front-{t.name}.yaml": winner_yaml(sweep, t, t.name).encode() for t in front(sweep, choices)}
     if seeds := seeds_csv(sweep, trials):
         files["seeds.csv"] = seeds.encode()
     pictures = {
         "parallel_coordinates.png": parallel_coordinates(sweep, trials),
         "divergence_against_ap.png": divergence_against_ap(sweep, trials),
     }
-    if found := importance(sweep, trials):
+    if found := importance(sweep, choices):
         files["importance.csv"] = csv_text(
             [["key", "importance"], *([k, f"{v:.4f}"] for k, v in found.items())]
         ).encode()
@@ -57,8 +58,11 @@ def trials_csv(sweep: Sweep, trials: Sequence[Trial]) -> str:
 
 
 def seeds_csv(sweep: Sweep, trials: Sequence[Trial]) -> str | None:
-    """Mean and sample standard deviation over seeds, where `seed` is searched; only of trials that ran to their end."""
-    if "seed" not in sweep.space:
+    """Mean and sample standard deviation over seeds, where `seed` is searched or trials are repeated.
+
+    Only trials that ran to their end are counted; None where there is one seed.
+    """
+    if "seed" not in sweep.space and sweep.repeat == 1:
         return None
     keys = [k for k in sweep.space if k != "seed"]
     groups: dict[tuple[str, ...], list[Trial]] = defaultdict(list)
@@ -83,7 +87,8 @@ def winner_yaml(sweep: Sweep, trial: Trial, suffix: str) -> str:
     name = suffix if suffix.startswith(sweep.name) else f"{sweep.name}-{suffix}"
     tree = experiment.model_copy(update={"name": name}).shown()
     found = ", ".join(f"{m} {trial.metrics[m]:.4f}" for m in sweep_metrics(sweep) if m in trial.metrics)
-    return f"# {trial.name} of the sweep {sweep.name}: {found} at epoch {trial.epoch}\n" + yaml.safe_dump(
+    repeated = f", {trial.reason}" if sweep.repeat > 1 else ""
+    return f"# {trial.name} of the sweep {sweep.name}: {found} at epoch {trial.epoch}{repeated}\n" + yaml.safe_dump(
         tree, sort_keys=False
     )
 

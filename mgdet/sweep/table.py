@@ -7,8 +7,8 @@ from typing import Any
 
 from mgdet.evaluation.evaluator import AP, DIVERGENCE
 from mgdet.sweep.config import Sweep
-from mgdet.sweep.trials import DONE, Trial, ranked
-from mgdet.text import duration
+from mgdet.sweep.trials import DONE, Trial, judged, ranked
+from mgdet.text import aligned, duration
 
 _SHOWN_DONE = 5
 
@@ -24,12 +24,12 @@ def table(sweep: Sweep, trials: Sequence[Trial], concurrent: int, everything: bo
     else:
         shown = [t for t in trials if t.done][-_SHOWN_DONE:] + [t for t in trials if not t.done]
     lines = [_summary(sweep, trials, concurrent)]
-    if best:
-        lines.append(f"best {headline(sweep, best[0])}")
+    if choices := ranked(sweep, judged(trials, sweep.repeat)):
+        lines.append(f"best {headline(sweep, choices[0])}")
     pace = seconds_per_epoch(trials)
     rows = [_row(sweep, t, pace) for t in shown]
     return "\n".join(
-        [*lines, *_aligned([["trial", "state", "epoch", *sweep_metrics(sweep), "left", "searched"], *rows])]
+        [*lines, *aligned([["trial", "state", "epoch", *sweep_metrics(sweep), "left", "searched"], *rows])]
     )
 
 
@@ -84,8 +84,3 @@ def _row(sweep: Sweep, trial: Trial, pace: float | None) -> list[str]:
     found = [f"{trial.metrics[m]:.4f}" if m in trial.metrics else "" for m in sweep_metrics(sweep)]
     searched = settings_text(trial.settings) + (f"  {trial.reason}" if trial.state == "failed" else "")
     return [trial.name, trial.state, f"{trial.epoch}/{trial.epochs}", *found, left, searched]
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -5,11 +5,13 @@ These files are all that a sweep is continued from. Ray's own state of a sweep i
 
 import itertools
 import json
+import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Self
 
 from optuna import Study
+from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState, create_trial
 from pydantic import BaseModel, ConfigDict, model_validator
 
@@ -94,9 +96,12 @@ class TrialStore:
             self.trials.append(trial)
 
     def new(self, sweep: Sweep, params: Params, settings: dict[str, Any]) -> Trial:
-        """The next trial, on disk when this returns. Raises `ConfigError` if its experiment would not be valid."""
+        """The next trial, on disk when this returns; the seed of a repetition is added to its `settings`.
+
+        Raises `ConfigError` if its experiment would not be valid.
+        """
         number = len(self.trials)
-        name = self._name(number)
+        name, settings = self._name(number), with_seed(sweep, settings, number)
         epochs = sweep.trial(name, settings).train.epochs
         trial = Trial(number=number, name=name, params=params, settings=settings, epochs=epochs)
         self.trials.append(trial)
@@ -114,7 +119,8 @@ class TrialStore:
         space = Space(sweep.space)
         for trial in self.trials:
             try:
-                if plain(space.settings(space.require(trial.params))) != plain(trial.settings):
+                settings = with_seed(sweep, space.settings(space.require(trial.params)), trial.number)
+                if plain(settings) != plain(trial.settings):
                     raise ValueError(f"the settings {trial.settings} are not those of the values {trial.params}"[:600])
                 epochs = sweep.trial(trial.name, trial.settings).train.epochs
                 if trial.epochs != epochs:
@@ -145,6 +151,38 @@ class TrialStore:
 
 def _damaged(file: Location, error: ValueError) -> ConfigError:
     return ConfigError(f"{file} is damaged ({error}); move the sweep away or choose another name=")
+
+
+def with_seed(sweep: Sweep, settings: dict[str, Any], number: int) -> dict[str, Any]:
+    """The settings of trial `number`, with the seed of its repetition where trials are repeated."""
+    if sweep.repeat == 1:
+        return settings
+    return {**settings, "seed": sweep.experiment(settings).seed + number % sweep.repeat}
+
+
+def judged(trials: Iterable[Trial], repeat: int) -> list[Trial]:
+    """One trial for each choice of values: where each is repeated, the mean of its repetitions so far.
+
+    It has the name and the settings of the first repetition, and counts as finished when all have run to their end, of
+    those that did not fail.
+    """
+    if repeat == 1:
+        return list(trials)
+    found = [list(members) for _, members in itertools.groupby(trials, lambda trial: trial.number // repeat)]
+    return [_mean(members, repeat) for members in found]
+
+
+def _mean(members: list[Trial], repeat: int) -> Trial:
+    good = [t for t in members if t.state != "failed" and t.evaluations]
+    names = [name for name in (good[0].metrics if good else {}) if all(name in t.metrics for t in good)]
+    metrics = {name: statistics.fmean(t.metrics[name] for t in good) for name in names}
+    state: State = "running"
+    if len(members) == repeat and all(t.done for t in members):
+        state = "failed" if not good else "finished" if all(t.state == "finished" for t in good) else "stopped"
+    first = members[0]
+    means = EpochMetrics(epoch=min(t.epoch for t in good), metrics=metrics, time=0.0) if good else None
+    reason = f"mean of {len(good)} of {repeat} repetitions" if good else first.reason
+    return first.model_copy(update={"state": state, "reason": reason, "evaluations": [means] if means else []})
 
 
 def values(sweep: Sweep, trial: Trial) -> list[float] | None:
@@ -188,14 +226,22 @@ def tell(study: Study, sweep: Sweep, trial: Trial) -> None:
             state=TrialState.FAIL if found is None else TrialState.COMPLETE,
             values=found,
             params=trial.params,
-            distributions={key: sweep.space[key].distribution() for key in trial.params},
+            distributions=distributions(sweep, trial),
         )
     )
+
+
+def distributions(sweep: Sweep, trial: Trial) -> dict[str, BaseDistribution]:
+    """The domains of the trial's values, as Optuna knows them."""
+    return {key: sweep.space[key].distribution() for key in trial.params}
 
 
 def definition(sweep: Sweep) -> dict[str, Any]:
     """The part of a sweep that decides its trials, as JSON values: sweeps that agree in it may continue each other."""
     tree = json.loads(sweep.model_dump_json(exclude={"trials", "concurrent", "max_failures", "report_every_s"}))
+    for key in ("warm_start", "repeat"):  # as in the records of versions that did not know them
+        if getattr(sweep, key) == Sweep.model_fields[key].default:
+            del tree[key]
     for part in ("cluster", "tracking"):
         tree["base"].pop(part, None)
     tree["set"] = {k: v for k, v in tree["set"].items() if k.split(".")[0] not in ("cluster", "tracking")}

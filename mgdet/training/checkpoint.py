@@ -83,22 +83,12 @@ class CheckpointStore:
 
         Raises `CheckpointError` after so many failed `attempts`; nothing that was saved before is touched then.
         """
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        data = buffer.getvalue()
-        info = CheckpointInfo(
-            file=file_name(step),
-            step=step,
-            epoch=epoch,
-            size=len(data),
-            sha256=hashlib.sha256(data).hexdigest(),
-            metrics={k: float(v) for k, v in metrics.items()},
-        )
         try:
-            _retry(lambda: self._commit(info, data), attempts)
+            info = _retry(lambda: self._commit(state, step, epoch, metrics), attempts)
         except OSError as error:
+            size = sum(tensor.nbytes for tensor in tensors_in(state))
             raise CheckpointError(
-                f"checkpoint of step {step} ({len(data) / 2**20:.0f} MiB) not written to {self.directory} in "
+                f"checkpoint of step {step} ({size / 2**20:.0f} MiB) not written to {self.directory} in "
                 f"{attempts} attempts: {error}"
             ) from error
         self._prune()
@@ -194,10 +184,23 @@ class CheckpointStore:
         except OSError as error:
             raise CheckpointError(f"the checkpoints in {self.directory} cannot be read: {error}") from error
 
-    def _commit(self, info: CheckpointInfo, data: bytes) -> None:
+    def _commit(self, state: dict[str, Any], step: int, epoch: int, metrics: dict[str, float]) -> CheckpointInfo:
         self.directory.mkdir()
-        self.path(info).replace(data)
-        record_of(self.path(info)).replace(seal(info.model_dump()))
+        file = self.directory / file_name(step)
+        with file.replacing() as stream:
+            written = _Hashed(stream)
+            torch.save(state, written)  # type: ignore[arg-type]  # torch asks for `write` and `flush` only
+            sha256 = written.finish()
+        info = CheckpointInfo(
+            file=file.name,
+            step=step,
+            epoch=epoch,
+            size=written.size,
+            sha256=sha256,
+            metrics={k: float(v) for k, v in metrics.items()},
+        )
+        record_of(file).replace(seal(info.model_dump()))
+        return info
 
     def _prune(self) -> None:
         try:
@@ -214,6 +217,48 @@ class CheckpointStore:
                     file.delete()
                 except OSError as error:  # it only takes up space
                     logger.warning("%s could not be deleted: %s", file, error)
+
+
+class _Hashed:
+    """Passes on to `stream` what torch writes, and takes its size and checksum in the same pass.
+
+    torch would replace an error of `write` by one of its own. So `finish` raises the first one, and nothing is written
+    after it.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self.stream, self.size = stream, 0
+        self._digest = hashlib.sha256()
+        self._error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        """Take all of `data`; its length."""
+        if self._error is None:
+            self._digest.update(data)
+            try:
+                self.stream.write(data)
+            except OSError as error:
+                self._error = error
+        self.size += len(data)
+        return len(data)
+
+    def flush(self) -> None:
+        """Do nothing: the stream is flushed when it is closed."""
+
+    def finish(self) -> str:
+        """The SHA-256 of what was written. Raises `OSError` where that failed."""
+        if self._error is not None:
+            raise self._error
+        return self._digest.hexdigest()
+
+
+def tensors_in(state: Any) -> Iterator[torch.Tensor]:
+    """All tensors in nested dicts, lists and tuples."""
+    if isinstance(state, torch.Tensor):
+        yield state
+    elif isinstance(state, dict | list | tuple):
+        for inside in state.values() if isinstance(state, dict) else state:
+            yield from tensors_in(inside)
 
 
 def best_of(infos: Iterable[CheckpointInfo]) -> CheckpointInfo | None:

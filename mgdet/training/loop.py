@@ -3,7 +3,8 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -16,7 +17,7 @@ from mgdet.config_base import resolved
 from mgdet.data.dataset import ShardedDataset
 from mgdet.data.fingerprint import fingerprint
 from mgdet.data.loader import build_eval_loader, build_train_loader
-from mgdet.data.order import Segment, eval_shard, micro_batch, optimizer_steps
+from mgdet.data.order import Segment, eval_shard, images_seen, micro_batch, optimizer_steps
 from mgdet.errors import CheckpointError, Interrupted
 from mgdet.evaluation.evaluator import headlines
 from mgdet.models import initialise
@@ -24,7 +25,7 @@ from mgdet.models.weights import NAMED_WEIGHTS
 from mgdet.provenance import made_by
 from mgdet.structures import Batch
 from mgdet.tracking import Tracker
-from mgdet.training.checkpoint import ATTEMPTS, FORMAT, LAST_ATTEMPTS, CheckpointStore, UnsavedError, weights_file
+from mgdet.training.checkpoint import FORMAT, CheckpointStore, UnsavedError, weights_file
 from mgdet.training.distributed import World
 from mgdet.training.evaluate import evaluate
 from mgdet.training.generators import generator_state, make_reproducible, set_generator_state
@@ -34,18 +35,20 @@ from mgdet.training.origin import data_of, data_of_run, refuse_other_data
 from mgdet.training.pictures import log_pictures
 from mgdet.training.position import Position
 from mgdet.training.precision import emulation, gradient_scaler
-from mgdet.training.progress import ProgressLog, Throughput, progress_line, show, training_progress
+from mgdet.training.progress import Lines, ProgressLog, Throughput, progress_line, show, training_progress
+from mgdet.training.saver import Saver
 from mgdet.training.schedules import Span
 from mgdet.training.step import StepSums, accumulate_gradients
 
 logger = logging.getLogger(__name__)
 
-SECONDS_BETWEEN_LINES = 5.0
+GRACE_S = 2.0
+"""The longest wait for a checkpoint that is being written at a second signal, which ends a training at once."""
 STEPS_BETWEEN_QUESTIONS = 10
 """Optimizer steps between two checks for a request to stop, each of which costs a small collective."""
 
 OnEvaluation = Callable[[dict[str, float]], None]
-"""Called on every rank with `epoch`, `step` and the metrics, once the checkpoint of the evaluated weights is saved."""
+"""Called on every rank with `epoch`, `step` and the metrics; who relies on their checkpoint calls `Worker.settle`."""
 
 StopAsked = Callable[[], bool]
 """Whether to stop: called on every rank at the same steps, and must return the same on all of them."""
@@ -76,8 +79,9 @@ class Worker:
         self.scaler = gradient_scaler(world.device, train.precision)
         self.ema = EMA(self.detector, train.ema) if train.ema.enabled else None
         self.store = CheckpointStore(experiment.run_uri, train.keep_best)
+        self.saver = Saver(self.store, tracker.secure)  # whoever goes on from a checkpoint logs only what comes after
         self.position = Position().on(world.size, self.loader.batches.batch_size)
-        self._next_line = 0.0
+        self._lines = Lines()
         self._resume()
         self._set_rate()
         self.network: nn.Module = self.detector
@@ -93,6 +97,18 @@ class Worker:
             Interrupted: on request, with a checkpoint of the last step.
             NonFiniteError: at a step that was not taken.
         """
+        try:
+            return self._run()
+        except BaseException as error:
+            with suppress(Exception):
+                self.saver.settle(None if isinstance(error, Exception) else GRACE_S)
+            raise
+
+    def settle(self) -> str:
+        """Wait until the newest checkpoint is written; empty if it is, else why not. Only rank 0 waits and knows."""
+        return self.saver.settle()
+
+    def _run(self) -> dict[str, float]:
         for epoch in range(self.position.epoch, self.experiment.train.epochs):
             self._train_epoch(epoch)
             last = epoch + 1 == self.experiment.train.epochs
@@ -215,25 +231,16 @@ class Worker:
         if self.world.rank < len(state["generators"]):  # ranks that did not exist before keep their seed
             set_generator_state(state["generators"][self.world.rank], self.world.device)
 
-    def _save(self, metrics: dict[str, float], last: bool = False) -> bool:
-        """Write a checkpoint; `metrics` are those of these very weights, by which the best one is kept.
+    def _save(self, metrics: dict[str, float], last: bool = False) -> None:
+        """Begin to write a checkpoint; `metrics` are those of these very weights, by which the best one is kept.
 
-        Returns whether it is written, which only rank 0 knows. For the `last` one of the training it is tried longer,
-        and where it cannot be written every rank raises `UnsavedError`.
+        The `last` one of the training is waited for, and where it cannot be written every rank raises `UnsavedError`.
         """
-        state, failed = self.state_dict(), ""
+        state, p = self.state_dict(), self.position
         if state is not None:
-            p, attempts = self.position, LAST_ATTEMPTS if last else ATTEMPTS
-            self.tracker.secure()  # whoever goes on from this checkpoint logs only what comes after it
-            try:
-                self.store.save(state, step=p.step, epoch=p.epoch, metrics=metrics, attempts=attempts)
-            except CheckpointError as error:
-                failed = str(error)
+            self.saver.save(state, step=p.step, epoch=p.epoch, metrics=metrics, last=last)
         if last:
-            self._require_saved(failed)
-        elif failed:  # no reason to stop training: the next save may succeed
-            logger.error("%s; training goes on, the newest checkpoint stays the one before", failed)
-        return not failed
+            self._require_saved(self.settle())
 
     def _require_saved(self, failed: str) -> None:
         """Raise `UnsavedError` on every rank if rank 0 has `failed` to write the last checkpoint."""
@@ -259,9 +266,10 @@ class Worker:
 
     @property
     def _epochs_done(self) -> float:
-        p, images = self.position, self.train_data.num_images
-        before = min(1.0, sum(world * batch_size * steps for world, batch_size, steps in p.done) / images)
-        return p.epoch + before + (1 - before) * p.micro_step / max(1, self.loader.batches.steps)
+        p, images, batches = self.position, self.train_data.num_images, self.loader.batches
+        together = batches.world * batches.batch_size
+        before = images_seen(images, [Segment(*s) for s in p.done]) / together  # in steps of these ranks
+        return p.epoch + min(1.0, (before + p.micro_step) / -(-images // together))
 
     def _train_epoch(self, epoch: int) -> None:
         train = self.experiment.train
@@ -292,7 +300,8 @@ class Worker:
 
     def _stop_if_asked(self) -> None:
         if self.stop_asked():
-            kept = "with" if self._save({}) else "WITHOUT"  # only rank 0 knows; its message is the one that is shown
+            self._save({})
+            kept = "WITHOUT" if self.settle() else "with"  # only rank 0 knows; its message is the one that is shown
             step = self.position.step
             raise Interrupted(
                 f"stopped on request after step {step}, {kept} a checkpoint of it; the same command goes on"
@@ -349,7 +358,7 @@ class Worker:
         total = self.steps_per_epoch * self.experiment.train.epochs
         remaining = (total - self.position.step) / clock.steps_per_second()
         now = (epoch, self.experiment.train.epochs, self.position.step, total, metrics, remaining)
-        if not show(training_progress(*now)) and (self.position.step >= total or self._line_due()):
+        if not show(training_progress(*now)) and (self.position.step >= total or self._lines.due()):
             logger.info("%s", progress_line(*now))
 
     def _count_bad_images(self) -> dict[str, float]:
@@ -363,31 +372,16 @@ class Worker:
             bad.add(self.world.share(new))
         return {"train/bad_images": float(len(bad.known))} if bad.known else {}
 
-    def _paced(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The same batches; rank 0 shows how many images of its share are evaluated."""
-        share = len(eval_shard(len(self.ground_truth.image_ids), self.world.size, self.world.rank))
-        pace = ProgressLog(f"epoch {self.position.epoch}: evaluated", share)
-        for batch in batches:
-            yield batch
-            if self.world.is_main:
-                pace.add(len(batch.images))
-
-    def _line_due(self) -> bool:
-        """Whether it is time for another line, as metric points may come several times a second."""
-        now = time.monotonic()
-        if now < self._next_line:
-            return False
-        self._next_line = now + SECONDS_BETWEEN_LINES
-        return True
-
     def _evaluate(self, last: bool) -> None:
         network = self.ema.module if self.ema else self.detector
         for module in {self.detector, network}:
             self.world.sync_buffers(module)
         start = time.perf_counter()
+        share = len(eval_shard(len(self.ground_truth.image_ids), self.world.size, self.world.rank))
+        pace = ProgressLog(f"epoch {self.position.epoch}: evaluated", share)
         metrics, evaluated = evaluate(
             network,
-            self._paced(self.val_loader),
+            pace.over(self.val_loader) if self.world.is_main else self.val_loader,
             self.ground_truth,
             self.experiment.evaluation,
             self.world,

@@ -2,11 +2,15 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from mgdet.text import duration
+
+if TYPE_CHECKING:  # the command shows progress before it imports torch
+    from mgdet.structures import Batch
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +78,21 @@ class Throughput:
         return self.steps / max(time.perf_counter() - self.start, 1e-9)
 
 
+class Lines:
+    """Says when it is time for another line, as metric points may come several times a second."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def due(self) -> bool:
+        """Whether a line is due, which is then taken as logged; the first one is at once."""
+        now = time.monotonic()
+        if now < self._next:
+            return False
+        self._next = now + SECONDS_BETWEEN_LINES
+        return True
+
+
 class ProgressLog:
     """Counts images and logs a line every few seconds: how many are done, of how many, the rate, the time left."""
 
@@ -86,6 +105,12 @@ class ProgressLog:
     def seconds(self) -> float:
         """Seconds since this was made."""
         return max(time.monotonic() - self.start, 1e-9)
+
+    def over(self, batches: "Iterable[Batch]") -> "Iterator[Batch]":
+        """The same batches, whose images are counted when the next one is asked for."""
+        for batch in batches:
+            yield batch
+            self.add(len(batch.images))
 
     def add(self, images: int) -> None:
         """Count this many more `images` as done, and log a line if one is due."""

@@ -26,10 +26,13 @@ class StepSums:
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
 
-    def add(self, losses: list[Losses], images: int) -> None:
-        """Take in one more step: the losses of its micro-batches, whose sums are those of the step, and its images."""
+    def add(self, losses: list[Losses], images: Tensor) -> None:
+        """Take in one more step: the losses of its micro-batches, whose sums are those of the step, and its images.
+
+        The images are the mean over the workers, because every worker's loss is divided by what all have together.
+        """
         total = _sum([each.total.detach() for each in losses])
-        n = torch.full_like(total, images)
+        n = images.to(total)
         found = {"loss": total * n}
         found |= {f"loss_{name}": _sum([each.terms[name] for each in losses]) * n for name in losses[0].terms}
         found |= {f"positives_{name}": _sum([each.counts[name] for each in losses]) for name in losses[0].counts}
@@ -118,7 +121,7 @@ def accumulate_gradients(
     once, and gradients only at the last micro-batch. `scaled` is applied to each loss before it is differentiated.
     """
     rehearsals = [_rehearse(detector, batch, experiment, world, epoch) for batch in batches[1:]]
-    over_step = _OverStep(world, [r.normalisers for r in rehearsals])
+    over_step = _OverStep(world, [r.normalisers for r in rehearsals], [batch.positions for batch in batches])
     images = sum(len(batch.images) for batch in batches)
     found = []
     for batch, rehearsal in zip(batches, [None, *rehearsals], strict=True):
@@ -139,7 +142,7 @@ def accumulate_gradients(
                 ).losses
             scaled(losses.total).backward()  # type: ignore[no-untyped-call]  # torch's stub
         found.append(losses)
-    sums.add(found, images)
+    sums.add(found, over_step.images)
 
 
 def _sum(values: list[Tensor]) -> Tensor:
@@ -169,15 +172,22 @@ def _rehearse(detector: Detector, batch: Batch, experiment: Experiment, world: W
 
 
 class _OverStep:
-    """The normalisers of a step: those of the first micro-batch, which asks first, and those that are known."""
+    """Means over the workers, in one collective, of a step's images and of its normalisers.
 
-    def __init__(self, world: World, known: list[Tensor]) -> None:
-        self.world, self.known = world, known
+    The normalisers are those of the first micro-batch, which asks first, and those that are known.
+    """
+
+    images: Tensor
+
+    def __init__(self, world: World, known: list[Tensor], positions: list[Tensor]) -> None:
+        self.world, self.known, self.positions = world, known, positions
         self.value: Tensor | None = None
 
     def __call__(self, own: Tensor) -> Tensor:
         if self.value is None:
-            self.value = self.world.mean(reduce(torch.add, self.known, own))
+            images = _sum([(rows >= 0).sum() for rows in self.positions]).to(own.dtype)
+            means = self.world.mean(torch.cat([reduce(torch.add, self.known, own), images[None]]))
+            self.value, self.images = means[:-1], means[-1]
         return self.value
 
 

@@ -85,6 +85,63 @@ def test_more_trials_may_be_asked_for_later(tmp_path):
     assert search.suggest("y") == Searcher.FINISHED
 
 
+def test_what_earlier_sweeps_found_counts_for_the_sampler_and_not_as_trials(tmp_path):
+    sweep = load_sweep(write(tmp_path))
+    earlier = TrialStore(str(tmp_path / "earlier"), "earlier")
+    for sigma in (1.5, 2.5):
+        finish(earlier, earlier.new(sweep, {SIGMA: sigma}, {SIGMA: sigma}), AP=sigma / 10)
+    book = TrialStore(str(tmp_path / "s"), "s")
+    search = ResumingSearcher(sweep, book, [], {"workers": 1}, earlier=earlier.trials)
+    assert [t.values for t in search._study.trials] == [[0.15], [0.25]]
+    for i in range(3):
+        assert search.suggest(str(i))["number"] == i
+    assert search.suggest("more") == Searcher.FINISHED
+
+
+def test_repetitions_share_their_values_and_are_told_by_their_mean(tmp_path):
+    sweep = load_sweep(write(tmp_path), ["trials=2", "repeat=3", "seed=7"])
+    book = TrialStore(str(tmp_path / "s"), "s")
+    search = searcher(sweep, book)
+    configs = [search.suggest(str(i)) for i in range(4)]
+    assert [c["experiment"]["seed"] for c in configs] == [7, 8, 9, 7]
+    sigmas = [c["experiment"]["assigner"]["sigma"] for c in configs]
+    assert sigmas[0] == sigmas[1] == sigmas[2] != sigmas[3]
+    for number, ap in ((2, 0.1), (0, 0.2)):
+        finish(book, book.trials[number], AP=ap)
+        search.on_trial_complete(str(number))
+    assert search._study.trials[0].value is None, "one repetition is not done"
+    search.on_trial_complete("1", error=True)
+    assert search._study.trials[0].value == pytest.approx(0.15), "of those that did not fail"
+    search.on_trial_complete("3", error=True)
+    for number in ("4", "5"):
+        search.suggest(number)
+        search.on_trial_complete(number, error=True)
+    assert search._study.trials[1].state.name == "FAIL"
+    assert search.suggest("more") == Searcher.FINISHED
+
+
+def test_repetitions_go_on_after_a_restart(tmp_path):
+    sweep = load_sweep(write(tmp_path), ["trials=3", "repeat=2"])
+    book = TrialStore(str(tmp_path / "s"), "s")
+    search = searcher(sweep, book)
+    first = [search.suggest(str(i)) for i in range(5)]
+    for number, ap in ((0, 0.1), (1, 0.2), (3, 0.4), (4, 0.6)):
+        finish(book, book.trials[number], AP=ap)
+    again = TrialStore(str(tmp_path / "s"), "s")
+    again.require(sweep)
+    search = searcher(sweep, again)
+    assert [t.value for t in search._study.trials] == [pytest.approx(0.15), None, None]
+    assert search.suggest("a") == first[2], "the repetition that was not done"
+    last = search.suggest("b")
+    assert last["number"] == 5, "the repetition that had not begun"
+    assert last["experiment"]["assigner"] == first[4]["experiment"]["assigner"]
+    assert search.suggest("more") == Searcher.FINISHED
+    for trial_id, number, ap in (("a", 2, 0.2), ("b", 5, 0.2)):
+        finish(again, again.trials[number], AP=ap)
+        search.on_trial_complete(trial_id)
+    assert [t.value for t in search._study.trials] == pytest.approx([0.15, 0.3, 0.4])
+
+
 def test_grid_points_come_in_order_also_after_a_restart(tmp_path):
     space = {"seed": {"grid": [0, 1, 2]}, "assigner.name": {"grid": ["max_iou", "simota"]}}
     sweep = load_sweep(write(tmp_path, space=space, trials=12))

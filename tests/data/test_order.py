@@ -12,9 +12,10 @@ from mgdet.data.order import (
     TrainBatches,
     epoch_order,
     eval_shard,
-    images_per_rank,
+    images_seen,
+    require_images,
+    share_of,
     steps_per_epoch,
-    train_shard,
 )
 from mgdet.errors import ConfigError
 
@@ -47,13 +48,12 @@ def test_epoch_order_of_nothing_is_empty() -> None:
     assert len(epoch_order([], 0, 0)) == 0
 
 
-@given(st.integers(1, 300), st.integers(1, 9), SEED)
-def test_train_shards_are_disjoint_and_equal(num_images: int, world: int, seed: int) -> None:
-    order = epoch_order([num_images], seed, 0)
-    shards = [train_shard(order, world, rank) for rank in range(world)]
-    assert {len(s) for s in shards} == {num_images // world}
-    rows = np.concatenate(shards)
-    assert len(set(rows.tolist())) == len(rows) > num_images - world
+@given(st.lists(st.integers(0, 500), unique=True, min_size=1), st.integers(1, 9))
+def test_shares_of_a_batch_partition_it_in_order_of_storage(rows: list[int], world: int) -> None:
+    shares = [share_of(np.array(rows), world, rank).tolist() for rank in range(world)]
+    together = [row for share in shares for row in share]
+    assert together == (rows if world == 1 else sorted(rows))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 @given(st.integers(0, 300), st.integers(1, 12))
@@ -63,59 +63,96 @@ def test_eval_shards_partition_the_split(num_images: int, world: int) -> None:
     assert max(map(len, shards)) - min(map(len, shards)) <= 1
 
 
+def batches_of(groups: list[int], seed: int, world: int, batch: int, epoch: int = 0, step: int = 0, done=()):  # type: ignore[no-untyped-def]
+    """The batches of each rank."""
+    samplers = [TrainBatches(groups, batch_size=batch, seed=seed, world=world, rank=rank) for rank in range(world)]
+    for sampler in samplers:
+        sampler.start(epoch, step, done)
+    ranks = [list(sampler) for sampler in samplers]
+    assert {len(batches) for batches in ranks} == {len(sampler) for sampler in samplers}, "as many on every rank"
+    return ranks
+
+
+def together(ranks, step):  # type: ignore[no-untyped-def]
+    """The images of a global batch, without pictures that only fill a place."""
+    return sorted(key.position for batches in ranks for key in batches[step] if key.counts)
+
+
 @given(GROUPS, SEED, st.integers(1, 4), st.integers(1, 7), st.integers(0, 3), st.data())
 def test_train_batches(groups: list[int], seed: int, world: int, batch: int, epoch: int, data: st.DataObject) -> None:
-    n = sum(groups) // world
-    if batch > n:
+    if batch > sum(groups) // world:
         with pytest.raises(ConfigError):
             TrainBatches(groups, batch_size=batch, seed=seed, world=world)
         return
-    samplers = [TrainBatches(groups, batch_size=batch, seed=seed, world=world, rank=rank) for rank in range(world)]
-    for sampler in samplers:
-        sampler.start(epoch)
-    ranks = [list(sampler) for sampler in samplers]
+    ranks = batches_of(groups, seed, world, batch, epoch)
     steps = steps_per_epoch(sum(groups), world, batch)
-    assert {len(batches) for batches in ranks} == {steps} == {len(sampler) for sampler in samplers}
-    for i in range(steps):  # also the last, partial batch is as large on every rank
-        assert len({len(batches[i]) for batches in ranks}) == 1
+    assert {len(batches) for batches in ranks} == {steps}
+    for step in range(steps):
+        sizes = [sum(key.counts for key in batches[step]) for batches in ranks]
+        assert max(sizes) - min(sizes) <= 1
+        assert step + 1 == steps or sizes == world * [batch]
+        assert all(batches[step] for batches in ranks), "no rank is without a picture"
     keys = [key for batches in ranks for b in batches for key in b]
     assert {key.epoch for key in keys} == {epoch}
-    assert len({key.position for key in keys}) == len(keys) == n * world
+    assert sorted(key.position for key in keys if key.counts) == list(range(sum(groups))), "each image once"
     step = data.draw(st.integers(0, steps))
-    samplers[0].start(epoch, step)
-    assert list(samplers[0]) == ranks[0][step:]
-    assert len(samplers[0]) == steps - step
+    assert batches_of(groups, seed, world, batch, epoch, step)[0] == ranks[0][step:]
+
+
+@given(GROUPS, SEED, st.integers(0, 3))
+def test_every_number_of_ranks_sees_the_same_global_batches(groups: list[int], seed: int, epoch: int) -> None:
+    worlds = [world for world in (1, 2, 3, 4) if sum(groups) >= 12]
+    found = [batches_of(groups, seed, world, 12 // world, epoch) for world in worlds]
+    for ranks, world in zip(found, worlds, strict=True):
+        assert len(ranks[0]) == len(found[0][0]) == steps_per_epoch(sum(groups), world, 12 // world)
+        for step in range(len(ranks[0])):
+            assert together(ranks, step) == together(found[0], step)
+
+
+@given(GROUPS, SEED, st.integers(0, 3), st.lists(st.sampled_from([1, 2, 3, 4]), min_size=1, max_size=5), st.data())
+def test_ranks_that_change_in_mid_epoch_change_no_global_batch(
+    groups: list[int], seed: int, epoch: int, worlds: list[int], data: st.DataObject
+) -> None:
+    if sum(groups) < 12:
+        return
+    straight = batches_of(groups, seed, 1, 12, epoch)
+    done: list[Segment] = []
+    at = 0
+    for world in worlds:
+        ranks = batches_of(groups, seed, world, 12 // world, epoch, 0, done)
+        assert at + len(ranks[0]) == len(straight[0])
+        steps = data.draw(st.integers(0, len(ranks[0])))
+        assert [together(ranks, step) for step in range(steps)] == [
+            together(straight, at + step) for step in range(steps)
+        ]
+        done.append(Segment(world, 12 // world, steps))
+        at += steps
 
 
 @given(GROUPS, SEED, st.integers(0, 3), st.data())
-def test_each_image_comes_once_whatever_the_ranks_were(
+def test_each_image_comes_once_whatever_the_ranks_and_batches_were(
     groups: list[int], seed: int, epoch: int, data: st.DataObject
 ) -> None:
-    """The number of ranks changes several times within an epoch; fewer than the last number of ranks are left out."""
     total, done, seen = sum(groups), [], []
     sizes = data.draw(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 3)), min_size=1, max_size=4))
     sizes = [(world, batch) for world, batch in sizes if batch <= total // world]
     for i, (world, batch) in enumerate(sizes):
-        samplers = [TrainBatches(groups, batch_size=batch, seed=seed, world=world, rank=r) for r in range(world)]
-        for sampler in samplers:
-            sampler.start(epoch, 0, done)
-        ranks = [list(sampler) for sampler in samplers]
+        ranks = batches_of(groups, seed, world, batch, epoch, 0, done)
         steps = len(ranks[0])
-        assert {len(batches) for batches in ranks} == {steps} == {len(sampler) for sampler in samplers}
         if i + 1 < len(sizes):
             steps = data.draw(st.integers(0, steps))
-        seen += [key.position for batches in ranks for b in batches[:steps] for key in b]
+        seen += [row for step in range(steps) for row in together(ranks, step)]
         done.append(Segment(world, batch, steps))
-    assert len(set(seen)) == len(seen) <= total
-    assert not sizes or total - len(seen) < sizes[-1][0]
+        assert images_seen(total, done) == len(seen)
+    assert not sizes or sorted(seen) == list(range(total))
 
 
-def test_all_images_take_part_over_the_epochs() -> None:
-    seen = set()
-    for epoch in range(30):
-        seen |= {int(row) for rank in range(3) for row in train_shard(epoch_order([4] * 7, 0, epoch), 3, rank)}
-    assert seen == set(range(28))
-    assert steps_per_epoch(28, 3, 3) == 3
+def test_ranks_read_few_row_groups_of_a_window_each() -> None:
+    """Sixteen groups in a window: four ranks that shared batches at random would read 64 of them, together."""
+    ranks = batches_of(2 * WINDOW * [32], 0, 4, 8)
+    steps = len(ranks[0]) // 2
+    read = [len({key.position // 32 for b in batches[:steps] for key in b}) for batches in ranks]
+    assert sum(read) <= 2 * WINDOW
 
 
 @pytest.mark.parametrize(
@@ -124,7 +161,7 @@ def test_all_images_take_part_over_the_epochs() -> None:
 )
 def test_too_few_images(num_images: int, world: int, batch: int, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        images_per_rank(num_images, world, batch)
+        require_images(num_images, world, batch)
 
 
 @pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"world": 0}, {"rank": 1}, {"rank": -1}, {"seed": -1}])

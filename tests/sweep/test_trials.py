@@ -8,7 +8,7 @@ import pytest
 
 from mgdet.errors import ConfigError
 from mgdet.sweep.config import load_sweep
-from mgdet.sweep.trials import Trial, TrialStore, definition, front, ranked, tell
+from mgdet.sweep.trials import Trial, TrialStore, definition, front, judged, ranked, tell
 from tests.sweep.test_config import write
 
 
@@ -107,3 +107,40 @@ def test_what_makes_two_sweeps_the_same(tmp_path):
     for override in ("train.epochs=3", "metric=val/AP75", "searcher.seed=1", "scheduler.name=none", "storage=x"):
         assert definition(load_sweep(path, [override])) != definition(same)
     assert all(isinstance(k, str) for k in itertools.chain(definition(same)))
+
+
+def test_a_choice_is_judged_by_the_mean_of_its_repetitions(tmp_path):
+    sweep = load_sweep(write(tmp_path), ["trials=3", "repeat=2"])
+    trials = [
+        *(trial(0, AP=0.2), trial(1, AP=0.4)),
+        *(trial(2, AP=0.5), trial(3, "stopped", 2, AP=0.3)),
+        *(trial(4, AP=0.35), trial(5, "failed")),
+    ]
+    found = judged(trials, 2)
+    assert [t.name for t in found] == ["s-000", "s-002", "s-004"]
+    assert [t.metrics["val/AP"] for t in found] == pytest.approx([0.3, 0.4, 0.35])
+    assert [t.state for t in found] == ["finished", "stopped", "finished"]
+    assert found[2].reason == "mean of 1 of 2 repetitions"
+    assert [t.name for t in ranked(sweep, found)] == ["s-004", "s-000", "s-002"]
+    assert judged(trials[:3], 2)[1].state == "running"
+    assert judged([trial(0, "failed"), trial(1, "failed")], 2)[0].state == "failed"
+    assert judged(trials, 1) == trials
+
+
+def test_repetitions_and_a_searched_seed_exclude_each_other(tmp_path):
+    assert load_sweep(write(tmp_path), ["trials=3", "repeat=2"]).total == 6
+    with pytest.raises(ConfigError, match="repeat = 2: it sets the seed, which is searched as well"):
+        load_sweep(write(tmp_path), {"trials": 2, "repeat": 2, "space.seed": {"grid": [0, 1]}})
+
+
+def test_the_report_has_the_spread_of_repetitions(tmp_path):
+    from mgdet.sweep.report import seeds_csv
+
+    sweep = load_sweep(write(tmp_path), ["trials=1", "repeat=2"])
+    settings = {"assigner.sigma": 2.0}
+    trials = [
+        trial(n, AP=ap).model_copy(update={"settings": {**settings, "seed": n}}) for n, ap in ((0, 0.2), (1, 0.4))
+    ]
+    header, row = seeds_csv(sweep, trials).splitlines()
+    assert header.startswith("assigner.sigma,seeds,val/AP mean,val/AP deviation")
+    assert row.startswith("2.0,2,0.3000,0.1414")

@@ -27,16 +27,19 @@ def look(tmp_path, images, workers=0, side=32, model=None, resize=None, **change
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"images": 7}, "7 training images over 1 worker are 7 for each, and batches of 2 leave 1 for the last batch"),
+        (
+            {"images": 7},
+            "7 training images in batches of 2 for 1 worker leave 1 for the last one, of which some worker has 1",
+        ),
         (
             {"images": 10, "workers": 2, "train__batch_size": 8},
-            "10 training images over 2 workers are 5 for each, and batches of 4 leave 1",
+            "10 training images in batches of 4 for 2 workers leave 2",
         ),
-        ({"images": 10, "workers": 2}, "batches of 1 leave 1"),
-        ({"images": 9, "train__batch_size": 4, "train__accumulate": 2}, "batches of 2 leave 1"),
+        ({"images": 10, "workers": 2}, "batches of 1 for 2 workers leave 2"),
+        ({"images": 9, "train__batch_size": 4, "train__accumulate": 2}, "batches of 2 for 1 worker leave 1"),
         (
             {"images": 28, "workers": (2, 3), "train__batch_size": 12},
-            "28 training images over 3 workers are 9 for each",
+            "28 training images in batches of 4 for 3 workers leave 4",
         ),
     ],
     ids=["one worker", "two workers", "one image at a time", "accumulate", "some number of an elastic training"],
@@ -55,9 +58,9 @@ def test_a_last_batch_of_one_image_is_refused(tmp_path, options, said):
         {"images": 7, "side": 64},
         {"images": 7, "model": {"norm": "gn"}},
         {"images": 7, "model": {"norm": "frozen_bn"}},
-        {"images": 9, "workers": 2, "train__batch_size": 4},
+        {"images": 8, "workers": 2, "train__batch_size": 4},
     ],
-    ids=["two images", "a larger map", "gn", "frozen_bn", "what is left out"],
+    ids=["two images", "a larger map", "gn", "frozen_bn", "two for each"],
 )
 def test_what_can_be_learned_from_is_not_refused(tmp_path, options):
     look(tmp_path, **options)
@@ -90,6 +93,6 @@ def test_the_dry_run_and_the_training_refuse(tmp_path):
         model__norm="bn",
     )
     for start in (dry_run, train_in_process):
-        with pytest.raises(ConfigError, match=r"7 training images over 1 worker .* batches of 2 leave 1"):
+        with pytest.raises(ConfigError, match=r"7 training images in batches of 2 for 1 worker leave 1"):
             start(experiment)
     assert not (tmp_path / "runs").exists(), "before anything is written"

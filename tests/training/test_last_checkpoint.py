@@ -23,11 +23,11 @@ def failing(monkeypatch):
     commit = CheckpointStore._commit
 
     def start(step, times):
-        def failed(self, info, data):
-            if info.step >= step and len(calls) < times:
-                calls.append(info.step)
+        def failed(self, state, at, *about):
+            if at >= step and len(calls) < times:
+                calls.append(at)
                 raise OSError(errno.ENOSPC, "No space left on device")
-            commit(self, info, data)
+            return commit(self, state, at, *about)
 
         monkeypatch.setattr(checkpoint.time, "sleep", lambda seconds: None)
         monkeypatch.setattr(CheckpointStore, "_commit", failed)

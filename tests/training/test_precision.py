@@ -232,6 +232,7 @@ def test_fp16_resumes_bit_for_bit_with_its_scale(tmp_path, fast):
     first.scaler.set_growth_interval(2)
     first._train_epoch(0)
     first._save({})
+    first.settle()
     assert first.scaler.state_dict()["_growth_tracker"] == 1, "in the middle of an interval"
     resumed = start(tmp_path / "b", **fp16)
     assert resumed.scaler.state_dict() == first.scaler.state_dict()

@@ -149,7 +149,7 @@ def test_a_full_disk_costs_no_checkpoint_that_was_there(tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Location, "replace", full)
+    monkeypatch.setattr(Location, "open_output", full)
     with pytest.raises(CheckpointError, match="No space left"):
         store.save({"model": {}}, step=2, epoch=2, metrics={})
     assert [i.step for i in store.committed()] == [1]
