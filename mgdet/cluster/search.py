@@ -71,7 +71,7 @@ class ResumingSearcher(Searcher):  # type: ignore[misc]  # ray has no types
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell Optuna the metrics of the trial's last evaluation, or that it failed."""
         trial, chosen = self._running.pop(trial_id)
-        found = None if error else values(self._sweep, trial)
+        found = None if error or trial.state == "failed" else values(self._sweep, trial)
         state = optuna.trial.TrialState.FAIL if found is None else optuna.trial.TrialState.COMPLETE
         self._study.tell(chosen, found, state=state)
 

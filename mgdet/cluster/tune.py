@@ -15,7 +15,7 @@ from mgdet.cluster.train import run_trial
 from mgdet.config import Experiment, validate
 from mgdet.data.findings import examine_data
 from mgdet.data.fingerprint import data_differences
-from mgdet.errors import ClusterError, ConfigError, Interrupted
+from mgdet.errors import LASTING, ClusterError, ConfigError, Interrupted
 from mgdet.plugins import load_plugins
 from mgdet.provenance import as_tags, made_by
 from mgdet.runs.config import ClusterConfig
@@ -29,7 +29,7 @@ from mgdet.storage import child_uri, locate
 from mgdet.sweep.config import Sweep
 from mgdet.sweep.report import report
 from mgdet.sweep.table import table
-from mgdet.sweep.trials import Trial, TrialStore, definition, ranked
+from mgdet.sweep.trials import FAILURE, Trial, TrialStore, definition, ranked
 from mgdet.tracking import NewRun, RunHandle, Status, Tracking
 
 logger = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ def _run(sweep: Sweep, first: Experiment, uri: str, retry_failed: bool) -> Outco
                 tags={"mgdet.sweep": uri, **as_tags(made_by())},
                 headlines=HEADLINES,
                 searched=tuple(sweep.space),
-                data=data_sets(first.data, data[first.data.uri]),
+                data=data_sets(first.data, training_data(first.data)[0], data[first.data.uri]),
             )
         )
         run_ids = {**run_ids, tracking.name: parent.run_id} if parent else run_ids
@@ -119,7 +119,7 @@ def _run(sweep: Sweep, first: Experiment, uri: str, retry_failed: bool) -> Outco
             raise
         finally:
             if parent:
-                with on_stop(lambda: None, "ending the run in the tracker"):
+                with on_stop(says="ending the run in the tracker"):
                     tracking.end(parent, status)
     return outcome
 
@@ -224,7 +224,7 @@ def _check_corners(sweep: Sweep, cluster: ClusterConfig) -> dict[str, Any]:
         key = e.data.model_dump_json(exclude={"transform", "loader"})
         if key not in sizes:
             sizes[key] = training_images(e.data)
-            found = training_data(e.data)
+            found = training_data(e.data)[1]
             data.setdefault(e.data.uri, found)["splits"].update(found["splits"])
         if (seen := e.data.model_dump_json(exclude={"loader"})) not in cautions:  # input sizes too
             cautions[seen] = list(examine_data(e.data).lines)
@@ -290,13 +290,13 @@ def _fit(start: _Start, retry_failed: bool) -> None:
         asked.set()
         stop.create()
 
-    stop.remove()
     try:
-        with on_stop(leave):
+        with stop.offered(), on_stop(leave):
             tuner.fit()
-    finally:
-        stop.remove()
-    with on_stop(lambda: None, "ending the runs in the tracker"):
+    except KeyboardInterrupt:  # the second signal
+        recorder.abandon()
+        raise
+    with on_stop(says="ending the runs in the tracker"):
         recorder.settle()
     left = [t.name for t in store.trials if not t.done]
     if left or len(store.trials) < sweep.total:
@@ -313,17 +313,20 @@ def _trial(config: dict[str, Any], tracking: Tracking, parent_run_id: str | None
     from ray.tune.integration.ray_train import TuneReportCallback
 
     speak_through_driver(logging.WARNING, f"{config['experiment']['name']}: ")
-    load_plugins(config["experiment"]["plugins"])
-    experiment = validate(config["experiment"], "the sweep's experiment").model_copy(update={"tracking": tracking})
-    if StopRequest(experiment.storage).exists():  # the sweep stops while the trial was waiting for room
-        return
-    known = summarise(experiment, last=True)
-    if known is not None and known.metrics and not known.already_finished:
-        tune.report({"epoch": known.epoch, **known.metrics})  # a driver that was killed may not have heard of it
     try:
+        load_plugins(config["experiment"]["plugins"])
+        experiment = validate(config["experiment"], "the sweep's experiment").model_copy(update={"tracking": tracking})
+        if StopRequest(experiment.storage).exists():  # the sweep stops while the trial was waiting for room
+            return
+        known = summarise(experiment, last=True)
+        if known is not None and known.metrics and not known.already_finished:
+            tune.report({"epoch": known.epoch, **known.metrics})  # a driver that was killed may not have heard of it
         run_trial(experiment, parent_run_id, TuneReportCallback())
     except Interrupted:
         return  # no failure: the sweep knows that it asked for it
+    except LASTING as error:
+        tune.report({FAILURE: str(error)})  # not raised: Tune would start the trial again
+        return
     reached = summarise(experiment, last=True)
     if reached is None or not reached.metrics:
         raise ClusterError(f"{experiment.name} ended without an evaluation that could be saved")

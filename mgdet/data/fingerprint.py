@@ -10,8 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mgdet.data.schema import Manifest, Record, SplitInfo
+from mgdet.data.schema import CategoryId, Checksum, Manifest, Record, SplitInfo
+from mgdet.records import Count, RecordError, first_problem
 from mgdet.text import first_of
 
 Fingerprint: TypeAlias = dict[str, Any]
@@ -40,6 +42,37 @@ def fingerprint(manifest: Manifest, splits: Sequence[str]) -> Fingerprint:
         "classes": [[c.id, c.name] for c in manifest.categories],
         "splits": {name: _of_split(manifest.splits[name]) for name in splits},
     }
+
+
+class _KnownSplit(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    images: Count
+    boxes: Count
+    crowd: Count = 0
+    negatives: Count = 0
+    content: Checksum | None = None
+
+
+class _Known(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    classes: list[tuple[CategoryId, str]] = []
+    splits: dict[str, _KnownSplit] = {}
+
+
+def recorded(value: object) -> Fingerprint:
+    """The fingerprint that a record or checkpoint holds, which may know less than one of today.
+
+    Raises `RecordError` where it could not have been written there.
+    """
+    try:
+        _Known.model_validate_json(text := json.dumps(value))
+    except ValidationError as error:
+        raise RecordError(f"the data set's fingerprint {first_problem(error)}") from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RecordError(f"the data set's fingerprint is none: {error}") from error
+    return dict(json.loads(text))
 
 
 def data_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:

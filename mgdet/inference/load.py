@@ -6,7 +6,6 @@ The checkpoint says everything about it: architecture, classes, preprocessing. N
 """
 
 import io
-import json
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
@@ -23,9 +22,10 @@ from mgdet.plain_yaml import parse_yaml
 from mgdet.plugins import load_plugins
 from mgdet.records import RecordError, read_as
 from mgdet.storage import Location, locate
-from mgdet.structures import Category
+from mgdet.structures import Category, read_categories
 from mgdet.text import first_line
 from mgdet.training.checkpoint import (
+    UNFIT,
     CheckpointInfo,
     CheckpointStore,
     FormatError,
@@ -46,6 +46,10 @@ EXPECTED = (
     "Give a file checkpoints/step-*.pt that `mgdet train` wrote, or a run's directory such as runs/quickstart, which "
     "means its best checkpoint"
 )
+
+
+MOST_SHARDS = 65_536
+"""Workers that a training can have had: each costs a pass over a part of the images, however few these are."""
 
 
 class Trained(NamedTuple):
@@ -101,7 +105,7 @@ def load_detector(
     try:
         detector.load_state_dict(state["ema"]["weights"] if averaged else state["model"])
         epoch, step = (int(position[k]) for k in ("epoch", "step")) if isinstance(position, dict) else (0, 0)
-    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except UNFIT as error:
         raise CheckpointError(
             f"{path}: its weights do not fit its own configuration ({first_line(error)}). It was made by another "
             f"version of mgdet, or changed afterwards. {EXPECTED}."
@@ -206,7 +210,7 @@ def _sharing(experiment: Experiment, position: dict[str, Any], asked: Mapping[st
     if "train.batch_size" in asked:
         return 1, size
     world, share = position.get("world"), position.get("batch_size")  # a run may change its workers on the way
-    if isinstance(world, int) and isinstance(share, int) and world > 0 and share > 0:
+    if isinstance(world, int) and isinstance(share, int) and 0 < world <= MOST_SHARDS and share > 0:
         return world, share
     shards = max(1, workers) if isinstance(workers, int) else 1
     return shards, max(1, size // (shards * experiment.train.accumulate))
@@ -230,6 +234,6 @@ def _stands_in(tree: Any, key: str) -> bool:
 
 def _categories(path: str, state: dict[str, Any]) -> tuple[Category, ...]:
     try:
-        return tuple(Category(int(i), str(name)) for i, name in json.loads(state["categories"]))
-    except (KeyError, TypeError, ValueError) as error:
+        return read_categories(state["categories"])
+    except (KeyError, ValueError) as error:
         raise CheckpointError(f"{path}: holds no list of classes ({first_line(error)}). {EXPECTED}.") from error

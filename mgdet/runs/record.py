@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mgdet.config import Experiment
-from mgdet.data.fingerprint import Fingerprint, data_differences
+from mgdet.data.fingerprint import Fingerprint, data_differences, recorded
 from mgdet.errors import ConfigError
 from mgdet.files import cache_directory
 from mgdet.lease import OWNER, owned
@@ -71,6 +71,8 @@ def _checked(content: dict[str, Any], key: str) -> Record:
     for tracker, run_id in run_ids.items():
         if not (isinstance(run_id, str) and _RUN_ID.fullmatch(run_id)):
             raise RecordError(f"{str(run_id)[:80]!r} is no id of a run in the tracker {tracker}")
+    # A sweep has the data sets of several places
+    data = recorded(data) if key == "learned" else {place: recorded(each) for place, each in data.items()}
     return Record(dict(content[key]), run_ids, data, made)
 
 

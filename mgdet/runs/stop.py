@@ -1,6 +1,7 @@
 """Stopping a training from outside: the driver gets a signal, its workers learn of it by a file in the storage."""
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from mgdet.storage import locate
 
@@ -10,6 +11,22 @@ class StopRequest:
 
     def __init__(self, run_uri: str) -> None:
         self.file = locate(run_uri) / "stop"
+
+    @contextmanager
+    def offered(self) -> Iterator[None]:
+        """Withdraw an earlier request before the block and one that was made within it after it.
+
+        A block that a `KeyboardInterrupt` ends leaves its workers behind for a moment: they keep the request.
+        """
+        self.remove()
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
+            self.remove()
+            raise
+        self.remove()
 
     def create(self) -> None:
         """Ask the workers to stop."""

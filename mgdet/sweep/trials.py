@@ -21,6 +21,8 @@ from mgdet.sweep.space import Params, Space
 
 State = Literal["waiting", "running", "finished", "stopped", "failed"]
 DONE: tuple[State, ...] = ("finished", "stopped", "failed")
+FAILURE = "failure"
+"""The key under which a trial reports the message of an error that a second try would meet again."""
 
 
 class EpochMetrics(BaseModel):
