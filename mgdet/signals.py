@@ -94,7 +94,7 @@ def _unchanged() -> Iterator[None]:
         ours = number in STOP_SIGNALS and os.getpid() == process  # a process that was forked decides for itself
         return signal.getsignal(number) if ours else whole(number, handler)
 
-    signal.signal = set_others
+    signal.signal = set_others  # type: ignore[assignment]  # it takes and gives what the whole one does
     try:
         yield
     finally:

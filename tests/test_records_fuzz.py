@@ -106,8 +106,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     begin(locate(run / "journal"))
     shutil.copy(run / "metrics.jsonl", run / "journal" / "part-00000.jsonl")
     with owned(locate(run / OWNER), "the run"):
-        kept = (run / OWNER).read_bytes()
-    (run / OWNER).write_bytes(kept)
+        kept = unseal((run / OWNER).read_bytes())
+    (run / OWNER).write_bytes(seal({**kept, "started": kept["started"] + 1}))  # its process is gone
     sweep = load_sweep(write(directory))
     trials = TrialStore(str(root / "runs" / "s"), "s")
     values = {key: domain.encode(domain.options()[0]) for key, domain in sweep.space.items()}
@@ -178,7 +178,7 @@ def read(place: Place) -> dict[str, list[str]]:
         return [repr(trial) for trial in trials.trials] + [repr(known)]
 
     def of_its_owner() -> list[str]:
-        with owned(locate(run / OWNER), "the run"):
+        with owned(locate(run / OWNER), f"the run {run}"):
             return []
 
     parts: dict[str, Callable[[], list[str]]] = {

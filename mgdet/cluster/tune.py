@@ -211,6 +211,14 @@ def _refuse_other_data(uri: str, there: dict[str, Any], here: dict[str, Any]) ->
         )
 
 
+def _require_data_of_sweep(trial: Experiment) -> None:
+    """Raise `ConfigError` where the data set of a trial was prepared again since its sweep began."""
+    record = read_record(locate(trial.storage) / "sweep.json", "definition")
+    if record is not None:
+        training_images(trial.data)  # draws what is to be drawn
+        _refuse_other_data(trial.storage, record.data, {trial.data.uri: training_data(trial.data)[1]})
+
+
 def _check_corners(sweep: Sweep, cluster: ClusterConfig) -> dict[str, Any]:
     """Make or check the data of every trial, warn about it, and see that batches can be split among its workers.
 
@@ -321,6 +329,7 @@ def _trial(config: dict[str, Any], tracking: Tracking, parent_run_id: str | None
         known = summarise(experiment, last=True)
         if known is not None and known.metrics and not known.already_finished:
             tune.report({"epoch": known.epoch, **known.metrics})  # a driver that was killed may not have heard of it
+        _require_data_of_sweep(experiment)
         run_trial(experiment, parent_run_id, TuneReportCallback())
     except Interrupted:
         return  # no failure: the sweep knows that it asked for it

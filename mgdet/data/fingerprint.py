@@ -78,7 +78,7 @@ def recorded(value: object) -> Fingerprint:
 def data_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """One sentence for each difference between the fingerprint `there`, of a record, and `here`, of the data now.
 
-    What only one of them knows is not compared: a record of an earlier version knows less.
+    What only the data now know is not compared: a record of an earlier version knows less.
     """
     lines = _of_classes(there.get("classes"), here.get("classes"))
     before, now = there.get("splits", {}), here.get("splits", {})
@@ -119,6 +119,8 @@ def _of_splits(name: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> 
     counts = [f"{there[k]} {k} and has {here[k]}" for k in known if k != "content"]
     if counts:
         return [f"split {name!r} had {', '.join(counts)}"]
+    if there.get("content") and not here.get("content"):
+        return [f"split {name!r} had checksums and has none now: an earlier version of mgdet has prepared it again"]
     if known:
         return [
             f"split {name!r} has as many images and boxes, but another content "

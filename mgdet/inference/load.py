@@ -16,6 +16,7 @@ import torch
 
 from mgdet.config import Experiment, validate
 from mgdet.config_yaml import Overrides, settings_of, with_settings
+from mgdet.data.fingerprint import Fingerprint
 from mgdet.errors import CheckpointError, ConfigError
 from mgdet.models import Detector
 from mgdet.plain_yaml import parse_yaml
@@ -33,6 +34,7 @@ from mgdet.training.checkpoint import (
     record_of,
     verify,
 )
+from mgdet.training.origin import data_of
 from mgdet.training.precision import emulation, resolve_precision
 
 logger = logging.getLogger(__name__)
@@ -65,6 +67,7 @@ class Trained(NamedTuple):
     averaged: bool  # the weights are the moving average
     shards: int  # contiguous parts in which the images are evaluated: the training's workers
     batch_size: int  # images at a time in each of them
+    data: Fingerprint  # of what it was trained on; empty where the checkpoint does not say
 
     def __str__(self) -> str:
         kind = "moving average of the weights" if self.averaged else "weights"
@@ -116,7 +119,7 @@ def load_detector(
     detector.eval().requires_grad_(False)
     experiment = _in_precision(experiment, device)
     sharing = _sharing(experiment, position if isinstance(position, dict) else {}, asked)
-    return Trained(detector, experiment, categories, device, path, epoch, step, averaged, *sharing)
+    return Trained(detector, experiment, categories, device, path, epoch, step, averaged, *sharing, data_of(state))
 
 
 def _read(checkpoint: str) -> tuple[str, dict[str, Any]]:

@@ -36,7 +36,7 @@ class StopRequest:
     def exists(self) -> bool:
         """Whether the workers are asked to stop; False where the storage cannot be read."""
         try:
-            return self.file.exists()
+            return self.file.is_file()
         except OSError:
             return False
 

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
+from mgdet.files import may_be_written, require_regular
 from mgdet.tracking.run import Point
 
 logger = logging.getLogger(__name__)
@@ -78,6 +79,7 @@ class Journal:
     def _write(self, line: bytes) -> None:
         if self._fd is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            may_be_written(self.path)
             self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
             size = os.fstat(self._fd).st_size
             self._torn = size > 0 and os.pread(self._fd, 1, size - 1) != b"\n"
@@ -94,6 +96,7 @@ class Journal:
         The offset is the same if there is no further complete line.
         """
         try:
+            require_regular(self.path)
             with open(self.path, "rb") as file:
                 file.seek(offset)
                 lines = file.readlines(_BLOCK)

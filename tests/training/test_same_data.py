@@ -17,8 +17,9 @@ from mgdet.data.writer import write_dataset
 from mgdet.errors import ConfigError
 from mgdet.records import seal, unseal
 from mgdet.runs.config import ClusterConfig
-from mgdet.runs.launch import prepare, train_in_process
-from mgdet.runs.record import open_run, save_run
+from mgdet.runs.launch import prepare, train_in_process, training_data
+from mgdet.runs.record import Record, open_run, save_run, write_record
+from mgdet.storage import locate
 from mgdet.structures import Category
 from mgdet.sweep.config import load_sweep
 from mgdet.tracking import NullTracker
@@ -118,6 +119,16 @@ def test_what_only_one_side_knows_is_not_compared(data):
     assert data_differences({}, full) == []
     assert data_differences({"classes": full["classes"]}, full) == []
     assert data_differences(old, data("c", train=7)) != []
+
+
+def test_checksums_that_are_no_longer_there_are_a_difference(data):
+    """Prepared again by a version of mgdet that made none: as many images and boxes may be other ones."""
+    full = data("a")
+    old = copy.deepcopy(full)
+    old["splits"]["val"]["content"] = None
+    assert data_differences(full, old) == [
+        "split 'val' had checksums and has none now: an earlier version of mgdet has prepared it again"
+    ]
 
 
 def test_a_line_of_text(data):
@@ -327,6 +338,18 @@ def test_a_sweep_goes_on_with_the_data_that_it_was_begun_with(tmp_path):
     swap_classes(next(sweep.corners())[1])
     with pytest.raises(ConfigError, match=r"the sweep runs/s was begun with other data:\n .*shapes: class 'disk'"):
         tune._refuse_other_data("runs/s", before, tune._check_corners(sweep, cluster))
+
+
+def test_no_trial_of_a_sweep_begins_on_other_data(tmp_path):
+    """Prepared again while the sweep is running: a trial that starts afterwards has no record of its own yet."""
+    trial = next(load_sweep(write(tmp_path)).corners())[1].model_copy(update={"storage": str(tmp_path / "s")})
+    tune._require_data_of_sweep(trial)  # there is no record of a sweep
+    found = {trial.data.uri: training_data(trial.data)[1]}
+    write_record(locate(tmp_path / "s" / "sweep.json"), "definition", Record({}, {}, found))
+    tune._require_data_of_sweep(trial)
+    swap_classes(trial)
+    with pytest.raises(ConfigError, match=r"was begun with other data:\n .*shapes: class 'disk'"):
+        tune._require_data_of_sweep(trial)
 
 
 def test_a_capture_knows_its_data(tmp_path, data):
