@@ -73,13 +73,14 @@ class Place(NamedTuple):
         return Path(shutil.copytree(self.whole, self.root))
 
 
-@pytest.fixture(autouse=True)
-def _quickly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+@pytest.fixture(autouse=True, scope="module")
+def _quickly() -> Iterator[None]:
     """Nothing waits for another machine or a better moment, and what hangs is ended with its stack."""
-    for name, seconds in {"BEAT_S": 60.0, "DEAD_AFTER_S": 0.0, "SETTLE_S": 0.0, "_POLL_S": 0.0}.items():
-        monkeypatch.setattr(lease, name, seconds)
-    monkeypatch.setattr(copies, "PAUSES_S", (0.0, 0.0))
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        for name, seconds in {"BEAT_S": 60.0, "DEAD_AFTER_S": 0.0, "SETTLE_S": 0.0, "_POLL_S": 0.0}.items():
+            patch.setattr(lease, name, seconds)
+        patch.setattr(copies, "PAUSES_S", (0.0, 0.0))
+        yield
     faulthandler.cancel_dump_traceback_later()
 
 
@@ -212,8 +213,8 @@ def write_on(place: Place) -> None:
         store.save({"model": {}}, step=step, epoch=step // 3, metrics={})
 
 
-@pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+@pytest.fixture(scope="module")
+def opened() -> Iterator[list[str]]:
     """The paths that are opened, written or removed through `Location`, by which all names in records go."""
     found: list[str] = []
 
@@ -224,11 +225,12 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             found.append(self.path)
             return whole(self, *args)
 
-        monkeypatch.setattr(Location, name, noted)
+        patch.setattr(Location, name, noted)
 
-    for name in ("open_input", "open_output", "read_bytes", "replace", "delete", "mkdir", "clear", "children"):
-        noting(name)
-    return found
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("open_input", "open_output", "read_bytes", "replace", "delete", "mkdir", "clear", "children"):
+            noting(name)
+        yield found
 
 
 def check(place: Place, opened: list[str]) -> dict[str, list[str]]:

@@ -131,14 +131,15 @@ class TrialStore:
         later = re.compile(rf"{re.escape(self.name)}-(\d{{3,9}})")
         for name in sorted(self.directory.children()):
             found = later.fullmatch(name)
-            if found and int(found[1]) >= len(self.trials):
-                for record in ("trial.json", "run.json"):
-                    if (self.directory / name / record).exists():
-                        raise ConfigError(
-                            f"{self._file(len(self.trials))} is missing, and there is {self.directory / name / record}: "
-                            "records of the sweep were lost, and its next trial would take the place of another one. "
-                            "Restore the record, or move the sweep away or choose another name="
-                        )
+            if not found or int(found[1]) < len(self.trials):
+                continue
+            for record in (self.directory / name / file for file in ("trial.json", "run.json")):
+                if record.exists():
+                    raise ConfigError(
+                        f"{self._file(len(self.trials))} is missing, and there is {record}: records of the sweep were "
+                        "lost, and its next trial would take the place of another one. Restore the record, or move the "
+                        "sweep away or choose another name="
+                    )
 
     def _name(self, number: int) -> str:
         return f"{self.name}-{number:03d}"
