@@ -16,7 +16,7 @@ from mgdet.structures import Batch, Targets
 
 logger = logging.getLogger(__name__)
 
-_KINDS = {"model": dict, "config": dict, "step": int, "epoch": (int, float)}
+_KINDS: dict[str, type | tuple[type, ...]] = {"model": dict, "config": dict, "step": int, "epoch": (int, float)}
 """What stands in a capture beside its batches and the data set."""
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mgdet.assign import MaxIoU, MutualLabeling
+from mgdet.errors import CheckpointError
 from mgdet.runs.launch import prepare
 from mgdet.tracking import NullTracker
 from mgdet.training.checkpoint import CheckpointStore, read_checkpoint
@@ -126,6 +127,26 @@ def test_checkpoint_holds_what_it_promises(straight):
     assert state["position"]["epoch"] == 2
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"generators": None},
+        {"generators": [{"torch": torch.zeros(3), "python": "[]"}]},
+        {"generators": [{"torch": torch.get_rng_state(), "python": 10_000 * "["}]},
+        {"optimizer": []},
+        {"position": {"step": -1}},
+        {"ema": None},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_a_state_that_could_not_have_been_written_is_refused(straight, changes):
+    state = read_checkpoint(straight.store.path(straight.store.committed()[-1]).path, "newest")
+    before = torch.get_rng_state()
+    with pytest.raises(CheckpointError, match="of another model"):
+        straight.load_state_dict({k: v for k, v in {**state, **changes}.items() if v is not None})
+    torch.set_rng_state(before)
+
+
 def test_best_and_latest_are_kept(tmp_path):
     store = CheckpointStore(str(tmp_path), keep_best=1)
     for step, score in enumerate([0.1, 0.5, 0.3, 0.2, 0.4]):
@@ -135,7 +156,6 @@ def test_best_and_latest_are_kept(tmp_path):
 
 
 def test_a_full_disk_costs_no_checkpoint_that_was_there(tmp_path, monkeypatch):
-    from mgdet.errors import CheckpointError
     from mgdet.storage import Location
     from mgdet.training import checkpoint
 
@@ -153,8 +173,6 @@ def test_a_full_disk_costs_no_checkpoint_that_was_there(tmp_path, monkeypatch):
 
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path):
-    from mgdet.errors import CheckpointError
-
     class Evil:
         def __reduce__(self):
             return (open, (str(tmp_path / "ran"), "w"))
