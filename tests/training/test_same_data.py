@@ -17,7 +17,7 @@ from mgdet.data.writer import write_dataset
 from mgdet.errors import ConfigError
 from mgdet.records import seal, unseal
 from mgdet.runs.config import ClusterConfig
-from mgdet.runs.launch import prepare, train_in_process, training_data
+from mgdet.runs.launch import prepare, train_in_process, training_data, training_images
 from mgdet.runs.record import Record, open_run, save_run, write_record
 from mgdet.storage import locate
 from mgdet.structures import Category
@@ -344,6 +344,7 @@ def test_no_trial_of_a_sweep_begins_on_other_data(tmp_path):
     """Prepared again while the sweep is running: a trial that starts afterwards has no record of its own yet."""
     trial = next(load_sweep(write(tmp_path)).corners())[1].model_copy(update={"storage": str(tmp_path / "s")})
     tune._require_data_of_sweep(trial)  # there is no record of a sweep
+    training_images(trial.data)
     found = {trial.data.uri: training_data(trial.data)[1]}
     write_record(locate(tmp_path / "s" / "sweep.json"), "definition", Record({}, {}, found))
     tune._require_data_of_sweep(trial)
