@@ -368,3 +368,17 @@ def test_a_link_among_the_unsent_artifacts_sends_nothing_from_outside(tmp_path):
     outbox.put("text", "a.txt")
     (tmp_path / "unsent" / "link.txt").symlink_to(tmp_path / "secret")
     assert [p.name for p in outbox.waiting()] == ["a.txt"]
+
+
+def test_a_link_in_the_place_of_the_unsent_artifacts_is_not_followed(tmp_path):
+    """What is sent is removed."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    for name in ("a.txt", ".incoming-1"):
+        (outside / name).write_text("PLANTED")
+    (tmp_path / "unsent").symlink_to("outside")
+    outbox = Outbox(tmp_path / "unsent")
+    assert outbox.waiting() == []
+    with pytest.raises(ValueError, match="is a link, which is not followed"):
+        outbox.put("text", "b.txt")
+    assert sorted(p.name for p in outside.iterdir()) == [".incoming-1", "a.txt"]

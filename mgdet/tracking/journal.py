@@ -162,12 +162,17 @@ def _value(value: object) -> float:
 
 
 class Outbox:
-    """The directory unsent_artifacts/: a copy of each artifact, under its own name, until the store has it."""
+    """The directory unsent_artifacts/: a copy of each artifact, under its own name, until the store has it.
+
+    A link in its place is not followed: what lies behind it is not ours to send and to remove.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._lock = threading.Lock()
-        for left in root.glob(f"{_INCOMING}*"):  # copies that a killed process did not finish
+        for left in (
+            () if root.is_symlink() else root.glob(f"{_INCOMING}*")
+        ):  # copies that a killed process did not finish
             with contextlib.suppress(OSError):
                 left.unlink()
 
@@ -176,6 +181,8 @@ class Outbox:
         pure = PurePosixPath(name)
         if not pure.name or pure.is_absolute() or ".." in pure.parts:
             raise ValueError(f"artifact name {name!r}: it must be a relative path such as pictures/score_iou.png")
+        if self.root.is_symlink():
+            raise ValueError(f"{self.root} is a link, which is not followed")
         target = self.root / pure
         target.parent.mkdir(parents=True, exist_ok=True)
         incoming = self.root / f"{_INCOMING}{os.getpid()}-{threading.get_ident()}"
@@ -189,7 +196,7 @@ class Outbox:
     def waiting(self) -> list[Path]:
         """The files that still have to be sent, the oldest first."""
         ages: dict[Path, int] = {}
-        for path in self.root.rglob("*"):
+        for path in () if self.root.is_symlink() else self.root.rglob("*"):
             # `put` makes no links: one would send a file from outside
             if path.is_file() and not path.is_symlink() and not path.name.startswith(_INCOMING):
                 with contextlib.suppress(FileNotFoundError):  # sent meanwhile

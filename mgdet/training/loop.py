@@ -38,7 +38,7 @@ from mgdet.training.evaluate import evaluate
 from mgdet.training.generators import generator_state, make_reproducible, set_generator_state
 from mgdet.training.nonfinite import capture, non_finite_error
 from mgdet.training.optim import EMA, build_optimizer
-from mgdet.training.origin import data_of, data_of_run, refuse_other_data
+from mgdet.training.origin import data_of, data_of_run, refuse_other_data, tell_other_evaluation
 from mgdet.training.pictures import log_pictures
 from mgdet.training.position import Position
 from mgdet.training.precision import emulation, gradient_scaler
@@ -179,6 +179,7 @@ class Worker:
         refuse_other_data(self.experiment, data_of(state), self.data)
         self.load_state_dict(state)
         if self.world.is_main:
+            tell_other_evaluation(self.experiment, state)
             logger.info("resuming at epoch %d, step %d from %s", self.position.epoch, info.step, self.store.path(info))
 
     # --- state

@@ -10,6 +10,7 @@ from mgdet.tracking import NullTracker
 from mgdet.training.checkpoint import CheckpointStore, read_checkpoint
 from mgdet.training.distributed import World
 from mgdet.training.loop import Worker
+from mgdet.training.origin import tell_other_evaluation
 from tests.small import STATEFUL, small_experiment
 
 CPU = World(0, 1, torch.device("cpu"))
@@ -145,6 +146,20 @@ def test_a_state_that_could_not_have_been_written_is_refused(straight, changes):
     with pytest.raises(CheckpointError, match="of another model"):
         straight.load_state_dict({k: v for k, v in {**state, **changes}.items() if v is not None})
     torch.set_rng_state(before)
+
+
+def test_other_rules_of_evaluation_are_told(straight, caplog):
+    """They do not decide the weights, so that a run may go on with them."""
+    state = read_checkpoint(straight.store.path(straight.store.committed()[-1]).path, "newest")
+    now = straight.experiment
+    tell_other_evaluation(now, state)
+    tell_other_evaluation(now, {"config": "name: x"})
+    faster = now.evaluation.model_copy(update={"backend": "pycocotools"})
+    tell_other_evaluation(now.model_copy(update={"evaluation": faster}), state)
+    assert caplog.text == ""
+    other = now.evaluation.model_copy(update={"protocol": "voc12"})
+    tell_other_evaluation(now.model_copy(update={"evaluation": other}), state)
+    assert "evaluation.protocol was coco up to the newest checkpoint and is voc12 now" in caplog.text
 
 
 def test_best_and_latest_are_kept(tmp_path):
