@@ -14,7 +14,7 @@ from mgdet.cluster.session import check_shared, scale_up, session
 from mgdet.cluster.train import run_trial
 from mgdet.config import Experiment, validate
 from mgdet.data.findings import examine_data
-from mgdet.data.fingerprint import data_differences
+from mgdet.data.fingerprint import data_differences, proven_equal
 from mgdet.errors import LASTING, ClusterError, ConfigError, Interrupted
 from mgdet.plugins import load_plugins
 from mgdet.provenance import as_tags, made_by
@@ -198,9 +198,18 @@ def _completed(there: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_other_data(uri: str, there: dict[str, Any], here: dict[str, Any]) -> None:
-    """Raise `ConfigError` where a data set of the sweep is not the one that it began with; both by location."""
+    """Raise `ConfigError` where a data set of the sweep is not the one that it began with; both by location.
+
+    One that was moved is known by its content. Sweeps of earlier versions do not know their data.
+    """
     lines = [
         f"{place}: {line}" for place in here if place in there for line in data_differences(there[place], here[place])
+    ]
+    moved = [place for place in here if there and place not in there]
+    lines += [
+        f"{place}: none of those that it began with, {', '.join(there)}"
+        for place in moved
+        if not any(proven_equal(known, here[place]) for known in there.values())
     ]
     if lines:
         raise ConfigError(

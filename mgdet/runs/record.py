@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mgdet.config import Experiment
-from mgdet.data.fingerprint import Fingerprint, data_differences, recorded
+from mgdet.data.fingerprint import Fingerprint, data_differences, proven_equal, recorded
 from mgdet.errors import ConfigError
 from mgdet.files import cache_directory
 from mgdet.lease import OWNER, owned
@@ -25,6 +25,7 @@ from mgdet.training.precision import Precision
 
 logger = logging.getLogger(__name__)
 
+DATA = "data.uri"
 PRECISION = "train.precision"
 _RUN_ID = re.compile(r"[A-Za-z0-9][\w.:-]{0,255}", re.ASCII)
 
@@ -110,6 +111,8 @@ def open_run(experiment: Experiment, data: Fingerprint | None = None) -> Record 
         return None
     if wanted[PRECISION] == "auto":  # which is what it became when the run began
         wanted[PRECISION] = record.identity.get(PRECISION)
+    if data and proven_equal(record.data, data):  # they may have been moved, with the whole project perhaps
+        wanted[DATA] = record.identity.get(DATA)
     different = differences(record.identity, wanted)
     other_data = bool(data and data_differences(record.data, data))
     if (different or other_data) and not store.committed():

@@ -204,6 +204,25 @@ def test_a_run_that_was_stopped_does_not_go_on_with_other_classes(tmp_path, monk
     assert [i.step for i in CheckpointStore(e.run_uri).committed()] == before == [3]
 
 
+def test_a_project_that_was_moved_goes_on(finished, tmp_path):
+    """With its data, which lie elsewhere now: their content decides, and the rest of the configuration."""
+    place = tmp_path / "moved"
+    shutil.copytree(Path(finished.data.uri).parent, place)
+    moved = small_experiment(place, data__generate=None, train__epochs=1)
+    assert moved.data.uri != finished.data.uri
+    data = training_data(moved.data)[1]
+    assert open_run(moved, data) is not None
+    assert train_in_process(moved)[0].already_finished
+    with pytest.raises(ConfigError, match=r"another configuration:\n  seed: 0 there, 1 asked for\nThe same storage"):
+        open_run(small_experiment(place, data__generate=None, train__epochs=1, seed=1), data)
+    unknown = copy.deepcopy(data)
+    unknown["splits"]["val"]["content"] = None
+    with pytest.raises(ConfigError, match=r"data\.uri: "):
+        open_run(moved, unknown)
+    with pytest.raises(ConfigError, match=r"data\.uri: "):
+        open_run(moved)
+
+
 def test_a_split_that_was_prepared_anew(finished, tmp_path):
     e = again(finished, tmp_path)
     generate_shapes(e.data.uri, ShapesConfig(train=6, val=3, size=64, seed=1), overwrite=True)
@@ -335,6 +354,11 @@ def test_a_sweep_goes_on_with_the_data_that_it_was_begun_with(tmp_path):
     assert found["splits"].keys() == {"train", "val"}
     tune._refuse_other_data("runs/s", before, tune._check_corners(sweep, cluster))
     tune._refuse_other_data("runs/s", {}, before)
+    tune._refuse_other_data("runs/s", before, {"elsewhere": found})
+    other = copy.deepcopy(found)
+    other["splits"]["val"]["content"] = "0" * 64
+    with pytest.raises(ConfigError, match="elsewhere: none of those that it began with"):
+        tune._refuse_other_data("runs/s", before, {"elsewhere": other})
     swap_classes(next(sweep.corners())[1])
     with pytest.raises(ConfigError, match=r"the sweep runs/s was begun with other data:\n .*shapes: class 'disk'"):
         tune._refuse_other_data("runs/s", before, tune._check_corners(sweep, cluster))
