@@ -69,6 +69,10 @@ class Place(NamedTuple):
     says: set[str]
     """All that is read from it, and where one of its checkpoints is missing."""
 
+    def __repr__(self) -> str:
+        """In the report of a failing example."""
+        return f"Place({self.root})"
+
     def copy(self) -> Path:
         shutil.rmtree(self.root, ignore_errors=True)
         return Path(shutil.copytree(self.whole, self.root))
