@@ -248,6 +248,14 @@ def test_a_run_record_that_could_not_have_been_written(tmp_path, changes):
         read_record(locate(tmp_path / "run.json"), "learned")
 
 
+def test_a_training_does_not_move_into_the_directory_of_a_sweep(tmp_path):
+    """Both would write one journal there, and ask each other's workers to stop."""
+    experiment = small_experiment(tmp_path)
+    write_record(locate(experiment.run_uri) / "sweep.json", "definition", Record({}, {}))
+    with pytest.raises(ConfigError, match="small is a sweep, not a training"):
+        open_run(experiment)
+
+
 def test_a_run_record_of_an_earlier_version(tmp_path):
     experiment = small_experiment(tmp_path)
     save_run(experiment, experiment, {"mlflow": "id"})

@@ -100,11 +100,16 @@ def open_run(experiment: Experiment, data: Fingerprint | None = None) -> Record 
     A run whose record is lost is known by its newest checkpoint.
 
     Raises:
-        ConfigError: it exists with another experiment, or other data; the message lists what differs.
+        ConfigError: it exists with another experiment, or other data, and the message lists what differs; or there is
+            a sweep.
     """
     store = CheckpointStore(experiment.run_uri)
     record = read_record(locate(experiment.run_uri) / "run.json", "learned")
     wanted = plain(experiment.identity())
+    if record is None and read_record(locate(experiment.run_uri) / "sweep.json", "definition"):
+        raise ConfigError(
+            f"{experiment.run_uri} is a sweep, not a training; give the training another name={experiment.name}-2"
+        )
     if record is None:
         record = _from_checkpoint(store, wanted)
     if record is None:
