@@ -45,3 +45,7 @@ class Interrupted(MgdetError):
 
 class NonFiniteError(MgdetError):
     """A loss or gradient that became NaN or infinite."""
+
+
+LASTING = (ConfigError, DataError, CheckpointError, NonFiniteError)
+"""Errors that a second try would meet again."""

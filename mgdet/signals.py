@@ -4,9 +4,11 @@
         ...  # the first signal calls `ask_workers`, the second raises KeyboardInterrupt
 
 Outside `on_stop` there is nothing to put in order, and the first one raises it. `received` then tells which signal it
-was, and so the exit status. Libraries that put handlers of their own in place are called within `keep`.
+was, and so the exit status. A library cannot put handlers of its own in place within `on_stop`. Those that do so while
+they start are called within `keep`.
 """
 
+import logging
 import os
 import signal
 import threading
@@ -15,6 +17,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SAME_S = 0.5
@@ -56,20 +60,52 @@ def heed() -> Iterator[None]:
 
 
 @contextmanager
-def on_stop(action: Callable[[], object], says: str = "stopping at the next checkpoint") -> Iterator[None]:
+def on_stop(
+    action: Callable[[], object] = lambda: None, says: str = "stopping at the next checkpoint"
+) -> Iterator[None]:
     """Call `action` at the first signal within the block, and say so; the second raises `KeyboardInterrupt`.
 
-    Outside the main thread, where Python allows no handler, signals are left as they are.
+    Without an action the block ends first, unless there is a second signal. Outside the main thread, where Python
+    allows no handler, signals are left as they are.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    with heed():
+    with heed(), _unchanged():
         _state.actions.append((action, says))
         try:
             yield
         finally:
             _state.actions.pop()
+
+
+@contextmanager
+def _unchanged() -> Iterator[None]:
+    """Let no library replace the handlers of both signals by `signal.signal` within the block.
+
+    Ray Train does, with one for Ctrl-C that aborts a training without a checkpoint, and has no option not to. Another
+    version may do it elsewhere, so that this is done to Python's function and not to Ray's. A handler that came past it
+    is told.
+    """
+    whole, process = signal.signal, os.getpid()
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+
+    def set_others(number: int, handler: Any) -> Any:
+        ours = number in STOP_SIGNALS and os.getpid() == process  # a process that was forked decides for itself
+        return signal.getsignal(number) if ours else whole(number, handler)
+
+    signal.signal = set_others  # type: ignore[assignment]  # it takes and gives what the whole one does
+    try:
+        yield
+    finally:
+        signal.signal = whole
+        for number, handler in before.items():
+            if signal.getsignal(number) is not handler:
+                logger.warning(
+                    "a library has replaced the handler of %s, so that it may have ended the work without a checkpoint",
+                    signal.Signals(number).name,
+                )
+                signal.signal(number, handler)
 
 
 def interrupt() -> None:

@@ -7,6 +7,7 @@ Boxes are `(x1, y1, x2, y2)` in pixels of the padded network input unless said o
 
 import dataclasses
 import itertools
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -237,6 +238,22 @@ class Category:
 
     id: int
     name: str
+
+
+def read_categories(text: object) -> tuple[Category, ...]:
+    """The classes that a checkpoint names, JSON `[[id, name], ...]` in order of the label.
+
+    Raises `ValueError` where it is anything else.
+    """
+    try:
+        found = json.loads(text) if isinstance(text, str) else None
+    except RecursionError:
+        found = None
+    if not isinstance(found, list) or not all(
+        isinstance(pair, list) and [type(part) for part in pair] == [int, str] for pair in found
+    ):
+        raise ValueError("expected a list of pairs of an id and a name")
+    return tuple(Category(id_, name) for id_, name in found)
 
 
 def unique_names(categories: Sequence[Category]) -> list[str]:

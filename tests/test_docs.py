@@ -255,6 +255,20 @@ def test_every_figure_of_a_fault_comes_from_a_test():
         assert any(re.fullmatch(re.sub(r"\\\{.*?\\\}", ".*", re.escape(n)), fault) for n in notes), (fault, notes)
 
 
+def test_every_test_that_a_page_names_is_there():
+    """As `tests/x.py::test_y`, or `::test_z` for one more of the file that was named last."""
+    named = 0
+    for page in (ROOT / "docs").rglob("*.md"):
+        file = None
+        for path, test in re.findall(r"`(tests/[\w/]+\.py)?(?:::(\w+))?`", page.read_text()):
+            file = path or file
+            if file and (path or test):
+                assert (ROOT / file).exists(), f"{page.name} names {file}"
+                assert not test or f"def {test}(" in (ROOT / file).read_text(), f"{page.name} names {file}::{test}"
+                named += bool(test)
+    assert named > 60
+
+
 def test_configurations_of_published_rows_load(tmp_path):
     """Those that docs/papers/published.md spells out, with the overrides of its table."""
     text, files = (ROOT / "docs/papers/published.md").read_text(), {}

@@ -1,5 +1,6 @@
 """`jobs/evaluate.py`: the training's own numbers from its checkpoint, and what is said where that cannot be."""
 
+import copy
 import json
 import os
 import pickle
@@ -15,6 +16,7 @@ from mgdet.config import Experiment
 from mgdet.data import ShardedDataset
 from mgdet.errors import CheckpointError
 from mgdet.inference import evaluate as evaluation
+from mgdet.inference.evaluate import _tell_other_data
 from mgdet.inference.load import _sharing, load_detector
 from mgdet.records import seal, unseal
 from mgdet.text import metric_text
@@ -235,6 +237,21 @@ def test_other_classes_are_refused_by_name_and_order(run, tmp_path):
     assert f"{tmp_path}/swapped has 6: 2 square, 1 disk" in change("swapped", lambda c: c.insert(0, c.pop(1)))
     assert "has 6: 1 disk, 2 square, 3 triangle, 4 star, 5 ring, 9" in change("id", lambda c: c[5].update(id=9))
     assert "from number 6 on" in change("more", lambda c: c.append({"id": 7, "name": "dot"}))
+
+
+@pytest.mark.slow
+def test_data_that_were_prepared_again_are_told(run, caplog):
+    """At the place of the training. Where other data are asked for, nobody is surprised."""
+    trained = load_detector(str(run.directory))
+    data = ShardedDataset(trained.experiment.data.uri, "val")
+    _tell_other_data(trained, data)
+    _tell_other_data(trained._replace(data={}), data)  # a checkpoint of an earlier version
+    assert caplog.text == ""
+    before = copy.deepcopy(trained.data)
+    before["splits"]["val"]["content"] = "0" * 64
+    _tell_other_data(trained._replace(data=before), data)
+    assert "was trained on other data than are at" in caplog.text
+    assert "split 'val' has as many images and boxes, but another content (000000000000 there" in caplog.text
 
 
 @pytest.mark.slow

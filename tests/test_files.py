@@ -23,9 +23,11 @@ from mgdet.inference.output import JsonFile
 from mgdet.models import initialise
 from mgdet.runs.launch import absolute
 from mgdet.runs.record import log_directory
+from mgdet.runs.stop import StopRequest
 from mgdet.safe_load import load_tensors
 from mgdet.storage import locate
 from mgdet.tracking import Mlflow, NewRun
+from mgdet.tracking.journal import Journal
 from tests.small import small_experiment
 
 
@@ -158,6 +160,20 @@ def test_pipes_beside_a_run(tmp_path):
     assert Mlflow(uri=f"sqlite:///{tmp_path}/mlflow.db").start(NewRun("x")) is None, "no MLflow is no reason to wait"
     with pytest.raises(MgdetError, match="is a named pipe"):
         JsonFile(str(tmp_path / "mlflow.db.lock"))
+
+
+def test_a_pipe_in_the_place_of_the_journal(tmp_path, caplog):
+    """Neither reading nor writing waits for somebody at its other end."""
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    journal = Journal(tmp_path / "metrics.jsonl")
+    journal.append({"train/loss": 1.0}, step=1, time=1.0)
+    assert (list(journal.points()), journal.lost) == ([], 1)
+    assert "it is a named pipe, not a regular file" in caplog.text
+
+
+def test_a_directory_in_the_place_of_a_request_stops_nothing(tmp_path):
+    (tmp_path / "stop").mkdir()
+    assert not StopRequest(str(tmp_path)).exists()
 
 
 @pytest.mark.parametrize("workers", ["0", "-1", "1000000000"])

@@ -231,6 +231,11 @@ def test_a_run_record_is_read_back(tmp_path):
         {"run_ids": {"mlflow": ""}},
         {"run_ids": []},
         {"data": []},
+        {"data": {"classes": [1]}},
+        {"data": {"classes": [[1.5, "x"]]}},
+        {"data": {"splits": {"train": 3}}},
+        {"data": {"splits": {"train": {"images": -1, "boxes": 0}}}},
+        {"data": {"more": 1}},
         {"learned": [1]},
         {"x": 1},
     ],
@@ -241,6 +246,14 @@ def test_a_run_record_that_could_not_have_been_written(tmp_path, changes):
     rewrite(tmp_path / "run.json", **changes)
     with pytest.raises(ConfigError, match=r"run\.json is damaged"):
         read_record(locate(tmp_path / "run.json"), "learned")
+
+
+def test_a_training_does_not_move_into_the_directory_of_a_sweep(tmp_path):
+    """Both would write one journal there, and ask each other's workers to stop."""
+    experiment = small_experiment(tmp_path)
+    write_record(locate(experiment.run_uri) / "sweep.json", "definition", Record({}, {}))
+    with pytest.raises(ConfigError, match="small is a sweep, not a training"):
+        open_run(experiment)
 
 
 def test_a_run_record_of_an_earlier_version(tmp_path):
@@ -363,3 +376,17 @@ def test_a_link_among_the_unsent_artifacts_sends_nothing_from_outside(tmp_path):
     outbox.put("text", "a.txt")
     (tmp_path / "unsent" / "link.txt").symlink_to(tmp_path / "secret")
     assert [p.name for p in outbox.waiting()] == ["a.txt"]
+
+
+def test_a_link_in_the_place_of_the_unsent_artifacts_is_not_followed(tmp_path):
+    """What is sent is removed."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    for name in ("a.txt", ".incoming-1"):
+        (outside / name).write_text("PLANTED")
+    (tmp_path / "unsent").symlink_to("outside")
+    outbox = Outbox(tmp_path / "unsent")
+    assert outbox.waiting() == []
+    with pytest.raises(ValueError, match="is a link, which is not followed"):
+        outbox.put("text", "b.txt")
+    assert sorted(p.name for p in outside.iterdir()) == [".incoming-1", "a.txt"]

@@ -1,10 +1,16 @@
 """Runs and data in an object store: everything goes through a server on this machine that speaks S3."""
 
+import contextlib
+import multiprocessing
 import os
 import signal
 
 import pytest
 
+from mgdet import lease
+from mgdet.errors import OwnedError
+from mgdet.lease import OWNER, owned
+from mgdet.records import unseal
 from mgdet.runs.compare import compare_metrics
 from mgdet.runs.reproduce import journal_of
 from mgdet.storage import locate
@@ -71,3 +77,88 @@ def test_a_bucket_that_is_not_there_is_named(uri, tmp_path):
     assert done.returncode == 2, done.output
     assert "nowhere" in done.output
     assert "Traceback" not in done.output
+
+
+# --- owners
+
+CONTEXT = multiprocessing.get_context("spawn")  # AWS's library does not survive a fork
+
+
+def on_machine(machine: str, **seconds: float) -> None:
+    """Let this process be on another machine, and keep to other times."""
+    lease._machine = lambda: machine
+    for name, value in seconds.items():
+        setattr(lease, name, value)
+
+
+def compete(place, number, begin, over, owners):
+    """One of several that start together, each on a machine of its own; the winner stays until all know."""
+    on_machine(f"machine {number}", BEAT_S=0.2, DEAD_AFTER_S=60.0, SETTLE_S=8.0, _POLL_S=0.1)
+    begin.wait(120)
+    with contextlib.suppress(OwnedError), owned(locate(place) / OWNER, "the run"):
+        owners.put(number)
+        over.wait(200)
+        return
+    over.wait(200)
+
+
+def test_one_owner_in_a_bucket(uri):
+    """Of three machines that start together one wins, and the others are refused."""
+    begin, over, owners = CONTEXT.Barrier(3), CONTEXT.Barrier(3), CONTEXT.Queue()
+    processes = [CONTEXT.Process(target=compete, args=(uri("together"), n, begin, over, owners)) for n in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(300)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert owners.get(timeout=60) in range(3)
+    assert owners.empty()
+    assert not (locate(uri("together")) / OWNER).exists()
+
+
+def hold(place, ready):
+    on_machine("another machine", BEAT_S=0.2, SETTLE_S=0.1)
+    with owned(locate(place) / OWNER, "the run"):
+        ready.set()
+        CONTEXT.Event().wait()
+
+
+def test_a_dead_owner_in_a_bucket_is_followed(uri, monkeypatch):
+    """One on another machine, whose process nobody can look at: refused while it shows itself, then followed."""
+    ready, file = CONTEXT.Event(), locate(uri("held")) / OWNER
+    process = CONTEXT.Process(target=hold, args=(uri("held"), ready))
+    process.start()
+    assert ready.wait(120)
+    for name, seconds in {"DEAD_AFTER_S": 60.0, "SETTLE_S": 0.1, "_POLL_S": 0.1}.items():
+        monkeypatch.setattr(lease, name, seconds)
+    with (
+        pytest.raises(OwnedError, match=rf"the run is being written by process {process.pid} on"),
+        owned(file, "the run"),
+    ):
+        pytest.fail("two owners")
+    process.kill()
+    process.join()
+    monkeypatch.setattr(lease, "DEAD_AFTER_S", 1.0)
+    with owned(file, "the run"):
+        assert unseal(file.read_bytes())["pid"] == os.getpid()
+    assert not file.exists()
+
+
+def test_two_drivers_on_one_run_in_a_bucket(uri, tmp_path):
+    """Started together, with two learning rates: one trains to its end, the other one never touches the run."""
+    jobs = []
+    for rate in (1e-3, 5e-2):
+        directory = tmp_path / f"{rate:g}"
+        directory.mkdir()
+        optimizer = {"name": "sgd", "lr": rate, "momentum": 0}
+        path, log = job(experiment(tmp_path, uri, name="both", train__optimizer=optimizer), directory)
+        jobs.append((Job("train", [path], log, directory=tmp_path), rate, log))
+    statuses = {rate: driver.wait(600) for driver, rate, _ in jobs}
+    logs = {rate: log.read_text() for _, rate, log in jobs}
+    assert sorted(statuses.values()) == [0, 2], logs
+    winner, loser = sorted(statuses, key=statuses.get)
+    assert "is being written by process" in logs[loser] or "exists with another configuration" in logs[loser]
+    record = unseal((locate(uri("runs/both")) / "run.json").read_bytes())
+    assert record["learned"]["train.optimizer.lr"] == winner
+    assert CheckpointStore(uri("runs/both")).committed()[-1].step == 12
+    assert not (locate(uri("runs/both")) / OWNER).exists()

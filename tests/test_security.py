@@ -438,7 +438,7 @@ BOMB = "<!DOCTYPE a [<!ENTITY a0 'ha'>" + "".join(
 
 @pytest.mark.parametrize("content", ["pickle", "yaml", "entity expansion", "external entity", "deep nesting"])
 def test_annotations_are_json_and_nothing_else(tmp_path, canary, content):
-    """There is no reader of XML in mgdet: a file of Pascal VOC's kind is refused before any entity is looked at."""
+    """Of COCO's format. A file of another kind is refused before any entity is looked at."""
     secret = tmp_path / "secret.txt"
     secret.write_text("PLANTED")
     data = {

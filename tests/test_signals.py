@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM: the first stops in order, the second at once; with real signals, here and to other processes."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -89,6 +90,58 @@ def test_a_library_cannot_keep_its_own_handlers(number, status):
             signal.signal(number, signal.SIG_IGN)
         with pytest.raises(KeyboardInterrupt):
             send(number)
+
+
+@BOTH
+def test_a_library_cannot_replace_them_while_there_is_something_to_put_in_order(number, status):
+    """As Ray Train does when a training begins. Other signals are its own affair, and so are its processes."""
+    asked, others = [], signal.getsignal(signal.SIGUSR1)
+    with on_stop(lambda: asked.append(1)):
+        ours = signal.getsignal(number)
+        assert signal.signal(number, signal.SIG_IGN) is ours
+        assert signal.getsignal(number) is ours
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
+        if not (child := os.fork()):
+            signal.signal(number, signal.SIG_IGN)
+            os._exit(signal.getsignal(number) is not signal.SIG_IGN)
+        assert os.waitpid(child, 0)[1] == 0
+        send(number)
+    assert asked == [1]
+    signal.signal(signal.SIGUSR1, others)
+
+
+def test_a_handler_that_came_past_is_told(caplog):
+    import _signal
+
+    with on_stop():
+        _signal.signal(signal.SIGINT, lambda *_: None)
+    assert "a library has replaced the handler of SIGINT" in caplog.text
+
+
+def test_a_block_without_an_action_ends_first(monkeypatch, capfd):
+    monkeypatch.setattr(signals, "SAME_S", 0.0)
+    ended = []
+    with heed():
+        with on_stop(says="ending the run"):
+            send(signal.SIGTERM)
+            ended.append(1)
+        with pytest.raises(KeyboardInterrupt), on_stop(says="ending the run"):
+            send(signal.SIGTERM)
+    assert ended == [1]
+    assert "ending the run; a second signal stops at once" in capfd.readouterr().err
+
+
+def test_the_workers_keep_a_request_when_the_driver_stops_at_once(tmp_path):
+    stop = StopRequest(str(tmp_path))
+    stop.create()
+    for error, kept in ((KeyboardInterrupt, True), (RuntimeError, False), (None, False)):
+        with pytest.raises(error) if error else contextlib.nullcontext(), stop.offered():
+            assert not stop.exists()
+            stop.create()
+            if error:
+                raise error
+        assert stop.exists() is kept
 
 
 def test_an_exit_that_a_library_makes_of_sigterm_is_a_stop():

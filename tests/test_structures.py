@@ -3,7 +3,18 @@
 import pytest
 import torch
 
-from mgdet.structures import Assignment, Batch, Detections, Labels, Predictions, PriorLayout, Priors, pad_targets
+from mgdet.structures import (
+    Assignment,
+    Batch,
+    Category,
+    Detections,
+    Labels,
+    Predictions,
+    PriorLayout,
+    Priors,
+    pad_targets,
+    read_categories,
+)
 
 PRIORS = Priors(torch.arange(24.0).reshape(6, 4), torch.tensor([8.0, 8, 8, 8, 16, 16]), (4, 2), PriorLayout(True, 1))
 
@@ -92,3 +103,21 @@ def test_fields_and_images_are_not_confused():
         list(batch())
     with pytest.raises(TypeError):
         _, _ = Assignment(Labels(torch.zeros(2, 3), torch.zeros(2, 3)), Labels(torch.zeros(2, 3), torch.zeros(2, 3)))
+
+
+def test_the_classes_of_a_checkpoint():
+    assert read_categories('[[7, "a"], [1, "b"]]') == (Category(7, "a"), Category(1, "b"))
+    assert read_categories("[]") == ()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(None, 3, "", "{", "{}", "3", "[1]", "[[1]]", '[[1.9, "a"]]', '[[true, "a"]]', "[[1, 2]]", '[[1, "a", 2]]'),
+        *('["ab"]', 10_000 * "[", 5_000 * "9"),
+    ],
+    ids=lambda text: str(text)[:12],
+)
+def test_what_no_checkpoint_says_of_its_classes(text):
+    with pytest.raises(ValueError):  # noqa: PT011  # whoever reads them words it
+        read_categories(text)

@@ -9,18 +9,21 @@ from typing import Any
 from ray import tune
 
 from mgdet import errors
+from mgdet.bounded import within
 from mgdet.cluster.search import trial_experiment
 from mgdet.runs.record import journal_copies, log_directory, open_run
 from mgdet.sweep.config import ASHA, Sweep
 from mgdet.sweep.study_file import StudyFile
 from mgdet.sweep.table import headline, table
-from mgdet.sweep.trials import Trial, TrialStore
+from mgdet.sweep.trials import FAILURE, State, Trial, TrialStore
 from mgdet.tracking import RunHandle, Status, Tracking
 
 logger = logging.getLogger(__name__)
 
 _GRACE_S = 5.0
 """Seconds from the end of a trial until its worker, which writes metrics, is certainly gone."""
+ABANDON_S = 60.0
+"""The longest time in which the runs of all trials are ended when a sweep has to stop at once."""
 
 
 class Recorder(tune.Callback):  # type: ignore[misc]  # ray has no types
@@ -52,8 +55,11 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # ray has no types
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """Record an evaluation of the trial, unless a restart only repeats it."""
+        """Record an evaluation of the trial, unless a restart only repeats it; or that it failed for good."""
         known = self._trial(trial)
+        if FAILURE in result:
+            self._set(trial, state="failed", reason=str(result[FAILURE]))
+            return
         if known.add(int(result["epoch"]), result):
             self._save(known)
 
@@ -66,9 +72,11 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # ray has no types
         self._done(trial, "failed", _error(trial))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Record that the trial reached its last epoch, or was stopped before: by the scheduler, or with the sweep."""
+        """Record that the trial reached its last epoch, failed for good, or was stopped, by scheduler or sweep."""
         known = self._trial(trial)
-        if known.epoch >= known.epochs:
+        if known.state == "failed":
+            self._done(trial, "failed", known.reason)
+        elif known.epoch >= known.epochs:
             self._done(trial, "finished", "")
         elif self._stopping():  # its run in the tracker is ended by `settle`, before the sweep ends
             self._set(trial, state="waiting", reason="")
@@ -94,6 +102,22 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # ray has no types
         for child in self.tracking.children(self.parent):
             if child.running and child.name in by_name:
                 self._close(by_name[child.name], child.run_id)
+
+    def abandon(self) -> None:
+        """End every run that is still open in the tracker at once, without sending anything, within a bound of time.
+
+        Of trials whose processes may still be there. What they have not sent, the next start of the sweep sends.
+        """
+        try:
+            within(ABANDON_S, self._end_all)
+        except TimeoutError as error:
+            logger.warning("not all runs of trials could be ended: %s; the next start of the sweep ends them", error)
+
+    def _end_all(self) -> None:
+        states = {t.name: t.state for t in self.store.trials}
+        for child in self.tracking.children(self.parent) if self.parent else ():
+            if self.parent and child.running and child.name in states:
+                self.tracking.end(self.parent.sibling(child.run_id), status_of(states[child.name]))
 
     def _trial(self, trial: Any) -> Trial:
         return self.store.trials[int(trial.config["number"])]
@@ -128,10 +152,15 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # ray has no types
             run_id = run.run_ids.get(self.tracking.name) if run else None
         if run_id is None:
             return
-        status: Status = {"finished": "FINISHED", "failed": "FAILED"}.get(trial.state, "KILLED")  # type: ignore[assignment]
         tags = {"mgdet.state": trial.state, **({"mgdet.reason": trial.reason} if trial.reason else {})}
         where = log_directory(experiment), journal_copies(experiment)
-        self.tracking.close_child(self.parent.sibling(run_id), status, tags, *where)
+        self.tracking.close_child(self.parent.sibling(run_id), status_of(trial.state), tags, *where)
+
+
+def status_of(state: State) -> Status:
+    """The status in the tracker of the run of a trial that is not running."""
+    ends: dict[State, Status] = {"finished": "FINISHED", "failed": "FAILED"}
+    return ends.get(state, "KILLED")
 
 
 def why_stopped(sweep: Sweep, trial: Trial) -> str:

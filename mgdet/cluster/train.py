@@ -77,15 +77,7 @@ def _on_cluster(
 
     cluster: ClusterConfig = experiment.cluster
 
-    class Trainer(TorchTrainer):  # type: ignore[misc]  # Ray's class is untyped
-        """Leaves Ctrl-C to `mgdet.signals`: Ray's own handler would abort the training without a checkpoint."""
-
-        controller: Any = None
-
-        def _register_sigint_handler(self, controller: Any) -> None:
-            self.controller = controller
-
-    trainer = Trainer(
+    trainer = TorchTrainer(
         _worker_main,
         train_loop_config={
             "experiment": experiment.model_dump(mode="json"),
@@ -116,14 +108,9 @@ def _on_cluster(
     if isinstance(cluster.workers, tuple):
         limits["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = f"{cluster.start_timeout_s:g}"
     stop = StopRequest(experiment.run_uri)
-    stop.remove()
     try:
-        with environment(limits), on_stop(stop.create):
+        with environment(limits), stop.offered(), on_stop(stop.create):
             outcome = trainer.fit().return_value
-    except KeyboardInterrupt:  # the second signal
-        with contextlib.suppress(Exception):
-            ray.kill(trainer.controller)
-        raise
     except ray.exceptions.OutOfMemoryError as error:
         raise ClusterError(
             f"Ray's memory monitor ended the process that controls the training ({first_line(error)}). {MEMORY_REMEDY} "
@@ -139,8 +126,6 @@ def _on_cluster(
         if isinstance(cause, ray.exceptions.OutOfMemoryError):  # Ray's memory monitor has ended a worker
             again = f"{MEMORY_REMEDY} {again}"
         raise ClusterError(f"training stopped after {cluster.max_failures} restarts: {text}\n{again}") from error
-    finally:
-        stop.remove()
     if isinstance(outcome, dict) and "interrupted" in outcome:
         raise Interrupted(outcome["interrupted"])
 

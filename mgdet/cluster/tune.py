@@ -14,8 +14,8 @@ from mgdet.cluster.session import check_shared, scale_up, session
 from mgdet.cluster.train import run_trial
 from mgdet.config import Experiment, validate
 from mgdet.data.findings import examine_data
-from mgdet.data.fingerprint import data_differences
-from mgdet.errors import ClusterError, ConfigError, Interrupted
+from mgdet.data.fingerprint import data_differences, proven_equal
+from mgdet.errors import LASTING, ClusterError, ConfigError, Interrupted
 from mgdet.plugins import load_plugins
 from mgdet.provenance import as_tags, made_by
 from mgdet.runs.config import ClusterConfig
@@ -29,7 +29,7 @@ from mgdet.storage import child_uri, locate
 from mgdet.sweep.config import Sweep
 from mgdet.sweep.report import report
 from mgdet.sweep.table import table
-from mgdet.sweep.trials import Trial, TrialStore, definition, judged, ranked
+from mgdet.sweep.trials import FAILURE, Trial, TrialStore, definition, judged, ranked
 from mgdet.sweep.warm_start import earlier_trials
 from mgdet.tracking import NewRun, RunHandle, Status, Tracking
 
@@ -104,7 +104,7 @@ def _run(sweep: Sweep, first: Experiment, uri: str, retry_failed: bool) -> Outco
                 tags={"mgdet.sweep": uri, **as_tags(made_by())},
                 headlines=HEADLINES,
                 searched=tuple(sweep.space),
-                data=data_sets(first.data, data[first.data.uri]),
+                data=data_sets(first.data, training_data(first.data)[0], data[first.data.uri]),
             )
         )
         run_ids = {**run_ids, tracking.name: parent.run_id} if parent else run_ids
@@ -121,7 +121,7 @@ def _run(sweep: Sweep, first: Experiment, uri: str, retry_failed: bool) -> Outco
             raise
         finally:
             if parent:
-                with on_stop(lambda: None, "ending the run in the tracker"):
+                with on_stop(says="ending the run in the tracker"):
                     tracking.end(parent, status)
     return outcome
 
@@ -200,9 +200,18 @@ def _completed(there: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_other_data(uri: str, there: dict[str, Any], here: dict[str, Any]) -> None:
-    """Raise `ConfigError` where a data set of the sweep is not the one that it began with; both by location."""
+    """Raise `ConfigError` where a data set of the sweep is not the one that it began with; both by location.
+
+    One that was moved is known by its content. Sweeps of earlier versions do not know their data.
+    """
     lines = [
         f"{place}: {line}" for place in here if place in there for line in data_differences(there[place], here[place])
+    ]
+    moved = [place for place in here if there and place not in there]
+    lines += [
+        f"{place}: none of those that it began with, {', '.join(there)}"
+        for place in moved
+        if not any(proven_equal(known, here[place]) for known in there.values())
     ]
     if lines:
         raise ConfigError(
@@ -211,6 +220,14 @@ def _refuse_other_data(uri: str, there: dict[str, Any], here: dict[str, Any]) ->
             + "\nIts trials could not be compared. "
             "Give the sweep another name=, or set data.uri to the data set that it began with."
         )
+
+
+def _require_data_of_sweep(trial: Experiment) -> None:
+    """Raise `ConfigError` where the data set of a trial was prepared again since its sweep began."""
+    record = read_record(locate(trial.storage) / "sweep.json", "definition")
+    if record is not None:
+        training_images(trial.data)  # draws what is to be drawn
+        _refuse_other_data(trial.storage, record.data, {trial.data.uri: training_data(trial.data)[1]})
 
 
 def _check_corners(sweep: Sweep, cluster: ClusterConfig) -> dict[str, Any]:
@@ -226,7 +243,7 @@ def _check_corners(sweep: Sweep, cluster: ClusterConfig) -> dict[str, Any]:
         key = e.data.model_dump_json(exclude={"transform", "loader"})
         if key not in sizes:
             sizes[key] = training_images(e.data)
-            found = training_data(e.data)
+            found = training_data(e.data)[1]
             data.setdefault(e.data.uri, found)["splits"].update(found["splits"])
         if (seen := e.data.model_dump_json(exclude={"loader"})) not in cautions:  # input sizes too
             cautions[seen] = list(examine_data(e.data).lines)
@@ -294,13 +311,13 @@ def _fit(start: _Start, retry_failed: bool) -> None:
         asked.set()
         stop.create()
 
-    stop.remove()
     try:
-        with on_stop(leave):
+        with stop.offered(), on_stop(leave):
             tuner.fit()
-    finally:
-        stop.remove()
-    with on_stop(lambda: None, "ending the runs in the tracker"):
+    except KeyboardInterrupt:  # the second signal
+        recorder.abandon()
+        raise
+    with on_stop(says="ending the runs in the tracker"):
         recorder.settle()
     left = [t.name for t in store.trials if not t.done]
     if left or len(store.trials) < sweep.total:
@@ -317,17 +334,21 @@ def _trial(config: dict[str, Any], tracking: Tracking, parent_run_id: str | None
     from ray.tune.integration.ray_train import TuneReportCallback
 
     speak_through_driver(logging.WARNING, f"{config['experiment']['name']}: ")
-    load_plugins(config["experiment"]["plugins"])
-    experiment = validate(config["experiment"], "the sweep's experiment").model_copy(update={"tracking": tracking})
-    if StopRequest(experiment.storage).exists():  # the sweep stops while the trial was waiting for room
-        return
-    known = summarise(experiment, last=True)
-    if known is not None and known.metrics and not known.already_finished:
-        tune.report({"epoch": known.epoch, **known.metrics})  # a driver that was killed may not have heard of it
     try:
+        load_plugins(config["experiment"]["plugins"])
+        experiment = validate(config["experiment"], "the sweep's experiment").model_copy(update={"tracking": tracking})
+        if StopRequest(experiment.storage).exists():  # the sweep stops while the trial was waiting for room
+            return
+        known = summarise(experiment, last=True)
+        if known is not None and known.metrics and not known.already_finished:
+            tune.report({"epoch": known.epoch, **known.metrics})  # a driver that was killed may not have heard of it
+        _require_data_of_sweep(experiment)
         run_trial(experiment, parent_run_id, TuneReportCallback())
     except Interrupted:
         return  # no failure: the sweep knows that it asked for it
+    except LASTING as error:
+        tune.report({FAILURE: str(error)})  # not raised: Tune would start the trial again
+        return
     reached = summarise(experiment, last=True)
     if reached is None or not reached.metrics:
         raise ClusterError(f"{experiment.name} ended without an evaluation that could be saved")

@@ -10,8 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mgdet.data.schema import Manifest, Record, SplitInfo
+from mgdet.data.schema import CategoryId, Checksum, Manifest, Record, SplitInfo
+from mgdet.records import Count, RecordError, first_problem
 from mgdet.text import first_of
 
 Fingerprint: TypeAlias = dict[str, Any]
@@ -42,16 +44,54 @@ def fingerprint(manifest: Manifest, splits: Sequence[str]) -> Fingerprint:
     }
 
 
+class _KnownSplit(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    images: Count
+    boxes: Count
+    crowd: Count = 0
+    negatives: Count = 0
+    content: Checksum | None = None
+
+
+class _Known(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    classes: list[tuple[CategoryId, str]] = []
+    splits: dict[str, _KnownSplit] = {}
+
+
+def recorded(value: object) -> Fingerprint:
+    """The fingerprint that a record or checkpoint holds, which may know less than one of today.
+
+    Raises `RecordError` where it could not have been written there.
+    """
+    try:
+        _Known.model_validate_json(text := json.dumps(value))
+    except ValidationError as error:
+        raise RecordError(f"the data set's fingerprint {first_problem(error)}") from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RecordError(f"the data set's fingerprint is none: {error}") from error
+    return dict(json.loads(text))
+
+
 def data_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """One sentence for each difference between the fingerprint `there`, of a record, and `here`, of the data now.
 
-    What only one of them knows is not compared: a record of an earlier version knows less.
+    What only the data now know is not compared: a record of an earlier version knows less.
     """
     lines = _of_classes(there.get("classes"), here.get("classes"))
     before, now = there.get("splits", {}), here.get("splits", {})
     for name in [name for name in now if name in before]:
         lines += _of_splits(name, before[name], now[name])
     return lines
+
+
+def proven_equal(there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
+    """Whether two fingerprints are of the same data, by the checksums of all splits of `here`."""
+    known = there.get("splits", {})
+    proofs = [known.get(name, {}).get("content") for name in here["splits"]]
+    return bool(proofs) and all(proofs) and "classes" in there and not data_differences(there, here)
 
 
 def _of_split(info: SplitInfo) -> dict[str, Any]:
@@ -86,6 +126,8 @@ def _of_splits(name: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> 
     counts = [f"{there[k]} {k} and has {here[k]}" for k in known if k != "content"]
     if counts:
         return [f"split {name!r} had {', '.join(counts)}"]
+    if there.get("content") and not here.get("content"):
+        return [f"split {name!r} had checksums and has none now: an earlier version of mgdet has prepared it again"]
     if known:
         return [
             f"split {name!r} has as many images and boxes, but another content "

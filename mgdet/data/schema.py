@@ -99,10 +99,14 @@ class SplitInfo(Config):
     shards: tuple[ShardInfo, ...]
 
 
+CategoryId = Annotated[int, Field(strict=True, ge=-(1 << 63), lt=1 << 63)]
+"""The source's own number of a class."""
+
+
 class CategoryInfo(Config):
     """A class; its position in `Manifest.categories` is the contiguous label."""
 
-    id: Annotated[int, Field(strict=True, ge=-(1 << 63), lt=1 << 63)]
+    id: CategoryId
     name: str
 
 

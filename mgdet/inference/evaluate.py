@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from mgdet.data.dataset import ShardedDataset
+from mgdet.data.fingerprint import data_differences, fingerprint
 from mgdet.data.loader import build_eval_loader
 from mgdet.errors import ConfigError
 from mgdet.evaluation.coco import CocoAP
@@ -57,6 +58,8 @@ def evaluate_trained(
     uri, name = data or trained.experiment.data.uri, split or trained.experiment.data.val_split
     dataset = ShardedDataset(uri, name, trained.experiment.data.loader.cache_mib * 2**20)
     require_categories(trained, dataset.categories, uri)
+    if data is None:
+        _tell_other_data(trained, dataset)
     metrics, evaluated = evaluate(
         trained.detector,
         _batches(dataset, trained),
@@ -69,6 +72,13 @@ def evaluate_trained(
     if files is not None and evaluated is not None:
         files.write(described(trained, done), evaluated.result.of(CocoAP), dataset)
     return done
+
+
+def _tell_other_data(trained: Trained, dataset: ShardedDataset) -> None:
+    """Warn where the data set at the place of the training is not the one that was trained on."""
+    here = fingerprint(dataset.manifest, [s for s in trained.data.get("splits", ()) if s in dataset.manifest.splits])
+    for line in data_differences(trained.data, here):
+        logger.warning("%s was trained on other data than are at %s now: %s", trained.path, dataset.uri, line)
 
 
 def described(trained: Trained, done: Evaluation) -> dict[str, Any]:

@@ -6,7 +6,6 @@ The checkpoint says everything about it: architecture, classes, preprocessing. N
 """
 
 import io
-import json
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
@@ -17,15 +16,17 @@ import torch
 
 from mgdet.config import Experiment, validate
 from mgdet.config_yaml import Overrides, settings_of, with_settings
+from mgdet.data.fingerprint import Fingerprint
 from mgdet.errors import CheckpointError, ConfigError
 from mgdet.models import Detector
 from mgdet.plain_yaml import parse_yaml
 from mgdet.plugins import load_plugins
 from mgdet.records import RecordError, read_as
 from mgdet.storage import Location, locate
-from mgdet.structures import Category
+from mgdet.structures import Category, read_categories
 from mgdet.text import first_line
 from mgdet.training.checkpoint import (
+    UNFIT,
     CheckpointInfo,
     CheckpointStore,
     FormatError,
@@ -33,6 +34,7 @@ from mgdet.training.checkpoint import (
     record_of,
     verify,
 )
+from mgdet.training.origin import data_of
 from mgdet.training.precision import emulation, resolve_precision
 
 logger = logging.getLogger(__name__)
@@ -48,6 +50,10 @@ EXPECTED = (
 )
 
 
+MOST_SHARDS = 65_536
+"""Workers that a training can have had: each costs a pass over a part of the images, however few these are."""
+
+
 class Trained(NamedTuple):
     """A trained detector, with everything that its checkpoint says about it."""
 
@@ -61,6 +67,7 @@ class Trained(NamedTuple):
     averaged: bool  # the weights are the moving average
     shards: int  # contiguous parts in which the images are evaluated: the training's workers
     batch_size: int  # images at a time in each of them
+    data: Fingerprint  # of what it was trained on; empty where the checkpoint does not say
 
     def __str__(self) -> str:
         kind = "moving average of the weights" if self.averaged else "weights"
@@ -101,7 +108,7 @@ def load_detector(
     try:
         detector.load_state_dict(state["ema"]["weights"] if averaged else state["model"])
         epoch, step = (int(position[k]) for k in ("epoch", "step")) if isinstance(position, dict) else (0, 0)
-    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except UNFIT as error:
         raise CheckpointError(
             f"{path}: its weights do not fit its own configuration ({first_line(error)}). It was made by another "
             f"version of mgdet, or changed afterwards. {EXPECTED}."
@@ -112,7 +119,7 @@ def load_detector(
     detector.eval().requires_grad_(False)
     experiment = _in_precision(experiment, device)
     sharing = _sharing(experiment, position if isinstance(position, dict) else {}, asked)
-    return Trained(detector, experiment, categories, device, path, epoch, step, averaged, *sharing)
+    return Trained(detector, experiment, categories, device, path, epoch, step, averaged, *sharing, data_of(state))
 
 
 def _read(checkpoint: str) -> tuple[str, dict[str, Any]]:
@@ -206,7 +213,7 @@ def _sharing(experiment: Experiment, position: dict[str, Any], asked: Mapping[st
     if "train.batch_size" in asked:
         return 1, size
     world, share = position.get("world"), position.get("batch_size")  # a run may change its workers on the way
-    if isinstance(world, int) and isinstance(share, int) and world > 0 and share > 0:
+    if isinstance(world, int) and isinstance(share, int) and 0 < world <= MOST_SHARDS and share > 0:
         return world, share
     shards = max(1, workers) if isinstance(workers, int) else 1
     return shards, max(1, size // (shards * experiment.train.accumulate))
@@ -230,6 +237,6 @@ def _stands_in(tree: Any, key: str) -> bool:
 
 def _categories(path: str, state: dict[str, Any]) -> tuple[Category, ...]:
     try:
-        return tuple(Category(int(i), str(name)) for i, name in json.loads(state["categories"]))
-    except (KeyError, TypeError, ValueError) as error:
+        return read_categories(state["categories"])
+    except (KeyError, ValueError) as error:
         raise CheckpointError(f"{path}: holds no list of classes ({first_line(error)}). {EXPECTED}.") from error

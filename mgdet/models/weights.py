@@ -1,7 +1,6 @@
 """Initial weights: torchvision's ImageNet and COCO weights, or a checkpoint of ours."""
 
 import io
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from mgdet.models.detector import CocoWeights, Detector, DetectorConfig
 from mgdet.models.download import fetch
 from mgdet.safe_load import load_tensors
 from mgdet.storage import locate
+from mgdet.structures import read_categories
 from mgdet.text import first_of
 
 BODY = "backbone.body."
@@ -87,8 +87,8 @@ def _weights_of(state: dict[str, Any], path: str) -> dict[str, Tensor]:
 def _other_classes(state: dict[str, Any], classes: Sequence[str]) -> str:
     """How the classes of a checkpoint differ from `classes`, those of the network; empty where they do not."""
     try:
-        theirs = [str(name) for _, name in json.loads(state["categories"])]
-    except (KeyError, TypeError, ValueError):  # a state dict of tensors, which says nothing about its classes
+        theirs = [c.name for c in read_categories(state["categories"])]
+    except (KeyError, ValueError):  # a state dict of tensors, which says nothing about its classes
         return ""
     if not classes or theirs == list(classes):
         return ""

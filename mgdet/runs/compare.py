@@ -22,6 +22,7 @@ The number of CPUs is none of its threads, which do decide: sums are split among
 """
 OF_GPUS = frozenset({"cuda", "gpus"})
 """What decides only where the training ran on GPUs."""
+_SAID = ((None, "no checkout"), (True, "yes"), (False, "no"))
 _WIDTH = 44
 
 
@@ -62,7 +63,8 @@ def _facts(made: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for key, name in (("mgdet", "mgdet"), ("git_commit", "git commit"), ("git_dirty", "uncommitted changes")):
         if key in made:
             value = made[key]
-            yield name, {None: "no checkout", True: "yes", False: "no"}.get(value, str(value))
+            said = next((said for known, said in _SAID if value is known), str(value))
+            yield name, said
     for part in ("versions", "hardware"):
         if isinstance(made.get(part), Mapping):
             yield from ((str(k), str(v)) for k, v in made[part].items())

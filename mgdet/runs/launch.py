@@ -91,21 +91,21 @@ def training_images(data: DataConfig) -> int:
     return manifest.split(data.train_split, data.uri).images
 
 
-def training_data(data: DataConfig) -> Fingerprint:
-    """The fingerprint of the two splits that a training uses. Raises `DataError`."""
-    return fingerprint(read_manifest(data.uri), [data.train_split, data.val_split])
-
-
-def data_sets(data: DataConfig, found: Fingerprint) -> tuple[DataSet, ...]:
-    """The two splits of a training, whose fingerprint was `found`, as trackers show them. Raises `DataError`."""
+def training_data(data: DataConfig) -> tuple[str, Fingerprint]:
+    """The name of the data set, and the fingerprint of the two splits that a training uses. Raises `DataError`."""
     manifest = read_manifest(data.uri)
+    return manifest.name, fingerprint(manifest, [data.train_split, data.val_split])
+
+
+def data_sets(data: DataConfig, name: str, found: Fingerprint) -> tuple[DataSet, ...]:
+    """The two splits of a training, of which `training_data` gave name and fingerprint, as trackers show them."""
     uses: tuple[tuple[Literal["training", "validation"], str], ...] = (
         ("training", data.train_split),
         ("validation", data.val_split),
     )
     return tuple(
         DataSet(
-            name=f"{manifest.name}/{split}",
+            name=f"{name}/{split}",
             use=use,
             digest=short({**found, "splits": {split: found["splits"][split]}}),
             uri=data.uri,
@@ -151,7 +151,7 @@ def _launch(
     parent_run_id: str | None,
     trial: bool,
 ) -> tuple[Summary, RunHandle | None]:
-    data = training_data(asked.data)
+    data_name, data = training_data(asked.data)
     existing = open_run(asked, data)
     logger.info("%s", experiment.to_yaml())
     for reason in reasons:
@@ -165,7 +165,7 @@ def _launch(
         logger.info("the run %s is %s", experiment.run_uri, "finished, nothing to train" if finished else "continued")
     else:
         set_old_journal_aside(asked)
-    splits = data_sets(asked.data, data)
+    splits = data_sets(asked.data, data_name, data)
     tracking, run_ids = experiment.tracking, existing.run_ids if existing else {}
     handle = tracking.start(
         NewRun(
@@ -194,7 +194,7 @@ def _launch(
         raise
     finally:
         if handle and (not trial or status == "FINISHED"):
-            with on_stop(lambda: None, "ending the run in the tracker"):
+            with on_stop(says="ending the run in the tracker"):
                 tracking.end(handle, status)  # how any other trial ended, the sweep knows: one that it stops fails here
     return summary, handle
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mgdet.config import Experiment
-from mgdet.data.fingerprint import Fingerprint, data_differences
+from mgdet.data.fingerprint import Fingerprint, data_differences, proven_equal, recorded
 from mgdet.errors import ConfigError
 from mgdet.files import cache_directory
 from mgdet.lease import OWNER, owned
@@ -25,6 +25,7 @@ from mgdet.training.precision import Precision
 
 logger = logging.getLogger(__name__)
 
+DATA = "data.uri"
 PRECISION = "train.precision"
 _RUN_ID = re.compile(r"[A-Za-z0-9][\w.:-]{0,255}", re.ASCII)
 
@@ -71,6 +72,8 @@ def _checked(content: dict[str, Any], key: str) -> Record:
     for tracker, run_id in run_ids.items():
         if not (isinstance(run_id, str) and _RUN_ID.fullmatch(run_id)):
             raise RecordError(f"{str(run_id)[:80]!r} is no id of a run in the tracker {tracker}")
+    # A sweep has the data sets of several places
+    data = recorded(data) if key == "learned" else {place: recorded(each) for place, each in data.items()}
     return Record(dict(content[key]), run_ids, data, made)
 
 
@@ -97,17 +100,24 @@ def open_run(experiment: Experiment, data: Fingerprint | None = None) -> Record 
     A run whose record is lost is known by its newest checkpoint.
 
     Raises:
-        ConfigError: it exists with another experiment, or other data; the message lists what differs.
+        ConfigError: it exists with another experiment, or other data, and the message lists what differs; or there is
+            a sweep.
     """
     store = CheckpointStore(experiment.run_uri)
     record = read_record(locate(experiment.run_uri) / "run.json", "learned")
     wanted = plain(experiment.identity())
+    if record is None and read_record(locate(experiment.run_uri) / "sweep.json", "definition"):
+        raise ConfigError(
+            f"{experiment.run_uri} is a sweep, not a training; give the training another name={experiment.name}-2"
+        )
     if record is None:
         record = _from_checkpoint(store, wanted)
     if record is None:
         return None
     if wanted[PRECISION] == "auto":  # which is what it became when the run began
         wanted[PRECISION] = record.identity.get(PRECISION)
+    if data and proven_equal(record.data, data):  # they may have been moved, with the whole project perhaps
+        wanted[DATA] = record.identity.get(DATA)
     different = differences(record.identity, wanted)
     other_data = bool(data and data_differences(record.data, data))
     if (different or other_data) and not store.committed():

@@ -8,7 +8,10 @@ from torch import Tensor, nn
 
 from mgdet.config import validate
 from mgdet.data.fingerprint import describe_data
+from mgdet.errors import CheckpointError
 from mgdet.plugins import load_plugins
+from mgdet.text import first_line
+from mgdet.training.checkpoint import UNFIT
 from mgdet.training.distributed import World
 from mgdet.training.nonfinite import load_capture
 from mgdet.training.origin import data_of
@@ -23,15 +26,21 @@ def replay(path: str, plugins: Sequence[str] = ()) -> Iterator[str]:
         plugins: modules or entry points that the training was done with.
 
     Raises:
-        CheckpointError: it cannot be read.
+        CheckpointError: it cannot be read, or its weights do not fit its configuration.
         ConfigError: this version of mgdet does not know its configuration.
     """
     load_plugins(plugins, (Path(),))
     capture = load_capture(path)
     experiment = validate(capture["config"], "the capture's configuration")
-    outputs = capture["model"]["head.classification_head.cls_logits.bias"].numel()
-    network = experiment.model.build(outputs // experiment.model.layout.per_location)
-    network.load_state_dict(capture["model"])
+    try:
+        outputs = capture["model"]["head.classification_head.cls_logits.bias"].numel()
+        network = experiment.model.build(outputs // experiment.model.layout.per_location)
+        network.load_state_dict(capture["model"])
+    except UNFIT as error:
+        raise CheckpointError(
+            f"{path}: its weights do not fit its own configuration ({first_line(error)}). It was made by another "
+            "version of mgdet, or changed afterwards."
+        ) from error
     bad = [n for n, p in network.state_dict().items() if p.is_floating_point() and not torch.isfinite(p).all()]
     yield f"step {capture['step']}: weights not finite before the step: {', '.join(bad) or 'none'}"
     data = data_of(capture)

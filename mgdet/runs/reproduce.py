@@ -106,7 +106,7 @@ def compare_with_here(original: Original) -> list[Row]:
         if is_taken(experiment.data.uri):
             raise
         raise DataError(f"{error} If the data set lies elsewhere now, pass --data") from error
-    return [*rows, *compare_data(record.data, training_data(experiment.data))]
+    return [*rows, *compare_data(record.data, training_data(experiment.data)[1])]
 
 
 def decisive(rows: Sequence[Row]) -> list[str]:

@@ -5,6 +5,7 @@ These files are all that a sweep is continued from. Ray's own state of a sweep i
 
 import itertools
 import json
+import re
 import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +24,8 @@ from mgdet.sweep.space import Params, Space
 
 State = Literal["waiting", "running", "finished", "stopped", "failed"]
 DONE: tuple[State, ...] = ("finished", "stopped", "failed")
+FAILURE = "failure"
+"""The key under which a trial reports the message of an error that a second try would meet again."""
 
 
 class EpochMetrics(BaseModel):
@@ -94,6 +97,7 @@ class TrialStore:
         self.trials: list[Trial] = []
         while (trial := self._read(len(self.trials))) is not None:
             self.trials.append(trial)
+        self._refuse_gaps()
 
     def new(self, sweep: Sweep, params: Params, settings: dict[str, Any]) -> Trial:
         """The next trial, on disk when this returns; the seed of a repetition is added to its `settings`.
@@ -127,6 +131,21 @@ class TrialStore:
                     raise ValueError(f"epochs = {trial.epochs}, expected {epochs}")
             except ValueError as error:
                 raise _damaged(self._file(trial.number), error) from error
+
+    def _refuse_gaps(self) -> None:
+        """Raise `ConfigError` where a later trial than the last one has begun: a new one would take its place."""
+        later = re.compile(rf"{re.escape(self.name)}-(\d{{3,9}})")
+        for name in sorted(self.directory.children()):
+            found = later.fullmatch(name)
+            if not found or int(found[1]) < len(self.trials):
+                continue
+            for record in (self.directory / name / file for file in ("trial.json", "run.json")):
+                if record.exists():
+                    raise ConfigError(
+                        f"{self._file(len(self.trials))} is missing, and there is {record}: records of the sweep were "
+                        "lost, and its next trial would take the place of another one. Restore the record, or move the "
+                        "sweep away or choose another name="
+                    )
 
     def _name(self, number: int) -> str:
         return f"{self.name}-{number:03d}"

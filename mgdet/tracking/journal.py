@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
+from mgdet.files import may_be_written, require_regular
 from mgdet.tracking.run import Point
 
 logger = logging.getLogger(__name__)
@@ -78,6 +79,7 @@ class Journal:
     def _write(self, line: bytes) -> None:
         if self._fd is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            may_be_written(self.path)
             self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
             size = os.fstat(self._fd).st_size
             self._torn = size > 0 and os.pread(self._fd, 1, size - 1) != b"\n"
@@ -94,6 +96,7 @@ class Journal:
         The offset is the same if there is no further complete line.
         """
         try:
+            require_regular(self.path)
             with open(self.path, "rb") as file:
                 file.seek(offset)
                 lines = file.readlines(_BLOCK)
@@ -159,12 +162,17 @@ def _value(value: object) -> float:
 
 
 class Outbox:
-    """The directory unsent_artifacts/: a copy of each artifact, under its own name, until the store has it."""
+    """The directory unsent_artifacts/: a copy of each artifact, under its own name, until the store has it.
+
+    A link in its place is not followed: what lies behind it is not ours to send and to remove.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._lock = threading.Lock()
-        for left in root.glob(f"{_INCOMING}*"):  # copies that a killed process did not finish
+        for left in (
+            () if root.is_symlink() else root.glob(f"{_INCOMING}*")
+        ):  # copies that a killed process did not finish
             with contextlib.suppress(OSError):
                 left.unlink()
 
@@ -173,6 +181,8 @@ class Outbox:
         pure = PurePosixPath(name)
         if not pure.name or pure.is_absolute() or ".." in pure.parts:
             raise ValueError(f"artifact name {name!r}: it must be a relative path such as pictures/score_iou.png")
+        if self.root.is_symlink():
+            raise ValueError(f"{self.root} is a link, which is not followed")
         target = self.root / pure
         target.parent.mkdir(parents=True, exist_ok=True)
         incoming = self.root / f"{_INCOMING}{os.getpid()}-{threading.get_ident()}"
@@ -186,7 +196,7 @@ class Outbox:
     def waiting(self) -> list[Path]:
         """The files that still have to be sent, the oldest first."""
         ages: dict[Path, int] = {}
-        for path in self.root.rglob("*"):
+        for path in () if self.root.is_symlink() else self.root.rglob("*"):
             # `put` makes no links: one would send a file from outside
             if path.is_file() and not path.is_symlink() and not path.name.startswith(_INCOMING):
                 with contextlib.suppress(FileNotFoundError):  # sent meanwhile

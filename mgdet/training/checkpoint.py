@@ -33,6 +33,8 @@ LAST_ATTEMPTS = 8
 LONGEST_WAIT_S = 30.0
 FORMAT = 1
 """The version of a checkpoint's content, under its key `format`."""
+UNFIT = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, OverflowError)
+"""What torch and Python raise where the content of a checkpoint is not what its reader expects."""
 T = TypeVar("T")
 
 

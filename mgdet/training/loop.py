@@ -25,13 +25,13 @@ from mgdet.models.weights import NAMED_WEIGHTS
 from mgdet.provenance import made_by
 from mgdet.structures import Batch
 from mgdet.tracking import Tracker
-from mgdet.training.checkpoint import FORMAT, CheckpointStore, UnsavedError, weights_file
+from mgdet.training.checkpoint import FORMAT, UNFIT, CheckpointStore, UnsavedError, weights_file
 from mgdet.training.distributed import World
 from mgdet.training.evaluate import evaluate
 from mgdet.training.generators import generator_state, make_reproducible, set_generator_state
 from mgdet.training.nonfinite import capture, non_finite_error
 from mgdet.training.optim import EMA, build_optimizer
-from mgdet.training.origin import data_of, data_of_run, refuse_other_data
+from mgdet.training.origin import data_of, data_of_run, refuse_other_data, tell_other_evaluation
 from mgdet.training.pictures import log_pictures
 from mgdet.training.position import Position
 from mgdet.training.precision import emulation, gradient_scaler
@@ -187,6 +187,7 @@ class Worker:
         refuse_other_data(self.experiment, data_of(state), self.data)
         self.load_state_dict(state)
         if self.world.is_main:
+            tell_other_evaluation(self.experiment, state)
             logger.info("resuming at epoch %d, step %d from %s", self.position.epoch, info.step, self.store.path(info))
 
     # --- state
@@ -222,14 +223,14 @@ class Worker:
             if self.scaler.is_enabled():
                 self.scaler.load_state_dict(state["scaler"])
             position = Position.read(state["position"])
-        except (RuntimeError, ValueError, TypeError, KeyError) as error:
+            if self.world.rank < len(state["generators"]):  # ranks that did not exist before keep their seed
+                set_generator_state(state["generators"][self.world.rank], self.world.device)
+        except UNFIT as error:
             raise CheckpointError(
                 f"the checkpoint in {self.experiment.run_uri} is of another model: {error}"
             ) from error
         self.position = position.on(self.world.size, self.loader.batches.batch_size)
         self._set_rate()
-        if self.world.rank < len(state["generators"]):  # ranks that did not exist before keep their seed
-            set_generator_state(state["generators"][self.world.rank], self.world.device)
 
     def _save(self, metrics: dict[str, float], last: bool = False) -> None:
         """Begin to write a checkpoint; `metrics` are those of these very weights, by which the best one is kept.
@@ -274,8 +275,7 @@ class Worker:
     def _train_epoch(self, epoch: int) -> None:
         train = self.experiment.train
         log_every = resolved(train.log_every)
-        for data in (self.train_data, self.val_data):
-            data.require_unchanged()
+        self.train_data.require_unchanged()  # and so the other split, which has the same manifest
         self.loader.start(epoch, self.position.micro_step, [Segment(*s) for s in self.position.done])
         left = len(self.loader)
         clock, sums = Throughput(), StepSums()

@@ -16,6 +16,9 @@ from mgdet.structures import Batch, Targets
 
 logger = logging.getLogger(__name__)
 
+_KINDS: dict[str, type | tuple[type, ...]] = {"model": dict, "config": dict, "step": int, "epoch": (int, float)}
+"""What stands in a capture beside its batches and the data set."""
+
 
 def capture(
     run_uri: str,
@@ -79,6 +82,8 @@ def load_capture(path: str) -> dict[str, Any]:
     try:
         state = load_tensors(io.BytesIO(locate(path).read_bytes()), path)
         state["batches"] = [_unflatten(b) for b in state["batches"]]
+        if not all(isinstance(state[key], kind) for key, kind in _KINDS.items()):
+            raise ValueError(f"expected {', '.join(_KINDS)}, each as it was written")
     except Exception as error:
         raise CheckpointError(f"{path}: not a capture of a non-finite step: {error}") from error
     return state

@@ -1,8 +1,12 @@
 """Trainings to be disturbed, and what the tests of faults look at."""
 
+import contextlib
 import time
 from pathlib import Path
 
+import psutil
+
+from tests.cluster.clusters import ray_children
 from tests.faults import cost, note
 from tests.forked import Job
 from tests.small import small_experiment
@@ -45,3 +49,13 @@ def wait(process, condition=None, seconds=600):
     while process.poll() is None and not (condition and condition()):
         assert time.time() < deadline
         time.sleep(0.05)
+
+
+def titled(title):
+    """Processes of Ray whose title holds `title`."""
+    found = []
+    for process in ray_children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if title in " ".join(process.cmdline()):
+                found.append(process)
+    return found

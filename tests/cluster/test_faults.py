@@ -18,8 +18,8 @@ import pytest
 
 from mgdet.cluster.train import run
 from mgdet.errors import ClusterError
-from tests.cluster.clusters import Head, ray_children
-from tests.cluster.runs import TRAIN, checkpoints, experiment, job, note_cost, one_on_each_node, wait
+from tests.cluster.clusters import Head
+from tests.cluster.runs import TRAIN, checkpoints, experiment, job, note_cost, one_on_each_node, titled, wait
 from tests.faults import same, step_records, weights
 
 pytestmark = pytest.mark.usefixtures("no_ray_left_behind")
@@ -36,16 +36,6 @@ def after(condition, action):
 
     threading.Thread(target=work, daemon=True).start()
     return done
-
-
-def titled(title):
-    """Processes of Ray whose title holds `title`."""
-    found = []
-    for process in ray_children():
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if title in " ".join(process.cmdline()):
-                found.append(process)
-    return found
 
 
 def signalled(title, number, everyone=False):

@@ -2,6 +2,7 @@
 
 import json
 import random
+import threading
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -18,8 +19,9 @@ from mgdet.runs.record import Record, write_record
 from mgdet.storage import locate
 from mgdet.sweep.config import load_sweep
 from mgdet.sweep.report import report
-from mgdet.sweep.trials import TrialStore, definition
+from mgdet.sweep.trials import FAILURE, TrialStore, definition
 from mgdet.tracking import Mlflow, RunHandle
+from mgdet.tracking.run import Child
 from tests.sweep.test_config import write
 
 CONTINUE, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
@@ -227,6 +229,74 @@ def test_what_tune_keeps_in_the_sweeps_directory_holds_no_password(tmp_path):
     kept += [p.read_bytes() for p in (tmp_path / "s").rglob("*") if p.is_file()]
     assert all(b"hunter2" not in data for data in kept)
     assert sweep.experiment(book.trials[0].settings).tracking.uri.count("hunter2"), "the trial itself must have it"
+
+
+# --- the recorder
+
+
+class Store:
+    """Stands for a tracker; notes what is done to which run."""
+
+    def __init__(self, *children):
+        self.found, self.done = children, []
+
+    def children(self, parent):
+        return list(self.found)
+
+    def end(self, handle, status):
+        self.done.append((handle.run_id, status))
+
+    def close_child(self, handle, status, tags, *where):
+        self.done.append((handle.run_id, status, tags))
+
+
+def recorded(tmp_path, *children):
+    """A recorder of three trials, the first of which has begun, its store of records, and its tracker."""
+    sweep = load_sweep(write(tmp_path))
+    book = TrialStore(str(tmp_path / "s"), "s")
+    search = searcher(sweep, book)
+    for i in range(3):
+        search.suggest(str(i))
+    tracker = Store(*children)
+    recorder = Recorder(sweep, book, 1, RunHandle("parent", "sqlite:///x", "1"), tracker)
+    trial = tune_trial(0)
+    recorder.on_trial_start(1, [], trial)
+    return recorder, book, tracker, trial, search
+
+
+def test_an_error_that_a_second_try_would_meet_again_ends_its_trial(tmp_path):
+    """Tune sees a trial that reported something and came to its end; the search and the record know it as failed."""
+    recorder, book, _, trial, search = recorded(tmp_path)
+    recorder.on_trial_result(1, [], trial, {"epoch": 1, "val/AP": 0.25})
+    message = {FAILURE: "image 3 cannot be read"}
+    scheduler = build_scheduler(recorder.sweep, book, 4)
+    assert scheduler.on_trial_result(None, trial, message) == CONTINUE
+    recorder.on_trial_result(1, [], trial, message)
+    assert TrialStore(str(tmp_path / "s"), "s").trials[0].state == "failed", "on disk at once"
+    recorder.on_trial_complete(1, [], trial)
+    search.on_trial_complete("0", message)
+    kept = TrialStore(str(tmp_path / "s"), "s").trials[0]
+    assert (kept.state, kept.reason, kept.epoch) == ("failed", "image 3 cannot be read", 1)
+    assert search._study.trials[0].state.name == "FAIL"
+
+
+def test_a_sweep_that_stops_at_once_leaves_no_run_open(tmp_path):
+    """Sends nothing: processes of the trials may still write their journals."""
+    children = [Child("a", "s-000", True), Child("b", "s-001", True), Child("c", "s-002", False), Child("d", "x", True)]
+    recorder, book, tracker, _, _ = recorded(tmp_path, *children)
+    book.trials[1].state = "failed"
+    recorder.abandon()
+    assert tracker.done == [("a", "KILLED"), ("b", "FAILED")]
+
+
+def test_a_tracker_that_hangs_does_not_keep_a_sweep_from_stopping(tmp_path, monkeypatch, caplog):
+    recorder, _, tracker, _, _ = recorded(tmp_path)
+    over = threading.Event()
+    monkeypatch.setattr(tracker, "children", lambda parent: over.wait(60) and [])
+    monkeypatch.setattr("mgdet.cluster.recorder.ABANDON_S", 0.05)
+    recorder.abandon()
+    over.set()
+    assert "not all runs of trials could be ended: no whole answer within 0.05 s" in caplog.text
 
 
 # --- the scheduler

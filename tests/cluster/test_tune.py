@@ -9,8 +9,12 @@ import pytest
 import yaml
 
 from mgdet.cluster.tune import run_sweep
+from mgdet.config import validate
+from mgdet.data.shapes import generate_shapes
 from mgdet.errors import ConfigError
 from mgdet.sweep.config import load_sweep
+from tests.cluster.runs import titled
+from tests.data.damages import spoil
 from tests.forked import Job
 from tests.small import small_experiment
 
@@ -70,7 +74,7 @@ def free_cpus(address: str) -> float:
 
 
 @pytest.mark.slow
-def test_more_trials_than_fit_end_whatever_becomes_of_each(tmp_path, two_cpus):
+def test_more_trials_than_fit_end_whatever_becomes_of_each(tmp_path, two_cpus, caplog):
     """Trials of two workers on two CPUs: some end, some are stopped by the scheduler, one meets a gradient of NaN. None
     holds what the next one needs, all of it is free afterwards, and MLflow knows what became of each."""
     path = write(
@@ -97,6 +101,7 @@ def test_more_trials_than_fit_end_whatever_becomes_of_each(tmp_path, two_cpus):
     assert stopped
     assert len(stopped) + sum(t.state == "finished" for t in others) == 3
     assert "not finite" in failed.reason
+    assert "is tried again" not in caplog.text, "the same step would fail again"
     assert all(t.reason.startswith("asha: val/spearman/pre_nms_top50 =") for t in stopped)
     assert outcome.winner.state == "finished"
     assert free_cpus(two_cpus) == 2
@@ -198,3 +203,42 @@ def test_a_sweep_that_is_asked_to_stop(tmp_path, two_cpus, number):
     for r in children:
         steps = [m.step for m in client.get_metric_history(r.info.run_id, "train/loss")]
         assert len(steps) == len(set(steps)) > 0
+
+
+@pytest.mark.exhaustive
+def test_a_trial_with_bad_data_is_not_tried_again(tmp_path, two_cpus, caplog):
+    """An image that cannot be read, found in mid-training: one start, one message, and the sweep goes on."""
+    path = write(tmp_path, trials=1, max_failures=3, set={"cluster.workers": 1, "cluster.address": two_cpus})
+    data = validate(load_sweep(path).base, "the base").data
+    generate_shapes(data.uri, data.generate)
+    spoil(Path(data.uri), "train", range(3))
+    (trial,) = run_sweep(load_sweep(path)).trials
+    assert trial.state == "failed"
+    assert "data.max_bad_images" in trial.reason
+    assert "is tried again" not in caplog.text
+    _, _, (run,) = runs(tmp_path)
+    assert run.info.status == "FAILED"
+
+
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(signal.SIGINT, marks=pytest.mark.slow), pytest.param(signal.SIGTERM, marks=pytest.mark.exhaustive)],
+)
+def test_a_sweep_that_has_to_stop_at_once(tmp_path, two_cpus, number):
+    """A second signal, while its workers hang, so that no checkpoint can be waited for. MLflow has no run left open."""
+    path = write(tmp_path, trials=2, concurrent=2, set={"cluster.workers": 1, "cluster.address": two_cpus})
+    root, log = tmp_path / "runs" / "s", tmp_path / "log"
+    process = Job("tune", [path], log, directory=tmp_path)
+    wait_for(lambda: all(list(root.glob(f"s-00{i}/checkpoints/*.json")) for i in (0, 1)), process, log)
+    for worker in titled("RayTrainWorker"):
+        worker.send_signal(signal.SIGSTOP)
+    os.killpg(process.pid, number)
+    wait_for(lambda: (root / "stop").exists(), process, log)
+    time.sleep(1)
+    os.killpg(process.pid, number)
+    status, text = process.wait(120), log.read_text()
+    assert status == 128 + number, text
+    assert "Traceback" not in text
+    _, parents, children = runs(tmp_path)
+    assert [r.info.status for r in (*parents, *children)] == ["KILLED"] * 3
+    assert free_cpus(two_cpus) == 2

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given
@@ -20,6 +20,7 @@ from mgdet.data import ShapesConfig, ShardedDataset, generate_shapes
 from mgdet.errors import DataError
 from mgdet.records import seal, unseal
 from tests.data.damages import forget_proofs, shard_of
+from tests.fuzzing import HITS, change, hit
 
 SPAWN = multiprocessing.get_context("spawn")
 LONGEST_S = 120
@@ -114,39 +115,6 @@ def unproven(tmp_path_factory: pytest.TempPathFactory, proven: Place) -> Place:
     return proven._replace(whole=directory / "whole", directory=directory)
 
 
-HITS = st.lists(
-    st.tuples(
-        st.sampled_from(["flip", "cut", "insert", "zero", "repeat"]),
-        st.floats(0, 1),  # where
-        st.integers(0, 255),
-        st.booleans(),  # near the end, where the footer is
-    ),
-    min_size=1,
-    max_size=4,
-)
-
-
-def hit(data: bytes, hits: list[tuple[str, float, int, bool]]) -> bytes:
-    """The bytes after each of the damages."""
-    out = bytearray(data)
-    for kind, where, value, near_end in hits:
-        if not out:
-            break
-        length = min(len(out), 3000) if near_end else len(out)
-        at = len(out) - length + min(length - 1, int(where * length))
-        if kind == "flip":
-            out[at] ^= 1 << value % 8
-        elif kind == "cut":
-            del out[at : at + 1 + value]
-        elif kind == "insert":
-            out[at:at] = bytes([value]) * (1 + value % 9)
-        elif kind == "zero":
-            out[at : at + value] = bytes(len(out[at : at + value]))
-        else:
-            out[at:at] = out[at : at + 1 + value]
-    return bytes(out)
-
-
 @given(hits=HITS, split=st.sampled_from(["train", "val"]))
 def test_any_damage_to_a_shard(proven: Place, hits: list[tuple[str, float, int, bool]], split: str) -> None:
     """Whatever is read is what was written."""
@@ -178,25 +146,6 @@ def test_any_damage_to_the_bytes_of_a_manifest(proven: Place, hits: list[tuple[s
     assert said == proven.says or (said.startswith("refused: ") and str(root) in said)
 
 
-ODD = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(-(2**70), 2**70),
-    st.integers(-3, 9),
-    st.floats(allow_nan=False, allow_infinity=False),
-    st.text(max_size=8),
-    st.sampled_from(["../../etc/passwd", "train/part-00001.parquet", "0" * 64, "val"]),
-    st.lists(st.integers(-2, 7), max_size=4),
-    st.dictionaries(st.text(max_size=4), st.integers(), max_size=2),
-)
-
-
-def nodes(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The places in a tree of JSON, as keys from its root."""
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [at, *(place for key, child in inner for place in nodes(child, (*at, key)))]
-
-
 @given(data=st.data(), sealed=st.booleans(), known=st.booleans())
 def test_any_value_in_a_manifest(
     proven: Place, unproven: Place, data: st.DataObject, sealed: bool, known: bool
@@ -205,15 +154,7 @@ def test_any_value_in_a_manifest(
     place = proven if known else unproven
     root = place.copy()
     content = unseal((root / "dataset.json").read_bytes())
-    for _ in range(data.draw(st.integers(1, 3))):
-        *above, last = data.draw(st.sampled_from([p for p in nodes(content) if p]))
-        node = content
-        for key in above:
-            node = node[key]
-        if data.draw(st.booleans()):
-            node[last] = data.draw(ODD)
-        else:
-            node.pop(last)
+    change(content, data)
     (root / "dataset.json").write_bytes(seal(content) if sealed else json.dumps(content).encode())
     said = place.reader.read(root)
     assert not said.startswith("refused: ") or str(root) in said

@@ -98,7 +98,7 @@ def detector(whole: Path) -> Trained:
     torch.manual_seed(0)
     categories = ShardedDataset(str(whole), "val").categories
     network = experiment.model.build(len(categories)).eval()
-    return Trained(network, experiment, categories, torch.device("cpu"), "step-00000001.pt", 1, 1, False, 1, 2)
+    return Trained(network, experiment, categories, torch.device("cpu"), "step-00000001.pt", 1, 1, False, 1, 2, {})
 
 
 @each

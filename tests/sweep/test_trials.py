@@ -45,6 +45,27 @@ def test_a_damaged_record_is_named(tmp_path, sweep):
         TrialStore(str(tmp_path / "s"), "s")
 
 
+@pytest.mark.parametrize(("lost", "there"), [(0, "trial.json"), (1, "trial.json"), (2, "run.json")])
+def test_a_new_trial_does_not_take_the_place_of_one_whose_record_was_lost(tmp_path, sweep, lost, there):
+    book = TrialStore(str(tmp_path / "s"), "s")
+    for _ in range(3):
+        book.new(sweep, {}, {"assigner.sigma": 2})
+    (tmp_path / "s" / "s-002" / "run.json").write_text("{}")
+    (tmp_path / "s" / f"s-00{lost}" / "trial.json").unlink()
+    with pytest.raises(ConfigError, match=rf"s-00{lost}/trial.json is missing, and there is .*/{there}"):
+        TrialStore(str(tmp_path / "s"), "s")
+
+
+def test_directories_that_are_no_trials_are_left_alone(tmp_path, sweep):
+    """One that a killed process made before the record, and others of similar names."""
+    book = TrialStore(str(tmp_path / "s"), "s")
+    for name in ("s-000", "s-00x", "s-1", "other-004", "report"):
+        (tmp_path / "s" / name).mkdir(parents=True)
+    (tmp_path / "s" / "other-004" / "trial.json").write_text("{}")
+    assert TrialStore(str(tmp_path / "s"), "s").trials == []
+    assert book.new(sweep, {}, {"assigner.sigma": 2}).number == 0
+
+
 def test_an_evaluation_that_a_restart_repeats_counts_once():
     t = trial(0)
     assert t.add(1, {"val/AP": 0.1})

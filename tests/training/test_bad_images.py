@@ -125,7 +125,7 @@ def test_a_data_set_that_is_prepared_again_ends_the_training_and_is_refused_afte
 def test_a_restart_before_the_first_checkpoint_does_not_take_up_other_data(tmp_path):
     """Ray starts the workers again while the driver, which compared the data, goes on."""
     experiment = spoilt(tmp_path, [])
-    save_run(experiment, experiment, {}, training_data(experiment.data))
+    save_run(experiment, experiment, {}, training_data(experiment.data)[1])
     Worker(experiment, ALONE, NullTracker())
     generate_shapes(experiment.data.uri, ShapesConfig(train=6, val=3, size=64, seed=1), overwrite=True)
     with pytest.raises(ConfigError, match="was trained on other data"):

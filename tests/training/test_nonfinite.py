@@ -38,3 +38,14 @@ def test_capture_and_replay(tmp_path):
     out = answer.out
     assert "not finite before the step: head.regression_head.bbox_reg.weight" in out
     assert out.count("first layer not finite: head.regression_head.bbox_reg") == 2
+
+    whole = torch.load(path, weights_only=True)
+    for changes, said in {
+        "no step": ({"step": None}, "not a capture of a non-finite step: expected model, config, step, epoch"),
+        "another network": ({"model": {}}, "its weights do not fit its own configuration"),
+        "a network cut short": ({"model": dict(list(whole["model"].items())[9:])}, "do not fit its own configuration"),
+        "no configuration": ({"config": []}, "not a capture of a non-finite step"),
+    }.values():
+        torch.save({**whole, **changes}, tmp_path / "changed.pt")
+        answer = call(import_job("replay"), str(tmp_path / "changed.pt"))
+        assert (answer.status, said in answer.err) == (2, True), answer.err

@@ -4,11 +4,13 @@ import pytest
 import torch
 
 from mgdet.assign import MaxIoU, MutualLabeling
+from mgdet.errors import CheckpointError
 from mgdet.runs.launch import prepare
 from mgdet.tracking import NullTracker
 from mgdet.training.checkpoint import CheckpointStore, read_checkpoint
 from mgdet.training.distributed import World
 from mgdet.training.loop import Worker
+from mgdet.training.origin import tell_other_evaluation
 from tests.small import STATEFUL, small_experiment
 
 CPU = World(0, 1, torch.device("cpu"))
@@ -129,6 +131,40 @@ def test_checkpoint_holds_what_it_promises(straight):
     assert state["position"]["epoch"] == 2
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"generators": None},
+        {"generators": [{"torch": torch.zeros(3), "python": "[]"}]},
+        {"generators": [{"torch": torch.get_rng_state(), "python": 10_000 * "["}]},
+        {"optimizer": []},
+        {"position": {"step": -1}},
+        {"ema": None},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_a_state_that_could_not_have_been_written_is_refused(straight, changes):
+    state = read_checkpoint(straight.store.path(straight.store.committed()[-1]).path, "newest")
+    before = torch.get_rng_state()
+    with pytest.raises(CheckpointError, match="of another model"):
+        straight.load_state_dict({k: v for k, v in {**state, **changes}.items() if v is not None})
+    torch.set_rng_state(before)
+
+
+def test_other_rules_of_evaluation_are_told(straight, caplog):
+    """They do not decide the weights, so that a run may go on with them."""
+    state = read_checkpoint(straight.store.path(straight.store.committed()[-1]).path, "newest")
+    now = straight.experiment
+    tell_other_evaluation(now, state)
+    tell_other_evaluation(now, {"config": "name: x"})
+    faster = now.evaluation.model_copy(update={"backend": "pycocotools"})
+    tell_other_evaluation(now.model_copy(update={"evaluation": faster}), state)
+    assert caplog.text == ""
+    other = now.evaluation.model_copy(update={"protocol": "voc12"})
+    tell_other_evaluation(now.model_copy(update={"evaluation": other}), state)
+    assert "evaluation.protocol was coco up to the newest checkpoint and is voc12 now" in caplog.text
+
+
 def test_best_and_latest_are_kept(tmp_path):
     store = CheckpointStore(str(tmp_path), keep_best=1)
     for step, score in enumerate([0.1, 0.5, 0.3, 0.2, 0.4]):
@@ -138,7 +174,6 @@ def test_best_and_latest_are_kept(tmp_path):
 
 
 def test_a_full_disk_costs_no_checkpoint_that_was_there(tmp_path, monkeypatch):
-    from mgdet.errors import CheckpointError
     from mgdet.storage import Location
     from mgdet.training import checkpoint
 
@@ -156,8 +191,6 @@ def test_a_full_disk_costs_no_checkpoint_that_was_there(tmp_path, monkeypatch):
 
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path):
-    from mgdet.errors import CheckpointError
-
     class Evil:
         def __reduce__(self):
             return (open, (str(tmp_path / "ran"), "w"))

@@ -17,8 +17,9 @@ from mgdet.data.writer import write_dataset
 from mgdet.errors import ConfigError
 from mgdet.records import seal, unseal
 from mgdet.runs.config import ClusterConfig
-from mgdet.runs.launch import prepare, train_in_process
-from mgdet.runs.record import open_run, save_run
+from mgdet.runs.launch import prepare, train_in_process, training_data, training_images
+from mgdet.runs.record import Record, open_run, save_run, write_record
+from mgdet.storage import locate
 from mgdet.structures import Category
 from mgdet.sweep.config import load_sweep
 from mgdet.tracking import NullTracker
@@ -120,6 +121,16 @@ def test_what_only_one_side_knows_is_not_compared(data):
     assert data_differences(old, data("c", train=7)) != []
 
 
+def test_checksums_that_are_no_longer_there_are_a_difference(data):
+    """Prepared again by a version of mgdet that made none: as many images and boxes may be other ones."""
+    full = data("a")
+    old = copy.deepcopy(full)
+    old["splits"]["val"]["content"] = None
+    assert data_differences(full, old) == [
+        "split 'val' had checksums and has none now: an earlier version of mgdet has prepared it again"
+    ]
+
+
 def test_a_line_of_text(data):
     text = describe_data(data("a"))
     assert text.startswith(short(data("a")))
@@ -193,6 +204,25 @@ def test_a_run_that_was_stopped_does_not_go_on_with_other_classes(tmp_path, monk
     with pytest.raises(ConfigError, match="class 'disk' was label 0"):
         train_in_process(e)
     assert [i.step for i in CheckpointStore(e.run_uri).committed()] == before == [3]
+
+
+def test_a_project_that_was_moved_goes_on(finished, tmp_path):
+    """With its data, which lie elsewhere now: their content decides, and the rest of the configuration."""
+    place = tmp_path / "moved"
+    shutil.copytree(Path(finished.data.uri).parent, place)
+    moved = small_experiment(place, data__generate=None, train__epochs=1)
+    assert moved.data.uri != finished.data.uri
+    data = training_data(moved.data)[1]
+    with pytest.raises(ConfigError, match=r"data\.uri: "):
+        open_run(moved)  # nothing shows that the data are the same
+    assert open_run(moved, data) is not None
+    with pytest.raises(ConfigError, match=r"another configuration:\n  seed: 0 there, 1 asked for\nThe same storage"):
+        open_run(small_experiment(place, data__generate=None, train__epochs=1, seed=1), data)
+    other = copy.deepcopy(data)
+    other["splits"]["val"]["content"] = "0" * 64
+    with pytest.raises(ConfigError, match=r"data\.uri: "):
+        open_run(moved, other)
+    assert train_in_process(moved)[0].already_finished
 
 
 def test_a_split_that_was_prepared_anew(finished, tmp_path):
@@ -327,9 +357,27 @@ def test_a_sweep_goes_on_with_the_data_that_it_was_begun_with(tmp_path):
     assert found["splits"].keys() == {"train", "val"}
     tune._refuse_other_data("runs/s", before, tune._check_corners(sweep, cluster))
     tune._refuse_other_data("runs/s", {}, before)
+    tune._refuse_other_data("runs/s", before, {"elsewhere": found})
+    other = copy.deepcopy(found)
+    other["splits"]["val"]["content"] = "0" * 64
+    with pytest.raises(ConfigError, match="elsewhere: none of those that it began with"):
+        tune._refuse_other_data("runs/s", before, {"elsewhere": other})
     swap_classes(next(sweep.corners())[1])
     with pytest.raises(ConfigError, match=r"the sweep runs/s was begun with other data:\n .*shapes: class 'disk'"):
         tune._refuse_other_data("runs/s", before, tune._check_corners(sweep, cluster))
+
+
+def test_no_trial_of_a_sweep_begins_on_other_data(tmp_path):
+    """Prepared again while the sweep is running: a trial that starts afterwards has no record of its own yet."""
+    trial = next(load_sweep(write(tmp_path)).corners())[1].model_copy(update={"storage": str(tmp_path / "s")})
+    tune._require_data_of_sweep(trial)  # there is no record of a sweep
+    training_images(trial.data)
+    found = {trial.data.uri: training_data(trial.data)[1]}
+    write_record(locate(tmp_path / "s" / "sweep.json"), "definition", Record({}, {}, found))
+    tune._require_data_of_sweep(trial)
+    swap_classes(trial)
+    with pytest.raises(ConfigError, match=r"was begun with other data:\n .*shapes: class 'disk'"):
+        tune._require_data_of_sweep(trial)
 
 
 def test_a_capture_knows_its_data(tmp_path, data):

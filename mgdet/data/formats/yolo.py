@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import ClassVar
 
@@ -51,12 +51,12 @@ class Yolo(DataFormat):
         if not pictures:
             raise DataError(f"{directory} has no images in it or below. Correct the path.")
         labels = _directory_of_labels(directory)
-        images, read = [], set()
+        images, read = [], dict[Path, list[str]]()
         for number, path in enumerate(pictures, start=1):
             name = path.relative_to(directory)
             described = (labels / name).with_suffix(".txt")
             if described.is_file():
-                read.add(described)
+                read.setdefault(described, []).append(name.as_posix())
             images.append(
                 AnnotatedImage(number, name.as_posix(), None, list(_objects(described, names, number, refuse)))
             )
@@ -64,7 +64,9 @@ class Yolo(DataFormat):
             raise DataError(
                 f"None of the {len(pictures)} images of {directory} has a file of labels in {labels}. Place them there."
             )
-        _tell_about_others(labels, read)
+        _tell_about_others(labels, read.keys())
+        if shared := [" and ".join(names) for names in read.values() if len(names) > 1]:
+            logger.warning("%s: images share a file of labels: %s", directory, first_of(shared))
         return AnnotatedSplit(labels, directory, images, names)
 
     def corners(self, box: Box, size: tuple[int, int]) -> Box:
@@ -133,8 +135,9 @@ def _names(path: Path) -> dict[int, str]:
         raise DataError(f"{path} has no names of classes. Give `names:` as a list, or by number.")
     numbered: dict[int, str] = {}
     for number, name in by_number.items():
+        shown = repr(name) if isinstance(name, str) else f"a {type(name).__name__}"  # aliases may make it endless
         if not re.fullmatch("[0-9]{1,9}", str(number)) or not isinstance(name, str) or not name:
-            raise DataError(f"{path}: names has {number!r:.80}: {name!r:.80}; allowed are texts by number from 0.")
+            raise DataError(f"{path}: names has {number!r:.80}: {shown:.80}; allowed are texts by number from 0.")
         if name in numbered.values() or int(number) in numbered:
             raise DataError(
                 f"{path}: the name {name!r:.80} or its number is used twice; results are reported by name. Rename one, "
@@ -190,7 +193,7 @@ def _object(columns: list[str], at: str, names: Mapping[int, str]) -> AnnotatedO
     return AnnotatedObject(category, box, from_mask=True)
 
 
-def _tell_about_others(directory: Path, read: set[Path]) -> None:
+def _tell_about_others(directory: Path, read: Set[Path]) -> None:
     """Say how many label files belong to no image."""
     others = [
         path.relative_to(directory).as_posix()
