@@ -34,13 +34,13 @@ from mgdet.training.origin import data_of, data_of_run, refuse_other_data
 from mgdet.training.pictures import log_pictures
 from mgdet.training.position import Position
 from mgdet.training.precision import emulation, gradient_scaler
-from mgdet.training.progress import ProgressLog, Throughput, progress_line, show, training_progress
+from mgdet.training.profile import Profile, stage, staged
+from mgdet.training.progress import Lines, ProgressLog, Throughput, progress_line, show, training_progress
 from mgdet.training.schedules import Span
 from mgdet.training.step import StepSums, accumulate_gradients
 
 logger = logging.getLogger(__name__)
 
-SECONDS_BETWEEN_LINES = 5.0
 STEPS_BETWEEN_QUESTIONS = 10
 """Optimizer steps between two checks for a request to stop, each of which costs a small collective."""
 
@@ -77,7 +77,8 @@ class Worker:
         self.ema = EMA(self.detector, train.ema) if train.ema.enabled else None
         self.store = CheckpointStore(experiment.run_uri, train.keep_best)
         self.position = Position().on(world.size, self.loader.batches.batch_size)
-        self._next_line = 0.0
+        self._lines = Lines()
+        self._profile = Profile(train.profile if world.is_main else 0, world.device, experiment.run_uri, tracker)
         self._resume()
         self._set_rate()
         self.network: nn.Module = self.detector
@@ -98,8 +99,10 @@ class Worker:
             last = epoch + 1 == self.experiment.train.epochs
             evaluated = last or (epoch + 1) % self.experiment.train.evaluate_every == 0
             if evaluated:
-                self._evaluate(last)
+                with stage("evaluate"):
+                    self._evaluate(last)
             self._save(self.position.metrics if evaluated else {}, last)
+            self._profile.end()
             if evaluated:
                 self.on_evaluation({"epoch": epoch + 1, "step": self.position.step, **self.position.metrics})
             if not last and self.stop_asked():
@@ -221,14 +224,16 @@ class Worker:
         Returns whether it is written, which only rank 0 knows. For the `last` one of the training it is tried longer,
         and where it cannot be written every rank raises `UnsavedError`.
         """
-        state, failed = self.state_dict(), ""
-        if state is not None:
-            p, attempts = self.position, LAST_ATTEMPTS if last else ATTEMPTS
-            self.tracker.secure()  # whoever goes on from this checkpoint logs only what comes after it
-            try:
-                self.store.save(state, step=p.step, epoch=p.epoch, metrics=metrics, attempts=attempts)
-            except CheckpointError as error:
-                failed = str(error)
+        failed = ""
+        with stage("save"):
+            state = self.state_dict()
+            if state is not None:
+                p, attempts = self.position, LAST_ATTEMPTS if last else ATTEMPTS
+                self.tracker.secure()  # whoever goes on from this checkpoint logs only what comes after it
+                try:
+                    self.store.save(state, step=p.step, epoch=p.epoch, metrics=metrics, attempts=attempts)
+                except CheckpointError as error:
+                    failed = str(error)
         if last:
             self._require_saved(failed)
         elif failed:  # no reason to stop training: the next save may succeed
@@ -272,13 +277,17 @@ class Worker:
         left = len(self.loader)
         clock, sums = Throughput(), StepSums()
         group: list[Batch] = []
-        for batch in self.loader:
-            group.append(batch.to(self.world.device))
+        batches = staged("wait", iter(self.loader))
+        self._profile.begin(-(-left // train.accumulate))
+        while (batch := clock.next(batches)) is not None:
+            with stage("copy"):
+                group.append(batch.to(self.world.device))
             left -= 1
             if len(group) < train.accumulate and left:
                 continue
             self._step(group, sums)
             self.position.micro_step += len(group)
+            self._profile.step()
             clock.add(sum(len(b.images) for b in group) * self.world.size)
             group = []
             if self.position.step % log_every == 0 or not left:
@@ -311,6 +320,14 @@ class Worker:
             self.scaler.scale,
         )
         # Gradients are averaged over workers, so a NaN of one is a NaN of all: the ranks agree without asking.
+        with stage("optimizer"):
+            self._update(group, sums)
+        self.position.step += 1
+        self._set_rate()
+
+    def _update(self, group: list[Batch], sums: StepSums) -> None:
+        """Change the weights by the gradient, and forget it."""
+        train = self.experiment.train
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.detector.parameters(), train.clip_norm or float("inf"))
         if bool(torch.isfinite(norm)):
@@ -321,8 +338,6 @@ class Worker:
             self._stop_non_finite(group, float(norm), sums)
         self.scaler.update()  # halves the scale after a gradient that was not finite: its step is left out
         self.optimizer.zero_grad(set_to_none=True)
-        self.position.step += 1
-        self._set_rate()
 
     def _stop_non_finite(self, group: list[Batch], norm: float, sums: StepSums) -> None:
         path = capture(
@@ -348,8 +363,8 @@ class Worker:
         self.tracker.log({**metrics, "epoch": self._epochs_done}, step=self.position.step)
         total = self.steps_per_epoch * self.experiment.train.epochs
         remaining = (total - self.position.step) / clock.steps_per_second()
-        now = (epoch, self.experiment.train.epochs, self.position.step, total, metrics, remaining)
-        if not show(training_progress(*now)) and (self.position.step >= total or self._line_due()):
+        now = (epoch, self.experiment.train.epochs, self.position.step, total, metrics, remaining, clock.waiting())
+        if not show(training_progress(*now)) and (self.position.step >= total or self._lines.due()):
             logger.info("%s", progress_line(*now))
 
     def _count_bad_images(self) -> dict[str, float]:
@@ -371,14 +386,6 @@ class Worker:
             yield batch
             if self.world.is_main:
                 pace.add(len(batch.images))
-
-    def _line_due(self) -> bool:
-        """Whether it is time for another line, as metric points may come several times a second."""
-        now = time.monotonic()
-        if now < self._next_line:
-            return False
-        self._next_line = now + SECONDS_BETWEEN_LINES
-        return True
 
     def _evaluate(self, last: bool) -> None:
         network = self.ema.module if self.ema else self.detector

@@ -1,5 +1,6 @@
 """`train.profile`: how long each stage of a training step takes, as a table and as a trace of PyTorch's profiler."""
 
+import itertools
 import logging
 import tempfile
 import time
@@ -7,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
@@ -47,6 +49,8 @@ class StageTimes:
         self.calls[name] += 1
 
 
+T = TypeVar("T")
+
 _measured: list[StageTimes] = []
 
 
@@ -61,6 +65,16 @@ def stage(name: str) -> Iterator[None]:
     with record_function(name):
         yield
     times.add(name, start)
+
+
+def staged(name: str, items: Iterator[T]) -> Iterator[T]:
+    """The same items; getting each of them is a stage."""
+    while True:
+        with stage(name):
+            found = list(itertools.islice(items, 1))
+        if not found:
+            return
+        yield found[0]
 
 
 class Profile:

@@ -23,7 +23,9 @@ def some_labels(images: int, priors: int, classes: int, objects: int = 5) -> tup
     owner = torch.randint(-2, objects, (images, priors))
     owner = torch.where(torch.rand(images, priors) < 0.7, -1, owner)
     weight = (torch.rand(images, priors) * 1.4 - 0.2).clamp(0, 1)
-    targets = Targets(torch.zeros(images, objects, 4), torch.randint(classes, (images, objects)), owner[:, :objects] > 9)
+    targets = Targets(
+        torch.zeros(images, objects, 4), torch.randint(classes, (images, objects)), owner[:, :objects] > 9
+    )
     return Labels(owner, torch.where(owner >= 0, weight, 0.0)), targets
 
 
