@@ -67,6 +67,6 @@ class TrainConfig(Config):
         default=0,
         ge=0,
         le=1000,
-        description="optimizer steps of the first epoch whose stages are measured, for a table and a trace in the run's "
-        "directory; these steps are slower than others",
+        description="optimizer steps of the first epoch whose stages are measured, for a table and a trace in the "
+        "run's directory; these steps are slower than others",
     )

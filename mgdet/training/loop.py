@@ -308,7 +308,6 @@ class Worker:
             )
 
     def _step(self, group: list[Batch], sums: StepSums) -> None:
-        train = self.experiment.train
         accumulate_gradients(
             self.network,
             self.detector,

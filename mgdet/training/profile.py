@@ -18,9 +18,9 @@ from mgdet.tracking import Tracker
 
 logger = logging.getLogger(__name__)
 
-IN_A_STEP = ("wait", "copy", "forward", "assign", "loss", "backward", "optimizer")
+IN_A_STEP: tuple[str, ...] = ("wait", "copy", "forward", "assign", "loss", "backward", "optimizer")
 """The stages of an optimizer step: waiting for the loader, the way to the device, the network, labels, losses, ..."""
-BESIDES = ("save", "evaluate")
+BESIDES: tuple[str, ...] = ("save", "evaluate")
 """What else takes time, once an epoch or so."""
 WARM_UP = 3
 """Steps before the first one that is measured, at most: memory is not yet allocated, kernels are not yet chosen."""
@@ -31,6 +31,8 @@ class StageTimes:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self.wanted = IN_A_STEP
+        """The stages that count now."""
         self.wall: dict[str, float] = defaultdict(float)
         self.cpu: dict[str, float] = defaultdict(float)
         self.calls: dict[str, int] = defaultdict(int)
@@ -57,10 +59,10 @@ _measured: list[StageTimes] = []
 @contextmanager
 def stage(name: str) -> Iterator[None]:
     """A stage of the training: measured where this is asked for, else it costs nothing. Stages are not nested."""
-    if not _measured:
+    times = _measured[-1] if _measured else None
+    if times is None or name not in times.wanted:
         yield
         return
-    times = _measured[-1]
     start = times.now()
     with record_function(name):
         yield
@@ -105,30 +107,45 @@ class Profile:
         self._profiler = profile(activities=activities, schedule=plan, on_trace_ready=self._write_trace)
         self._profiler.start()
         self.steps = active
-        self._count(0)
+        if not self._warm_up:
+            self._open()
 
     def step(self) -> None:
         """After each optimizer step."""
-        if self._profiler is not None:
-            self._profiler.step()
-            self._count(1)
+        if self._profiler is None:
+            return
+        self._done += 1
+        last = self._done == self._warm_up + self.steps
+        if last:
+            self.times.add("step", self._start)
+            self.times.wanted = BESIDES
+            self.measured = self.steps
+        self._profiler.step()  # begins the trace, or writes it, which must not count
+        if last:
+            self._profiler.stop()
+            self._profiler = None
+        elif self._done == self._warm_up:
+            self._open()
 
     def end(self) -> None:
         """After the epoch, its evaluation and its save: write the table, if steps were measured."""
-        if self.steps and self.measured:
+        if self.measured:
             text = self.table()
             logger.info("%s", text)
             self._write("stages.txt", text.encode())
-        self._stop()
-        self.steps = 0
+            _measured.remove(self.times)
+        self.steps = self.measured = 0
 
     def table(self) -> str:
         """A line for each stage: its milliseconds in a step, on the clock and on the CPU, and its share of the step."""
         times, n = self.times, self.measured
-        rows = [(name, times.wall[name], times.cpu[name]) for name in IN_A_STEP]
         whole = ("step", times.wall["step"], times.cpu["step"])
-        rest = [whole[i] - sum(row[i] for row in rows) for i in (1, 2)]  # type: ignore[misc, operator]  # numbers
-        lines = [f"{n} optimizer steps, milliseconds of each:", f"{'stage':<12}{'clock':>10}{'CPU':>10}{'share':>8}"]
+        rows = [(name, times.wall[name], times.cpu[name]) for name in IN_A_STEP]
+        rest = whole[1] - sum(wall for _, wall, _ in rows), whole[2] - sum(cpu for *_, cpu in rows)
+        lines = [
+            f"{n} optimizer step{'s' * (n != 1)}, milliseconds of each:",
+            f"{'stage':<12}{'clock':>10}{'CPU':>10}{'share':>8}",
+        ]
         for name, wall, cpu in [*rows, ("other", *rest), whole]:
             share = wall / max(whole[1], 1e-9)
             lines.append(f"{name:<12}{wall / n * 1e3:10.1f}{cpu / n * 1e3:10.1f}{share:8.1%}")
@@ -140,26 +157,10 @@ class Profile:
                 lines.append(f"{name:<12}{wall * 1e3:10.1f}{cpu * 1e3:10.1f}   (not in a step)")
         return "\n".join(lines)
 
-    def _count(self, more: int) -> None:
-        """Begin after the warm-up, and end with the last step that is measured."""
-        self._done += more
-        if self._done == self._warm_up:
-            _measured.append(self.times)
-            self._start = self.times.now()
-        elif self._done == self._warm_up + self.steps:
-            self.times.add("step", self._start)
-            self.measured = self.steps
-            self._close_profiler()
-
-    def _close_profiler(self) -> None:
-        if self._profiler is not None:
-            self._profiler.stop()
-            self._profiler = None
-
-    def _stop(self) -> None:
-        self._close_profiler()
-        if self.times in _measured:
-            _measured.remove(self.times)
+    def _open(self) -> None:
+        """Begin to measure the stages."""
+        _measured.append(self.times)
+        self._start = self.times.now()
 
     def _write_trace(self, profiler: profile) -> None:
         for event in profiler.key_averages():

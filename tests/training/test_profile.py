@@ -44,7 +44,7 @@ def test_a_table_and_a_trace(tmp_path):
     directory = Path(worker.experiment.run_uri) / "profile"
     assert not (Path(plain.experiment.run_uri) / "profile").exists()
     table = (directory / "stages.txt").read_text()
-    assert table.startswith("1 optimizer steps"), "three steps in all, of which two warm up"
+    assert table.startswith("1 optimizer step,"), "three steps in all, of which two warm up"
     rows = {line.split()[0]: line.split()[1:] for line in table.splitlines()[2:]}
     assert rows.keys() == {*IN_A_STEP, "other", "step", "save", "evaluate"}
     parts = sum(float(rows[name][0]) for name in (*IN_A_STEP, "other"))
