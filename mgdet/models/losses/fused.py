@@ -83,7 +83,7 @@ class _Logits(NamedTuple):
 
 
 class _Fused(torch.autograd.Function):
-    """Sums over the classes `[N]` of the loss of logits `[N, C]`: targets are `y` `[P]` at `place` `[P]`, 0 elsewhere."""
+    """Sums over the classes `[N]` of the loss of logits `[N, C]`; targets are `y` `[P]` at `place` `[P]`, else 0."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, place: Tensor, y: Tensor, loss: Elementwise) -> Tensor:
