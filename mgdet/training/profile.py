@@ -96,17 +96,16 @@ class Profile:
 
     def begin(self, steps: int) -> None:
         """Before an epoch of so many steps; later epochs are not measured."""
-        if not self.steps:
+        if not self.steps or not steps:
             return
-        self._warm_up = min(WARM_UP, max(0, steps - 1))
-        active = max(1, min(self.steps, steps - self._warm_up))
+        self._warm_up = min(WARM_UP, steps - 1)
+        self.steps = active = min(self.steps, steps - self._warm_up)
         activities = [ProfilerActivity.CPU]
         if self.times.device.type == "cuda":
             activities.append(ProfilerActivity.CUDA)
         plan = schedule(wait=0, warmup=self._warm_up, active=active, repeat=1)
         self._profiler = profile(activities=activities, schedule=plan, on_trace_ready=self._write_trace)
         self._profiler.start()
-        self.steps = active
         if not self._warm_up:
             self._open()
 
