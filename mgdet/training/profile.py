@@ -171,7 +171,11 @@ class Profile:
             self._write("trace.json.gz", path.read_bytes())
 
     def _write(self, name: str, data: bytes) -> None:
-        directory = locate(self.run_uri) / "profile"
-        directory.mkdir()
-        (directory / name).write(data)
+        """Keep a file in the run's directory and with the tracker; a storage that fails ends no training."""
         self.tracker.artifact(data, f"profile/{name}")
+        directory = locate(self.run_uri) / "profile"
+        try:
+            directory.mkdir()
+            (directory / name).write(data)
+        except OSError as error:
+            logger.warning("%s was not written: %s", directory / name, error)
