@@ -1,4 +1,4 @@
-"""One training step beside that of torchvision's own detector: network, batch, optimizer and baseline labels are the same.
+"""One training step beside that of torchvision's own detector with the same network, batch, optimizer and labels.
 
 All take turns in one process, so that other work on the machine changes seconds, but hardly ratios. On a CPU the time
 is that of the processor; set OMP_NUM_THREADS=1 for one thread.
@@ -39,9 +39,8 @@ def random_batch(images: int, height: int, width: int, objects: int, classes: in
     end = torch.minimum(corner + torch.rand(images, objects, 2) * 60 + 12, limit)
     targets = pad_targets(list(torch.cat([corner, end], 2)), list(torch.randint(0, classes, (images, objects))))
     sizes, index = torch.tensor([[height, width]] * images), torch.arange(images)
-    return Batch(
-        torch.randint(0, 256, (images, 3, height, width), dtype=torch.uint8), sizes, sizes, targets, index, index
-    )
+    pixels = torch.randint(0, 256, (images, 3, height, width), dtype=torch.uint8)
+    return Batch(pixels, sizes, sizes, targets, index, index)
 
 
 def ours(args: argparse.Namespace, batch: Batch, assigner: str, channels_last: bool = False) -> Action:
@@ -99,7 +98,7 @@ def torchvisions(args: argparse.Namespace, batch: Batch) -> Action:
 
 def class_losses(shape: tuple[int, int, int], device: torch.device) -> dict[str, Action]:
     """Each class loss forward and backward, by the formula and with the derivative written out."""
-    images, priors, classes = shape
+    images, priors, _ = shape
     logits = (1.5 * torch.randn(shape, device=device) - 4).requires_grad_()
     positive = torch.rand(images, priors, device=device) < 0.01
     labels = Labels(torch.where(positive, 0, -1), positive.float())
