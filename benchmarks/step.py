@@ -12,6 +12,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torchvision
@@ -96,10 +97,9 @@ def torchvisions(args: argparse.Namespace, batch: Batch) -> Action:
     return step
 
 
-def class_losses(shape: tuple[int, int, int], device: torch.device) -> dict[str, Action]:
+def class_losses(images: int, priors: int, classes: int, device: torch.device) -> dict[str, Action]:
     """Each class loss forward and backward, by the formula and with the derivative written out."""
-    images, priors, _ = shape
-    logits = (1.5 * torch.randn(shape, device=device) - 4).requires_grad_()
+    logits = (1.5 * torch.randn(images, priors, classes, device=device) - 4).requires_grad_()
     positive = torch.rand(images, priors, device=device) < 0.01
     labels = Labels(torch.where(positive, 0, -1), positive.float())
     targets = Targets(torch.zeros(images, 1, 4), torch.zeros(images, 1, dtype=torch.int64), torch.ones(images, 1) > 0)
@@ -114,7 +114,7 @@ def class_losses(shape: tuple[int, int, int], device: torch.device) -> dict[str,
 
     out = {}
     for loss in (FocalLoss(), QualityFocalLoss(), VarifocalLoss()):
-        out[f"{loss.name}, formula"] = action(ClassTerm.of_priors.__get__(loss))
+        out[f"{loss.name}, formula"] = action(partial(ClassTerm.of_priors, loss))
         out[f"{loss.name}, fused"] = action(loss.of_priors)
     return out
 
@@ -153,7 +153,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(0)
     if args.loss:
-        compare(class_losses(tuple(args.loss), args.device), args.rounds, args.device)
+        compare(class_losses(*args.loss, args.device), args.rounds, args.device)
         return
     batch = random_batch(args.batch, *args.image, args.objects, args.classes).to(args.device)
     baseline = "max_iou" if args.model == "retinanet" else "center_sampling"

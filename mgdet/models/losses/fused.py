@@ -99,8 +99,8 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        x, place, y = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradient,), (x, place, y) = gradients, ctx.saved_tensors
         out = torch.empty_like(x)
         for rows, some in _pieces(x, place):
             logits, own = _Logits.of(x[rows].flatten()), place[some] - rows.start * x.shape[1]
