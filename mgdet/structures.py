@@ -62,6 +62,11 @@ class Value:
 class Shared(Value):
     """Base of values that all images of a batch have in common: choosing images leaves them as they are."""
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """See `Value`; the very same value where `change` returns each tensor as it is."""
+        new = super().map(change)
+        return self if all(getattr(new, name) is value for name, value in self.fields().items()) else new
+
 
 def _changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Value):
@@ -162,7 +167,7 @@ class Predictions(Value):
 
     def detach(self) -> Self:
         """The same values cut from the graph and in float32: what assigners see."""
-        return self.map(lambda t: t.detach().float())
+        return self.map(lambda t: t if t.dtype == torch.float32 and not t.requires_grad else t.detach().float())
 
 
 class Scores(Mapping[str, Tensor]):

@@ -3,16 +3,27 @@
 import torch
 from torch import Tensor
 
-from mgdet.assign.geometry import MARGIN, CandidateKind, Sides, around, footprints, nearest_per_level, outer_levels
+from mgdet.assign.geometry import (
+    MARGIN,
+    CandidateKind,
+    Sides,
+    around,
+    footprint_places,
+    nearest_per_level,
+    outer_levels,
+)
 from mgdet.assign.pieces import Criterion
 from mgdet.assign.places import ALL, At, Places, indices, take
 from mgdet.boxes import box_area, pairwise_iou
 from mgdet.structures import Predictions, Priors
 
+REMEMBERED = 2**22
+"""Qualities that `remembered` keeps for an image: 48 MiB with their indices."""
+
 
 def prior_iou(priors: Priors) -> Criterion:
     """IoU_anchor: overlap of the objects with the anchors, or with the squares of 8 strides around points."""
-    return _iou_with(Places(footprints(priors)))
+    return _iou_with(footprint_places(priors))
 
 
 def regressed_iou(predictions: Predictions) -> Criterion:
@@ -77,6 +88,35 @@ def amplified(prior: Criterion, predictions: Predictions, sigma: float, form: st
         return torch.where(base > 0, raised, 0.0).float()
 
     return Criterion(quality, prior.reach)
+
+
+def remembered(criterion: Criterion) -> Criterion:
+    """The same criterion, which does not look at labels, for several passes over the objects of one image.
+
+    Where one object is looked at at a time, what another pass asks for again is there already, `REMEMBERED` values at
+    most.
+    """
+    known: dict[tuple[float, ...], tuple[At, Tensor]] = {}
+    room = REMEMBERED
+
+    def reach(box: Tensor) -> At:
+        found = known.get(tuple(box.tolist()))
+        return ALL if criterion.reach is None else found[0] if found else criterion.reach(box)
+
+    def quality(boxes: Tensor, labels: Tensor, at: At) -> Tensor:
+        nonlocal room
+        if isinstance(at, slice):
+            return criterion.quality(boxes, labels, at)
+        box = tuple(boxes.flatten().tolist())
+        if box in known and known[box][0] is at:
+            return known[box][1]
+        values = criterion.quality(boxes, labels, at)
+        if box not in known and values.numel() <= room:
+            room -= values.numel()
+            known[box] = at, values
+        return values
+
+    return Criterion(quality, reach if criterion.reach else None)
 
 
 def product(first: Criterion, second: Criterion, powers: tuple[float, float], like: Tensor) -> Criterion:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -31,6 +32,12 @@ def footprints(priors: Priors) -> Tensor:
     half = 0.5 * SQUARE * priors.strides[:, None]
     centres = box_centres(priors.boxes)
     return torch.cat([centres - half, centres + half], dim=-1)
+
+
+@lru_cache(maxsize=8)
+def footprint_places(priors: Priors) -> Places:
+    """Where the footprints lie; remembered, because the priors of a training are the same in every step."""
+    return Places(footprints(priors))
 
 
 def box_centres(boxes: Tensor) -> Tensor:

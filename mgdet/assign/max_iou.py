@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from mgdet.assign.base import Assigner, hard_labels
 from mgdet.assign.criteria import prior_iou
 from mgdet.assign.ownership import Counts, Force, Ownership
+from mgdet.assign.pieces import Criterion
 from mgdet.errors import ConfigError
 from mgdet.structures import Assignment, Labels, Predictions, PriorLayout, Priors, Targets
 
@@ -31,10 +32,16 @@ class IoUThresholds(Assigner):
             )
         return self
 
-    def anchor_owners(self, priors: Priors, targets: Targets, force: bool = True) -> Ownership:
-        """Who owns each anchor by IoU; with `force` an object's best anchor counts as 1 and orphans adopt."""
+    def anchor_owners(
+        self, priors: Priors, targets: Targets, force: bool = True, overlap: Criterion | None = None
+    ) -> Ownership:
+        """Who owns each anchor by IoU; with `force` an object's best anchor counts as 1 and orphans adopt.
+
+        `overlap` is `prior_iou` where the caller has it already.
+        """
         rule: Force = "none" if not force else "ties" if self.force_ties else "best"
-        return self.find_owners(prior_iou(priors), priors, targets, force=rule, adopt=force, enough=self.positive_iou)
+        criterion = overlap or prior_iou(priors)
+        return self.find_owners(criterion, priors, targets, force=rule, adopt=force, enough=self.positive_iou)
 
     def threshold_labels(self, owners: Ownership) -> Labels:
         """Positive from `positive_iou`, ignored from `negative_iou`, background below."""

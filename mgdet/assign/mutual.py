@@ -21,6 +21,7 @@ class Criteria(NamedTuple):
 
     cls: Criterion  # how well they localize
     loc: Criterion  # how well they classify
+    overlap: Criterion | None = None  # the IoU of the anchors, where both are made of it too
 
 
 class MutualAssigner(IoUThresholds):
@@ -47,8 +48,11 @@ class MutualAssigner(IoUThresholds):
         """The two rankings."""
 
     @abstractmethod
-    def counts(self, priors: Priors, targets: Targets) -> Counts | None:
-        """How many samples each object gets by a rule that needs no predictions; None: `count` decides by quality."""
+    def counts(self, priors: Priors, targets: Targets, overlap: Criterion | None) -> Counts | None:
+        """How many samples each object gets by a rule that needs no predictions; None: `count` decides by quality.
+
+        `overlap` is that of the criteria.
+        """
 
     @abstractmethod
     def unguided(self, predictions: Predictions, targets: Targets, counts: Counts | None) -> Assignment:
@@ -66,7 +70,7 @@ class MutualAssigner(IoUThresholds):
     def assign(self, predictions: Predictions, targets: Targets) -> Assignment:
         """Labels of the two tasks, independent of each other: a prior may be positive for one of them only."""
         priors, criteria = predictions.priors, self.criteria(predictions)
-        counts = self.counts(priors, targets)
+        counts = self.counts(priors, targets, criteria.overlap)
         if self.direction == "none":
             return self.unguided(predictions, targets, counts)
         if self.direction == "cls_to_loc":

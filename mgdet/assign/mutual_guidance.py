@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field
 
-from mgdet.assign.criteria import amplified, centre_prior, prior_iou, regressed_iou
+from mgdet.assign.criteria import amplified, centre_prior, prior_iou, regressed_iou, remembered
 from mgdet.assign.mutual import Criteria, MutualAssigner
 from mgdet.assign.ownership import Counts
 from mgdet.assign.pieces import Criterion
@@ -75,14 +75,16 @@ class MutualGuidance(MutualAssigner):
 
     def criteria(self, predictions: Predictions) -> Criteria:
         """IoU_regressed and IoU_amplified (section 3 of the paper)."""
-        raised = amplified(self._prior(predictions.priors), predictions, self.sigma, self.amplify)
-        return Criteria(cls=regressed_iou(predictions), loc=raised)
+        prior = remembered(self._prior(predictions.priors))
+        raised = amplified(prior, predictions, self.sigma, self.amplify)
+        return Criteria(regressed_iou(predictions), raised, prior if self.prior == "iou" else None)
 
-    def counts(self, priors: Priors, targets: Targets) -> Counts | None:
+    def counts(self, priors: Priors, targets: Targets, overlap: Criterion | None) -> Counts | None:
         """Np and Ni of each object by the anchor IoU, for `count: iou`."""
         if self.count != "iou":
             return None
-        return self.threshold_counts(self.anchor_owners(priors, targets), targets.boxes.shape[1])
+        owners = self.anchor_owners(priors, targets, overlap=overlap)
+        return self.threshold_counts(owners, targets.boxes.shape[1])
 
     def unguided(self, predictions: Predictions, targets: Targets, counts: Counts | None) -> Assignment:
         """By the plain quality of the priors: max_iou's labels for anchors that are not counted by `mean_std`."""

@@ -11,10 +11,20 @@ from pydantic import Field
 
 from mgdet.assign.base import Assigner
 from mgdet.assign.center_sampling import CenterSampling, CentreRegion
-from mgdet.assign.criteria import amplified, centerness, class_score, prior_iou, product, regressed_iou, within
+from mgdet.assign.criteria import (
+    amplified,
+    centerness,
+    class_score,
+    prior_iou,
+    product,
+    regressed_iou,
+    remembered,
+    within,
+)
 from mgdet.assign.max_iou import MaxIoU
 from mgdet.assign.mutual import Criteria, MutualAssigner
 from mgdet.assign.ownership import Counts
+from mgdet.assign.pieces import Criterion
 from mgdet.structures import Assignment, Predictions, PriorLayout, Priors, Targets
 
 
@@ -68,25 +78,26 @@ class MutualLabeling(MutualAssigner, CentreRegion):
         priors = predictions.priors
         points = priors.layout.points
         region = self.centre_region(priors, self.radius if self.region == "centre" else None)
-        omega = region if points else prior_iou(priors)
+        overlap = None if points else remembered(prior_iou(priors))
+        omega = overlap or region
         u, p = regressed_iou(predictions), class_score(predictions)
         cls = u
         if self.criterion == "score":
             loc = p
         elif self.criterion == "amplified":
-            loc = amplified(centerness(priors) if points else prior_iou(priors), predictions, self.sigma)
+            loc = amplified(overlap or centerness(priors), predictions, self.sigma)
         else:
             cls = product(u, p, (self.theta, self.alpha), predictions.logits)
             loc = product(p, u, (1.0, self.theta * self.alpha), predictions.logits)
-        return Criteria(within(cls, omega), within(loc, omega))
+        return Criteria(within(cls, omega), within(loc, omega), overlap)
 
-    def counts(self, priors: Priors, targets: Targets) -> Counts | None:
+    def counts(self, priors: Priors, targets: Targets, overlap: Criterion | None) -> Counts | None:
         """How many the baseline gives to each object, for `count: baseline`."""
         num_objects = targets.boxes.shape[1]
         if self.count != "baseline":
             return None
         if not priors.layout.points:
-            return self.threshold_counts(self.anchor_owners(priors, targets), num_objects)
+            return self.threshold_counts(self.anchor_owners(priors, targets, overlap=overlap), num_objects)
         owners = self.centre_owners(priors, targets)
         count = owners.count_owned(owners.owner >= 0, num_objects)
         return Counts(count, count)

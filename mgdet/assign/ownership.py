@@ -10,9 +10,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from mgdet.assign.geometry import first_best, footprints, largest
+from mgdet.assign.geometry import first_best, footprint_places, largest
 from mgdet.assign.pieces import Criterion, Piece, pieces, usable_objects
-from mgdet.assign.places import ALL, At, Places, among, indices, known_empty, one_at_a_time, put, take
+from mgdet.assign.places import ALL, At, among, indices, known_empty, one_at_a_time, put, take
 from mgdet.boxes import diou
 from mgdet.structures import Priors, Targets
 
@@ -154,7 +154,7 @@ class _Claims:
         batch, self.num_objects = targets.labels.shape
         self.owner = torch.full((batch, len(priors.boxes)), -1, device=priors.boxes.device)
         self.raw = torch.zeros(self.owner.shape, device=self.owner.device)
-        self._objects, self._places = targets.boxes, Places(footprints(priors))
+        self._objects, self._places = targets.boxes, footprint_places(priors)
 
     def near(self, at: At, owner: Tensor | None = None) -> Tensor:
         """DIoU `[B, n]` of the footprints of some priors and their owners' boxes, or those of the given owners."""

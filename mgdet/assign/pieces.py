@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mgdet.assign.geometry import first_best, footprints
+from mgdet.assign.geometry import first_best, footprint_places
 from mgdet.assign.places import ALL, At, Places, among, indices, known_empty, one_at_a_time, put, take
 from mgdet.boxes import is_degenerate, pairwise_diou
 from mgdet.structures import Priors, Targets
@@ -79,7 +79,7 @@ def pieces(
     criterion: Criterion, priors: Priors, targets: Targets, usable: Tensor, chunk_elements: int
 ) -> Iterator[Piece]:
     """The qualities of the usable objects, in order of their index."""
-    places = Places(footprints(priors))
+    places = footprint_places(priors)
     if one_at_a_time(targets.boxes, len(priors.boxes)):
         for g in indices(usable).tolist():
             boxes, labels = targets.boxes[:, g : g + 1], targets.labels[:, g : g + 1]

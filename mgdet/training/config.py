@@ -63,3 +63,10 @@ class TrainConfig(Config):
     log_every: Annotated[int, Field(gt=0, le=10**9)] | Literal["auto"] = Field(
         default="auto", description="optimizer steps between metric points; auto: ten points an epoch, at most 50 steps"
     )
+    profile: int = Field(
+        default=0,
+        ge=0,
+        le=1000,
+        description="optimizer steps of the first epoch whose stages are measured, for a table and a trace in the "
+        "run's directory; these steps are slower than others",
+    )

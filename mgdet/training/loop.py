@@ -35,6 +35,7 @@ from mgdet.training.origin import data_of, data_of_run, refuse_other_data, tell_
 from mgdet.training.pictures import log_pictures
 from mgdet.training.position import Position
 from mgdet.training.precision import emulation, gradient_scaler
+from mgdet.training.profile import Profile, stage, staged
 from mgdet.training.progress import Lines, ProgressLog, Throughput, progress_line, show, training_progress
 from mgdet.training.saver import Saver
 from mgdet.training.schedules import Span
@@ -82,6 +83,7 @@ class Worker:
         self.saver = Saver(self.store, tracker.secure)  # whoever goes on from a checkpoint logs only what comes after
         self.position = Position().on(world.size, self.loader.batches.batch_size)
         self._lines = Lines()
+        self._profile = Profile(train.profile if world.is_main else 0, world.device, experiment.run_uri, tracker)
         self._resume()
         self._set_rate()
         self.network: nn.Module = self.detector
@@ -114,8 +116,10 @@ class Worker:
             last = epoch + 1 == self.experiment.train.epochs
             evaluated = last or (epoch + 1) % self.experiment.train.evaluate_every == 0
             if evaluated:
-                self._evaluate(last)
+                with stage("evaluate"):
+                    self._evaluate(last)
             self._save(self.position.metrics if evaluated else {}, last)
+            self._profile.end()
             if evaluated:
                 self.on_evaluation({"epoch": epoch + 1, "step": self.position.step, **self.position.metrics})
             if not last and self.stop_asked():
@@ -237,9 +241,10 @@ class Worker:
 
         The `last` one of the training is waited for, and where it cannot be written every rank raises `UnsavedError`.
         """
-        state, p = self.state_dict(), self.position
-        if state is not None:
-            self.saver.save(state, step=p.step, epoch=p.epoch, metrics=metrics, last=last)
+        with stage("save"):
+            state, p = self.state_dict(), self.position
+            if state is not None:
+                self.saver.save(state, step=p.step, epoch=p.epoch, metrics=metrics, last=last)
         if last:
             self._require_saved(self.settle())
 
@@ -280,13 +285,17 @@ class Worker:
         left = len(self.loader)
         clock, sums = Throughput(), StepSums()
         group: list[Batch] = []
-        for batch in self.loader:
-            group.append(batch.to(self.world.device))
+        batches = staged("wait", iter(self.loader))
+        self._profile.begin(-(-left // train.accumulate))
+        while (batch := clock.next(batches)) is not None:
+            with stage("copy"):
+                group.append(batch.to(self.world.device))
             left -= 1
             if len(group) < train.accumulate and left:
                 continue
             self._step(group, sums)
             self.position.micro_step += len(group)
+            self._profile.step()
             clock.add(sum(len(b.images) for b in group) * self.world.size)
             group = []
             if self.position.step % log_every == 0 or not left:
@@ -308,7 +317,6 @@ class Worker:
             )
 
     def _step(self, group: list[Batch], sums: StepSums) -> None:
-        train = self.experiment.train
         accumulate_gradients(
             self.network,
             self.detector,
@@ -320,6 +328,14 @@ class Worker:
             self.scaler.scale,
         )
         # Gradients are averaged over workers, so a NaN of one is a NaN of all: the ranks agree without asking.
+        with stage("optimizer"):
+            self._update(group, sums)
+        self.position.step += 1
+        self._set_rate()
+
+    def _update(self, group: list[Batch], sums: StepSums) -> None:
+        """Change the weights by the gradient, and forget it."""
+        train = self.experiment.train
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.detector.parameters(), train.clip_norm or float("inf"))
         if bool(torch.isfinite(norm)):
@@ -330,8 +346,6 @@ class Worker:
             self._stop_non_finite(group, float(norm), sums)
         self.scaler.update()  # halves the scale after a gradient that was not finite: its step is left out
         self.optimizer.zero_grad(set_to_none=True)
-        self.position.step += 1
-        self._set_rate()
 
     def _stop_non_finite(self, group: list[Batch], norm: float, sums: StepSums) -> None:
         path = capture(
@@ -357,7 +371,7 @@ class Worker:
         self.tracker.log({**metrics, "epoch": self._epochs_done}, step=self.position.step)
         total = self.steps_per_epoch * self.experiment.train.epochs
         remaining = (total - self.position.step) / clock.steps_per_second()
-        now = (epoch, self.experiment.train.epochs, self.position.step, total, metrics, remaining)
+        now = (epoch, self.experiment.train.epochs, self.position.step, total, metrics, remaining, clock.waiting())
         if not show(training_progress(*now)) and (self.position.step >= total or self._lines.due()):
             logger.info("%s", progress_line(*now))
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from mgdet.text import duration
 
@@ -57,12 +57,30 @@ def show(progress: Progress) -> bool:
     return bool(_screens)
 
 
+WAIT_SHOWN = 0.05
+"""Share of the time from which on a line says that the training waits for images."""
+
+T = TypeVar("T")
+
+
 class Throughput:
     """Counts images and optimizer steps, and gives their rates since it was made."""
 
     def __init__(self) -> None:
         self.start = time.perf_counter()
         self.images = self.steps = 0
+        self._waited = 0.0
+
+    def next(self, batches: Iterator[T]) -> T | None:
+        """The next batch, None after the last one; the time until it is there counts as waiting."""
+        start = time.perf_counter()
+        batch = next(batches, None)
+        self._waited += time.perf_counter() - start
+        return batch
+
+    def waiting(self) -> float:
+        """Share of the time since this was made that was spent waiting for batches."""
+        return self._waited / max(time.perf_counter() - self.start, 1e-9)
 
     def add(self, images: int) -> None:
         """Count one optimizer step over this many `images` (of all workers)."""
@@ -79,13 +97,13 @@ class Throughput:
 
 
 class Lines:
-    """Says when it is time for another line, as metric points may come several times a second."""
+    """Whether it is time for another line of the log, as there may be reason for several a second."""
 
-    def __init__(self) -> None:
-        self._next = 0.0
+    def __init__(self, first_after: float = 0.0) -> None:
+        self._next = time.monotonic() + first_after
 
     def due(self) -> bool:
-        """Whether a line is due, which is then taken as logged; the first one is at once."""
+        """True where the last line is long enough ago; then the next one waits again."""
         now = time.monotonic()
         if now < self._next:
             return False
@@ -99,7 +117,7 @@ class ProgressLog:
     def __init__(self, what: str, total: int) -> None:
         self.what, self.total, self.done = what, total, 0
         self.start = time.monotonic()
-        self._next_line = self.start + SECONDS_BETWEEN_LINES
+        self._lines = Lines(SECONDS_BETWEEN_LINES)
 
     @property
     def seconds(self) -> float:
@@ -117,29 +135,32 @@ class ProgressLog:
         self.done += images
         rate = self.done / self.seconds
         left = duration((self.total - self.done) / rate) if rate else "?"
-        if show(Progress(self.what, self.done, self.total, f"{rate:.1f} img/s, {left} left")):
+        if show(Progress(self.what, self.done, self.total, f"{rate:.1f} img/s, {left} left")) or not self._lines.due():
             return
-        if time.monotonic() < self._next_line:
-            return
-        self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
         logger.info("%s %d of %d images, %.1f images/s, %s left", self.what, self.done, self.total, rate, left)
 
 
 def training_progress(
-    epoch: int, epochs: int, step: int, total: int, metrics: Mapping[str, float], remaining: float
+    epoch: int, epochs: int, step: int, total: int, metrics: Mapping[str, float], remaining: float, waiting: float = 0.0
 ) -> Progress:
     """What `progress_line` says, as short as a bar needs it."""
     pace = f"loss {metrics['train/loss']:.4f}, {metrics['train/images_per_s']:.1f} img/s, {duration(remaining)} left"
+    if waiting > WAIT_SHOWN:
+        pace += f", {waiting:.0%} waiting for images"
     return Progress(f"epoch {epoch + 1}/{epochs}", step, total, pace)
 
 
 def progress_line(
-    epoch: int, epochs: int, step: int, total: int, metrics: Mapping[str, float], remaining: float
+    epoch: int, epochs: int, step: int, total: int, metrics: Mapping[str, float], remaining: float, waiting: float = 0.0
 ) -> str:
-    """One line: where the training is, how it learns, how fast, and how long it still takes (without evaluations)."""
+    """One line: where the training is, how it learns, how fast, and how long it still takes (without evaluations).
+
+    `waiting` is the share of the time in which the network had no images, said where it is more than `WAIT_SHOWN`.
+    """
     parts = {k.removeprefix("train/loss_"): v for k, v in metrics.items() if k.startswith("train/loss_")}
     return (
         f"epoch {epoch + 1}/{epochs}  step {step}/{total}  loss {metrics['train/loss']:.4f} "
         f"({', '.join(f'{k} {v:.4f}' for k, v in parts.items())})  lr {metrics['train/lr']:.2e}  "
         f"{metrics['train/images_per_s']:.1f} img/s  ETA {duration(remaining)}"
+        + (f"  {waiting:.0%} waiting for images" if waiting > WAIT_SHOWN else "")
     )

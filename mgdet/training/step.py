@@ -18,6 +18,7 @@ from mgdet.structures import Assignment, Batch, Predictions
 from mgdet.training.distributed import World
 from mgdet.training.generators import generator_state, replayed
 from mgdet.training.precision import autocast
+from mgdet.training.profile import stage
 
 
 class StepSums:
@@ -85,21 +86,23 @@ def forward(
         over_step: see `LossConfig.__call__`; by default the batch is the whole step of this worker.
         share: likewise.
     """
-    with autocast(world.device, experiment.train.precision):
+    with stage("forward"), autocast(world.device, experiment.train.precision):
         predictions: Predictions = network(batch.images, batch.sizes)
     if assignment is None:
-        assignment = experiment.assigner.at(epoch, predictions.priors.layout)(predictions, batch.targets)
-        regions, overlap = batch.targets.regions, experiment.train.ignore_overlap
-        assignment = ignore_regions(assignment, predictions.priors, regions, overlap)
-    losses = experiment.loss(
-        predictions,
-        batch.targets,
-        assignment,
-        detector.coder,
-        over_step or world.mean,
-        detector.config.quality,
-        share,
-    )
+        with stage("assign"):
+            assignment = experiment.assigner.at(epoch, predictions.priors.layout)(predictions, batch.targets)
+            regions, overlap = batch.targets.regions, experiment.train.ignore_overlap
+            assignment = ignore_regions(assignment, predictions.priors, regions, overlap)
+    with stage("loss"):
+        losses = experiment.loss(
+            predictions,
+            batch.targets,
+            assignment,
+            detector.coder,
+            over_step or world.mean,
+            detector.config.quality,
+            share,
+        )
     return Forwarded(predictions, assignment, losses)
 
 
@@ -140,7 +143,8 @@ def accumulate_gradients(
                     over_step=over_step,
                     share=share,
                 ).losses
-            scaled(losses.total).backward()  # type: ignore[no-untyped-call]  # torch's stub
+            with stage("backward"):
+                scaled(losses.total).backward()  # type: ignore[no-untyped-call]  # torch's stub
         found.append(losses)
     sums.add(found, over_step.images)
 
