@@ -1,7 +1,8 @@
 """Resizing and augmentation of an image and its boxes, on uint8 pixels with torchvision's transforms.v2.
 
-The augmentations of `mgdet.data.augment` come first, in pixels of the file. Every random number of a training sample comes from (seed, epoch, position) alone, so a sample does not depend on the
-loader's workers, on the rank that draws it or on what was drawn before.
+The augmentations of `mgdet.data.augment` come first, in pixels of the file. Every random number of a training sample
+comes from (seed, epoch, position) alone, so a sample does not depend on the loader's workers, on the rank that draws it
+or on what was drawn before. Only the size that `multi_scale` draws is one of the batch: (seed, epoch, step).
 """
 
 from collections.abc import Callable, Iterator
@@ -225,9 +226,9 @@ class EvalTransform:
 
 
 class TrainTransform:
-    """The transform of training: it augments and resizes, as a pure function of the input and `seed`, `epoch`, `position`.
+    """The transform of training: it augments and resizes, as a pure function of input, `seed`, `epoch`, `position`.
 
-    With `multi_scale` the size depends on `seed`, `epoch` and the `step` of the batch instead.
+    With `multi_scale` the size is a function of `seed`, `epoch` and the `step` of the batch.
 
     Args:
         config: what is done.

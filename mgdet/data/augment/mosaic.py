@@ -14,8 +14,8 @@ from mgdet.data.augment.base import CROWD, Draw, Mixing, Picture, canvas
 class Mosaic(Mixing):
     """The picture and three others in the four quarters of a canvas of its own size, which meet at a random point.
 
-    Each is scaled to fit into `low` to `high` times the canvas and lies with its corner at that point; what reaches over
-    the canvas is cut off.
+    Each is scaled to fit into `low` to `high` times the canvas and has a corner at that point. What reaches over the
+    canvas is cut off.
     """
 
     name: ClassVar[str] = "mosaic"
