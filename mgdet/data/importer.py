@@ -19,6 +19,7 @@ from mgdet.data.formats.base import AnnotatedImage, DataFormat
 from mgdet.data.frames import Frame
 from mgdet.data.ledger import Ledger
 from mgdet.data.schema import Manifest, Progress, Record
+from mgdet.data.tiles import Cutter
 from mgdet.data.verify import Source, Usable, refuse_unusable, verify
 from mgdet.data.writer import write_dataset
 from mgdet.errors import DataError
@@ -85,12 +86,17 @@ def import_annotations(
         text for s, f in zip(sources, frames, strict=True) for text in check_units(s, data_format, f, chosen, ledger)
     ]
     labels = {category.name: label for label, category in enumerate(categories)}
+    records = {
+        source.split: _records(source, frames_of_source, data_format, labels, chosen, ledger, progress)
+        for source, frames_of_source in zip(sources, frames, strict=True)
+    }
+    cutter = None
+    if chosen.tile:
+        cutter = Cutter(chosen.tile, chosen.overlap, chosen.empty_tiles_dropped(list(records)), chosen.max_pixels)
+        records = {split: cutter.cut(split, rows) for split, rows in records.items()}
     manifest = write_dataset(
         uri,
-        {
-            source.split: _records(source, frames_of_source, data_format, labels, chosen, ledger, progress)
-            for source, frames_of_source in zip(sources, frames, strict=True)
-        },
+        records,
         name=name or locate(uri).name,
         categories=categories,
         changes=ledger.changes,
@@ -98,6 +104,7 @@ def import_annotations(
             "importer": data_format.name,
             "annotations": {source.split: source.content.annotations.name for source in sources},
         },
+        finish=None if cutter is None else cutter.finish,
         overwrite=overwrite,
     )
     ledger.report(sum(len(image.objects) for source in sources for image in source.images))
