@@ -1,4 +1,4 @@
-"""Overlapping tiles of a picture that is larger than the network's input, and the detections of all tiles in one frame."""
+"""Overlapping tiles of a picture that is larger than the network's input, and their detections put together again."""
 
 import math
 from typing import TypeAlias

@@ -109,11 +109,11 @@ def _written(uncut: list[Uncut]) -> bytes:
         "image_id": pa.array([r.image_id for r in records], pa.int64()),
         "width": pa.array([r.width for r in records], pa.int64()),
         "height": pa.array([r.height for r in records], pa.int64()),
-        "boxes": pa.array([r.boxes.ravel() for r in records], pa.list_(pa.float64())),
-        "labels": pa.array([r.labels for r in records], pa.list_(pa.int64())),
-        "iscrowd": pa.array([r.iscrowd for r in records], pa.list_(pa.bool_())),
-        "area": pa.array([r.area for r in records], pa.list_(pa.float64())),
-        "frames": pa.array([one.frames.ravel() for one in uncut], pa.list_(pa.int64())),
+        "boxes": pa.array([r.boxes.ravel().tolist() for r in records], pa.list_(pa.float64())),
+        "labels": pa.array([r.labels.tolist() for r in records], pa.list_(pa.int64())),
+        "iscrowd": pa.array([r.iscrowd.tolist() for r in records], pa.list_(pa.bool_())),
+        "area": pa.array([r.area.tolist() for r in records], pa.list_(pa.float64())),
+        "frames": pa.array([one.frames.ravel().tolist() for one in uncut], pa.list_(pa.int64())),
     }
     out = io.BytesIO()
     pq.write_table(pa.table(columns), out)
