@@ -1,5 +1,6 @@
-"""Tiles: they cover the picture, boxes follow the rule, and what is found in them is found once in the whole picture."""
+"""Tiles: they cover the picture, boxes follow the rule, and what tiles show is found once in the whole picture."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def test_tiles_cover_the_picture_and_overlap_enough(height, width, tile, overlap
         assert spans[0][0] == 0
         assert spans[-1][1] == side
         assert {end - start for start, end in spans} == {min(side, tile)}
-        for (_, end), (start, _) in zip(spans, spans[1:], strict=False):
+        for (_, end), (start, _) in itertools.pairwise(spans):
             assert end - start >= overlap * tile - 1
 
 
