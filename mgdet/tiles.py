@@ -54,7 +54,8 @@ def keep_of_tiles(
     uncut = ((boxes[:, None] - inner) * boxes.new_tensor([1, 1, -1, -1]) > EDGE).all(dim=2)  # [n, t]
     own = uncut.gather(1, tile[:, None])[:, 0]
     whole = (own | ~uncut.any(dim=1)).nonzero()[:, 0]
-    return whole[batched_nms(boxes[whole], scores[whole], labels[whole], nms_iou)]
+    # In double precision: classes are set apart by adding to the coordinates, which are large already
+    return whole[batched_nms(boxes[whole].double(), scores[whole].double(), labels[whole], nms_iou)]
 
 
 def _inner(frames: Tensor) -> Tensor:

@@ -114,7 +114,8 @@ def of_whole_pictures(found: DetectionArrays, tiles: Tiles, nms_iou: float) -> D
         chosen = of_it[kept]
         rows = np.full(len(chosen), row, dtype=np.int64)
         parts.append(DetectionArrays(rows, boxes[kept], found.scores[chosen], found.labels[chosen]))
-    return DetectionArrays(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in parts[0].__dataclass_fields__}
+    return DetectionArrays(**columns)
 
 
 def coco_ap(gt: GroundTruth, det: DetectionArrays, backend: Backend = "faster", max_dets: int = 100) -> APResult:
