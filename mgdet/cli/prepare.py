@@ -76,7 +76,7 @@ def add_import_arguments(parser: argparse.ArgumentParser, data_format: type[Data
         action="append",
         required=True,
         metavar=paths,
-        help="once for each split, or again for more annotations of its images",
+        help="once for each split; again: more annotations of it",
     )
     parser.add_argument("--name", help="of the data set (default: the last part of --out)")
     parser.add_argument("--workers", type=int, help="decoding threads (default: the CPUs of this process)")

@@ -71,19 +71,21 @@ def draw_sheet(samples: Sequence[Sequence[Sample]], names: Sequence[str], classe
     if not samples:
         raise DataError("there are no images to show")
     scale = CELL / max(max(sample.data.size) for row in samples for sample in row)
-    step = CELL + GAP
-    head, band = TEXT + 2 * GAP, TEXT + GAP
-    width, height = GAP + step * len(samples[0]), head + (step + band) * len(samples) + head
+    step, head, band = CELL + GAP, TEXT + 2 * GAP, TEXT + GAP
+    panels = [[_panel(sample, scale) for sample in row] for row in samples]
+    heights = [max(panel.height for panel in row) + band + GAP for row in panels]
+    width, height = GAP + step * len(samples[0]), head + sum(heights) + head
     sheet = Image.new("RGB", (width, height), "white")
     pen = ImageDraw.Draw(sheet)
     for column in range(len(samples[0])):
         title = "as evaluation sees it" if column == 0 else f"training, epoch {column}"
         _write(pen, (GAP + step * column, GAP // 2), title)
-    for r, (row, name) in enumerate(zip(samples, names, strict=True)):
-        top = head + (step + band) * r
+    top = head
+    for row, name, tall in zip(panels, names, heights, strict=True):
         _write(pen, (GAP, top), name)
-        for c, sample in enumerate(row):
-            sheet.paste(_panel(sample, scale), (GAP + step * c, top + band))
+        for c, panel in enumerate(row):
+            sheet.paste(panel, (GAP + step * c, top + band))
+        top += tall
     x, y = GAP, height - head
     for label, text in [*enumerate(classes), (-1, "crowd: nothing is learned there")]:
         color = CROWD if label < 0 else COLORS[label % len(COLORS)]
