@@ -127,7 +127,7 @@ def perfect_detections(truth, seed):
 
 def test_objects_that_tiles_show_are_found_once_in_the_whole_picture(tmp_path):
     scene = Scene(tmp_path, count=3, width=100, height=64)
-    scene.prepare(tile=56, overlap=0.9)  # so much that every object is whole in some tile
+    scene.prepare(tile=63, overlap=0.9)  # so much that every object is whole in some tile
     truth = scene.dataset().ground_truth()
     assert truth.tiles is not None
     found = of_whole_pictures(perfect_detections(truth, 0), truth.tiles, 0.5)
