@@ -159,12 +159,10 @@ def _decoded(source: ShardedDataset, position: int, max_pixels: int) -> Tensor:
 
 def _crowds_apart(sample: Sample) -> Sample:
     """The sample with its crowds taken out of the objects."""
-    data = sample.data
-    crowd = data.labels == CROWD
+    data, crowd = sample.data, sample.data.labels == CROWD
     if not crowd.any():
         return sample
-    objects = Picture(data.image, data.boxes[~crowd], data.labels[~crowd])
-    return sample._replace(data=objects, crowds=data.boxes[crowd])
+    return sample._replace(data=data.keep(~crowd), crowds=data.boxes[crowd])
 
 
 def _sample(source: ShardedDataset, position: int, image: Tensor, data: Picture) -> Sample:

@@ -55,8 +55,7 @@ def test_faults_of_a_prepared_data_set(examined):
 def test_the_text_names_a_few_cases_and_counts_the_others(examined):
     text = "\n".join(lines(examined))
     assert (
-        "error: 1 image file cannot be decoded: replace it [unreadable]\n    train, image 5 (train/000004.jpg)"
-        in text
+        "error: 1 image file cannot be decoded: replace it [unreadable]\n    train, image 5 (train/000004.jpg)" in text
     )
     many = Finding("tiny", tuple(Case("train", k, f"{k}.jpg", annotation=k) for k in range(9)), "4")
     shown = "\n".join(lines(type(examined)(examined.data, (many,), 1.0)))
