@@ -67,7 +67,7 @@ def test_what_is_read_is_the_picture():
             pixels = decode_image(file.content).int()
             pixels = pixels.flip(1, 2) if name == "an EXIF orientation" else pixels
             if pixels.shape == expected.shape:
-                assert (pixels - expected).abs().float().mean() < 12, name
+                assert (pixels - expected).abs().float().mean() < 20, name  # the palette has 216 colours
                 compared += 1
     assert compared == 14
 
@@ -79,10 +79,9 @@ def test_files_at_import(directory, tmp_path):
     tree = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "x"}]}
     (tmp_path / "a.json").write_text(json.dumps(tree))
     split = [CocoSplit("train", tmp_path / "a.json", directory)]
-    with pytest.raises(
-        DataError, match=rf"{len(REFUSED)} image files cannot be used .*pass --skip-bad-images"
-    ) as caught:
+    with pytest.raises(DataError, match=f"{len(REFUSED)} image files cannot be used") as caught:
         import_coco(tmp_path / "out", split)
+    assert "pass --skip-bad-images" in str(caught.value)
     assert str(paths[0]) in str(caught.value)
     manifest = import_coco(tmp_path / "out", split, skip_bad_images=True)
     assert manifest.changes.bad_images == len(REFUSED)
@@ -114,7 +113,8 @@ def test_files_in_training(tmp_path):
 def test_annotations_at_import(name, tmp_path):
     bad = ANNOTATIONS[name]
     (tmp_path / "images").mkdir()
-    (tmp_path / "images/a.png").write_bytes(FILES["BMP"].content)
+    for path in (tmp_path / "images/a.png", tmp_path / "b.png"):
+        path.write_bytes(FILES["BMP"].content)
     (tmp_path / "train.json").write_bytes(bad.content)
     split = [CocoSplit("train", tmp_path / "train.json", tmp_path / "images")]
     if bad.says:
