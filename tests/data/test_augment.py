@@ -1,11 +1,13 @@
 """Augmentations: each agrees with a loop, keeps boxes on their pixels and in the frame, and is repeatable."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import ValidationError, create_model
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
@@ -287,6 +289,18 @@ def test_pictures_are_no_longer_mixed_in_the_closing_epochs():
     assert boxes[3:] == [6, 6]  # mixup goes on
     assert min(boxes[:3]) > 6
     assert len(config(picture, epoch=4, epochs=None, **numbers).boxes) > 6
+
+
+def test_what_a_plugin_has_added_reaches_the_loaders_processes():
+    """The class with its field is made at run time, so that pickle finds it nowhere."""
+    grown = create_model("AugmentConfig", __base__=AugmentConfig, mine=(Rotate | None, None))
+    config = grown(mine=Rotate(**ALWAYS), expand=Expand(**ALWAYS))
+    there, picture = pickle.loads(pickle.dumps(config)), random_picture(0)
+    one, other = (each(picture, seed=0, epoch=0, position=1) for each in (config, there))
+    assert torch.equal(one.image, other.image)
+    assert torch.equal(one.boxes, other.boxes)
+    without = AugmentConfig(expand=config.expand)(picture, seed=0, epoch=0, position=1)
+    assert not torch.equal(one.boxes, without.boxes)
 
 
 # --- with the transform, the order and the loader

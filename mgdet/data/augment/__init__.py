@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -59,6 +60,16 @@ class AugmentConfig(Config):
             rng = np.random.default_rng([seed, epoch, position, zlib.crc32(name.encode())])
             picture = augmentation(picture, Draw(rng, other or partial(_itself, picture)))
         return picture
+
+    def __reduce__(self) -> tuple[Callable[[dict[str, Any]], "AugmentConfig"], tuple[dict[str, Any]]]:
+        """Loader processes get it by its fields: no module has the class to which plugins have added some."""
+        return _of_fields, (dict(self),)
+
+
+def _of_fields(fields: dict[str, Any]) -> AugmentConfig:
+    config = AugmentConfig()
+    config.__dict__.update(fields)
+    return config
 
 
 def _itself(picture: Picture, rng: np.random.Generator) -> Picture:
