@@ -141,7 +141,7 @@ class ByField(Extensible):
 
 def _field_of(component: type[Config]) -> Any:
     summary = " ".join((component.__doc__ or component.__name__).split("\n\n")[0].split()).rstrip(".")
-    return Field(default=None, description=f"{summary}; null: no such term")
+    return Field(default=None, description=f"{summary}; null: none")
 
 
 def tags(model: type[BaseModel]) -> tuple[str, ...]:

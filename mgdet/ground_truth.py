@@ -29,6 +29,8 @@ class GroundTruth:
     iscrowd: NDArray[np.bool_]  # [M]
     area: NDArray[np.float64]  # [M]
     categories: tuple[Category, ...]
+    tiles: "Tiles | None" = None
+    """Where these images are all tiles of larger pictures: those, by which AP is computed."""
 
     def __post_init__(self) -> None:
         """Refuse arrays that contradict each other. Raises DataError."""
@@ -58,6 +60,15 @@ class GroundTruth:
             self.area[chosen],
             self.categories,
         )
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """The larger pictures of which the `N` images of a ground truth are the tiles."""
+
+    whole: GroundTruth
+    picture: NDArray[np.int64]  # [N] row of the picture in `whole`
+    frames: NDArray[np.int64]  # [N, 4] xyxy of the tile in pixels of the picture
 
 
 def require_lengths(owner: str, length: int, **arrays: NDArray[Any]) -> None:

@@ -35,7 +35,16 @@ def section(page: str, title: str) -> str:
     return re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)[1]
 
 
-EXAMPLES = ("an assigner", "a backbone", "an optimizer", "a schedule", "a loss term", "a metric", "a tracker")
+EXAMPLES = (
+    "an assigner",
+    "a backbone",
+    "an optimizer",
+    "a schedule",
+    "a loss term",
+    "a metric",
+    "an augmentation",
+    "a tracker",
+)
 FORMAT = "a data format"
 OUTSIDE = "a component from outside the package"
 PARTS = (".ci", ".github", "benchmarks", "configs", "deploy", "docs", "examples", "jobs", "mgdet", "tests")
@@ -87,9 +96,8 @@ def changed_text(source: str, change: str) -> str:
     """A module of mgdet after the change: `...` stands for the members that are there; a field comes last."""
     statement, entry = change.rstrip().split("\n\n")
     if entry.startswith(" "):
-        source, count = re.subn(
-            r"(\nclass LossConfig\b.*?)(?=\n\n    def )", rf"\1\n{entry}", source, count=1, flags=re.S
-        )
+        fields = r"(\nclass (?:Loss|Augment)Config\b.*?)(?=\n\n    def )"
+        source, count = re.subn(fields, rf"\1\n{entry}", source, count=1, flags=re.S)
         assert count == 1
     else:
         start, separator, end = re.fullmatch(r"(.*)(?:, | \| )\.\.\.(, | \| )(.*)", entry).groups()

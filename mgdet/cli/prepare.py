@@ -71,7 +71,12 @@ def add_import_arguments(parser: argparse.ArgumentParser, data_format: type[Data
     """Add what all imports have in common, and the format's own options."""
     paths = ("NAME", *data_format.places)
     parser.add_argument(
-        "--split", nargs=len(paths), action="append", required=True, metavar=paths, help="once for each split"
+        "--split",
+        nargs=len(paths),
+        action="append",
+        required=True,
+        metavar=paths,
+        help="once for each split; again: more annotations of it",
     )
     parser.add_argument("--name", help="of the data set (default: the last part of --out)")
     parser.add_argument("--workers", type=int, help="decoding threads (default: the CPUs of this process)")

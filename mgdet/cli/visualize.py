@@ -3,10 +3,12 @@
     %(prog)s runs/quickstart --out seen                        # the kept checkpoints of a run, all assigners
     %(prog)s bccd_fcos_atss --out seen                         # a configuration alone: its untrained network
     %(prog)s runs/x --images 206,207 --checkpoints best --assigners max_iou,mutual_guidance --out seen
+    %(prog)s my.yaml --augment --out seen                      # images with their boxes as the training sees them
     %(prog)s runs/x --assigners max_iou,max_iou:force_match=false,mutual_guidance:sigma=1:count=dynamic_k --out seen
 
 Writes DIR/index.html, an interactive page that needs no network, DIR/pictures/*.png, DIR/summary.json (counts) and
-DIR/assignments.parquet (a row for each pair of a prior and an object, assigner and task).
+DIR/assignments.parquet (a row for each pair of a prior and an object, assigner and task). With --augment it writes
+DIR/augmented.png alone: images of the training as evaluation and as the first epochs see them, with their boxes.
 Exit status 0: written; 2: something you can mend, such as an unknown image; 130: interrupted.
 """
 
@@ -39,7 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of a run: all, best, last, start (before the first step), or numbers of steps (default: all)",
     )
     parser.add_argument("--data", metavar="URI", help="prepared data set (default: that of the training)")
-    parser.add_argument("--split", metavar="NAME", help="default: the one that the training evaluates on")
+    parser.add_argument("--split", metavar="NAME", help="default: the one evaluated on, with --augment trained on")
+    parser.add_argument("--augment", action="store_true", help="show the images of the training, and no assigners")
     parser.add_argument(
         "--near", type=int, default=50, metavar="N", help="priors of each object shown by each criterion (default 50)"
     )
@@ -49,20 +52,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write everything and say where the page is."""
+    common = {name: getattr(args, name) for name in ("overrides", "images", "data", "split", "overwrite")}
+    if args.augment:
+        from mgdet.microscope.augmented import show_augmented
+
+        print(f"picture   {show_augmented(args.source, args.out, plugins=args.plugin, **common)}")
+        return 0
     from mgdet.microscope.visualize import visualize
 
     written = visualize(
         args.source,
         args.out,
-        overrides=args.overrides,
-        images=args.images,
         assigners=args.assigners,
         checkpoints=args.checkpoints,
-        data=args.data,
-        split=args.split,
         near=args.near,
-        overwrite=args.overwrite,
         plugins=args.plugin,
+        **common,
     )
     print(f"page      {written.page}")
     print(f"pictures  {written.pictures[0].parent} ({len(written.pictures)})")

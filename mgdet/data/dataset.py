@@ -23,8 +23,9 @@ from mgdet.data.integrity import (
     read_footer,
 )
 from mgdet.data.schema import ROW_GROUP_BYTES, Manifest, Record, SplitInfo, read_manifest
+from mgdet.data.tiles import tiles_of
 from mgdet.errors import DataError
-from mgdet.ground_truth import GroundTruth
+from mgdet.ground_truth import GroundTruth, Tiles
 from mgdet.storage import child_uri, locate
 from mgdet.structures import Category
 from mgdet.text import first_line
@@ -149,7 +150,17 @@ class ShardedDataset:
             iscrowd=self._iscrowd,
             area=self._area,
             categories=self.categories,
+            tiles=self._tiles(),
         )
+
+    def _tiles(self) -> Tiles | None:
+        """The pictures of which these images are tiles. Raises `DataError` where their file is of other tiles."""
+        tiles = tiles_of(self.uri, self.manifest, self.split)
+        if tiles is not None:
+            sides = tiles.frames[:, 2:] - tiles.frames[:, :2]
+            if not np.array_equal(sides[:, ::-1], self.sizes):
+                raise DataError(f"{self.uri}, split {self.split}: whole.parquet is of other tiles. {REMEDY}")
+        return tiles
 
     def read_image(self, position: int) -> bytes:
         """The encoded image file in row `position` (0..N-1).

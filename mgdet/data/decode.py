@@ -108,6 +108,8 @@ def _opened(data: bytes, max_pixels: int) -> Image.Image:
         image = Image.open(io.BytesIO(data))
     except Image.DecompressionBombError as error:
         raise ValueError(f"it has too many pixels ({error}); {_RAISE_LIMIT}") from error
+    if image.format in _WITHOUT_PIXELS:
+        raise UnidentifiedImageError
     if image.width * image.height > max_pixels:
         raise ValueError(
             f"it has too many pixels: {image.width} x {image.height} = {image.width * image.height}, allowed are "
@@ -116,6 +118,8 @@ def _opened(data: bytes, max_pixels: int) -> Image.Image:
     return image
 
 
+_WITHOUT_PIXELS = ("BUFR", "GRIB", "HDF5")
+"""Formats that Pillow recognises and cannot read: what it says of their size and mode means nothing."""
 _RAISE_LIMIT = "raise the limit (--max-pixels, in a training data.loader.max_pixels) or cut the image into tiles"
 
 

@@ -4,7 +4,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import combinations
+from itertools import combinations, count
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ from mgdet.data.classes import common_categories, regrouped
 from mgdet.data.dataset import ShardedDataset
 from mgdet.data.findings import examine
 from mgdet.data.fitting import check_units, fit_objects, frames_of_split
-from mgdet.data.formats.base import AnnotatedImage, DataFormat
+from mgdet.data.formats.base import AnnotatedImage, AnnotatedSplit, DataFormat
 from mgdet.data.frames import Frame
 from mgdet.data.ledger import Ledger
 from mgdet.data.schema import Manifest, Progress, Record
+from mgdet.data.tiles import Cutter
 from mgdet.data.verify import Source, Usable, refuse_unusable, verify
 from mgdet.data.writer import write_dataset
 from mgdet.errors import DataError
@@ -52,7 +53,8 @@ def import_annotations(
     Args:
         uri: destination.
         data_format: reads the annotations.
-        splits: the name of each split and its paths, one for each of `data_format.places`.
+        splits: the name of each split and its paths, one for each of `data_format.places`; several entries of one name
+            make one split, see `united`.
         name: of the data set; by default the last part of `uri`.
         overwrite: replace a data set at `uri`.
         workers: decoding threads, by default one per CPU that this process may use.
@@ -64,7 +66,7 @@ def import_annotations(
             images are missing or undecodable, or boxes are certainly in another unit or order than the format's.
     """
     chosen = Choices(**choices)
-    check_splits(data_format, splits)
+    check_splits(data_format, splits, several=True)
     check_workers(workers)
     if not overwrite and is_taken(uri):  # before minutes of decoding; the writer looks again
         raise DataError(f"{uri} exists already and nothing was written. Choose another place or pass --overwrite.")
@@ -74,9 +76,11 @@ def import_annotations(
         used = {thing.category for content in contents for image in content.images for thing in image.objects}
         categories = [category for category in categories if category.name in used] or categories
     ledger = Ledger()
+    parts: dict[str, list[AnnotatedSplit]] = {}
+    for (split, _), content in zip(splits, contents, strict=True):
+        parts.setdefault(split, []).append(content)
     sources = [
-        verify(split, content, chosen, ledger, workers, progress)
-        for (split, _), content in zip(splits, contents, strict=True)
+        verify(split, united(split, of_split), chosen, ledger, workers, progress) for split, of_split in parts.items()
     ]
     refuse_unusable(sources, ledger, chosen.skip_bad_images)
     shared = _in_several_splits(sources)
@@ -85,12 +89,17 @@ def import_annotations(
         text for s, f in zip(sources, frames, strict=True) for text in check_units(s, data_format, f, chosen, ledger)
     ]
     labels = {category.name: label for label, category in enumerate(categories)}
+    records = {
+        source.split: _records(source, frames_of_source, data_format, labels, chosen, ledger, progress)
+        for source, frames_of_source in zip(sources, frames, strict=True)
+    }
+    cutter = None
+    if chosen.tile:
+        cutter = Cutter(chosen.tile, chosen.overlap, chosen.empty_tiles_dropped(list(records)), chosen.max_pixels)
+        records = {split: cutter.cut(split, rows) for split, rows in records.items()}
     manifest = write_dataset(
         uri,
-        {
-            source.split: _records(source, frames_of_source, data_format, labels, chosen, ledger, progress)
-            for source, frames_of_source in zip(sources, frames, strict=True)
-        },
+        records,
         name=name or locate(uri).name,
         categories=categories,
         changes=ledger.changes,
@@ -98,6 +107,7 @@ def import_annotations(
             "importer": data_format.name,
             "annotations": {source.split: source.content.annotations.name for source in sources},
         },
+        finish=None if cutter is None else cutter.finish,
         overwrite=overwrite,
     )
     ledger.report(sum(len(image.objects) for source in sources for image in source.images))
@@ -114,12 +124,63 @@ def check_workers(workers: int | None) -> None:
         raise DataError(f"There cannot be {workers} decoding threads; allowed are 1 to {MOST_WORKERS}.")
 
 
-def check_splits(data_format: DataFormat, splits: Sequence[tuple[str, Sequence[str | os.PathLike[str]]]]) -> None:
-    """Check that each split has a name of its own and the paths that the format takes. Raises `DataError`."""
+def united(split: str, parts: Sequence[AnnotatedSplit]) -> AnnotatedSplit:
+    """What several files of annotations say of one image directory.
+
+    An image of the same file name in several files is one image with the objects of all. An image whose id another one
+    of an earlier file has gets a new id, which is told.
+
+    Raises:
+        DataError: the image directories differ.
+    """
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    if other := next((part for part in parts if part.directory != first.directory), None):
+        raise DataError(
+            f"Split {split!r} is given twice, with the image directories {first.directory} and {other.directory}. Give "
+            "one directory that both lie in, and file names relative to it; or give each split its own name."
+        )
+    images: dict[str, AnnotatedImage] = {}
+    taken: set[int] = set()
+    renumbered: list[str] = []
+    for part in parts:
+        known, new = dict(images), []
+        for image in part.images:
+            if image.file_name in known:
+                known[image.file_name].objects.extend(image.objects)
+                continue
+            number = image.id
+            if number in taken:
+                number = next(n for n in count(len(taken) + 1) if n not in taken)
+                renumbered.append(image.file_name)
+            new.append(image._replace(id=number, objects=list(image.objects)))
+            taken.add(number)
+        images |= {image.file_name: image for image in new}
+    if renumbered:
+        logger.warning(
+            "%s: %d images have the id of an image of another file and get a new one: %s",
+            *(split, len(renumbered), first_of(renumbered)),
+        )
+    return first._replace(
+        annotations=first.annotations.parent / ", ".join(part.annotations.name for part in parts),
+        images=list(images.values()),
+        parents={name: above for part in parts for name, above in part.parents.items()},
+    )
+
+
+def check_splits(
+    data_format: DataFormat, splits: Sequence[tuple[str, Sequence[str | os.PathLike[str]]]], several: bool = False
+) -> None:
+    """Check that the splits have the paths that the format takes, and each a name of its own.
+
+    With `several` a name may stand again, with other paths. Raises `DataError`.
+    """
     expected = data_format.places
     if not splits:
         raise DataError(f"No splits were given. Give at least one: its name, then {', '.join(expected)}.")
-    repeated = [s for s, n in Counter(split for split, _ in splits).items() if n > 1]
+    keys = [(split, *map(os.fspath, places)) if several else (split,) for split, places in splits]
+    repeated = [key[0] for key, n in Counter(keys).items() if n > 1]
     if repeated:
         raise DataError(f"Split {repeated[0]!r} is given twice. Give each split its own name.")
     for split, places in splits:

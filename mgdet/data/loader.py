@@ -6,7 +6,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, cast
 
@@ -17,12 +17,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mgdet.config_base import Config
+from mgdet.data.augment import CROWD, Picture
 from mgdet.data.bad_images import BadImage, BadImages, Guarded
 from mgdet.data.choices import MAX_PIXELS
 from mgdet.data.dataset import CACHE_BYTES, ShardedDataset, UnreadableImage
 from mgdet.data.decode import decode_image
-from mgdet.data.order import EvalBatches, SampleKey, Segment, TrainBatches
-from mgdet.data.transforms import EvalTransform, TrainTransform, TransformConfig, Transformed
+from mgdet.data.order import EvalBatches, Neighbours, SampleKey, Segment, TrainBatches
+from mgdet.data.transforms import EvalTransform, TrainTransform, TransformConfig
 from mgdet.errors import ConfigError, DataError
 from mgdet.structures import Batch, pad_targets
 
@@ -79,7 +80,7 @@ def _say_once(text: str) -> None:
 class Sample(NamedTuple):
     """One decoded and transformed image, before it is put into a batch."""
 
-    data: Transformed
+    data: Picture
     original_size: tuple[int, int]  # (height, width) of the image file
     image_id: int
     position: int
@@ -90,15 +91,33 @@ class TrainImages(Dataset[Sample]):
     """The decoded and augmented images of a split, by `SampleKey`. Crowd boxes are kept apart: they are no targets."""
 
     def __init__(
-        self, source: ShardedDataset, config: TransformConfig, seed: int, max_pixels: int = MAX_PIXELS
+        self,
+        source: ShardedDataset,
+        config: TransformConfig,
+        seed: int,
+        max_pixels: int = MAX_PIXELS,
+        epochs: int | None = None,
     ) -> None:
-        self.source, self.transform, self.max_pixels = source, TrainTransform(config, seed), max_pixels
+        self.source, self.transform, self.max_pixels = source, TrainTransform(config, seed, epochs), max_pixels
+        self._neighbours = Neighbours(source.row_group_sizes, seed)
 
     def __getitem__(self, key: SampleKey) -> Sample:
-        image, boxes, labels = _load(self.source, key.position, self.max_pixels, crowds=True)
-        data = self.transform(image, boxes, labels, epoch=key.epoch, position=key.position)
+        image, boxes, labels = picture = _load(self.source, key.position, self.max_pixels, crowds=True)
+        where = {"epoch": key.epoch, "position": key.position, "step": key.step}
+        data = self.transform(image, boxes, labels, **where, other=partial(self._other, key, picture))
         sample = _crowds_apart(_sample(self.source, key.position, image, data))
         return sample if key.counts else _filler(sample)
+
+    def _other(self, key: SampleKey, picture: Picture, rng: np.random.Generator) -> Picture:
+        """Another picture of those that are read at the time of this one, which are in the cache then.
+
+        Where it cannot be read it is the picture itself: the other one is told when its own turn comes.
+        """
+        rows = self._neighbours.of(key.epoch, key.position)
+        try:
+            return _load(self.source, int(rows[rng.integers(len(rows))]), self.max_pixels, crowds=True)
+        except UnreadableImage:
+            return picture
 
 
 class EvalImages(Dataset[Sample]):
@@ -115,19 +134,13 @@ class EvalImages(Dataset[Sample]):
         return _crowds_apart(_sample(self.source, position, image, self.transform(image, boxes, labels)))
 
 
-_CROWD = -1
-"""The label of a crowd on its way through the transform, which moves it as it moves objects."""
-
-
-def _load(
-    source: ShardedDataset, position: int, max_pixels: int, crowds: bool = False
-) -> tuple[Tensor, Tensor, Tensor]:
+def _load(source: ShardedDataset, position: int, max_pixels: int, crowds: bool = False) -> Picture:
     """Pixels, boxes and labels of an image, with its crowds only where they are asked for."""
     image = _decoded(source, position, max_pixels)
     annotation = source.annotation(position)
     wanted = slice(None) if crowds else ~annotation.iscrowd
-    labels = np.where(annotation.iscrowd, _CROWD, annotation.labels)[wanted]
-    return image, torch.from_numpy(annotation.boxes[wanted]).float(), torch.from_numpy(labels)
+    labels = np.where(annotation.iscrowd, CROWD, annotation.labels)[wanted]
+    return Picture(image, torch.from_numpy(annotation.boxes[wanted]).float(), torch.from_numpy(labels))
 
 
 def _decoded(source: ShardedDataset, position: int, max_pixels: int) -> Tensor:
@@ -148,21 +161,19 @@ def _decoded(source: ShardedDataset, position: int, max_pixels: int) -> Tensor:
 
 def _crowds_apart(sample: Sample) -> Sample:
     """The sample with its crowds taken out of the objects."""
-    data = sample.data
-    crowd = data.labels == _CROWD
+    data, crowd = sample.data, sample.data.labels == CROWD
     if not crowd.any():
         return sample
-    objects = Transformed(data.image, data.boxes[~crowd], data.labels[~crowd])
-    return sample._replace(data=objects, crowds=data.boxes[crowd])
+    return sample._replace(data=data.keep(~crowd), crowds=data.boxes[crowd])
 
 
 def _filler(sample: Sample) -> Sample:
     """A picture of the same size that is a crowd, also beyond its borders, so that it takes no part in the losses."""
-    nothing = Transformed(torch.zeros_like(sample.data.image), sample.data.boxes[:0], sample.data.labels[:0])
+    nothing = Picture(torch.zeros_like(sample.data.image), sample.data.boxes[:0], sample.data.labels[:0])
     return sample._replace(data=nothing, position=-1, crowds=torch.tensor([[-1e5, -1e5, 1e5, 1e5]]))
 
 
-def _sample(source: ShardedDataset, position: int, image: Tensor, data: Transformed) -> Sample:
+def _sample(source: ShardedDataset, position: int, image: Tensor, data: Picture) -> Sample:
     return Sample(data, (image.shape[1], image.shape[2]), int(source.image_ids[position]), position)
 
 
@@ -213,7 +224,7 @@ class CollateReadable(Collate):
 
 def _empty(bad: BadImage) -> Sample:
     height, width = bad.size
-    nothing = Transformed(
+    nothing = Picture(
         torch.zeros(3, height, width, dtype=torch.uint8), torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
     )
     everywhere = torch.tensor([[0.0, 0.0, width, height]])
@@ -274,6 +285,7 @@ def build_train_loader(
     cpus: float = 1.0,
     pin_memory: bool = False,
     max_bad_images: int = 0,
+    epochs: int | None = None,
 ) -> TrainLoader:
     """The training batches of one rank. Call `start(epoch, step)` on the result before each epoch.
 
@@ -289,13 +301,14 @@ def build_train_loader(
         pin_memory: make batches in page-locked memory, from which they go to a GPU faster.
         max_bad_images: different images that may be left out because they cannot be read; one more is a `DataError`
             of the iteration.
+        epochs: of the whole training, in whose last ones some augmentations are off; None: it has no end.
 
     Raises:
         ConfigError: too few images for the workers or one batch, or too little shared memory.
     """
     batches = TrainBatches(source.row_group_sizes, batch_size=batch_size, seed=seed, world=world, rank=rank)
     options = _options(transform, loader, batch_size, cpus, pin_memory)
-    images = Guarded(TrainImages(source, transform, seed, loader.max_pixels), source, transform.resize)
+    images = Guarded(TrainImages(source, transform, seed, loader.max_pixels, epochs), source, transform.resize)
     result = TrainLoader(images, batch_sampler=batches, **options)
     result.batches, result.bad = batches, BadImages(max_bad_images)
     return result
@@ -347,10 +360,7 @@ def _options(
         "generator": torch.Generator().manual_seed(0),
     }
     if workers:
-        resize = transform.resize
-        height, width = (
-            (max(resize.sizes), resize.longest) if resize.name == "shortest_edge" else (resize.height, resize.width)
-        )
+        height, width = transform.bounds()
         check_shared_memory(workers * loader.prefetch * batch_size * 3 * height * width)
         options |= {
             "multiprocessing_context": loader.start_method,

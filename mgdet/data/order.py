@@ -24,6 +24,7 @@ class SampleKey(NamedTuple):
 
     epoch: int
     position: int  # row of the image in its split
+    step: int = 0  # number of its batch in the epoch, the same on all ranks
     counts: bool = True  # False: it only fills the place of a rank for which the last global batch has no image
 
 
@@ -48,6 +49,30 @@ def epoch_order(row_group_sizes: Sequence[int], seed: int, epoch: int, window: i
         rows = np.concatenate([starts[g] + np.arange(sizes[g]) for g in groups[first : first + window]])
         parts.append(rng.permutation(rows))
     return np.concatenate(parts)
+
+
+class Neighbours:
+    """The rows that are read at the same time as a row: those of its window in `epoch_order`.
+
+    Args:
+        row_group_sizes, seed, window: as those of `epoch_order`.
+    """
+
+    def __init__(self, row_group_sizes: Sequence[int], seed: int, window: int = WINDOW) -> None:
+        self._ends, self._seed, self._window = np.cumsum(row_group_sizes, dtype=np.int64), seed, window
+        self._epoch, self._order, self._place = -1, self._ends, self._ends
+
+    def of(self, epoch: int, position: int) -> NDArray[np.int64]:
+        """The other rows, in no order that means something; the row itself where there is no other."""
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, np.random.default_rng([self._seed, epoch]).permutation(len(self._ends))
+            self._place = np.argsort(self._order)  # of each row group in the order
+        place = int(self._place[np.searchsorted(self._ends, position, side="right")])
+        first = place - place % self._window
+        starts = np.concatenate([[0], self._ends])
+        rows = [np.arange(starts[g], self._ends[g]) for g in self._order[first : first + self._window]]
+        found = np.concatenate(rows)
+        return found[found != position] if len(found) > 1 else found
 
 
 def require_images(num_images: int, world: int, batch_size: int) -> None:
@@ -164,10 +189,11 @@ class TrainBatches(Sampler[list[SampleKey]]):
         epoch, steps, together = self.epoch, range(self.first_step, self.steps), self.world * self.batch_size
         order = epoch_order(self.row_group_sizes, self.seed, epoch)
         order = order[images_seen(len(order), self.done) :]
+        before = sum(segment.steps for segment in self.done)
         for step in steps:
             rows = order[step * together : (step + 1) * together]
-            mine = share_of(rows, self.world, self.rank)
-            yield [SampleKey(epoch, int(row)) for row in mine] or [SampleKey(epoch, int(rows.max()), counts=False)]
+            mine = [SampleKey(epoch, int(row), before + step) for row in share_of(rows, self.world, self.rank)]
+            yield mine or [SampleKey(epoch, int(rows.max()), before + step, counts=False)]
 
 
 class EvalBatches(Sampler[list[int]]):

@@ -1,12 +1,13 @@
 """Resizing and augmentation of an image and its boxes, on uint8 pixels with torchvision's transforms.v2.
 
-Every random number of a training sample comes from (seed, epoch, position) alone, so a sample does not depend on the
-loader's workers, on the rank that draws it or on what was drawn before.
+The augmentations of `mgdet.data.augment` come first, in pixels of the file. Every random number of a training sample
+comes from (seed, epoch, position) alone, so a sample does not depend on the loader's workers, on the rank that draws it
+or on what was drawn before. Only the size that `multi_scale` draws is one of the batch: (seed, epoch, step).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -16,7 +17,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from mgdet.config_base import Config
+from mgdet.config_base import ByField, Config
+from mgdet.data.augment import Augmentation, AugmentConfig, Picture
 
 Side: TypeAlias = Annotated[int, Field(gt=0, le=16_384)]
 """A length of an image, pixels."""
@@ -105,6 +107,32 @@ class ScaleJitter(Config):
         return self
 
 
+class MultiScale(Config):
+    """Each batch has one of a few sizes of the network's input, the same on all workers at a step."""
+
+    factors: tuple[Annotated[float, Field(ge=0.1, le=10)], ...] = Field(
+        default=(0.75, 1.0, 1.25),
+        min_length=1,
+        max_length=16,
+        description="the sizes, times that of `resize`; sides are rounded to multiples of 32 pixels",
+    )
+
+
+class Interpolation(Config):
+    """A random method of interpolation for each image, at training."""
+
+    methods: tuple[Literal["nearest", "bilinear", "bicubic"], ...] = Field(
+        default=("nearest", "bilinear", "bicubic"), min_length=1, description="those that are drawn from"
+    )
+
+
+_METHODS = {
+    "nearest": v2.InterpolationMode.NEAREST_EXACT,
+    "bilinear": v2.InterpolationMode.BILINEAR,
+    "bicubic": v2.InterpolationMode.BICUBIC,
+}
+
+
 class TransformConfig(Config):
     """What happens to an image before the network. `resize` holds at training and evaluation, the rest at training."""
 
@@ -115,6 +143,13 @@ class TransformConfig(Config):
     vflip: float = Field(default=0.0, ge=0, le=1, description="probability of a flip upside down")
     color: ColorJitter | None = Field(default=None, description="random changes of colour; null: none")
     scale_jitter: ScaleJitter | None = Field(default=None, description="random changes of size; null: none")
+    multi_scale: MultiScale | None = Field(
+        default=None, description="random sizes of whole batches; null: always that of `resize`"
+    )
+    interpolation: Interpolation | None = Field(
+        default=None, description="random methods of interpolation; null: bilinear"
+    )
+    augment: Annotated[AugmentConfig, ByField(Augmentation)] = AugmentConfig()
     min_box_size: float = Field(
         default=1.0,
         ge=0,
@@ -131,23 +166,49 @@ class TransformConfig(Config):
             )
         return self
 
+    @model_validator(mode="after")
+    def _sizes_are_few(self) -> Self:
+        if self.multi_scale is not None and self.resize.name != "fixed" and self.scale_jitter is None:
+            raise ValueError(
+                "multi_scale needs batches of an exact size: use resize.name=fixed, or longest_edge with scale_jitter; "
+                "with shortest_edge give several resize.sizes instead"
+            )
+        return self
+
+    @property
+    def resizes(self) -> tuple[Resize, ...]:
+        """What `resize` may be in a training: one for each factor of `multi_scale`."""
+        factors = (1.0,) if self.multi_scale is None else self.multi_scale.factors
+        return tuple(scaled(self.resize, factor) for factor in factors)
+
     def largest_input(self, height: int, width: int) -> tuple[int, int]:
         """The largest (height, width) at which training may see an image of `height x width`."""
         high = 1.0 if self.scale_jitter is None else max(1.0, self.scale_jitter.high)
-        return self.resize.target(height, width, high)
+        return max(resize.target(height, width, high) for resize in self.resizes)
+
+    def bounds(self) -> tuple[int, int]:
+        """Upper bound of (height, width) over all images that the network gets, without padding."""
+        sides = [
+            (max(r.sizes), r.longest) if isinstance(r, ShortestEdge) else (r.height, r.width) for r in self.resizes
+        ]
+        return max(height for height, _ in sides), max(width for _, width in sides)
+
+    def smallest(self) -> tuple[int, int]:
+        """Lower bound of (height, width) over all images that the network gets."""
+        return min(resize.smallest() for resize in self.resizes)
+
+
+def scaled(resize: Resize, factor: float) -> Resize:
+    """The same kind of resizing to other sizes, multiples of 32 pixels; a factor of 1 leaves it as it is."""
+    if factor == 1 or isinstance(resize, ShortestEdge):
+        return resize
+    sides = {side: max(32, round(getattr(resize, side) * factor / 32) * 32) for side in ("height", "width")}
+    return resize.model_copy(update=sides)
 
 
 def least_side(config: TransformConfig) -> float:
     """The width and height below which training drops a box, pixels of the network's input."""
     return max(config.min_box_size, 1e-3)
-
-
-class Transformed(NamedTuple):
-    """An image and its `n` boxes as the network sees them."""
-
-    image: Tensor  # [3, h, w] uint8
-    boxes: Tensor  # [n, 4] float32 xyxy pixels of `image`
-    labels: Tensor  # [n] int64
 
 
 class EvalTransform:
@@ -156,58 +217,99 @@ class EvalTransform:
     def __init__(self, config: TransformConfig) -> None:
         self.config = config
 
-    def __call__(self, image: Tensor, boxes: Tensor, labels: Tensor) -> Transformed:
+    def __call__(self, image: Tensor, boxes: Tensor, labels: Tensor) -> Picture:
         """Transform an `[3, H, W]` uint8 image with its `[n, 4]` boxes (pixels) and `[n]` labels."""
         height, width = image.shape[-2:]
         size = self.config.resize.target(height, width)
         image, tv_boxes = F.resize(image, list(size), antialias=True), _as_tv_boxes(boxes, height, width)
-        return Transformed(image, _plain(F.resize(tv_boxes, list(size))), labels)
+        return Picture(image, _plain(F.resize(tv_boxes, list(size))), labels)
 
 
 class TrainTransform:
-    """The transform of training: it resizes and augments, as a pure function of input, `seed`, `epoch`, `position`."""
+    """The transform of training: it augments and resizes, as a pure function of input, `seed`, `epoch`, `position`.
 
-    def __init__(self, config: TransformConfig, seed: int) -> None:
-        self.config, self.seed = config, seed
-        steps: list[v2.Transform] = [_RandomSize(config)]  # first, because the other steps then have fewer pixels
-        if config.scale_jitter is not None and not isinstance(config.resize, ShortestEdge):
-            canvas = (config.resize.height, config.resize.width)
-            steps.append(v2.RandomCrop(canvas, pad_if_needed=True))
-        if config.hflip:
-            steps.append(v2.RandomHorizontalFlip(config.hflip))
-        if config.vflip:
-            steps.append(v2.RandomVerticalFlip(config.vflip))
-        if config.color is not None:
-            steps.append(v2.ColorJitter(**config.color.model_dump()))
-        steps.append(v2.ClampBoundingBoxes())
-        self._steps = v2.Compose(steps)
+    With `multi_scale` the size is a function of `seed`, `epoch` and the `step` of the batch.
 
-    def __call__(self, image: Tensor, boxes: Tensor, labels: Tensor, *, epoch: int, position: int) -> Transformed:
-        """Augment an `[3, H, W]` uint8 image with its `[n, 4]` boxes (pixels) and `[n]` labels."""
-        height, width = image.shape[-2:]
-        with seeded(self.seed, epoch, position):
-            out, tv_boxes = self._steps(tv_tensors.Image(image), _as_tv_boxes(boxes, height, width))
+    Args:
+        config: what is done.
+        seed: of the experiment.
+        epochs: of the whole training, after which some augmentations close; None: it has no end.
+    """
+
+    def __init__(self, config: TransformConfig, seed: int, epochs: int | None = None) -> None:
+        self.config, self.seed, self.epochs = config, seed, epochs
+        self._steps = [_composed(config, resize) for resize in config.resizes]
+
+    def __call__(
+        self,
+        image: Tensor,
+        boxes: Tensor,
+        labels: Tensor,
+        *,
+        epoch: int,
+        position: int,
+        step: int = 0,
+        other: Callable[[np.random.Generator], Picture] | None = None,
+    ) -> Picture:
+        """Augment an `[3, H, W]` uint8 image with its `[n, 4]` boxes (pixels) and `[n]` labels.
+
+        `step` is the number of the batch in its epoch; `other` draws another picture of the split.
+        """
+        picture = Picture(image, boxes.float(), labels)
+        numbers = {"seed": self.seed, "epoch": epoch, "position": position}
+        picture = self.config.augment(picture, **numbers, epochs=self.epochs, other=other)
+        steps = self._steps[self._size(epoch, step)]
+        with seeded(**numbers):
+            out, tv_boxes = steps(tv_tensors.Image(picture.image), _as_tv_boxes(picture.boxes, *picture.size))
         kept = _plain(tv_boxes)
         large = ((kept[:, 2:] - kept[:, :2]) >= least_side(self.config)).all(dim=1)
-        return Transformed(_plain(out), kept[large], labels[large])
+        return Picture(_plain(out), kept, picture.labels).keep(large)
+
+    def _size(self, epoch: int, step: int) -> int:
+        """Which of the sizes a batch has: the same on every rank."""
+        if len(self._steps) == 1:
+            return 0
+        return int(np.random.default_rng([self.seed, epoch, step, _SIZES]).integers(len(self._steps)))
+
+
+_SIZES = 0x5CA1E
+"""Sets the random numbers of `multi_scale` apart from those of the order, which have the same seed and epoch."""
+
+
+def _composed(config: TransformConfig, resize: Resize) -> v2.Compose:
+    """What is done with every image after the augmentations, at one size of the network's input."""
+    steps: list[v2.Transform] = [_RandomSize(config, resize)]  # first: the other steps then have fewer pixels
+    if config.scale_jitter is not None and not isinstance(resize, ShortestEdge):
+        steps.append(v2.RandomCrop((resize.height, resize.width), pad_if_needed=True))
+    if config.hflip:
+        steps.append(v2.RandomHorizontalFlip(config.hflip))
+    if config.vflip:
+        steps.append(v2.RandomVerticalFlip(config.vflip))
+    if config.color is not None:
+        steps.append(v2.ColorJitter(**config.color.model_dump()))
+    steps.append(v2.ClampBoundingBoxes())
+    return v2.Compose(steps)
 
 
 class _RandomSize(v2.Transform):  # type: ignore[misc]  # torchvision has no types
-    """Resize as the configuration says, with a random factor where it asks for scale jitter."""
+    """Resize, with a random factor where the configuration asks for scale jitter, and a random interpolation."""
 
-    def __init__(self, config: TransformConfig) -> None:
+    def __init__(self, config: TransformConfig, resize: Resize) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.resize = config, resize
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         height, width = flat_inputs[0].shape[-2:]
-        scale, jitter = 1.0, self.config.scale_jitter
+        scale, jitter, methods = 1.0, self.config.scale_jitter, self.config.interpolation
         if jitter is not None:
             scale = float(torch.empty(()).uniform_(jitter.low, jitter.high))
-        return {"size": list(self.config.resize.target(height, width, scale, train=True))}
+        size, method = list(self.resize.target(height, width, scale, train=True)), "bilinear"
+        if methods is not None:
+            method = methods.methods[int(torch.randint(len(methods.methods), ()))]
+        return {"size": size, "interpolation": _METHODS[method]}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        return self._call_kernel(F.resize, inpt, params["size"], antialias=True)
+        return self._call_kernel(F.resize, inpt, **params, antialias=True)
 
 
 @contextmanager

@@ -42,6 +42,7 @@ def write_dataset(
     categories: Sequence[Category],
     changes: Callable[[], Changes] = Changes,
     source: Mapping[str, Any] | None = None,
+    finish: Callable[[Location], Mapping[str, Any]] | None = None,
     overwrite: bool = False,
     wait_s: float = 0,
 ) -> Manifest:
@@ -57,6 +58,8 @@ def write_dataset(
         categories: the classes in order of their contiguous label.
         changes: called after the last record, what differs from the source.
         source: how the data were made, anything that JSON can hold.
+        finish: called after the last record with the data set's root, to write further files; what it returns is added
+            to `source`.
         overwrite: replace an existing data set at `uri`.
         wait_s: wait so long for another process that writes there.
 
@@ -74,12 +77,13 @@ def write_dataset(
             raise DataError(f"Split name {split!r} is not allowed: use letters, digits, '-' and '_', such as 'train'.")
     with _own(uri, wait_s), new_directory(uri, overwrite=overwrite, is_ours=manifest_exists) as root:
         infos = {split: _write_split(root, split, records) for split, records in splits.items()}
+        more = finish(root) if finish is not None else {}
         manifest = Manifest(
             name=name,
             categories=tuple(CategoryInfo(id=c.id, name=c.name) for c in categories),
             splits=infos,
             changes=changes(),
-            source=dict(source or {}),
+            source={**(source or {}), **more},
         )
         # Last, because on an object store this file is what makes the data set exist.
         (root / MANIFEST).write(seal(manifest.model_dump(mode="json")))

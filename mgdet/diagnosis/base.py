@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mgdet.diagnosis.kinds import KINDS, Severity
+from mgdet.diagnosis.kinds import KINDS, Severity, counted
 from mgdet.diagnosis.pictures import Look
 from mgdet.ground_truth import GroundTruth
 from mgdet.structures import Category
@@ -134,7 +134,7 @@ class Finding:
     @property
     def text(self) -> str:
         """One sentence: how many, what, and what to do."""
-        return KINDS[self.kind].sentence.format(n=len(self.cases), what=self.what)
+        return counted(KINDS[self.kind].sentence.format(n=len(self.cases), what=self.what), len(self.cases))
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ Three levels. An *error* makes `prepare` refuse the data, or an evaluation worth
 fault, which a training would learn or an evaluation count. A *note* is good to know, and often right as it is.
 """
 
+import re
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 Severity = Literal["error", "warning", "note"]
@@ -38,23 +40,23 @@ KINDS = {
     "near_leak": Kind(
         "warning",
         "nearly the same picture in two splits",
-        "{n} pictures of one split are nearly pictures of another (perceptual hashes differ in at most {what} bits): "
+        "{n} pictures of one split are nearly one of another (perceptual hashes differ in at most {what} bits): "
         "keep scenes within one split",
     ),
     "repeated_file": Kind(
         "warning", "same file twice", "{n} images are byte for byte another image of their split: merge their objects"
     ),
-    "degenerate": Kind("warning", "boxes without area", "{n} boxes have no area or are not finite: prepare drops them"),
+    "degenerate": Kind("warning", "boxes without area", "{n} boxes have no finite area: prepare drops them"),
     "outside": Kind("warning", "boxes outside", "{n} boxes lie outside of their picture: prepare drops them"),
     "clipped": Kind("warning", "boxes over the border", "{n} boxes reach over the border: prepare cuts them"),
     "fractions": Kind(
         "warning",
         "boxes within a pixel",
-        "{n} boxes lie within 1 pixel of the upper left corner: are they fractions of the picture?",
+        "{n} boxes lie within 1 pixel of the upper left corner, as fractions of the picture do",
     ),
     "cramped": Kind("warning", "boxes of another size", "{what}"),
     "area": Kind(
-        "warning", "impossible areas", "{n} areas cannot be those of their boxes: prepare takes width times height"
+        "warning", "impossible areas", "{n} areas cannot belong to their boxes: prepare takes width times height"
     ),
     "annotation_id": Kind("warning", "annotation ids twice", "{n} annotations have the id of an earlier one"),
     "size": Kind(
@@ -102,12 +104,12 @@ KINDS = {
     "orientation": Kind(
         "note", "EXIF orientation", "{n} pictures carry an EXIF orientation; their boxes refer to the upright picture"
     ),
-    "deep": Kind("note", "more than 8 bits", "{n} pictures have more than 8 bits a sample and are scaled when decoded"),
+    "deep": Kind("note", "more than 8 bits", "{n} pictures have more than 8 bits a sample, which are scaled"),
     "alpha": Kind("note", "alpha channel", "{n} pictures have transparency, which is dropped, not blended"),
-    "cmyk": Kind("note", "CMYK", "{n} pictures are CMYK and are converted to RGB without a colour profile"),
+    "cmyk": Kind("note", "CMYK", "{n} pictures are CMYK: they lose their colour profile when converted to RGB"),
     "frames": Kind("note", "several frames", "{n} files hold several pictures, of which the first is taken"),
     "unlisted": Kind("note", "files not listed", "{n} image files beside those annotated are listed nowhere"),
-    "left_out": Kind("note", "left out by prepare", "{n} annotations or images of the source were left out by prepare"),
+    "left_out": Kind("note", "left out by prepare", "{n} entries of the source were left out by prepare"),
     "near_copies": Kind(
         "note",
         "similar pictures",
@@ -122,3 +124,49 @@ KINDS = {
     "idle_levels": Kind("note", "levels without objects", "{what}"),
     "suggested": Kind("note", "suggested anchors", "{what}"),
 }
+
+_ONE = {
+    "entries": "entry",
+    "boxes": "box",
+    "images": "image",
+    "pictures": "picture",
+    "files": "file",
+    "names": "name",
+    "areas": "area",
+    "annotations": "annotation",
+    "objects": "object",
+    "detections": "detection",
+}
+_OF_ONE = {
+    "are": "is",
+    "have": "has",
+    "were": "was",
+    "carry": "carries",
+    "reach": "reaches",
+    "lie": "lies",
+    "share": "shares",
+    "lead": "leads",
+    "hold": "holds",
+    "cover": "covers",
+}
+_ITS = {
+    "their": "its",
+    "them": "it",
+    "they are": "it is",
+    "they lose": "it loses",
+    "they": "it",
+    "theirs": "it",
+    "were": "was",
+}
+
+
+def counted(sentence: str, count: int) -> str:
+    """A sentence that begins with a count in the plural, as it is of this number of things."""
+    if count != 1 or not sentence.startswith("1 "):
+        return sentence
+
+    def first(words: Mapping[str, str], text: str) -> str:
+        return re.sub(rf"\b({'|'.join(words)})\b", lambda found: words[found[0]], text, count=1)
+
+    text = first(_OF_ONE, first(_ONE, sentence))
+    return re.sub(rf"\b({'|'.join(_ITS)})\b", lambda found: _ITS[found[0]], text)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from mgdet.errors import ConfigError
@@ -28,8 +29,9 @@ from mgdet.evaluation.average_precision import (
 )
 from mgdet.evaluation.metric import Arrays, Metric, MetricInfo, Seen, joined
 from mgdet.evaluation.voc import voc_ap
-from mgdet.ground_truth import GroundTruth
+from mgdet.ground_truth import GroundTruth, Tiles
 from mgdet.structures import unique_names
+from mgdet.tiles import keep_of_tiles
 
 _AREAS = ("all", "small", "medium", "large")  # the order of both libraries' `params.areaRng`
 _HEADLINE_LIMITS = (1, 10, 100)
@@ -86,9 +88,34 @@ class CocoAP(Metric[APResult]):
         if own:
             order = np.argsort(own["image"], kind="stable")  # best score first within an image is kept
             found = DetectionArrays(*(own[key][order] for key in ("image", "boxes", "scores", "labels")))
+        truth = self.ground_truth
+        if truth.tiles is not None:
+            found, truth = of_whole_pictures(found, truth.tiles, self.config.tile_nms_iou), truth.tiles.whole
         if self.config.protocol == "coco":
-            return coco_ap(self.ground_truth, found, self.config.backend, self.config.max_dets)
-        return voc_ap(self.ground_truth, found, self.config.protocol)
+            return coco_ap(truth, found, self.config.backend, self.config.max_dets)
+        return voc_ap(truth, found, self.config.protocol)
+
+
+def of_whole_pictures(found: DetectionArrays, tiles: Tiles, nms_iou: float) -> DetectionArrays:
+    """The detections in tiles as those of the whole pictures, with one suppression for each picture."""
+    parts = [DetectionArrays.empty()]
+    picture = tiles.picture[found.image]
+    for row in np.unique(picture).tolist():
+        of_it, own = np.flatnonzero(picture == row), np.flatnonzero(tiles.picture == row)
+        boxes = found.boxes[of_it] + tiles.frames[found.image[of_it]][:, [0, 1, 0, 1]].astype(np.float32)
+        kept = keep_of_tiles(
+            torch.from_numpy(boxes),
+            torch.from_numpy(found.scores[of_it]),
+            torch.from_numpy(found.labels[of_it]),
+            torch.from_numpy(found.image[of_it] - own[0]),
+            torch.from_numpy(tiles.frames[own]).float(),
+            nms_iou,
+        ).numpy()
+        chosen = of_it[kept]
+        rows = np.full(len(chosen), row, dtype=np.int64)
+        parts.append(DetectionArrays(rows, boxes[kept], found.scores[chosen], found.labels[chosen]))
+    columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in parts[0].__dataclass_fields__}
+    return DetectionArrays(**columns)
 
 
 def coco_ap(gt: GroundTruth, det: DetectionArrays, backend: Backend = "faster", max_dets: int = 100) -> APResult:

@@ -65,6 +65,13 @@ class EvaluationConfig(DivergenceConfig):
         description="detections of an image and class that AP of the protocol coco counts, at least 100 (LVIS: 300; "
         "model.postprocess.max_detections has to allow them); adds the recall at this limit to those at 1, 10 and 100",
     )
+    tile_nms_iou: float = Field(
+        default=0.5,
+        gt=0,
+        le=1,
+        description="of a split that was prepared as tiles: same-class boxes of a whole picture that overlap more are "
+        "suppressed before AP is computed",
+    )
 
 
 @dataclass(frozen=True)

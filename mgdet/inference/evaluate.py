@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from mgdet.data.dataset import ShardedDataset
 from mgdet.data.fingerprint import data_differences, fingerprint
 from mgdet.data.loader import build_eval_loader
-from mgdet.errors import ConfigError
+from mgdet.errors import ConfigError, DataError
 from mgdet.evaluation.coco import CocoAP
 from mgdet.evaluation.evaluator import AP
 from mgdet.inference.load import Trained
@@ -60,10 +60,16 @@ def evaluate_trained(
     require_categories(trained, dataset.categories, uri)
     if data is None:
         _tell_other_data(trained, dataset)
+    truth = dataset.ground_truth()
+    if files is not None and truth.tiles is not None:
+        raise DataError(
+            f"{uri}, split {name}, was prepared as tiles, whose detections are put together in memory: the files of "
+            "--out cannot be written. Leave it out, and have the metrics written with --json."
+        )
     metrics, evaluated = evaluate(
         trained.detector,
         _batches(dataset, trained),
-        dataset.ground_truth(),
+        truth,
         trained.experiment.evaluation,
         World(0, 1, trained.device),
         trained.experiment.train.precision,

@@ -3,12 +3,14 @@
 import logging
 import shutil
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from mgdet.data.choices import check_tiling
 from mgdet.data.decode import decode_image
 from mgdet.data.loader import Collate, Sample
 from mgdet.data.transforms import EvalTransform
@@ -19,6 +21,7 @@ from mgdet.inference.load import Trained
 from mgdet.inference.output import JsonFile, empty_directory
 from mgdet.inference.prediction import Prediction, predictions
 from mgdet.structures import Detections
+from mgdet.tiles import OVERLAP, grid, keep_of_tiles
 from mgdet.training.precision import autocast
 from mgdet.training.progress import ProgressLog
 
@@ -61,6 +64,33 @@ def detect(trained: Trained, images: Sequence[Tensor]) -> Detections:
     return detections.cpu()
 
 
+@torch.no_grad()
+def detect_in_tiles(trained: Trained, image: Tensor, tile: int, overlap: float, batch_size: int = 1) -> Detections:
+    """Detections in a `[3, H, W]` uint8 RGB image that is cut into tiles, in pixels of the image; a batch of one.
+
+    Each tile has at most `model.postprocess.max_detections`, the image as many as are left after one suppression.
+    """
+    frames = grid(image.shape[1], image.shape[2], tile, overlap)
+    parts: list[Detections] = []
+    index: list[Tensor] = []
+    for first in range(0, len(frames), batch_size):
+        group = frames[first : first + batch_size]
+        found = detect(trained, [image[:, y1:y2, x1:x2] for x1, y1, x2, y2 in group])
+        for i, (x1, y1, _, _) in enumerate(group):
+            own = found[i].map(partial(_chosen, found.valid[i]))
+            parts.append(own.replace(boxes=own.boxes + own.boxes.new_tensor([x1, y1, x1, y1])))
+            index.append(torch.full((len(own.scores),), first + i))
+    fields = [part.fields() for part in parts]
+    every = Detections(**{name: torch.cat([field[name] for field in fields]) for name in fields[0]})
+    corners, nms_iou = torch.tensor(frames, dtype=torch.float32), trained.experiment.model.postprocess.nms_iou
+    kept = keep_of_tiles(every.boxes, every.scores, every.labels, torch.cat(index), corners, nms_iou)
+    return every[kept].map(lambda t: t[None])
+
+
+def _chosen(mask: Tensor, values: Tensor) -> Tensor:
+    return values[mask]
+
+
 def predict(
     trained: Trained,
     inputs: Sequence[str],
@@ -72,6 +102,8 @@ def predict(
     overwrite: bool = False,
     ids: str | None = None,
     max_pixels: int | None = None,
+    tile: int = 0,
+    overlap: float = OVERLAP,
 ) -> Predicted:
     """Detect in files and write `out/detections.json` (COCO results) and `out/images.json` (what their ids mean).
 
@@ -86,11 +118,14 @@ def predict(
         ids: an annotation file in COCO's format. Its images alone are taken, matched by file name, and the results
             carry its ids, so that `loadRes` of pycocotools reads them for that file. By default ids are positions.
         max_pixels: width times height of an image, at most; by default that of the training.
+        tile: cut larger images into tiles of so many pixels in height and width; 0: each is detected in as a whole.
+        overlap: share of a tile that it has in common with its neighbour, at least.
 
     Raises:
         DataError: an input that does not exist, no image that can be read, or an `out` that is taken or unwritable.
     """
     _check_options(trained, score, batch_size)
+    check_tiling("predict", tile, overlap)
     directory = empty_directory(out, overwrite)
     found = find_images(inputs, directory, ids)
     paths, limit = found.paths, max_pixels or trained.experiment.data.loader.max_pixels
@@ -98,8 +133,11 @@ def predict(
     writer = _Writer(trained, directory, score, _picture_names(paths) if draw else None)
     unreadable: list[str] = []
     try:
-        for photos in _groups(found, batch_size, unreadable, limit):
-            writer.add(photos, detect(trained, [p.pixels for p in photos]))
+        for photos in _groups(found, 1 if tile else batch_size, unreadable, limit):
+            if tile:
+                writer.add(photos, detect_in_tiles(trained, photos[0].pixels, tile, overlap, batch_size))
+            else:
+                writer.add(photos, detect(trained, [p.pixels for p in photos]))
         if not writer.images:
             raise DataError(f"None of the {len(paths)} images can be read; nothing was written. The log says why.")
         writer.finish()

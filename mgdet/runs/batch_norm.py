@@ -47,7 +47,7 @@ def check_batch_norm(experiment: Experiment, num_images: int, worker_counts: Ite
 
 def _smallest_input(experiment: Experiment) -> tuple[int, int]:
     divisor = experiment.data.loader.divisor
-    height, width = (-(-side // divisor) * divisor for side in experiment.data.transform.resize.smallest())
+    height, width = (-(-side // divisor) * divisor for side in experiment.data.transform.smallest())
     return height, width
 
 

@@ -4,7 +4,7 @@ import os
 
 from mgdet.config import Experiment
 from mgdet.data.order import micro_batch
-from mgdet.data.transforms import ShortestEdge, TransformConfig
+from mgdet.data.transforms import TransformConfig
 from mgdet.errors import ConfigError
 
 BYTES_PER_PIXEL = 3 + 3 * 4
@@ -33,7 +33,5 @@ def check_batch_fits(experiment: Experiment) -> None:
 
 def _largest(transform: TransformConfig, divisor: int) -> tuple[int, int]:
     """Height and width in pixels of the largest image that the network may get, padding included."""
-    resize = transform.resize
-    sides = (max(resize.sizes), resize.longest) if isinstance(resize, ShortestEdge) else (resize.height, resize.width)
-    height, width = (-(-side // divisor) * divisor for side in sides)
+    height, width = (-(-side // divisor) * divisor for side in transform.bounds())
     return height, width

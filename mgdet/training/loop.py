@@ -151,6 +151,7 @@ class Worker:
             cpus=cpus,
             pin_memory=pinned,
             max_bad_images=e.data.max_bad_images,
+            epochs=e.train.epochs,
         )
         self.val_loader = build_eval_loader(
             val_data,

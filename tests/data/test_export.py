@@ -1,6 +1,7 @@
 """Exported data sets: read back by `prepare`, and by pycocotools, they are what they were."""
 
 import io
+import json
 import logging
 import os
 from pathlib import Path
@@ -13,17 +14,25 @@ from pycocotools.coco import COCO
 from mgdet.cli import main
 from mgdet.data import ShardedDataset, import_annotations
 from mgdet.data.export import export_dataset
-from mgdet.data.formats import FORMATS, Coco, Lvis, Voc, Yolo
+from mgdet.data.formats import FORMATS, Coco, Cvat, Lvis, OpenImages, Voc, Yolo
 from mgdet.data.schema import Record
 from mgdet.data.writer import write_dataset
 from mgdet.errors import DataError
 from mgdet.structures import Category
 
-WRITTEN = [Coco(), Voc(), Voc(inclusive=True), Yolo()]
+WRITTEN = [Coco(), Voc(), Voc(inclusive=True), Yolo(), Cvat(), Lvis(), OpenImages()]
 NAMES = {
     data_format: f"{data_format.name}{'-inclusive' * getattr(data_format, 'inclusive', False)}"
     for data_format in WRITTEN
 }
+
+
+class Unwritten(Coco):
+    name = "unwritten"
+
+    @classmethod
+    def layout(cls, out, split):
+        return None
 
 
 def jpeg(width, height, **options):
@@ -86,14 +95,16 @@ def test_there_and_back(made, tmp_path, data_format):
     import_annotations(tmp_path / "again", data_format, list(places.items()))
     for split in ("train", "val"):
         before, after = (by_file(ShardedDataset(str(uri), split)) for uri in (made, tmp_path / "again"))
+        if data_format.name == "openimages":  # which cannot name an image without a box
+            before = {name: each for name, each in before.items() if each[2]}
         assert before.keys() == after.keys()
         for name, (content, size, objects) in before.items():
-            if data_format.name == "yolo":
+            if data_format.name in ("yolo", "cvat", "lvis"):
                 objects = [each for each in objects if not each[1]]
             assert after[name][:2] == (content, size)
             found = after[name][2]
             assert [each[:2] for each in found] == [each[:2] for each in objects]
-            columns = 5 if data_format.name == "coco" else 4  # only COCO keeps areas
+            columns = 5 if data_format.name in ("coco", "lvis") else 4  # only these keep areas
             for one, other in zip(found, objects, strict=True):
                 np.testing.assert_allclose(one[2 : 2 + columns], other[2 : 2 + columns], rtol=0, atol=1e-6)
 
@@ -188,7 +199,7 @@ def test_what_cannot_be_written_leaves_nothing(made, tmp_path, monkeypatch):
         (Coco(), "taken", {}, "taken exists already and nothing was written"),
         (Coco(), "taken/mine", {}, "exists already"),
         (Coco(), "taken/mine/below", {}, "Cannot write|exists|Not a directory"),
-        (Lvis(), "out", {}, "lvis can be read but not written"),
+        (Unwritten(), "out", {}, "unwritten can be read but not written"),
         (Coco(), "out", {"splits": ["test"]}, "has no split 'test': it has train, val"),
     ):
         with pytest.raises(DataError, match=message):
@@ -217,13 +228,32 @@ def test_the_command(made, tmp_path, capsys):
     assert main.main(["export-data", str(made), "--format", "yolo", "--out", str(out)]) == 2
     assert main.main(["export-data", str(tmp_path / "nothing"), "--format", "voc", "--out", str(tmp_path / "b")]) == 2
     with pytest.raises(SystemExit):
-        main.main(["export-data", str(made), "--format", "lvis", "--out", str(tmp_path / "b")])
-    assert "invalid choice: 'lvis'" in capsys.readouterr().err
+        main.main(["export-data", str(made), "--format", "shapes", "--out", str(tmp_path / "b")])
+    assert "invalid choice: 'shapes'" in capsys.readouterr().err
 
 
-def test_a_format_that_is_written_has_a_layout_and_the_others_none():
+def test_every_format_is_written():
     written = {each.name for each in FORMATS if each.layout(Path(), "train") is not None}
-    assert written == {"coco", "voc", "yolo"}
+    assert written == {"coco", "voc", "yolo", "cvat", "lvis", "openimages"}
+
+
+def test_lvis_files_say_that_all_classes_were_looked_for(made, tmp_path, caplog):
+    (annotations, images) = export_dataset(made, Lvis(), tmp_path / "out", splits=["val"])["val"]
+    tree = json.loads(annotations.read_text())
+    every = {entry["id"] for entry in tree["categories"]}
+    for image in tree["images"]:
+        present = {entry["category_id"] for entry in tree["annotations"] if entry["image_id"] == image["id"]}
+        assert set(image["neg_category_ids"]) == every - present
+        assert image["not_exhaustive_category_ids"] == []
+    assert sum(entry["instance_count"] for entry in tree["categories"]) == len(tree["annotations"])
+    with caplog.at_level(logging.WARNING):
+        Lvis().read([annotations, images])
+    assert "annotated for some classes only" not in caplog.text
+    tree["images"][0]["not_exhaustive_category_ids"] = [min(every)]
+    annotations.write_text(json.dumps(tree))
+    with caplog.at_level(logging.WARNING):
+        Lvis().read([annotations, images])
+    assert "1 of 3 images are annotated for some classes only" in caplog.text
 
 
 @pytest.mark.parametrize("data_format", WRITTEN, ids=NAMES.values())

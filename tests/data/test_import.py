@@ -386,3 +386,49 @@ def test_a_sound_data_set_is_imported_without_a_word(scene: Scene, caplog: pytes
     assert json.loads(changes.model_dump_json(exclude={"dropped_boxes", "dropped_images"})).values()
     assert not any(v for k, v in changes if k not in ("dropped_boxes", "dropped_images"))
     assert isinstance(scene.dataset(), ShardedDataset)
+
+
+def test_several_files_of_annotations_make_one_split(tmp_path, caplog):
+    scene = Scene(tmp_path, count=4)
+    scene.prepare()
+    whole = scene.dataset().ground_truth()
+    content = scene.content
+    files = []
+    for k in (1, 2):  # the first file has class 1 of all images, the second class 2 of images that it numbers anew
+        images = [{**image, "id": image["id"] + (k - 1)} for image in content["images"]]
+        annotations = [
+            {**each, "image_id": each["image_id"] + (k - 1)}
+            for each in content["annotations"]
+            if each["category_id"] == k
+        ]
+        files.append(tmp_path / f"{k}.json")
+        files[-1].write_text(json.dumps({**content, "images": images, "annotations": annotations}))
+    splits = [CocoSplit("train", file, scene.images) for file in files]
+    manifest = import_coco(scene.out, splits, overwrite=True)
+    truth = scene.dataset().ground_truth()
+    assert manifest.source["annotations"] == {"train": "1.json, 2.json"}
+    assert truth.image_ids.tolist() == whole.image_ids.tolist()
+    for label in (0, 1):
+        assert np.array_equal(truth.boxes[truth.labels == label], whole.boxes[whole.labels == label])
+    with pytest.raises(DataError, match="given twice, with the image directories"):
+        import_coco(scene.out, [splits[0], splits[1]._replace(images=tmp_path)], overwrite=True)
+
+
+def test_images_of_other_files_with_the_same_id_get_a_new_one(tmp_path, caplog):
+    scene = Scene(tmp_path, count=4)
+    content, files = scene.content, []
+    for k in (0, 1):  # two images each, both with the ids 1 and 2
+        images = [{**image, "id": i + 1} for i, image in enumerate(content["images"][2 * k : 2 * k + 2])]
+        annotations = [
+            {**each, "image_id": each["image_id"] - 2 * k}
+            for each in content["annotations"]
+            if 2 * k < each["image_id"] <= 2 * k + 2
+        ]
+        files.append(tmp_path / f"{k}.json")
+        files[-1].write_text(json.dumps({**content, "images": images, "annotations": annotations}))
+    import_coco(scene.out, [CocoSplit("train", file, scene.images) for file in files])
+    data = scene.dataset()
+    assert [data.file_name(i) for i in range(4)] == [f"{n:04d}.png" for n in range(1, 5)]
+    assert data.image_ids.tolist() == [1, 2, 3, 4]
+    assert "2 images have the id of an image of another file and get a new one: 0003.png, 0004.png" in said(caplog)
+    assert scene.coverage() == pytest.approx(1)

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from mgdet.data.formats import Voc, Yolo
+from mgdet.data.formats import Cvat, OpenImages, Voc, Yolo
 from mgdet.diagnosis.examine import examine_dataset
 
 
@@ -49,3 +49,33 @@ def test_files_of_voc(tmp_path):
     found = examine_dataset(Voc(), [("train", [tmp_path / "xml", tmp_path / "images"])], workers=1)
     assert cases(found) == {("refused", 2, None), ("degenerate", 1, 0)}
     assert "1.xml" in next(f for f in found.findings if f.kind == "refused").cases[0].detail
+
+
+def test_images_and_shapes_of_cvat(tmp_path):
+    pictures(tmp_path / "images", 3)
+    box = '<box label="cell" xtl="5" ytl="5" xbr="{}" ybr="20"/>'
+    (tmp_path / "a.xml").write_text(
+        "<annotations>"
+        f'<image id="7" name="0.png">{box.format("wide")}{box.format(20)}<box/></image>'
+        f'<image id="7" name="1.png">{box.format(20)}</image>'
+        f'<image id="8" name="2.png">{box.format(5)}</image>'
+        "</annotations>"
+    )
+    found = examine_dataset(Cvat(), [("train", [tmp_path / "a.xml", tmp_path / "images"])], workers=1)
+    refused = next(finding for finding in found.findings if finding.kind == "refused")
+    assert [case.image_id for case in refused.cases] == [7, 7, None]
+    assert ("degenerate", 8, 0) in cases(found)
+    assert len(found.data.splits["train"].truth.boxes) == 1
+
+
+def test_lines_of_open_images(tmp_path):
+    pictures(tmp_path / "images", 2)
+    (tmp_path / "classes.csv").write_text("/m/1,cell\n")
+    head = "ImageID,LabelName,XMin,XMax,YMin,YMax\n"
+    lines = ["0,/m/1,0.1,0.5,0.1,0.5", "0,/m/2,0.1,0.5,0.1,0.5", "1,/m/1,0.1,0.5", "1,/m/1,0.1,wide,0.1,0.5"]
+    (tmp_path / "boxes.csv").write_text(head + "\n".join([*lines, "1,/m/1,0.2,0.6,0.2,0.6"]))
+    places = [tmp_path / "boxes.csv", tmp_path / "classes.csv", tmp_path / "images"]
+    found = examine_dataset(OpenImages(), [("train", places)], workers=1)
+    refused = next(finding for finding in found.findings if finding.kind == "refused")
+    assert [case.image_id for case in refused.cases] == [1, None, 2]
+    assert len(found.data.splits["train"].truth.boxes) == 2

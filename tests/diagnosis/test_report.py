@@ -55,8 +55,7 @@ def test_faults_of_a_prepared_data_set(examined):
 def test_the_text_names_a_few_cases_and_counts_the_others(examined):
     text = "\n".join(lines(examined))
     assert (
-        "error: 1 image files cannot be decoded: replace them [unreadable]\n    train, image 5 (train/000004.jpg)"
-        in text
+        "error: 1 image file cannot be decoded: replace it [unreadable]\n    train, image 5 (train/000004.jpg)" in text
     )
     many = Finding("tiny", tuple(Case("train", k, f"{k}.jpg", annotation=k) for k in range(9)), "4")
     shown = "\n".join(lines(type(examined)(examined.data, (many,), 1.0)))
@@ -115,3 +114,14 @@ def test_every_kind_is_documented_with_its_level():
     rows = re.findall(r"^\| `(\w+)` \| (error|warning|note) \|", (ROOT / "docs" / "doctor.md").read_text(), re.M)
     assert dict(rows) == {name: kind.severity for name, kind in KINDS.items()}
     assert len(rows) == len(KINDS)
+
+
+def test_one_thing_is_told_in_the_singular():
+    things = "pictures|images|boxes|files|entries|objects|names|detections|areas|annotations"
+    plural = re.compile(rf"1 (\w+ )?({things})\b|\b(their|them|they)\b")
+    counted = [name for name, kind in KINDS.items() if kind.sentence.startswith("{n}")]
+    for name in counted:
+        one, two = (Finding(name, cases=(Case("train", None, ""),) * n, what="0.5").text for n in (1, 2))
+        assert not plural.search(one), one
+        assert two == KINDS[name].sentence.format(n=2, what="0.5")
+    assert len(counted) > 30

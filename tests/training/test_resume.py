@@ -44,6 +44,8 @@ def stateful(directory):
     changes = {
         "train__checkpoint_every_steps": 2,
         "data__transform__hflip": 0.5,
+        "data__transform__augment": {"mosaic": {}, "photometric": {}, "expand": {}, "crop": {}},  # mosaic: one epoch
+        "data__transform__multi_scale": {"factors": [0.5, 1.0]},
         "assigner": {"name": "mutual_labeling", "warmup_epochs": 1.3},  # another assigner takes over in mid-epoch
         **STATEFUL,
     }

@@ -4,6 +4,7 @@ The modules of this package are imported before the arguments of `mgdet` are par
 (NumPy, XML and image libraries) is imported in the functions that need it.
 """
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -12,6 +13,8 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from mgdet.errors import ConfigError, DataError
 from mgdet.files import read_regular
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -155,6 +158,12 @@ def read_annotation_file(path: Path, kind: str) -> bytes:
         raise DataError(f"Annotation file {path} does not exist. Correct the path.") from None
     except OSError as error:
         raise DataError(f"Cannot read annotation file {path}: {error}. Give a {kind} file that may be read.") from error
+
+
+def tell_crowds(content: AnnotatedSplit, tool: str) -> None:
+    """Say how many crowds are left out where the format of a tool cannot hold them."""
+    if crowds := sum(bool(thing.iscrowd) for image in content.images for thing in image.objects):
+        logger.warning("%d crowds are left out: %s has no flag for them", crowds, tool)
 
 
 def raise_it(error: DataError, image: int | None, annotation: int | None) -> None:

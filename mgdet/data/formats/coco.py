@@ -135,11 +135,14 @@ def _content(path: Path) -> dict[str, list[Any]]:
     """The file's object, whose three lists are there."""
     content = _load(path)
     if not isinstance(content, dict):
-        raise DataError(f"{path}: expected an object with images, annotations and categories, got {_kind(content)}.")
+        raise DataError(
+            f"{path}: expected an object with images, annotations and categories, got {_kind(content)}. Give an "
+            "'instances' file of COCO."
+        )
     for key in ("images", "annotations", "categories"):
         if not isinstance(content.get(key), list):
             found = _kind(content[key]) if key in content else "nothing"
-            raise DataError(f"{path}: {key!r} must be a list, got {found}. Is this an 'instances' file of COCO?")
+            raise DataError(f"{path}: {key!r} must be a list, got {found}. Give an 'instances' file of COCO.")
     for key in ("images", "categories"):
         if not content[key]:
             raise DataError(f"{path}: {key!r} is empty, there is nothing to learn. Give at least one.")

@@ -2,12 +2,21 @@
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from mgdet.data.formats.base import AnnotatedImage, AnnotatedObject, AnnotatedSplit, Box, DataFormat
-from mgdet.data.formats.xml import named, number_of, read_xml, size_of
+from mgdet.data.formats.base import (
+    AnnotatedImage,
+    AnnotatedObject,
+    AnnotatedSplit,
+    Box,
+    DataFormat,
+    Refuse,
+    raise_it,
+    tell_crowds,
+)
+from mgdet.data.formats.xml import named, number_of, read_xml, require_names, size_of
 from mgdet.errors import DataError
 
 if TYPE_CHECKING:
@@ -15,6 +24,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+CORNERS = ("xtl", "ytl", "xbr", "ybr")
 WITHOUT_BOX = ("polyline", "points", "cuboid", "skeleton", "tag")
 """Shapes that are no area of the picture: they are counted and left out."""
 
@@ -31,6 +41,10 @@ class Cvat(DataFormat):
         Raises:
             DataError: no XML, tracks of a video, no images, ids used twice, or shapes without label or numbers.
         """
+        return self.survey(places, raise_it)
+
+    def survey(self, places: Sequence[Path], refuse: Refuse) -> AnnotatedSplit:
+        """See `DataFormat`."""
         path, directory = places
         root = read_xml(path)
         at = str(path)
@@ -41,21 +55,67 @@ class Cvat(DataFormat):
         left_out: Counter[str] = Counter()
         images: dict[int, AnnotatedImage] = {}
         for image, here in named(root, "image", at):
-            number = number_of(image.get("id"), "id", here)
-            if not (number.is_integer() and abs(number) <= 2**53) or int(number) in images:
-                raise DataError(f"{here}: id {image.get('id')!r}: allowed are integers, each once. Correct the file.")
-            if not (name := image.get("name")):
-                raise DataError(f"{here}: it has no name. Correct the file.")
-            size = size_of(image.get("width"), image.get("height"), f"{here} ({name})")
-            objects = [_object(shape, f"{here} ({name})") for shape in image if shape.tag not in WITHOUT_BOX]
+            try:
+                found = _image(image, here, images)
+            except DataError as error:
+                refuse(error, None, None)
+                continue
+            images[found.id] = found
             left_out.update(shape.tag for shape in image if shape.tag in WITHOUT_BOX)
-            images[int(number)] = AnnotatedImage(int(number), name, size, objects)
+            for shape in image:
+                try:
+                    if shape.tag not in WITHOUT_BOX:
+                        found.objects.append(_object(shape, f"{here} ({found.file_name})"))
+                except DataError as error:
+                    refuse(error, found.id, None)
         if not images:
             raise DataError(f"{path} has no images, there is nothing to learn. Export the task again, with its images.")
         if left_out:
             kinds = ", ".join(f"{count} of {kind}" for kind, count in sorted(left_out.items()))
             logger.warning("%s: shapes without an area are left out: %s", path, kinds)
         return AnnotatedSplit(path, directory, list(images.values()), _labels(root))
+
+    @classmethod
+    def layout(cls, out: Path, split: str) -> tuple[Path, ...] | None:
+        """See `DataFormat`."""
+        return out / f"{split}.xml", out / "images" / split
+
+    def write(self, content: AnnotatedSplit, places: Sequence[Path]) -> None:
+        """See `DataFormat`; images are numbered from 0.
+
+        Raises `DataError` for the name of a class that XML cannot hold.
+        """
+        from xml.etree.ElementTree import Element, SubElement, indent, tostring
+
+        classes = list((content.categories or {}).values())
+        require_names(classes)
+        root = Element("annotations")
+        SubElement(root, "version").text = "1.1"
+        labels = SubElement(SubElement(SubElement(root, "meta"), "task"), "labels")
+        for name in classes:
+            SubElement(SubElement(labels, "label"), "name").text = name
+        for number, image in enumerate(content.images):
+            height, width = image.size or (0, 0)
+            named_as = {"id": str(number), "name": image.file_name, "width": str(width), "height": str(height)}
+            element = SubElement(root, "image", named_as)
+            for thing in image.objects:
+                if not thing.iscrowd:
+                    corners = dict(zip(CORNERS, map(repr, thing.box), strict=True))
+                    SubElement(element, "box", {"label": thing.category, "occluded": "0", **corners})
+        tell_crowds(content, "CVAT")
+        indent(root)
+        places[0].write_bytes(tostring(root, encoding="utf-8", xml_declaration=True))
+
+
+def _image(element: "Element", at: str, known: Container[int]) -> AnnotatedImage:
+    """An image without its objects."""
+    number = number_of(element.get("id"), "id", at)
+    if not (number.is_integer() and abs(number) <= 2**53) or int(number) in known:
+        raise DataError(f"{at}: id {element.get('id')!r}: allowed are integers, each once. Correct the file.")
+    if not (name := element.get("name")):
+        raise DataError(f"{at}: it has no name. Correct the file.")
+    size = size_of(element.get("width"), element.get("height"), f"{at} ({name})")
+    return AnnotatedImage(int(number), name, size, [])
 
 
 def _labels(root: "Element") -> dict[int, str] | None:
@@ -70,7 +130,7 @@ def _object(shape: "Element", at: str) -> AnnotatedObject:
         raise DataError(f"{at}: a <{shape.tag[:80]}> has no label. Correct the file.")
     here = f"{at}: {shape.tag[:80]} {label!r}"
     if shape.tag == "box":
-        x1, y1, x2, y2 = _numbers(shape, ("xtl", "ytl", "xbr", "ybr"), here)
+        x1, y1, x2, y2 = _numbers(shape, CORNERS, here)
         turn = number_of(shape.get("rotation", "0"), "rotation", here)
         return AnnotatedObject(label, _turned((x1, y1, x2, y2), turn))
     if shape.tag == "polygon":

@@ -16,7 +16,7 @@ from mgdet.data.formats.base import (
     option,
     raise_it,
 )
-from mgdet.data.formats.xml import flag_of, named, number_of, read_xml, size_of, text_of
+from mgdet.data.formats.xml import flag_of, named, number_of, read_xml, require_names, size_of, text_of
 from mgdet.errors import DataError
 from mgdet.files import read_regular
 from mgdet.text import first_of
@@ -88,9 +88,7 @@ class Voc(DataFormat):
 
         Raises `DataError` for the name of a class that XML cannot hold.
         """
-        for name in (content.categories or {}).values():
-            if name != name.strip() or not name.isprintable():
-                raise DataError(f"The class {name!r} cannot stand in an XML file. Rename it, or choose another format.")
+        require_names((content.categories or {}).values())
         names, directory = places[0], places[0].parents[2] / "Annotations"
         directory.mkdir(exist_ok=True)
         stems = [Path(image.file_name).stem for image in content.images]

@@ -1,6 +1,6 @@
 """XML files of annotations, read without anything that a file from outside could do with XML."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,6 +71,13 @@ def _parser(builder: "TreeBuilder") -> "XMLParserType":
     parser.CharacterDataHandler = builder.data
     parser.StartDoctypeDeclHandler = document_type
     return parser
+
+
+def require_names(names: Iterable[str]) -> None:
+    """Check that these names of classes can stand in an XML file and be read again. Raises `DataError`."""
+    for name in names:
+        if name != name.strip() or not name.isprintable():
+            raise DataError(f"The class {name!r} cannot stand in an XML file. Rename it, or choose another format.")
 
 
 def text_of(element: "Element", tag: str) -> str:

@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import ClassVar
 
 from mgdet.data.files import files_below, image_suffixes
-from mgdet.data.formats.base import AnnotatedImage, AnnotatedObject, AnnotatedSplit, Box, DataFormat, Refuse, raise_it
+from mgdet.data.formats.base import (
+    AnnotatedImage,
+    AnnotatedObject,
+    AnnotatedSplit,
+    Box,
+    DataFormat,
+    Refuse,
+    raise_it,
+    tell_crowds,
+)
 from mgdet.errors import DataError
 from mgdet.files import read_regular
 from mgdet.text import first_line, first_of
@@ -99,8 +108,7 @@ class Yolo(DataFormat):
                 if not thing.iscrowd
             ]
             (labels / image.file_name).with_suffix(".txt").write_text("".join(lines), encoding="utf-8")
-        if crowds := sum(bool(thing.iscrowd) for image in content.images for thing in image.objects):
-            logger.warning("%d crowds are left out: YOLO has no flag for them", crowds)
+        tell_crowds(content, "YOLO")
         splits = sorted(path.name for path in directory.parent.iterdir())
         known = {
             "path": ".",
