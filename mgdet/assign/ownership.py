@@ -46,7 +46,11 @@ class Ownership:
 
     def rank_by(self, value: Tensor) -> Tensor:
         """The same by another `value` `[B, A]` of each prior for its owner."""
-        return ranks(self.owner, self._claims.num_objects, value, self._claims.near(ALL))
+        return self.rank_in(self.owner, self._claims.num_objects, value)
+
+    def rank_in(self, group: Tensor, groups: int, value: Tensor) -> Tensor:
+        """Likewise in other groups than the owners, for instance an owner's priors on one level; see `ranks`."""
+        return ranks(group, groups, value, self._claims.near(ALL))
 
     def best(self, limit: Tensor) -> Tensor:
         """Each object's best priors by rank, as many as `limit` `[B, G]` says or as it owns, `[B, A]` bool."""
