@@ -88,9 +88,7 @@ class Assigner(Config):
         self, owner: Tensor, value: Tensor, criterion: Criterion, priors: Priors, targets: Targets
     ) -> Ownership:
         """`mgdet.assign.ownership.owned_by` in this assigner's chunks, with adoption where its key allows it."""
-        return owned_by(
-            owner, value, criterion, priors, targets, adopt=self.adopt, chunk_elements=self.chunk_elements
-        )
+        return owned_by(owner, value, criterion, priors, targets, adopt=self.adopt, chunk_elements=self.chunk_elements)
 
     def count_claims(self, criterion: Criterion, priors: Priors, targets: Targets) -> Tensor:
         """To how many usable objects each prior is worth more than 0, `[B, A]` int64, in this assigner's chunks."""

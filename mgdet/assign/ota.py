@@ -40,7 +40,7 @@ class OTA(Assigner):
     radius: float = Field(default=2.5, gt=0, le=1e6, description="strides from the object's centre, in x and y")
     top_k: int = Field(default=20, ge=1, le=10_000, description="IoUs summed to find the number of positives")
     iou_weight: float = Field(default=1.5, ge=0, le=1e6, description="factor of -log(IoU) in the cost")
-    epsilon: float = Field(default=0.1, ge=0.001, le=1e3, description="regularisation: the larger, the more even the plan")
+    epsilon: float = Field(default=0.1, ge=0.001, le=1e3, description="the larger, the more even the plan")
     iterations: int = Field(default=50, ge=1, le=10_000, description="of Sinkhorn's algorithm")
 
     def assign(self, predictions: Predictions, targets: Targets) -> Assignment:
@@ -61,7 +61,9 @@ class OTA(Assigner):
     def _planned(self, predictions: Predictions, targets: Targets, region: Tensor, at: At) -> tuple[Tensor, Tensor]:
         """Owner and share of the plan `[B, n]` of the priors `at`, of which `region` `[B, G, n]` are the candidates."""
         if not region.shape[2]:
-            return torch.zeros_like(region[:, 0], dtype=torch.int64), torch.zeros_like(region[:, 0], dtype=torch.float32)
+            return torch.zeros_like(region[:, 0], dtype=torch.int64), torch.zeros_like(
+                region[:, 0], dtype=torch.float32
+            )
         u = torch.where(region, regressed_iou(predictions).quality(targets.boxes, targets.labels, at), 0.0)
         absent = over_classes(focal_absent, predictions.logits, at).double().unsqueeze(1)
         own = of_label(predictions.logits, targets.labels, at)

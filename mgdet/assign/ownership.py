@@ -148,7 +148,14 @@ def find_owners(
 
 
 def owned_by(
-    owner: Tensor, value: Tensor, criterion: Criterion, priors: Priors, targets: Targets, *, adopt: bool, chunk_elements: int
+    owner: Tensor,
+    value: Tensor,
+    criterion: Criterion,
+    priors: Priors,
+    targets: Targets,
+    *,
+    adopt: bool,
+    chunk_elements: int,
 ) -> Ownership:
     """The ownership of a method that has decided by itself who owns each prior, `[B, A]`, -1 for none.
 

@@ -58,9 +58,7 @@ class PAA(Assigner):
         loss = absent - focal_absent(own) + focal_present(own) + self.box_weight * (1 - fit)
         return torch.where(candidate, loss, 0.0).float()
 
-    def _better_part(
-        self, owners: Ownership, candidate: Tensor, loss: Tensor, priors: Priors, objects: int
-    ) -> Tensor:
+    def _better_part(self, owners: Ownership, candidate: Tensor, loss: Tensor, priors: Priors, objects: int) -> Tensor:
         """Which candidates are positive, `[B, A]` bool."""
         levels = len(priors.level_counts)
         counts = [torch.full((n,), i, device=loss.device) for i, n in enumerate(priors.level_counts)]

@@ -62,7 +62,7 @@ class Permutation(Assigner):
         default="step", description="how long a lot is kept: for one step, or for the whole training"
     )
     seed: int = Field(default=0, ge=0, lt=2**31, description="of the lots")
-    floor: float = Field(default=0.0, ge=0, lt=1, description="IoU of anchor and object above which a prior may be drawn")
+    floor: float = Field(default=0.0, ge=0, lt=1, description="anchor IoU above which a prior may be drawn")
 
     def other(self, layout: PriorLayout) -> Assigner:
         """The assigner whose numbers these are, without any `auto`."""

@@ -110,7 +110,7 @@ def test_contrast_equals_a_loop(moves):
         expected.append(loop.contrast(p, overlap, 0.2))
     total = problem.losses(config).total
     torch.testing.assert_close(total.item(), sum(expected) / len(expected), rtol=1e-6, atol=1e-9)
-    assert 0 < sum(value > 0 for value in expected)
+    assert sum(value > 0 for value in expected) > 0
     assert (problem.gradients(total)[1].abs().sum() > 0) == (moves == "both")
 
 

@@ -1,6 +1,7 @@
 """The assigners of other papers, as slow and obvious as those of `tests.reference.assigners`."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 
@@ -220,7 +221,7 @@ def assign_paa(image: Image, *, candidate_iou: float = 0.1, top_k: int = 9, box_
         for a in candidates:
             losses[a] = float(np.float32(classification_cost(image, g, a) + box_weight * box_cost(image, g, a)))
         ordered = sorted(losses[a] for a in candidates)
-        if any(0 < abs(x - y) < 1e-5 * max(1.0, x) for x, y in zip(ordered, ordered[1:], strict=False)):
+        if any(0 < abs(x - y) < 1e-5 * max(1.0, x) for x, y in pairwise(ordered)):
             image.close_calls.append(f"object {g}: losses are nearly equal")
         chosen = []
         for level in range(1 + max(prior.level for prior in image.priors)):
@@ -246,11 +247,16 @@ def assign_ota(
     iterations: int = 50,
 ):
     """Optimal transport, with every prior in the plan and 10^6 for what is no candidate."""
-    able = image.pairwise(
-        lambda g, a: bool(image.sides[g][a].least > 0.01 and is_near_centre(image, g, a, radius))
-    )
+    able = image.pairwise(lambda g, a: bool(image.sides[g][a].least > 0.01 and is_near_centre(image, g, a, radius)))
     rows = [g for g in image.objects if any(able[g])]
-    supply = {g: whole_part(image, g, sorted((float(image.regressed[g][a]) * able[g][a] for a in range(image.amount)), reverse=True)[:top_k]) for g in rows}
+    supply = {
+        g: whole_part(
+            image,
+            g,
+            sorted((float(image.regressed[g][a]) * able[g][a] for a in range(image.amount)), reverse=True)[:top_k],
+        )
+        for g in rows
+    }
     priors = range(image.amount)
     kernel = []
     for g in rows:
@@ -293,9 +299,7 @@ def assign_ota(
         rivals = [float(scaled[i][a]) for i in (*able_here, -1) if i != best]
         if any(abs(float(scaled[best][a]) - v) < 1e-3 * max(1.0, abs(v)) for v in rivals):
             image.close_calls.append(f"prior {a}: nearly as much from several")
-    value = image.pairwise(
-        lambda g, a: np.float32(math.exp(plan[rows.index(g)][a])) if owner[a] == g else ZERO
-    )
+    value = image.pairwise(lambda g, a: np.float32(math.exp(plan[rows.index(g)][a])) if owner[a] == g else ZERO)
     labels = own_labels(image, owner, value, image.prior_iou)
     return labels, labels
 

@@ -20,7 +20,7 @@ class FreeAnchorLoss(LossTerm):
     P_ij = p_j(c_i) * exp(-smooth L1 loss) an object costs -log(sum_j w_ij P_ij), w_ij = 1 / (1 - P_ij) normalised over
     its bag ("mean-max": the mean while all are bad, the maximum when one is good; equations 6 and 8 of the paper). A
     prior costs q^gamma * BCE(q, 0) / `bag` for each class, q = p * (1 - the largest box probability for an object of
-    that class); the box probability is the IoU of the predicted box scaled from 0 at `box_iou` to 1 at the object's best.
+    that class); the box probability is the predicted box's IoU, scaled from 0 at `box_iou` to 1 at the object's best.
     Formulas and numbers are those of MMDetection's `free_anchor_retina_head.py` (verified).
 
     It teaches both tasks: give `loss.cls` and `loss.box` the weight 0.

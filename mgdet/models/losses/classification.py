@@ -14,7 +14,6 @@ from mgdet.models.losses.base import LossInputs, LossTerm, Term
 from mgdet.models.losses.targets import box_targets, class_targets, full_precision, is_positive, own_iou
 from mgdet.structures import IGNORED
 
-
 ClassTarget = Literal["assigned", "iou", "one"]
 TARGETS = (
     "target of a positive at its object's class: its label's weight, or its own box's IoU with it; one: 1, and its "
