@@ -5,8 +5,8 @@
     python benchmarks/study.py page                 # writes docs/evidence.md from the MLflow store
 
 `test` adds the metrics of the test split as `test/...` to each run of the MLflow experiment `study`, and leaves those
-alone that have them. `page` reads only the store. It refuses runs that differ in more than their arm and seed, and two runs
-of one arm and seed. An assigner of your own has its row after
+alone that have them. `page` reads only the store. It refuses runs that differ in more than their arm and seed, and two
+runs of one arm and seed. An assigner of your own has its row after
 `mgdet tune configs/studies/bccd_retinanet.yaml name=study-mine 'space.assigner={grid: [{name: mine}]}' plugins=[mine]`.
 """
 
@@ -190,8 +190,8 @@ def _table(table: tuple[str, str], arms: Arms, split: str) -> Iterator[str]:
 def _claims(found: Mapping[tuple[str, str], Arms], split: str) -> Iterator[str]:
     """The papers' claims, one by one, on every table that has the arms for it."""
     yield "\n## The claims\n"
-    yield "A claim *holds* on a table where the interval lies on its side of 0, *fails* where it lies on the other, and is"
-    yield "*open* where it contains 0, whatever its middle is.\n"
+    yield "A claim *holds* on a table where the interval lies on its side of 0, *fails* where it lies on the other, and"
+    yield "is *open* where it contains 0, whatever its middle is.\n"
     yield "| claim | data | detector | difference | verdict |\n|---|---|---|---|---|"
     for text, arm, against, metric, sign in CLAIMS:
         for (data, detector), arms in found.items():

@@ -3,7 +3,7 @@
 import itertools
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from scipy import stats
@@ -60,7 +60,7 @@ def sign_flip(values: Sequence[float]) -> float:
     return (hits + 1) / (DRAWS + 1)
 
 
-def _signs(n: int) -> itertools.product[tuple[int, ...]]:
+def _signs(n: int) -> Iterator[tuple[int, ...]]:
     return itertools.product((-1, 1), repeat=n)
 
 

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from mgdet.assign import AssignerConfig, MutualGuidance
 from mgdet.config_base import ByField, Config
-from mgdet.config_files import EXPERIMENTS, find
+from mgdet.config_files import EXPERIMENTS, PAPERS, find
 from mgdet.config_yaml import Overrides, flatten, on_base, read_tree, set_value, settings_of, validate_as
 from mgdet.data.config import DataConfig
 from mgdet.evaluation.evaluator import EvaluationConfig
@@ -106,7 +106,7 @@ def load(config: str | Path | Mapping[str, Any], overrides: Overrides = ()) -> E
         tree = copy.deepcopy(on_base(Experiment, config, source, Path()))
     else:
         source = str(config)
-        tree = read_tree(Experiment, find(config, EXPERIMENTS))
+        tree = read_tree(Experiment, find(config, EXPERIMENTS, PAPERS))
     settings = list(settings_of(overrides))
     for key, value, said in settings:
         if key == "plugins":  # first: the others are read with what they bring

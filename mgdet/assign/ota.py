@@ -61,9 +61,8 @@ class OTA(Assigner):
     def _planned(self, predictions: Predictions, targets: Targets, region: Tensor, at: At) -> tuple[Tensor, Tensor]:
         """Owner and share of the plan `[B, n]` of the priors `at`, of which `region` `[B, G, n]` are the candidates."""
         if not region.shape[2]:
-            return torch.zeros_like(region[:, 0], dtype=torch.int64), torch.zeros_like(
-                region[:, 0], dtype=torch.float32
-            )
+            nothing = region.new_zeros(len(region), 0)
+            return nothing.long(), nothing.float()
         u = torch.where(region, regressed_iou(predictions).quality(targets.boxes, targets.labels, at), 0.0)
         absent = over_classes(focal_absent, predictions.logits, at).double().unsqueeze(1)
         own = of_label(predictions.logits, targets.labels, at)

@@ -46,6 +46,9 @@ class FCOSConfig(DetectorConfig):
         description="where points lie in their cell, in strides from its upper left: 0 as in torchvision, 0.5 as in "
         "the paper and MMDetection",
     )
+    level_scale: bool = Field(
+        default=False, description="a learned factor of the distances on each level, as in the paper and MMDetection"
+    )
     quality: Literal["none", "centerness", "iou"] = Field(
         default="centerness", description="what the branch beside the boxes predicts; iou: IoU rescoring in its place"
     )
@@ -71,6 +74,7 @@ class FCOS(Detector):
     def __init__(self, config: FCOSConfig, num_classes: int) -> None:
         super().__init__(config, num_classes)
         self.head = _Head(config.channels, num_classes, config.head_norm, with_quality=config.quality != "none")
+        self.scales = nn.Parameter(torch.ones(len(STRIDES))) if config.level_scale else None
         self.coder = PointCoder()
         self.anchor_generator = AnchorGenerator(tuple((s,) for s in STRIDES), ((1.0,),) * len(STRIDES))
         self.prior_offset = config.point_offset
@@ -84,7 +88,10 @@ class FCOS(Detector):
         """See `Detector.predict`; distances are never negative."""
         boxes = self.head.regression_head
         towers = [boxes.conv(f) for f in features]  # type: ignore[union-attr, operator]  # torchvision is untyped
-        deltas = [flatten_map(boxes.bbox_reg(t).relu(), 4) for t in towers]  # type: ignore[union-attr, operator]
+        raw = [boxes.bbox_reg(t) for t in towers]  # type: ignore[union-attr, operator]  # as above
+        if self.scales is not None:
+            raw = [scale * each for scale, each in zip(self.scales, raw, strict=True)]
+        deltas = [flatten_map(each.relu(), 4) for each in raw]
         quality = None
         if self.config.quality != "none":
             maps = [flatten_map(boxes.bbox_ctrness(t), 1) for t in towers]  # type: ignore[union-attr, operator]
