@@ -179,7 +179,7 @@ def test_lots_depend_on_the_step_only_where_they_are_to():
 
 
 def test_lots_are_spread_evenly():
-    """Of 64 priors that all overlap an object each is drawn about as often over 200 seeds: 25 of 1600 on average."""
+    """Of 64 priors that all overlap an object each is drawn about as often over 200 seeds."""
     inputs = table_inputs(pyramid((8.0, 8, 8), points=True), [[(0.0, 0.0, 64.0, 64.0)]])
     drawn = torch.zeros(64)
     for seed in range(200):

@@ -171,3 +171,12 @@ def box_probability(overlaps: Sequence[float], threshold: float) -> list[float]:
     """How likely each box of an image is that of an object, from their IoUs with it."""
     best = max(max(overlaps), threshold + 1e-12)
     return [min(1.0, max(0.0, (u - threshold) / (best - threshold))) for u in overlaps]
+
+
+def distribution_focal(logits: Sequence[float], distance: float) -> float:
+    """Cross-entropy against the two bins around a distance, each by how near it is."""
+    total = sum(math.exp(v) for v in logits)
+    y = min(max(distance, 0.0), len(logits) - 1 - 0.01)
+    left = math.floor(y)
+    shares = [math.exp(v) / total for v in logits]
+    return -((left + 1 - y) * math.log(shares[left]) + (y - left) * math.log(shares[left + 1]))

@@ -6,6 +6,7 @@ from mgdet.models.losses.box import BalancedL1Loss, BoxLoss, GIoULoss, L1Loss, S
 from mgdet.models.losses.classification import ClassLoss, FocalLoss, QualityFocalLoss, VarifocalLoss
 from mgdet.models.losses.contrast import TaskContrastLoss
 from mgdet.models.losses.correlation import CorrelationLoss
+from mgdet.models.losses.distribution import DistributionFocalLoss
 from mgdet.models.losses.quality import QualityKind, QualityLoss
 from mgdet.models.losses.targets import box_targets, centerness, own_iou
 from mgdet.models.losses.total import LossConfig, Losses
@@ -15,6 +16,7 @@ __all__ = [
     "BoxLoss",
     "ClassLoss",
     "CorrelationLoss",
+    "DistributionFocalLoss",
     "FocalLoss",
     "FreeAnchorLoss",
     "GIoULoss",

@@ -16,6 +16,7 @@ from mgdet.models.losses.box import BoxLoss, L1Loss
 from mgdet.models.losses.classification import ClassLoss, FocalLoss
 from mgdet.models.losses.contrast import TaskContrastLoss
 from mgdet.models.losses.correlation import CorrelationLoss
+from mgdet.models.losses.distribution import DistributionFocalLoss
 from mgdet.models.losses.quality import QualityKind, QualityLoss
 from mgdet.models.losses.targets import full_precision, is_positive
 from mgdet.structures import Assignment, Predictions, Targets
@@ -47,6 +48,9 @@ class LossConfig(Config):
 
     contrast: TaskContrastLoss | None = Field(
         default=None, description="adds what score and IoU of a positive differ by; null: no such term"
+    )
+    distribution: DistributionFocalLoss | None = Field(
+        default=None, description="teaches the distributions of model.bins; null: no such term"
     )
     bag: FreeAnchorLoss | None = Field(
         default=None,
