@@ -18,9 +18,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+from study_numbers import Paired, across_arms, holm, paired, seeds_needed, within_arms
 
-from benchmarks.study_numbers import Paired, across_arms, holm, paired, seeds_needed, within_arms
 from mgdet.errors import ConfigError, MgdetError
 from mgdet.tracking.client import connect, mlflow_name, resolve_uri
 
