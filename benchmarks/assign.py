@@ -12,7 +12,22 @@ from collections.abc import Callable
 
 import torch
 
-from mgdet.assign import ATSS, Assigner, CenterSampling, MaxIoU, MutualGuidance, MutualLabeling, SimOTA, TaskAligned
+from mgdet.assign import (
+    ATSS,
+    DDOD,
+    DLA,
+    OTA,
+    PAA,
+    Assigner,
+    CenterSampling,
+    FreeAnchor,
+    MaxIoU,
+    MuSu,
+    MutualGuidance,
+    MutualLabeling,
+    SimOTA,
+    TaskAligned,
+)
 from mgdet.assign.geometry import footprints
 from mgdet.models import FCOSConfig, ModelConfig, RetinaNetConfig
 from mgdet.structures import Predictions, Priors, Targets
@@ -41,7 +56,7 @@ def assigners_for(priors: Priors) -> list[Assigner]:
     """Those that are defined for such priors."""
     own = [CenterSampling()] if priors.layout.points else [MaxIoU(), MutualGuidance(count="iou")]
     guided = [MutualGuidance(count="dynamic_k"), MutualGuidance(count="mean_std"), MutualLabeling()]
-    return [*own, ATSS(), TaskAligned(), SimOTA(), *guided]
+    return [*own, ATSS(), TaskAligned(), SimOTA(), *guided, FreeAnchor(), PAA(), OTA(), DDOD(), DLA(), MuSu()]
 
 
 def seconds(action: Callable[[], object], repeat: int, device: torch.device) -> float:

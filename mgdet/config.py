@@ -13,11 +13,12 @@ from pydantic import Field, model_validator
 
 from mgdet.assign import AssignerConfig, MutualGuidance
 from mgdet.config_base import ByField, Config
-from mgdet.config_files import EXPERIMENTS, find
+from mgdet.config_files import EXPERIMENTS, PAPERS, find
 from mgdet.config_yaml import Overrides, flatten, on_base, read_tree, set_value, settings_of, validate_as
 from mgdet.data.config import DataConfig
 from mgdet.evaluation.evaluator import EvaluationConfig
 from mgdet.models import LossConfig, LossTerm, ModelConfig, RetinaNetConfig
+from mgdet.models.losses.box import CodedTerm
 from mgdet.plugins import load_plugins, named_plugins, require_plugins, united, unnamed_plugin
 from mgdet.runs.config import ClusterConfig
 from mgdet.storage import Place, child_uri
@@ -51,6 +52,24 @@ class Experiment(Config):
     @model_validator(mode="after")
     def _assigner_suits_the_detector(self) -> Self:
         self.assigner.resolved_for(self.model.layout)
+        return self
+
+    @model_validator(mode="after")
+    def _box_losses_suit_the_detector(self) -> Self:
+        """Distributions of distances have no offsets to compare, and without them there is nothing to teach."""
+        bins = getattr(self.model, "bins", 0)
+        if bins and isinstance(self.loss.box, CodedTerm):
+            raise ValueError(
+                f"model.bins = {bins} makes the distances distributions, and loss.box.name = {self.loss.box.name} "
+                "compares offsets: use loss.box.name=giou, or model.bins=0"
+            )
+        if not bins and self.loss.distribution is not None:
+            raise ValueError(
+                "loss.distribution teaches distributions of distances, and this detector predicts none: use "
+                "model.name=fcos with model.bins=16, or loss.distribution=null"
+            )
+        if bins and self.loss.bag is not None:
+            raise ValueError("loss.bag compares offsets, and model.bins makes them distributions: use model.bins=0")
         return self
 
     @model_validator(mode="after")
@@ -106,7 +125,7 @@ def load(config: str | Path | Mapping[str, Any], overrides: Overrides = ()) -> E
         tree = copy.deepcopy(on_base(Experiment, config, source, Path()))
     else:
         source = str(config)
-        tree = read_tree(Experiment, find(config, EXPERIMENTS))
+        tree = read_tree(Experiment, find(config, EXPERIMENTS, PAPERS))
     settings = list(settings_of(overrides))
     for key, value, said in settings:
         if key == "plugins":  # first: the others are read with what they bring

@@ -11,9 +11,9 @@ from mgdet.errors import ConfigError
 from mgdet.files import require_regular
 from mgdet.text import printable
 
-EXPERIMENTS, SWEEPS = "*.yaml", "sweeps/*.yaml"
-"""The two kinds, each as the pattern of its files below `directory()`."""
-_TYPED = {EXPERIMENTS: "mgdet train", SWEEPS: "mgdet tune"}
+EXPERIMENTS, PAPERS, SWEEPS = "*.yaml", "papers/*.yaml", "sweeps/*.yaml"
+"""The kinds, each as the pattern of its files below `directory()`; papers are experiments of published rows."""
+_TYPED = {EXPERIMENTS: "mgdet train", PAPERS: "mgdet train", SWEEPS: "mgdet tune"}
 
 
 def directory() -> Path:
@@ -23,7 +23,7 @@ def directory() -> Path:
 
 
 def names(kind: str) -> list[str]:
-    """The names of `EXPERIMENTS` or of `SWEEPS`, sorted."""
+    """The names of one of the kinds, sorted."""
     root = directory()
     return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.glob(kind))
 
@@ -38,8 +38,8 @@ def find(name: str | Path, *kinds: str) -> Path:
     """The file that is meant: `name` itself if it is one, else the configuration of these kinds that has this name.
 
     Args:
-        name: a path, or a name with or without `sweeps/` and `.yaml`.
-        kinds: `EXPERIMENTS`, `SWEEPS` or both.
+        name: a path, or a name with or without its directory and `.yaml`.
+        kinds: some of the kinds.
 
     Raises:
         ConfigError: neither; the message names the nearest configuration.

@@ -161,7 +161,7 @@ class Predictions(Value):
 
     priors: Priors
     logits: Tensor  # [B, A, C] class logits
-    deltas: Tensor  # [B, A, 4] raw box regression, in the coder's units
+    deltas: Tensor  # [B, A, 4] raw box regression, in the coder's units; [B, A, 4 * (n + 1)] where it is distributions
     boxes: Tensor  # [B, A, 4] decoded boxes, pixels
     quality: Tensor | None = None  # [B, A] logits of the predicted localization quality
 

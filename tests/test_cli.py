@@ -13,7 +13,7 @@ from mgdet import __version__
 from mgdet.cli import complete, main
 from mgdet.cli.keys import PAGE, SHIPPED, as_json, as_page, current, shipped
 from mgdet.config import Experiment, load
-from mgdet.config_files import EXPERIMENTS, SWEEPS, find, names, summary
+from mgdet.config_files import EXPERIMENTS, PAPERS, SWEEPS, find, names, summary
 from mgdet.errors import ConfigError
 from mgdet.host import command, require_linux
 from mgdet.sweep.config import Sweep, load_sweep
@@ -138,7 +138,7 @@ def test_quiet_and_verbose_exclude_each_other():
 def test_every_configuration_is_listed_and_loads_by_its_name():
     done = mgdet("configs")
     listed = re.findall(r"^  (\S+) +(\S.*)$", done.stdout, re.M)
-    assert [name for name, _ in listed] == [*names(EXPERIMENTS), *names(SWEEPS)]
+    assert [name for name, _ in listed] == [*names(EXPERIMENTS), *names(PAPERS), *names(SWEEPS)]
     assert all(line == summary(name) and len(line) > 10 for name, line in listed)
     for name in names(EXPERIMENTS):
         assert load(name) == load(ROOT / "configs" / f"{name}.yaml")

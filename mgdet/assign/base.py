@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mgdet.assign.ownership import Counts, Force, Ownership, count_claims, find_owners
+from mgdet.assign.ownership import Counts, Force, Ownership, count_claims, find_owners, owned_by
 from mgdet.assign.pieces import Criterion
 from mgdet.assign.places import host_may_look, is_small
 from mgdet.config_base import Config
@@ -83,6 +83,12 @@ class Assigner(Config):
             adopt=adopt and self.adopt,
             enough=enough,
         )
+
+    def owned_by(
+        self, owner: Tensor, value: Tensor, criterion: Criterion, priors: Priors, targets: Targets
+    ) -> Ownership:
+        """`mgdet.assign.ownership.owned_by` in this assigner's chunks, with adoption where its key allows it."""
+        return owned_by(owner, value, criterion, priors, targets, adopt=self.adopt, chunk_elements=self.chunk_elements)
 
     def count_claims(self, criterion: Criterion, priors: Priors, targets: Targets) -> Tensor:
         """To how many usable objects each prior is worth more than 0, `[B, A]` int64, in this assigner's chunks."""

@@ -1,5 +1,8 @@
 """Criteria: how well each prior suits each object. `mgdet.assign.ownership` says what is done with them."""
 
+from collections.abc import Callable
+from functools import reduce
+
 import torch
 from torch import Tensor
 
@@ -15,7 +18,7 @@ from mgdet.assign.geometry import (
 from mgdet.assign.pieces import Criterion
 from mgdet.assign.places import ALL, At, Places, indices, take
 from mgdet.boxes import box_area, pairwise_iou
-from mgdet.structures import Predictions, Priors
+from mgdet.structures import Predictions, Priors, Targets
 
 REMEMBERED = 2**22
 """Qualities that `remembered` keeps for an image: 48 MiB with their indices."""
@@ -141,29 +144,38 @@ def within(criterion: Criterion, region: Criterion) -> Criterion:
     return Criterion(quality, region.reach)
 
 
-def adaptive(criterion: Criterion, priors: Priors, candidates: int, of: CandidateKind = "locations") -> Criterion:
+def adaptive(
+    criterion: Criterion, priors: Priors, candidates: int, of: CandidateKind = "locations", *more: Criterion
+) -> Criterion:
     """ATSS's threshold (Zhang et al., CVPR 2020, Algorithm 1) on any quality; what stays above 0 is selected.
 
     The candidates of an object are, on each level, the `candidates` priors, or the priors at as many locations, that
     are nearest to its centre.
-    Those stay whose quality is at least mean + standard deviation of the candidates' and whose centre is inside.
+    Those stay whose quality is at least mean + standard deviation of the candidates' and whose centre is inside. With
+    `more` criteria the quality is the sum of all, and the threshold the sum of theirs.
     """
 
     def nearest(boxes: Tensor) -> Tensor:
         return nearest_per_level(boxes, priors, candidates, of)
 
     def quality(boxes: Tensor, labels: Tensor, at: At) -> Tensor:
-        values = criterion.quality(boxes, labels, at)
         chosen = take(nearest(boxes), at)
-        count = chosen.sum(dim=-1, keepdim=True)
-        precise = torch.where(chosen, values, 0.0).double()
-        mean = precise.sum(dim=-1, keepdim=True) / count
-        squares = torch.where(chosen, (precise - mean) ** 2, 0.0).sum(dim=-1, keepdim=True)
-        threshold = mean + (squares / (count - 1).clamp(min=1)).sqrt()
+        each = [one.quality(boxes, labels, at) for one in (criterion, *more)]
+        values = reduce(torch.add, each)
+        threshold = reduce(torch.add, [_mean_and_deviation(one, chosen) for one in each])
         inside = Sides.of(boxes, priors.take(at)).nearest() > MARGIN
-        return torch.where(chosen & inside & (precise >= threshold), values, 0.0)
+        return torch.where(chosen & inside & (values.double() >= threshold), values, 0.0)
 
     return Criterion(quality, lambda box: indices(nearest(box[None, None])))
+
+
+def _mean_and_deviation(values: Tensor, chosen: Tensor) -> Tensor:
+    """The sum of both over the chosen of the last dimension, `[..., 1]` float64."""
+    count = chosen.sum(dim=-1, keepdim=True)
+    precise = torch.where(chosen, values, 0.0).double()
+    mean = precise.sum(dim=-1, keepdim=True) / count
+    squares = torch.where(chosen, (precise - mean) ** 2, 0.0).sum(dim=-1, keepdim=True)
+    return mean + (squares / (count - 1).clamp(min=1)).sqrt()
 
 
 def of_label(values: Tensor, labels: Tensor, at: At = ALL) -> Tensor:
@@ -171,6 +183,38 @@ def of_label(values: Tensor, labels: Tensor, at: At = ALL) -> Tensor:
     if isinstance(at, slice):
         return values.transpose(1, 2).gather(1, labels[:, :, None].expand(-1, -1, values.shape[1]))
     return torch.stack([values[0, :, label].index_select(0, at) for label in labels[0].tolist()])[None]
+
+
+ROWS = 512
+"""Priors whose scores of all classes are looked at together, so that they stay in the processor's cache."""
+
+
+def over_classes(loss: Callable[[Tensor], Tensor], logits: Tensor, at: At) -> Tensor:
+    """An elementwise `loss` of logits `[B, A, C]`, summed over the classes of some priors, `[B, n]`."""
+    if isinstance(at, slice):
+        return loss(logits).sum(dim=-1)
+    return torch.cat([loss(logits[:, rows]).sum(dim=-1) for rows in torch.split(at, ROWS)], dim=1)
+
+
+def focal_present(logits: Tensor) -> Tensor:
+    """Focal loss of logits against 1 (Lin et al., ICCV 2017, equation 5; alpha 0.25, gamma 2), in `tie_safe_dtype`."""
+    p = logits.to(tie_safe_dtype(logits)).sigmoid().nan_to_num(nan=0.0)
+    return -0.25 * (1 - p) ** 2 * torch.log(p).clamp(min=-100)
+
+
+def focal_absent(logits: Tensor) -> Tensor:
+    """Focal loss of logits against 0, likewise."""
+    p = logits.to(tie_safe_dtype(logits)).sigmoid().nan_to_num(nan=0.0)
+    return -0.75 * p**2 * torch.log1p(-p).clamp(min=-100)
+
+
+def own_pairs(targets: Targets, owner: Tensor) -> tuple[Tensor, Tensor]:
+    """Box `[B, A, 4]` and class `[B, A]` of each prior's owner `[B, A]`; those of some object where it is -1.
+
+    There must be at least one object.
+    """
+    owner = owner.clamp(min=0)
+    return targets.boxes.gather(1, owner[..., None].expand(-1, -1, 4)), targets.labels.gather(1, owner)
 
 
 def sigmoid(values: Tensor) -> Tensor:

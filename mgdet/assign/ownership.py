@@ -44,6 +44,14 @@ class Ownership:
         """Place of each prior among its owner's, 0 = best; ties by DIoU, then by prior index, `[B, A]` int64."""
         return self._claims.rank()
 
+    def rank_by(self, value: Tensor) -> Tensor:
+        """The same by another `value` `[B, A]` of each prior for its owner."""
+        return self.rank_in(self.owner, self._claims.num_objects, value)
+
+    def rank_in(self, group: Tensor, groups: int, value: Tensor) -> Tensor:
+        """Likewise in other groups than the owners, for instance an owner's priors on one level; see `ranks`."""
+        return ranks(group, groups, value, self._claims.near(ALL))
+
     def best(self, limit: Tensor) -> Tensor:
         """Each object's best priors by rank, as many as `limit` `[B, G]` says or as it owns, `[B, A]` bool."""
         if not one_at_a_time(limit, self.owner.shape[1]):
@@ -139,6 +147,33 @@ def find_owners(
     return Ownership(claims, quality)
 
 
+def owned_by(
+    owner: Tensor,
+    value: Tensor,
+    criterion: Criterion,
+    priors: Priors,
+    targets: Targets,
+    *,
+    adopt: bool,
+    chunk_elements: int,
+) -> Ownership:
+    """The ownership of a method that has decided by itself who owns each prior, `[B, A]`, -1 for none.
+
+    `value` `[B, A]` ranks what an object owns. With `adopt` an object that owns nothing takes the prior that is best by
+    the criterion and that no other object depends on (step 4 of `find_owners`).
+    """
+    usable = usable_objects(targets)
+    claims = _Claims(priors, targets)
+    claims.owner, claims.raw = owner.clone(), torch.where(owner >= 0, value, 0.0)
+    quality = claims.raw
+    if adopt and usable.shape[1]:
+        orphan = usable & (_scatter_count(owner, owner >= 0, usable.shape[1]) == 0)
+        if not known_empty(orphan):
+            adopted = _adopt(criterion, priors, targets, orphan, claims, chunk_elements)
+            quality = torch.where(adopted, 1.0, claims.raw)
+    return Ownership(claims, quality)
+
+
 def count_claims(criterion: Criterion, priors: Priors, targets: Targets, *, chunk_elements: int) -> Tensor:
     """To how many usable objects each prior is worth more than 0, `[B, A]` int64."""
     count = torch.zeros(len(targets.boxes), len(priors.boxes), dtype=torch.int64, device=priors.boxes.device)
@@ -204,16 +239,23 @@ class _Claims:
 
         What an object was given by force or by adoption is the best that it has, so it comes first by the criterion.
         """
-        near = self.near(ALL)
-        order = torch.argsort(near, dim=1, descending=True, stable=True)
-        order = order.gather(1, torch.argsort(self.raw.gather(1, order), dim=1, descending=True, stable=True))
-        order = order.gather(1, torch.argsort(self.owner.gather(1, order), dim=1, stable=True))
-        group = self.owner.gather(1, order) + 1  # 0: without an owner
-        sizes = torch.zeros(self.owner.shape[0], self.num_objects + 1, dtype=torch.int64, device=self.owner.device)
-        sizes = sizes.scatter_add(1, group, torch.ones_like(group))
-        first = (sizes.cumsum(dim=1) - sizes).gather(1, group)
-        position = torch.arange(self.owner.shape[1], device=self.owner.device).expand_as(self.owner)
-        return torch.empty_like(self.owner).scatter(1, order, position - first)
+        return ranks(self.owner, self.num_objects, self.raw, self.near(ALL))
+
+
+def ranks(group: Tensor, groups: int, value: Tensor, near: Tensor) -> Tensor:
+    """Place of each prior in its group, 0 = best, `[B, A]` int64: by `value`, then by `near`, then by prior index.
+
+    `group` `[B, A]` is -1 to `groups` - 1; those of -1 are ranked among each other.
+    """
+    order = torch.argsort(near, dim=1, descending=True, stable=True)
+    order = order.gather(1, torch.argsort(value.gather(1, order), dim=1, descending=True, stable=True))
+    order = order.gather(1, torch.argsort(group.gather(1, order), dim=1, stable=True))
+    place = group.gather(1, order) + 1  # 0: in no group
+    sizes = torch.zeros(group.shape[0], groups + 1, dtype=torch.int64, device=group.device)
+    sizes = sizes.scatter_add(1, place, torch.ones_like(place))
+    first = (sizes.cumsum(dim=1) - sizes).gather(1, place)
+    position = torch.arange(group.shape[1], device=group.device).expand_as(group)
+    return torch.empty_like(group).scatter(1, order, position - first)
 
 
 def _adopt(

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mgdet.assign.base import Assigner, owned_labels
-from mgdet.assign.criteria import of_label, regressed_iou, tie_safe_dtype
+from mgdet.assign.criteria import of_label, over_classes, regressed_iou, tie_safe_dtype
 from mgdet.assign.geometry import Sides, around, largest, near_centre, nearness
 from mgdet.assign.ownership import floor_fixed, to_fixed
 from mgdet.assign.pieces import Criterion, Reach
@@ -130,15 +130,9 @@ class SimOTA(Assigner):
         return choice, around_centres.touching if self.version == "mgdet" else lambda box: of_any
 
 
-ROWS = 512
-"""Priors whose scores of all classes are looked at together, so that they stay in the processor's cache."""
-
-
 def _absent(logits: Tensor, at: At) -> Tensor:
     """Binary cross-entropy of sqrt(p) against "no class", summed over the classes, `[B, n]`."""
-    if isinstance(at, slice):
-        return _negative(_root(logits)).sum(dim=-1)
-    return torch.cat([_negative(_root(logits[:, rows])).sum(dim=-1) for rows in torch.split(at, ROWS)], dim=1)
+    return over_classes(lambda some: _negative(_root(some)), logits, at)
 
 
 def _present(logits: Tensor) -> Tensor:

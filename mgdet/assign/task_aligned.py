@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mgdet.assign.atss import ATSS
 from mgdet.assign.base import Assigner, owned_labels
-from mgdet.assign.criteria import class_score, product, regressed_iou, sigmoid, tie_safe_dtype
+from mgdet.assign.criteria import class_score, own_pairs, product, regressed_iou, sigmoid, tie_safe_dtype
 from mgdet.assign.geometry import MARGIN, Sides, largest, nearness
 from mgdet.assign.pieces import Criterion
 from mgdet.assign.places import At
@@ -72,8 +72,7 @@ class TaskAligned(Assigner):
         if not objects:
             return hard
         positive, owner = hard.gt_index >= 0, hard.gt_index.clamp(min=0)
-        boxes = targets.boxes.gather(1, owner[..., None].expand(-1, -1, 4))
-        label = targets.labels.gather(1, owner)
+        boxes, label = own_pairs(targets, owner)
         overlap = torch.where(positive, iou(predictions.boxes, boxes), 0.0)
         score = predictions.logits.gather(2, label[..., None]).squeeze(2)
         score = sigmoid(score).nan_to_num(nan=0.0)

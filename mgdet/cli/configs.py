@@ -13,12 +13,12 @@ import sys
 from mgdet.cli import keys
 from mgdet.cli.complete import complete_configs
 from mgdet.cli.run import Command, reader_may_leave
-from mgdet.config_files import EXPERIMENTS, SWEEPS, find, names, summary
+from mgdet.config_files import EXPERIMENTS, PAPERS, SWEEPS, find, names, summary
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     name = parser.add_argument("name", nargs="?", help="print this one instead of the list")
-    complete_configs(name, EXPERIMENTS, SWEEPS, files=False)
+    complete_configs(name, EXPERIMENTS, PAPERS, SWEEPS, files=False)
     keys.add_option(parser)
 
 
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     if args.keys is not None:
         return keys.show(args.keys)
     if args.name:
-        sys.stdout.write(find(args.name, EXPERIMENTS, SWEEPS).read_text())
+        sys.stdout.write(find(args.name, EXPERIMENTS, PAPERS, SWEEPS).read_text())
         return 0
     with reader_may_leave():
         print_list()
@@ -36,7 +36,12 @@ def run(args: argparse.Namespace) -> int:
 
 def print_list() -> None:
     """Print the name and a line of each configuration."""
-    for title, kind in (("mgdet train NAME", EXPERIMENTS), ("mgdet tune NAME", SWEEPS)):
+    kinds = {
+        "mgdet train NAME": EXPERIMENTS,
+        "mgdet train NAME, published rows (mgdet papers)": PAPERS,
+        "mgdet tune NAME": SWEEPS,
+    }
+    for title, kind in kinds.items():
         found = names(kind)
         print(f"{title}\n")
         width = max(len(name) for name in found)

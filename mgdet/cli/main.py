@@ -13,6 +13,7 @@ from mgdet.cli import (
     evaluate,
     export_data,
     keys,
+    papers,
     predict,
     prepare,
     replay,
@@ -31,7 +32,7 @@ COMMANDS = {
     for c in (
         *(train.COMMAND, tune.COMMAND, prepare.COMMAND, evaluate.COMMAND, predict.COMMAND, replay.COMMAND),
         *(reproduce.COMMAND, visualize.COMMAND, export_data.COMMAND, doctor.COMMAND, configs.COMMAND),
-        status.COMMAND,
+        *(status.COMMAND, papers.COMMAND),
     )
 }
 DESCRIPTION = """Train dense object detectors whose two tasks choose each other's training samples.

@@ -15,7 +15,7 @@ import argparse
 from mgdet.cli import keys
 from mgdet.cli.complete import add_overrides, complete_configs
 from mgdet.cli.run import Command
-from mgdet.config_files import EXPERIMENTS, is_override
+from mgdet.config_files import EXPERIMENTS, PAPERS, is_override
 
 QUICKSTART = "quickstart"
 
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     config = parser.add_argument(
         "config", nargs="?", help="YAML file, or the name of a configuration that comes with mgdet; default: quickstart"
     )
-    complete_configs(config, EXPERIMENTS)
+    complete_configs(config, EXPERIMENTS, PAPERS)
     add_overrides(parser, "override any key, such as train.epochs=24")
     parser.add_argument("--dry-run", action="store_true", help="build everything, run one batch, report, exit")
     keys.add_option(parser)

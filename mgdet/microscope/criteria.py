@@ -4,7 +4,21 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from mgdet.assign import ATSS, Assigner, CenterSampling, MaxIoU, MutualGuidance, MutualLabeling, SimOTA, TaskAligned
+from mgdet.assign import (
+    ATSS,
+    DDOD,
+    DLA,
+    PAA,
+    Assigner,
+    CenterSampling,
+    FreeAnchor,
+    MaxIoU,
+    MuSu,
+    MutualGuidance,
+    MutualLabeling,
+    SimOTA,
+    TaskAligned,
+)
 from mgdet.assign.criteria import class_score, prior_iou, product, regressed_iou
 from mgdet.assign.mutual import MutualAssigner
 from mgdet.assign.pieces import Criterion
@@ -29,9 +43,10 @@ class Rankings(NamedTuple):
 def rankings(assigner: Assigner, predictions: Predictions) -> Rankings:
     """The criteria of an assigner without any `auto`, on detached predictions.
 
-    A criterion is worth something everywhere, also where the method looks at candidates only. It is not known of an
-    assigner that a plugin brings, unless it derives from one of mgdet's, and of a task that the other one does not
-    guide (`direction`).
+    A criterion is worth something everywhere, also where the method looks at candidates only; `paa`'s is that of its
+    candidates. It is not known of an assigner that a plugin brings, unless it derives from one of mgdet's, of a task
+    that the other one does not guide (`direction`), and of `ota` and
+    `permutation`, where it is no matter of one prior and one object.
     """
     if isinstance(assigner, MutualAssigner):
         cls, loc = _names(assigner)
@@ -40,6 +55,8 @@ def rankings(assigner: Assigner, predictions: Predictions) -> Rankings:
             Ranking(cls, criteria.cls) if guided in ("both", "loc_to_cls") else None,
             Ranking(loc, criteria.loc) if guided in ("both", "cls_to_loc") else None,
         )
+    if isinstance(assigner, DDOD | MuSu):
+        return _of_each_task(assigner, predictions)
     both = _of_both_tasks(assigner, predictions)
     return Rankings(both, both)
 
@@ -53,12 +70,33 @@ def _names(assigner: MutualAssigner) -> tuple[str, str]:
     return "how well it localizes", "how well it classifies"
 
 
+def _of_each_task(assigner: DDOD | MuSu, predictions: Predictions) -> Rankings:
+    p, u = class_score(predictions), regressed_iou(predictions)
+
+    def ranking(name: str, powers: tuple[float, float]) -> Ranking:
+        return Ranking(name, product(p, u, powers, predictions.logits))
+
+    if isinstance(assigner, DDOD):
+        cls, loc = assigner.alpha_cls, assigner.alpha_loc
+        name = "p^(1-α) · u^α"
+        return Rankings(ranking(name, (1 - cls, cls)), ranking(name, (1 - loc, loc)))
+    alpha, theta = assigner.alpha, assigner.theta
+    return Rankings(ranking("u^θ · p^α", (alpha, theta)), ranking("p · u^θα", (1.0, theta * alpha)))
+
+
 def _of_both_tasks(assigner: Assigner, predictions: Predictions) -> Ranking | None:
     priors, overlap = predictions.priors, regressed_iou(predictions)
-    if isinstance(assigner, MaxIoU | ATSS):
+    if isinstance(assigner, MaxIoU | ATSS | FreeAnchor | PAA):
         return Ranking("IoU_anchor", prior_iou(priors))
     if isinstance(assigner, CenterSampling):
         return Ranking("1 / (1 + area) in the region", assigner.centre_region(priors, assigner.radius))
+    if isinstance(assigner, DLA):
+        anchor = prior_iou(priors)
+
+        def together(boxes: Tensor, labels: Tensor, at: At) -> Tensor:
+            return overlap.quality(boxes, labels, at) + anchor.quality(boxes, labels, at)
+
+        return Ranking("u + IoU_anchor", Criterion(together))
     if isinstance(assigner, TaskAligned):
         powers = (assigner.alpha, assigner.beta)
         return Ranking("t = p^α · u^β", product(class_score(predictions), overlap, powers, predictions.logits))

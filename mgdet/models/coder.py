@@ -51,3 +51,22 @@ class PointCoder(NamedTuple):
     def _centres_and_sizes(priors: Priors) -> tuple[Tensor, Tensor]:
         low, high = priors.boxes[:, :2], priors.boxes[:, 2:]
         return 0.5 * (low + high), (high - low).repeat(1, 2)
+
+
+class DistributionCoder(NamedTuple):
+    """The same distances, each the mean of a distribution over 0 to `bins` strides (Li et al., NeurIPS 2020, eq. 5).
+
+    Raw regression is `[B, A, 4 * (bins + 1)]`: of each side, the logits of the bins.
+    """
+
+    bins: int
+
+    def encode(self, boxes: Tensor, priors: Priors) -> Tensor:
+        """See `Coder`: the distances, `[B, A, 4]`."""
+        return PointCoder().encode(boxes, priors)
+
+    def decode(self, deltas: Tensor, priors: Priors) -> Tensor:
+        """See `Coder`."""
+        share = deltas.float().unflatten(-1, (4, self.bins + 1)).softmax(dim=-1)
+        distances = share @ torch.arange(self.bins + 1, device=share.device, dtype=share.dtype)
+        return PointCoder().decode(distances, priors)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSRegressionHead
 
-from mgdet.models.coder import PointCoder
+from mgdet.models.coder import DistributionCoder, PointCoder
 from mgdet.models.detector import CocoWeights, Detector, DetectorConfig, flatten_map
 from mgdet.models.norm import Norm, norm_layer
 from mgdet.models.postprocess import PostProcess
@@ -46,6 +46,16 @@ class FCOSConfig(DetectorConfig):
         description="where points lie in their cell, in strides from its upper left: 0 as in torchvision, 0.5 as in "
         "the paper and MMDetection",
     )
+    level_scale: bool = Field(
+        default=False, description="a learned factor of the distances on each level, as in the paper and MMDetection"
+    )
+    bins: int = Field(
+        default=0,
+        ge=0,
+        le=256,
+        description="each distance is the mean of a distribution over 0 to so many strides, which loss.distribution "
+        "teaches (Generalized Focal Loss: 16); 0: the distance itself",
+    )
     quality: Literal["none", "centerness", "iou"] = Field(
         default="centerness", description="what the branch beside the boxes predicts; iou: IoU rescoring in its place"
     )
@@ -65,13 +75,19 @@ class FCOS(Detector):
     """A point at each location of five levels predicts the distances to the sides of its box, in strides.
 
     Before training every point predicts the square of 8 strides around it (torchvision starts from empty boxes), so
-    that assigners which look at predicted boxes see something from the first step on.
+    that assigners which look at predicted boxes see something from the first step on. With `bins` all of them are
+    equally likely then, as published, so that it is a square of as many strides as there are bins.
     """
 
     def __init__(self, config: FCOSConfig, num_classes: int) -> None:
         super().__init__(config, num_classes)
-        self.head = _Head(config.channels, num_classes, config.head_norm, with_quality=config.quality != "none")
-        self.coder = PointCoder()
+        self.bins = config.bins
+        head = _Head(config.channels, num_classes, config.head_norm, with_quality=config.quality != "none")
+        if self.bins:
+            head.predict_distributions(config.channels, self.bins)
+        self.head = head
+        self.scales = nn.Parameter(torch.ones(len(STRIDES))) if config.level_scale else None
+        self.coder = PointCoder() if not config.bins else DistributionCoder(config.bins)
         self.anchor_generator = AnchorGenerator(tuple((s,) for s in STRIDES), ((1.0,),) * len(STRIDES))
         self.prior_offset = config.point_offset
 
@@ -81,10 +97,16 @@ class FCOS(Detector):
         return self.head.classification_head.cls_logits  # type: ignore[union-attr, return-value]  # torchvision is untyped
 
     def predict(self, features: list[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """See `Detector.predict`; distances are never negative."""
+        """See `Detector.predict`; distances are never negative. With `bins` the deltas are logits, see the coder."""
         boxes = self.head.regression_head
         towers = [boxes.conv(f) for f in features]  # type: ignore[union-attr, operator]  # torchvision is untyped
-        deltas = [flatten_map(boxes.bbox_reg(t).relu(), 4) for t in towers]  # type: ignore[union-attr, operator]
+        raw = [boxes.bbox_reg(t) for t in towers]  # type: ignore[union-attr, operator]  # as above
+        if self.scales is not None:
+            raw = [scale * each for scale, each in zip(self.scales, raw, strict=True)]
+        if self.bins:
+            deltas = [flatten_map(each, 4 * (self.bins + 1)) for each in raw]
+        else:
+            deltas = [flatten_map(each.relu(), 4) for each in raw]
         quality = None
         if self.config.quality != "none":
             maps = [flatten_map(boxes.bbox_ctrness(t), 1) for t in towers]  # type: ignore[union-attr, operator]
@@ -103,3 +125,10 @@ class _Head(nn.Module):
         nn.init.constant_(self.regression_head.bbox_reg.bias, FIRST_REACH)
         if not with_quality:  # DDP would wait for the gradient of a layer that nobody uses
             del self.regression_head.bbox_ctrness
+
+    def predict_distributions(self, channels: int, bins: int) -> None:
+        """Make the last layer of the boxes one of logits, `bins + 1` for each side."""
+        layer = nn.Conv2d(channels, 4 * (bins + 1), 3, padding=1)
+        nn.init.normal_(layer.weight, std=0.01)
+        nn.init.zeros_(layer.bias)  # type: ignore[arg-type]  # the layer has one
+        self.regression_head.bbox_reg = layer

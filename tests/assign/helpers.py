@@ -276,14 +276,18 @@ def assert_matches(result: Assignment, expected: Outcome, inputs: Inputs) -> Non
     """Both tasks' labels are exactly the oracle's, and the weights nearly, where it gives them."""
     soft = expected.weights is not None
     assert_well_formed(result, inputs, soft=soft)
-    for task, labels, wanted in (("cls", result.cls, expected.cls), ("loc", result.loc, expected.loc)):
+    both = (
+        ("cls", result.cls, expected.cls, expected.weights),
+        ("loc", result.loc, expected.loc, expected.loc_weights or expected.weights),
+    )
+    for task, labels, wanted, weights in both:
         for b, (row, wanted_row) in enumerate(zip(labels.gt_index.tolist(), wanted, strict=True)):
             wrong = [
                 f"prior {a}: {r} instead of {w}" for a, (r, w) in enumerate(zip(row, wanted_row, strict=True)) if r != w
             ]
             assert not wrong, f"{task}, image {b}: {'; '.join(wrong)}"
         if soft:
-            wanted_weight = torch.tensor(expected.weights).reshape(labels.weight.shape)
+            wanted_weight = torch.tensor(weights).reshape(labels.weight.shape)
             torch.testing.assert_close(labels.weight, wanted_weight, rtol=1e-5, atol=0)
 
 

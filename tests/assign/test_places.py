@@ -4,7 +4,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from mgdet.assign import ATSS, MaxIoU, MutualGuidance, MutualLabeling, SimOTA, TaskAligned, criteria, places
+from mgdet.assign import (
+    ATSS,
+    DDOD,
+    DLA,
+    OTA,
+    PAA,
+    FreeAnchor,
+    MaxIoU,
+    MuSu,
+    MutualGuidance,
+    MutualLabeling,
+    Permutation,
+    SimOTA,
+    TaskAligned,
+    criteria,
+    places,
+)
 from mgdet.assign.base import Assigner
 from mgdet.assign.geometry import Sides, around, near_centre
 from mgdet.assign.ownership import find_owners
@@ -58,7 +74,8 @@ def all_criteria(priors: Priors, predictions: Predictions) -> list[Criterion]:
     raised = [criteria.amplified(anchor, predictions, 2.0, form) for form in ("power", "exponential")]
     products = [criteria.product(p, u, powers, predictions.logits) for powers in ((1.0, 6.0), (0.0, 1.0), (1.0, 0.0))]
     adaptive = [criteria.adaptive(anchor, priors, 2, of) for of in ("locations", "anchors")]
-    return [*simple, *raised, *products, *adaptive, criteria.adaptive(u, priors, 1), criteria.within(p, anchor)]
+    adaptive += [criteria.adaptive(u, priors, 1), criteria.adaptive(u, priors, 2, "locations", anchor)]
+    return [*simple, *raised, *products, *adaptive, criteria.within(p, anchor)]
 
 
 @pytest.mark.parametrize("layout", ["anchors", "three anchors", "points"])
@@ -97,7 +114,10 @@ def crowd(seed: int, objects: int = 12) -> Inputs:
 
 @pytest.mark.parametrize(
     "assigner",
-    [MaxIoU(), ATSS(), TaskAligned(), SimOTA(), SimOTA(version="yolox-0.3.0"), MutualGuidance(), MutualLabeling()],
+    [
+        *(MaxIoU(), ATSS(), TaskAligned(), SimOTA(), SimOTA(version="yolox-0.3.0"), MutualGuidance(), MutualLabeling()),
+        *(FreeAnchor(), PAA(), OTA(), DDOD(), DLA(), MuSu(), Permutation()),
+    ],
     ids=lambda a: f"{a.name} {getattr(a, 'version', '')}".strip(),
 )
 def test_labels_are_those_of_all_priors_at_once(assigner: Assigner, monkeypatch):

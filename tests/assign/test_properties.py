@@ -10,10 +10,17 @@ from torch import Tensor
 
 from mgdet.assign import (
     ATSS,
+    DDOD,
+    DLA,
+    OTA,
+    PAA,
     CenterSampling,
+    FreeAnchor,
     MaxIoU,
+    MuSu,
     MutualGuidance,
     MutualLabeling,
+    Permutation,
     SimOTA,
     TaskAligned,
     base,
@@ -37,7 +44,7 @@ from tests.assign.helpers import (
     tasks,
 )
 from tests.reference import assigners as oracle
-from tests.reference import published
+from tests.reference import published, shelf
 
 
 class Case(NamedTuple):
@@ -56,7 +63,7 @@ class Case(NamedTuple):
     @property
     def soft(self) -> bool:
         """Weights are soft targets."""
-        return self.make is TaskAligned
+        return self.make in (TaskAligned, MuSu)
 
     def inputs(self, seed: int, **options) -> Inputs:
         """A random batch on the case's priors."""
@@ -86,6 +93,8 @@ SEVERAL_PER_LOCATION: list[tuple[type, dict[str, Any]]] = [
     (MutualLabeling, {"direction": "both", "count": "baseline", "criterion": "regularised"}),
     (MutualLabeling, {"direction": "both", "count": "mean_std", "criterion": "amplified"}),
     (MutualLabeling, {"direction": "both", "count": "dynamic_k", "criterion": "score"}),
+    (FreeAnchor, {"bag": 7}),
+    *((make, {}) for make in (PAA, OTA, DDOD, DLA, MuSu, Permutation)),
 ]
 """What is also tried with three anchors at a place, to save time."""
 
@@ -103,6 +112,17 @@ def make_cases() -> dict[str, Case]:
         (TaskAligned, oracle.assign_task_aligned, {}),
         (SimOTA, oracle.assign_simota, {}),
         (SimOTA, published.yolox, {"version": "yolox-0.3.0", "adopt": False}),
+    ]
+    methods += [
+        (FreeAnchor, shelf.assign_free_anchor, {"bag": 7}),
+        (PAA, shelf.assign_paa, {}),
+        (OTA, shelf.assign_ota, {}),
+        (DDOD, shelf.assign_ddod, {}),
+        (DLA, shelf.assign_dla, {}),
+        (MuSu, shelf.assign_musu, {}),
+        (Permutation, shelf.assign_permutation, {}),
+        (Permutation, shelf.assign_permutation, {"of": "mutual_guidance", "redraw": "never"}),
+        (Permutation, shelf.assign_permutation, {"of": "atss", "floor": 0.3}),
     ]
     guidance = [{"amplify": a, "count": c} for a, c in product(("power", "exponential"), ("iou", "dynamic_k"))]
     guidance += [
@@ -138,16 +158,19 @@ def make_cases() -> dict[str, Case]:
 
 
 CASES = make_cases()
+SHELF = (FreeAnchor, PAA, OTA, DDOD, DLA, MuSu, Permutation)
 
 
 def cover() -> set[str]:
     """Few cases that together hold every assigner on every kind of priors, and every value of its options.
 
-    The unit tier tries these, the exhaustive tier all combinations.
+    The unit tier tries these, the exhaustive tier all combinations. Of the methods that stand beside the two papers and
+    their controls the unit tier takes one kind of priors.
     """
 
     def holds(case: Case) -> set[tuple[Any, ...]]:
-        return {(case.make, case.layout), *((case.make, *option) for option in case.options.items())}
+        layout = None if case.make in SHELF else case.layout
+        return {(case.make, layout), *((case.make, *option) for option in case.options.items())}
 
     missing = set().union(*map(holds, CASES.values()))
     chosen = set()
@@ -362,14 +385,14 @@ def test_after_the_warmup_an_assigner_is_itself(case):
     assert_same(assign(late, inputs), assign(case.assigner, inputs))
 
 
-@pytest.mark.parametrize("make", [ATSS, SimOTA, CenterSampling, MutualGuidance])
+@pytest.mark.parametrize("make", [ATSS, SimOTA, CenterSampling, MutualGuidance, FreeAnchor, PAA, OTA, DDOD, DLA, MuSu])
 def test_methods_without_warmup_start_at_once(make):
     for points in (True, False):
         assert type(make().at(0.0, PriorLayout(points, 1))) is make
     assert type(MaxIoU().at(0.0, PriorLayout(False, 9))) is MaxIoU
 
 
-@pytest.mark.parametrize("make", [ATSS, SimOTA, CenterSampling, MutualGuidance, MutualLabeling, MaxIoU, TaskAligned])
+@pytest.mark.parametrize("make", sorted({case.make for case in CASES.values()}, key=lambda make: make.__name__))
 def test_is_frozen_and_refuses_unknown_options(make):
     with pytest.raises(ValueError, match="frozen"):
         make().chunk_elements = 5

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mgdet.assign import ATSS, CenterSampling, MaxIoU, MutualGuidance, MutualLabeling, SimOTA, TaskAligned
+from mgdet.assign import ATSS, DDOD, CenterSampling, MaxIoU, MuSu, MutualGuidance, MutualLabeling, SimOTA, TaskAligned
 from mgdet.assign.geometry import Sides
 from mgdet.assign.ignore import ignore_regions
 from mgdet.assign.places import ALL
@@ -38,7 +38,13 @@ ASSIGNERS = {
         "mutual_labeling": MutualLabeling(),
     },
     "three anchors": {"mutual_guidance:loc_to_cls": MutualGuidance(direction="loc_to_cls"), "max_iou": MaxIoU()},
-    "points": {"center_sampling": CenterSampling(), "mutual_guidance": MutualGuidance(), "simota": SimOTA()},
+    "points": {
+        "center_sampling": CenterSampling(),
+        "mutual_guidance": MutualGuidance(),
+        "simota": SimOTA(),
+        "ddod": DDOD(),
+        "musu": MuSu(),
+    },
 }
 NEAR = 4
 

@@ -35,13 +35,17 @@ class Outcome:
 
     cls: list[list[int]] = field(default_factory=list)
     loc: list[list[int]] = field(default_factory=list)
-    weights: list[list[float]] | None = None  # the same for both tasks
+    weights: list[list[float]] | None = None  # the same for both tasks, unless there are
+    loc_weights: list[list[float]] | None = None
     close_calls: list[str] = field(default_factory=list)
     order_matters: list[str] = field(default_factory=list)
 
 
 def image_by_image(label):
-    """Make `label(image, **options)`, which gives the labels of both tasks and maybe weights, label a batch."""
+    """Make `label(image, **options)`, which gives the labels of both tasks and maybe weights, label a batch.
+
+    The weights are one list for both tasks, or one for each.
+    """
 
     @wraps(label)
     def assign(priors: Priors, predictions: Predictions, targets: Targets, *, adopt: bool = True, **options) -> Outcome:
@@ -52,7 +56,8 @@ def image_by_image(label):
             outcome.cls.append(cls)
             outcome.loc.append(loc)
             if weights:
-                outcome.weights = [*(outcome.weights or []), *weights]
+                outcome.weights = [*(outcome.weights or []), weights[0]]
+                outcome.loc_weights = [*(outcome.loc_weights or []), weights[-1]]
             outcome.close_calls += image.close_calls
             outcome.order_matters += image.order_matters
         return outcome

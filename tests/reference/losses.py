@@ -153,3 +153,30 @@ def soft_spearman(x: Sequence[float], y: Sequence[float], temperature: float) ->
     soft = [softly(x[i], [*x[:i], *x[i + 1 :]]) for i in range(n)]
     hard = [1 + sum(w < v for w in y) + (sum(w == v for w in y) - 1) / 2 for v in y]
     return pearson(soft, hard)
+
+
+def contrast(p: float, overlap: float, margin: float) -> float:
+    """How far score and overlap are apart beyond the margin, less for uncertain scores."""
+    entropy = -p * math.log(p) - (1 - p) * math.log(1 - p)
+    return max(0.0, abs(p - overlap) - margin) / (1 + math.exp(entropy))
+
+
+def mean_max(probabilities: Sequence[float]) -> float:
+    """The mean while all are small, the largest when one is near 1."""
+    weights = [1 / (1 - p) for p in probabilities]
+    return sum(w * p for w, p in zip(weights, probabilities, strict=True)) / sum(weights)
+
+
+def box_probability(overlaps: Sequence[float], threshold: float) -> list[float]:
+    """How likely each box of an image is that of an object, from their IoUs with it."""
+    best = max(max(overlaps), threshold + 1e-12)
+    return [min(1.0, max(0.0, (u - threshold) / (best - threshold))) for u in overlaps]
+
+
+def distribution_focal(logits: Sequence[float], distance: float) -> float:
+    """Cross-entropy against the two bins around a distance, each by how near it is."""
+    total = sum(math.exp(v) for v in logits)
+    y = min(max(distance, 0.0), len(logits) - 1 - 0.01)
+    left = math.floor(y)
+    shares = [math.exp(v) / total for v in logits]
+    return -((left + 1 - y) * math.log(shares[left]) + (y - left) * math.log(shares[left + 1]))

@@ -1,9 +1,12 @@
 """The training losses: one for each task, a quality branch's, and one that ties the tasks together."""
 
+from mgdet.models.losses.bag import FreeAnchorLoss
 from mgdet.models.losses.base import LossTerm
 from mgdet.models.losses.box import BalancedL1Loss, BoxLoss, GIoULoss, L1Loss, SmoothL1Loss
 from mgdet.models.losses.classification import ClassLoss, FocalLoss, QualityFocalLoss, VarifocalLoss
+from mgdet.models.losses.contrast import TaskContrastLoss
 from mgdet.models.losses.correlation import CorrelationLoss
+from mgdet.models.losses.distribution import DistributionFocalLoss
 from mgdet.models.losses.quality import QualityKind, QualityLoss
 from mgdet.models.losses.targets import box_targets, centerness, own_iou
 from mgdet.models.losses.total import LossConfig, Losses
@@ -13,7 +16,9 @@ __all__ = [
     "BoxLoss",
     "ClassLoss",
     "CorrelationLoss",
+    "DistributionFocalLoss",
     "FocalLoss",
+    "FreeAnchorLoss",
     "GIoULoss",
     "L1Loss",
     "LossConfig",
@@ -23,6 +28,7 @@ __all__ = [
     "QualityKind",
     "QualityLoss",
     "SmoothL1Loss",
+    "TaskContrastLoss",
     "VarifocalLoss",
     "box_targets",
     "centerness",

@@ -14,14 +14,17 @@ from mgdet.models.losses.fused import fused
 from mgdet.models.losses.targets import box_targets, class_of, class_targets, full_precision, is_positive, own_iou
 from mgdet.structures import IGNORED, Labels, Targets
 
+ClassTarget = Literal["assigned", "iou", "one"]
+TARGETS = (
+    "target of a positive at its object's class: its label's weight, or its own box's IoU with it; one: 1, and its "
+    "loss is multiplied by its label's weight"
+)
+
 
 class ClassTerm(LossTerm):
     """The loss of every prior that is not ignored, divided by the sum of the positives' assigned weights."""
 
-    target: Literal["assigned", "iou"] = Field(
-        default="iou",
-        description="target of a positive at its object's class: its label's weight, or its own box's IoU with it",
-    )
+    target: ClassTarget = Field(default="iou", description=TARGETS)
 
     @abstractmethod
     def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -39,7 +42,12 @@ class ClassTerm(LossTerm):
         if self.target == "iou":
             boxes, _ = box_targets(labels, targets, predictions.priors)
             labels = labels.replace(weight=own_iou(predictions, boxes))
+        elif self.target == "one":
+            factor = torch.where(is_positive(labels), labels.weight, 1.0)
+            labels = labels.replace(weight=torch.ones_like(labels.weight))
         loss = self.of_priors(predictions.logits, labels, targets)
+        if self.target == "one":
+            loss = loss * factor
         return Term(torch.where(taking_part, loss, 0.0).sum(), assigned)
 
 
@@ -75,10 +83,7 @@ class FocalLoss(FusedTerm):
     name: Literal["focal"] = "focal"
     alpha: float = Field(default=0.25, ge=-1, le=1, description="weight of positives; negative: no balancing")
     gamma: float = Field(default=2.0, ge=0, le=1000, description="how much easy samples are turned down")
-    target: Literal["assigned", "iou"] = Field(
-        default="assigned",
-        description="target of a positive at its object's class: its label's weight, or its own box's IoU with it",
-    )
+    target: ClassTarget = Field(default="assigned", description=TARGETS)
 
     def value(self, entropy: Tensor, p: Tensor, y: Tensor | None) -> Tensor:
         """See `Elementwise`."""

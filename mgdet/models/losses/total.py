@@ -10,10 +10,13 @@ from torch import Tensor
 
 from mgdet.config_base import Config
 from mgdet.models.coder import Coder
+from mgdet.models.losses.bag import FreeAnchorLoss
 from mgdet.models.losses.base import LossInputs, LossTerm, Term
 from mgdet.models.losses.box import BoxLoss, L1Loss
 from mgdet.models.losses.classification import ClassLoss, FocalLoss
+from mgdet.models.losses.contrast import TaskContrastLoss
 from mgdet.models.losses.correlation import CorrelationLoss
+from mgdet.models.losses.distribution import DistributionFocalLoss
 from mgdet.models.losses.quality import QualityKind, QualityLoss
 from mgdet.models.losses.targets import full_precision, is_positive
 from mgdet.structures import Assignment, Predictions, Targets
@@ -41,6 +44,17 @@ class LossConfig(Config):
     quality: QualityLoss = Field(default=QualityLoss(), description="loss of the quality branch, where there is one")
     correlation: CorrelationLoss | None = Field(
         default=None, description="adds 1 - correlation of score and IoU over the positives; null: no such term"
+    )
+
+    contrast: TaskContrastLoss | None = Field(
+        default=None, description="adds what score and IoU of a positive differ by; null: no such term"
+    )
+    distribution: DistributionFocalLoss | None = Field(
+        default=None, description="teaches the distributions of model.bins; null: no such term"
+    )
+    bag: FreeAnchorLoss | None = Field(
+        default=None,
+        description="FreeAnchor's loss, in place of cls and box, whose weight is 0 then; null: no such term",
     )
 
     def __call__(
