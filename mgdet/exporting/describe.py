@@ -54,7 +54,8 @@ def input_shape(
     if any(side < 1 or side % divisor for side in size):
         nearest = " x ".join(str(max(1, -(-side // divisor)) * divisor) for side in size)
         raise ConfigError(
-            f"size = {size[0]} x {size[1]}: both must be multiples of {divisor} (data.loader.divisor), such as {nearest}"
+            f"size = {size[0]} x {size[1]}: both must be multiples of {divisor} (data.loader.divisor), such as "
+            f"{nearest}"
         )
     if size[0] < least[0] or size[1] < least[1]:
         raise ConfigError(

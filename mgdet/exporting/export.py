@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from mgdet.errors import ConfigError, MgdetError
-from mgdet.exporting.describe import describe, input_shape
+from mgdet.exporting.describe import InputShape, describe, input_shape
 from mgdet.exporting.formats import format_named
 from mgdet.exporting.onnx import OPSET
 from mgdet.exporting.verify import Verification, verify
@@ -25,6 +25,8 @@ class Written(NamedTuple):
     """Path or URI."""
     size: int
     """Bytes."""
+    shape: InputShape
+    """The images that its graph takes."""
     metadata: dict[str, str]
     """What the file says about itself."""
     verification: Verification | None
@@ -76,7 +78,7 @@ def export_detector(
     elif verified:
         _require_same_weights(content, detector)
     file.write_bytes(content)
-    return Written(file.uri, len(content), metadata, verification)
+    return Written(file.uri, len(content), shape, metadata, verification)
 
 
 def on_cpu(trained: Trained) -> Detector:

@@ -14,6 +14,7 @@ from torch import Tensor
 from mgdet.errors import ConfigError, MgdetError
 from mgdet.exporting.describe import InputShape
 from mgdet.exporting.graph import INPUTS, OUTPUTS, DetectionGraph, suppress_with_torchvision
+from mgdet.exporting.packages import require_packages
 from mgdet.models.detector import Detector
 from mgdet.text import first_line
 
@@ -50,17 +51,6 @@ class _NonMaxSuppression(torch.autograd.Function):
 def _suppress(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float, classes: int) -> Tensor:
     kept: Tensor = _NonMaxSuppression.apply(boxes, scores, labels, iou, classes)  # type: ignore[no-untyped-call]  # torch's stub
     return kept
-
-
-def require_packages() -> None:
-    """See that ONNX can be written and run here. Raises `MgdetError`."""
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-    except ImportError as error:
-        raise MgdetError(
-            f"export to ONNX needs the packages onnx and onnxruntime ({first_line(error)}): install mgdet[export]"
-        ) from error
 
 
 def write_onnx(detector: Detector, shape: InputShape, metadata: Mapping[str, str]) -> bytes:

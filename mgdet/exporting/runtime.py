@@ -99,9 +99,7 @@ def read_image(image: Any) -> Pixels:
         raise ValueError(f"an image cannot be read: {error}") from error
 
 
-def network_input(
-    images: Sequence[Pixels], rule: Rule
-) -> tuple[Pixels, NDArray[np.int64], NDArray[np.int64]]:
+def network_input(images: Sequence[Pixels], rule: Rule) -> tuple[Pixels, NDArray[np.int64], NDArray[np.int64]]:
     """The inputs of the model: images `[B, 3, H, W]`, their sizes `[B, 2]` and those of the originals `[B, 2]`.
 
     Raises `ValueError` where an image does not fit into the size that the model was exported with.
@@ -133,7 +131,7 @@ def network_size(height: int, width: int, resize: Mapping[str, Any]) -> tuple[in
 
 
 def resize(image: Pixels, height: int, width: int) -> Pixels:
-    """Bilinear with antialiasing, `[H, W, 3] -> [height, width, 3]`: torchvision's bytes on a CPU with AVX2, to the bit.
+    """Bilinear with antialiasing, `[H, W, 3] -> [height, width, 3]`; on CPUs with AVX2 torchvision gives the same bytes.
 
     The weights are whole numbers, as in `aten/src/ATen/native/cpu/UpSampleKernel.cpp` of PyTorch: rounded at the
     greatest power of two with which they fit into 16 bits. Columns are joined first, then rows.

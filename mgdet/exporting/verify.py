@@ -77,9 +77,7 @@ class Compared(NamedTuple):
 
 
 @torch.no_grad()
-def verify(
-    call: Call, detector: Detector, trained: Trained, shape: InputShape, images: int = IMAGES
-) -> Verification:
+def verify(call: Call, detector: Detector, trained: Trained, shape: InputShape, images: int = IMAGES) -> Verification:
     """Compare the graph of a file with the detector of the checkpoint, in float32 on the CPU.
 
     Images come from the split that the training evaluated on, or are synthetic where that cannot be read.
@@ -95,7 +93,7 @@ def verify(
         ConfigError: an image that does not fit into the size of `shape`.
         MgdetError: the detections differ, with numbers.
     """
-    samples, source = _samples(trained, images)
+    samples, source = verification_images(trained, images)
     settings, found = detector.config.postprocess, []
     number = 0
     for batch, wanted in _batches(samples, shape):
@@ -192,7 +190,8 @@ def _told(one: Rows, others: Rows) -> str:
     return f"{text}; the nearest differs by {float(gap[j]):.2g} px and {abs(float(others.scores[j] - one.scores)):.2g}"
 
 
-def _samples(trained: Trained, images: int) -> tuple[list[Sample], str]:
+def verification_images(trained: Trained, images: int) -> tuple[list[Sample], str]:
+    """Images of the validation split, evenly spaced, or synthetic ones where it cannot be read; and where from."""
     data = trained.experiment.data
     try:
         split = ShardedDataset(data.uri, data.val_split)
@@ -234,8 +233,8 @@ def _batches(samples: Sequence[Sample], shape: InputShape) -> Iterator[tuple[Bat
             if below < 0 or right < 0:
                 sides = " x ".join(str(int(n)) for n in batch.sizes.amax(dim=0))
                 raise ConfigError(
-                    f"size = {shape.size[0]} x {shape.size[1]}: an image becomes {sides} pixels. Give a larger size, or "
-                    "--dynamic"
+                    f"size = {shape.size[0]} x {shape.size[1]}: an image becomes {sides} pixels. Give a larger size, "
+                    "or --dynamic"
                 )
             batch = batch.replace(images=pad(batch.images, (0, right, 0, below)))
         yield batch, len(some)

@@ -11,7 +11,10 @@ from tests.small import small_experiment
 MODELS = {
     "retinanet": {
         "model": {
-            **{"name": "retinanet", "backbone": "mobilenet_v3_small", "norm": "gn", "channels": 32},
+            "name": "retinanet",
+            "backbone": "mobilenet_v3_small",
+            "norm": "gn",
+            "channels": 32,
             "anchors": {"sizes": [8, 16, 32, 64, 128], "scales": 1, "offset": 0.5},
             "quality": "iou",
             "rescoring": {"combine": "power"},

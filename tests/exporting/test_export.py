@@ -1,8 +1,6 @@
 """Exported files: that they give the checkpoint's detections, what they say about themselves, and what is refused."""
 
 import json
-import logging
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,16 +8,18 @@ import torch
 
 from mgdet.errors import ConfigError, MgdetError
 from mgdet.exporting import formats
-from mgdet.exporting.describe import METADATA_FILE, input_shape
+from mgdet.exporting.describe import METADATA_FILE
 from mgdet.exporting.export import export_detector
-from mgdet.exporting.runtime import OnnxDetector, network_input
+from mgdet.exporting.runtime import OnnxDetector
 from mgdet.inference.predict import detect
 from tests.exporting.networks import CLASSES, untrained
 
 
 def pictures():
     rng = np.random.default_rng(2)
-    return [rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for height, width in ((70, 50), (40, 90), (64, 64))]
+    return [
+        rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for height, width in ((70, 50), (40, 90), (64, 64))
+    ]
 
 
 @pytest.mark.parametrize(("name", "options"), [("retinanet", {}), ("fcos", {"opset": 20})])

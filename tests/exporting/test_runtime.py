@@ -26,7 +26,10 @@ RULES = (
 
 @pytest.mark.parametrize("size", [(32, 32), (70, 50), (200, 31), (17, 300)])
 def test_resizing_is_torchvisions_to_the_bit(size):
-    if "AVX2" not in torch.backends.cpu.get_cpu_capability() and "AVX512" not in torch.backends.cpu.get_cpu_capability():
+    if (
+        "AVX2" not in torch.backends.cpu.get_cpu_capability()
+        and "AVX512" not in torch.backends.cpu.get_cpu_capability()
+    ):
         pytest.skip("torchvision resizes in float32 here")
     for picture in PICTURES:
         expected = F.resize(torch.from_numpy(picture).permute(2, 0, 1).contiguous(), list(size), antialias=True)

@@ -2,7 +2,7 @@
 
 import torch
 
-from tests.reference.geometry import iou
+from tests.reference.geometry import overlap
 
 
 def kept(boxes, scores, labels, threshold):
@@ -12,5 +12,5 @@ def kept(boxes, scores, labels, threshold):
         order = sorted((k for k in range(scores.shape[1]) if scores[b, k] > 0), key=lambda k: (-float(scores[b, k]), k))
         for k in order:
             rivals = [j for j in range(scores.shape[1]) if out[b, j] and labels[b, j] == labels[b, k]]
-            out[b, k] = all(iou(boxes[b, j].tolist(), boxes[b, k].tolist()) <= threshold for j in rivals)
+            out[b, k] = all(overlap(boxes[b, j].tolist(), boxes[b, k].tolist()) <= threshold for j in rivals)
     return out
