@@ -12,7 +12,7 @@ from torch import Tensor
 from mgdet.errors import ConfigError, MgdetError
 from mgdet.exporting.describe import METADATA_FILE, InputShape
 from mgdet.exporting.graph import DetectionGraph, suppress_with_torchvision
-from mgdet.exporting.onnx import example, open_onnx, write_onnx
+from mgdet.exporting.onnx import COARSEST, example, open_onnx, write_onnx
 from mgdet.models.detector import Detector
 from mgdet.text import first_line
 
@@ -50,14 +50,18 @@ def open_torchscript(content: bytes) -> Call:
 
 
 def write_torch_export(detector: Detector, shape: InputShape, metadata: Mapping[str, str]) -> bytes:
-    """A file of torch.export; as for TorchScript, torchvision has to be imported before it is loaded."""
+    """A file of torch.export; as for TorchScript, torchvision has to be imported before it is loaded.
+
+    With a dynamic size the images have at least 256 pixels in each direction.
+    """
     graph = DetectionGraph(detector, suppress_with_torchvision, dynamic=shape.size is None).eval()
     images: dict[int, object] = {}
     if shape.batch is None:
         images[0] = torch.export.Dim("batch")
     of_batch = dict(images)
     if shape.size is None:
-        images |= {axis: shape.divisor * torch.export.Dim(name, min=1) for axis, name in ((2, "rows"), (3, "columns"))}
+        least = -(-2 * COARSEST // shape.divisor)  # with a single cell a map would be another graph
+        images |= {axis: shape.divisor * torch.export.Dim(name, min=least) for axis, name in ((2, "rows"), (3, "cols"))}
     try:
         with torch.no_grad():
             program = torch.export.export(

@@ -23,6 +23,10 @@ OPSETS = range(18, 21)
 """Those that torch's exporter writes and that are tested; 18 is understood by onnxruntime since 1.14 (2023)."""
 
 
+COARSEST = 128
+"""Stride of the coarsest map, pixels."""
+
+
 class _NonMaxSuppression(torch.autograd.Function):
     """`graph.Suppress` as ONNX's operator, which suppresses each class of each image by itself."""
 
@@ -113,8 +117,8 @@ def open_onnx(content: bytes) -> Callable[..., tuple[Tensor, ...]]:
 
 def example(shape: InputShape) -> tuple[Tensor, Tensor, Tensor]:
     """Black images to trace with."""
-    side = -(-128 // shape.divisor) * shape.divisor  # the coarsest map then has one cell at least
-    height, width = shape.size or (2 * side, side)
+    side = -(-COARSEST // shape.divisor) * shape.divisor
+    height, width = shape.size or (3 * side, 2 * side)  # several cells, because 1 may be taken for a constant
     batch = shape.batch or 2
     sizes = torch.tensor([[height, width]]).repeat(batch, 1)
     return torch.zeros(batch, 3, height, width, dtype=torch.uint8), sizes, sizes.clone()

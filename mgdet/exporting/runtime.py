@@ -131,7 +131,7 @@ def network_size(height: int, width: int, resize: Mapping[str, Any]) -> tuple[in
 
 
 def resize(image: Pixels, height: int, width: int) -> Pixels:
-    """Bilinear with antialiasing, `[H, W, 3] -> [height, width, 3]`; on CPUs with AVX2 torchvision gives the same bytes.
+    """Bilinear with antialiasing, `[H, W, 3] -> [height, width, 3]`: on CPUs with AVX2 the bytes are torchvision's.
 
     The weights are whole numbers, as in `aten/src/ATen/native/cpu/UpSampleKernel.cpp` of PyTorch: rounded at the
     greatest power of two with which they fit into 16 bits. Columns are joined first, then rows.

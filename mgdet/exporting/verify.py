@@ -99,7 +99,14 @@ def verify(call: Call, detector: Detector, trained: Trained, shape: InputShape, 
     for batch, wanted in _batches(samples, shape):
         inputs = (batch.images, batch.sizes, batch.original_sizes)
         detections, _ = detector.detect(detector(*inputs[:2]), *inputs[1:])
-        boxes, scores, labels, counts = call(*inputs)
+        try:
+            boxes, scores, labels, counts = call(*inputs)
+        except Exception as error:  # whatever another runtime raises
+            height, width = batch.images.shape[2:]
+            raise MgdetError(
+                f"the exported graph does not run on {len(batch.images)} images of {height} x {width} pixels: "
+                f"{first_line(error)}. Try a fixed --size and --batch."
+            ) from error
         for i in range(wanted):
             valid, count = detections.valid[i], int(counts[i])
             ours = Rows(detections.boxes[i, valid], detections.scores[i, valid], detections.labels[i, valid])

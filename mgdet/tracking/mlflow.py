@@ -9,6 +9,7 @@ import re
 import socket
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TextIO
@@ -31,6 +32,10 @@ _MAX_VALUE = 6000  # characters of a parameter's value
 _MAX_TAG = 5000  # of a tag's
 _BATCH = 100  # parameters in one request
 _LOCK_S = 45.0  # a database is made in seconds, also on a slow disk; less than `call_timeout_s`
+
+
+# pydantic warns of the key `register`, because ABCMeta has a method of this name; no instance sees that one
+warnings.filterwarnings("ignore", 'Field name "register" in "Mlflow" shadows')
 
 
 class Mlflow(StoreTracking):
@@ -62,8 +67,8 @@ class Mlflow(StoreTracking):
         default=None,
         max_length=200,
         pattern=r"^[^/:.%\"'\\]+$",
-        description="name of a registered model that gets this model as a version; its alias `best` is the version with "
-        "the highest val/AP of all; implies log_model",
+        description="name of a registered model that gets this model as a version; its alias `best` is the version "
+        "with the highest val/AP of all; implies log_model",
     )
 
     def where(self, handle: RunHandle | None = None) -> str:

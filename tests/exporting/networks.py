@@ -1,5 +1,6 @@
 """Detectors that find much in anything, without a training."""
 
+import copy
 from pathlib import Path
 
 import torch
@@ -33,7 +34,7 @@ CLASSES = ("disk", "square", "Stern", "数")
 def untrained(directory: Path, name: str, **changes) -> Trained:
     """A network with random weights as if a training had left it; its data set does not exist."""
     low = {"model__postprocess": {"score_threshold": 0.05, "pre_nms_top_k": 60, "max_detections": 40}}
-    experiment = small_experiment(directory, **{**MODELS[name], **low, "name": name, **changes})
+    experiment = small_experiment(directory, **{**copy.deepcopy(MODELS[name]), **low, "name": name, **changes})
     torch.manual_seed(0)
     detector = experiment.model.build(len(CLASSES)).eval().requires_grad_(False)
     torch.nn.init.normal_(detector.class_layer.weight, std=0.5)  # scores from 0 to 1, each of its own

@@ -12,7 +12,12 @@ from mgdet.exporting.describe import METADATA_FILE
 from mgdet.exporting.export import export_detector
 from mgdet.exporting.runtime import OnnxDetector
 from mgdet.inference.predict import detect
-from tests.exporting.networks import CLASSES, untrained
+from tests.exporting.networks import CLASSES, MODELS, untrained
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory):
+    return {name: untrained(tmp_path_factory.mktemp("networks"), name) for name in MODELS}
 
 
 def pictures():
@@ -23,8 +28,8 @@ def pictures():
 
 
 @pytest.mark.parametrize(("name", "options"), [("retinanet", {}), ("fcos", {"opset": 20})])
-def test_onnx_gives_the_detections_without_mgdet(name, options, tmp_path):
-    trained = untrained(tmp_path, name)
+def test_onnx_gives_the_detections_without_mgdet(name, options, networks, tmp_path):
+    trained = networks[name]
     written = export_detector(trained, out=str(tmp_path / "x.onnx"), **options)
     assert written.verification.detections > 200
     assert written.verification.images == 16
@@ -43,8 +48,8 @@ def test_onnx_gives_the_detections_without_mgdet(name, options, tmp_path):
         assert np.array_equal(found.labels, expected.labels[0, wanted])
 
 
-def test_torchscript_and_safetensors(tmp_path):
-    trained = untrained(tmp_path, "retinanet")
+def test_torchscript_and_safetensors(networks, tmp_path):
+    trained = networks["retinanet"]
     script = export_detector(trained, "torchscript", str(tmp_path / "x.torchscript"), dynamic=True, batch=2)
     assert script.verification.detections > 200
     extra = {METADATA_FILE: ""}
@@ -61,13 +66,13 @@ def test_torchscript_and_safetensors(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "options"), [("retinanet", {"batch": 1}), ("fcos", {"dynamic": True})])
-def test_torch_export(name, options, tmp_path):
-    written = export_detector(untrained(tmp_path, name), "torch_export", str(tmp_path / "x.pt2"), **options)
+def test_torch_export(name, options, networks, tmp_path):
+    written = export_detector(networks[name], "torch_export", str(tmp_path / "x.pt2"), **options)
     assert written.verification.detections > 200
 
 
-def test_a_wrong_graph_is_refused_and_replaces_no_file(tmp_path, monkeypatch):
-    trained, file = untrained(tmp_path, "fcos"), tmp_path / "x.torchscript"
+def test_a_wrong_graph_is_refused_and_replaces_no_file(networks, tmp_path, monkeypatch):
+    trained, file = networks["fcos"], tmp_path / "x.torchscript"
     file.write_bytes(b"an older one")
     kind = formats.FORMATS["torchscript"]
 
@@ -98,7 +103,7 @@ def test_a_wrong_graph_is_refused_and_replaces_no_file(tmp_path, monkeypatch):
         ({"batch": 0}, "at least 1"),
     ],
 )
-def test_bad_options_are_refused(options, said, tmp_path):
+def test_bad_options_are_refused(options, said, networks, tmp_path):
     with pytest.raises(ConfigError, match=said):
-        export_detector(untrained(tmp_path, "fcos"), out=str(tmp_path / "x"), **options)
+        export_detector(networks["fcos"], out=str(tmp_path / "x"), **options)
     assert not (tmp_path / "x").exists()

@@ -1,4 +1,4 @@
-"""Models in MLflow: one of each run that asks for it, and the registered one, used where there is no torch and no Ray."""
+"""Models in MLflow: of each run that asks for it, and the registered one, used where there is no torch and no Ray."""
 
 import base64
 import json
