@@ -9,6 +9,8 @@ from PIL import Image
 import mgdet
 from mgdet.cli.main import main
 from mgdet.exporting.runtime import OnnxDetector
+from mgdet.models.postprocess import PostProcess
+from tests.exporting.networks import require_same
 from tests.trained_runs import MODELS, train
 
 
@@ -27,10 +29,10 @@ def test_an_exported_run_gives_its_detections(name, tmp_path, monkeypatch, capsy
     names = sorted(file for file in os.listdir() if file.endswith(".png"))
     exported = OnnxDetector(f"{name}.onnx", threads=1).predict(names, score=0.01)
     detector = mgdet.load(run, {"model.postprocess.max_detections": 7})
+    settings = PostProcess(**detector.config["model"]["postprocess"])
     for found, expected in zip(exported, detector.predict(names, score=0.01), strict=True):
         assert 0 < len(expected) <= 7
-        np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
-        np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-3)
+        require_same(found, expected, settings)
     script = mgdet.export(run, "x.torchscript", "torchscript", batch=2)
     assert script.verification["images"] == 3
     assert script.verification["box_error"] <= 1e-3
