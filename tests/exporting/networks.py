@@ -46,8 +46,9 @@ def untrained(directory: Path, name: str, **changes) -> Trained:
     return Trained(detector, experiment, categories, torch.device("cpu"), where, 2, 6, False, 1, 2)
 
 
-def require_same(found, expected, settings):
-    """Boxes, scores and labels of an image are the same within the tolerances; scores that are nearly equal may swap."""
+def require_same(found, expected, settings, score):
+    """The detections from `score` on are the same within the tolerances; those with nearly equal scores may swap."""
+    settings = settings.model_copy(update={"score_threshold": score})
     both = [
         Rows(*(torch.as_tensor(np.asarray(column).copy()) for column in (one.boxes, one.scores, one.labels)))
         for one in (expected, found)
