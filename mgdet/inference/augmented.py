@@ -60,8 +60,6 @@ def _scale(word: str) -> float:
 
 def detect_in_views(trained: Trained, images: Sequence[Tensor], looked: Sequence[View]) -> Detections:
     """As `detect`, joined over all views. `Detections.priors` are those of the view in which each was found."""
-    if tuple(looked) == (View(),):
-        return detect(trained, images)
     found = [_of_view(trained, images, view) for view in looked]
     settings = trained.experiment.model.postprocess
     joined = Detections(*(torch.cat(columns, dim=1) for columns in zip(*map(_columns, found), strict=True)))

@@ -3,7 +3,8 @@
 import io
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,10 +97,8 @@ def predict(
     Raises:
         DataError: an input that does not exist, no image that can be read, or an `out` that is taken or unwritable.
     """
-    from mgdet.inference import augmented
-
     _check_options(trained, score, batch_size)
-    looked = augmented.views(views)
+    find = _in_views(views) if views else detect
     directory = empty_directory(out, overwrite)
     found = find_images(inputs, directory, ids)
     paths, limit = found.paths, max_pixels or trained.experiment.data.loader.max_pixels
@@ -108,7 +107,7 @@ def predict(
     unreadable: list[str] = []
     try:
         for photos in _groups(found, batch_size, unreadable, limit):
-            writer.add(photos, augmented.detect_in_views(trained, [p.pixels for p in photos], looked))
+            writer.add(photos, find(trained, [p.pixels for p in photos]))
         if not writer.images:
             raise DataError(f"None of the {len(paths)} images can be read; nothing was written. The log says why.")
         writer.finish()
@@ -117,6 +116,13 @@ def predict(
             shutil.rmtree(directory, ignore_errors=True)
         raise
     return Predicted(len(writer.images), tuple(unreadable), len(writer.results), found.passed_over)
+
+
+def _in_views(words: Sequence[str]) -> Callable[[Trained, Sequence[Tensor]], Detections]:
+    """`detect` with test-time augmentation. Raises `DataError`."""
+    from mgdet.inference.augmented import detect_in_views, views
+
+    return partial(detect_in_views, looked=views(words))
 
 
 def _groups(found: Images, size: int, unreadable: list[str], max_pixels: int) -> Iterator[list[Photo]]:
