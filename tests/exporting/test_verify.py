@@ -22,7 +22,7 @@ A, B, C = (0.0, 10.0, 0.9, 0), (100.0, 10.0, 0.8, 1), (50.0, 10.0, 0.8, 0)
 
 
 def test_small_differences_and_the_order_of_equal_scores_are_none():
-    other = rows(A[:2] + (0.900005, 0), C, (100.0005, 10.0, 0.8, 1))
+    other = rows((*A[:2], 0.900005, 0), C, (100.0005, 10.0, 0.8, 1))
     found = compare(rows(A, B, C), other, SETTINGS)
     assert (found.different, found.undecided) == ((), 0)
     assert 0.0004 < found.box_error < 0.0006
@@ -39,7 +39,7 @@ def test_differences_are_told_with_numbers():
     assert two.startswith("not the checkpoint's: label 1 with score 0.700000")
     assert "no detection of this class" in compare(rows(A, B), rows(A), SETTINGS).different[0]
     assert "detects nothing" in compare(rows(A), rows(), SETTINGS).different[0]
-    assert len(compare(rows(A), rows(A[:3] + (1,)), SETTINGS).different) == 2, "another class"
+    assert len(compare(rows(A), rows((*A[:3], 1)), SETTINGS).different) == 2, "another class"
     assert len(compare(rows(A), rows(A, A), SETTINGS).different) == 1, "one that is twice there has one partner"
 
 
