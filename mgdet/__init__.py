@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Diagnosis",
     "Evaluation",
+    "Export",
     "Finding",
     "MgdetError",
     "Prediction",
@@ -27,6 +28,7 @@ __all__ = [
     "Visualization",
     "__version__",
     "doctor",
+    "export",
     "load",
     "prepare",
     "train",
@@ -37,12 +39,14 @@ __all__ = [
 if TYPE_CHECKING:
     from mgdet.api import (
         Diagnosis,
+        Export,
         PreparedData,
         TrainedDetector,
         TrainingResult,
         TuningResult,
         Visualization,
         doctor,
+        export,
         load,
         prepare,
         train,

@@ -1,4 +1,4 @@
-"""What `import mgdet` offers: train, search, prepare data, use what was trained, and look at who learns what.
+"""What `import mgdet` offers: train, search, prepare data, use and export what was trained, see who learns what.
 
     result = mgdet.train("quickstart", {"train.epochs": 4, "cluster.workers": 0})
     detector = mgdet.load(result.run)
@@ -120,6 +120,19 @@ class Visualization:
     """A PNG of each image at each checkpoint, the assigners side by side."""
 
 
+@dataclass(frozen=True)
+class Export:
+    """A detector as a file that runs without mgdet."""
+
+    path: str
+    """Path or URI of the file."""
+    metadata: Mapping[str, str]
+    """What the file says about itself: `classes`, `input`, `opset`, `checkpoint` and others (docs/export.md)."""
+    verification: Mapping[str, Any] | None
+    """How its detections were compared with the checkpoint's: `images`, `detections`, `box_error` (pixels),
+    `score_error`, `undecided` and `source`. None: they were not, or the file holds weights alone."""
+
+
 class TrainedDetector:
     """A detector with the weights of a checkpoint; from `mgdet.load`."""
 
@@ -191,6 +204,32 @@ class TrainedDetector:
         """
         files = None if out is None else ResultFiles.below(os.fspath(out))
         return evaluate_trained(self._trained, None if data is None else os.fspath(data), split, files)
+
+    def export(
+        self,
+        out: str | os.PathLike[str] | None = None,
+        format: str = "onnx",
+        *,
+        size: tuple[int, int] | None = None,
+        dynamic: bool = False,
+        batch: int | None = None,
+        opset: int | None = None,
+        verify: bool = True,
+    ) -> Export:
+        """Write a file that runs without mgdet, and see before that it gives the same detections; see `mgdet.export`.
+
+        Raises:
+            ConfigError: an unknown format, or an option that the format or the detector cannot have.
+            DataError: `out` cannot be written.
+            MgdetError: a package is missing, the network cannot be written so, or the detections differ.
+        """
+        from mgdet.exporting.export import export_detector
+
+        place = None if out is None else os.fspath(out)
+        options: dict[str, Any] = {"size": size, "dynamic": dynamic, "batch": batch, "opset": opset}
+        written = export_detector(self._trained, format, place, verified=verify, **options)
+        compared = written.verification
+        return Export(written.path, written.metadata, None if compared is None else compared._asdict())
 
     def _detect(self, images: Sequence[ImageLike], score: float) -> list[Prediction]:
         limit = self._trained.experiment.data.loader.max_pixels
@@ -375,6 +414,44 @@ def load(
 
     where = None if device is None else torch.device(device)
     return TrainedDetector(load_detector(os.fspath(source), overrides, where, plugins))
+
+
+def export(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    format: str = "onnx",
+    *,
+    overrides: Overrides = (),
+    size: tuple[int, int] | None = None,
+    dynamic: bool = False,
+    batch: int | None = None,
+    opset: int | None = None,
+    verify: bool = True,
+    plugins: Sequence[str] = (),
+) -> Export:
+    """Write a trained detector as a file that runs without mgdet (docs/export.md).
+
+    Args:
+        source: a run's directory (its best checkpoint) or one `.pt` file, as a local path or a URI.
+        out: path or URI of the file, which is replaced; by default the run's name in the working directory.
+        format: `onnx`, `torchscript`, `torch_export`, or `safetensors` for the weights alone.
+        overrides: keys that leave the weights what they are, such as `model.postprocess.nms_iou`.
+        size: height and width of the padded images; by default those of `data.transform.resize`, if it is fixed.
+        dynamic: images of any size.
+        batch: images at a time; None: any number.
+        opset: version of ONNX's operators, 18 by default.
+        verify: compare the detections with the checkpoint's, on images of the training's validation split or on
+            synthetic ones; where they differ, nothing is written.
+        plugins: modules or entry points that it was trained with; a module may lie in the working directory.
+
+    Raises:
+        CheckpointError: nothing there, damaged, or not a checkpoint of mgdet.
+        ConfigError: an unknown format or override, or an option that the format or the detector cannot have.
+        DataError: `out` cannot be written.
+        MgdetError: a package is missing, the network cannot be written so, or the detections differ.
+    """
+    detector = load(source, overrides, plugins=plugins)
+    return detector.export(out, format, size=size, dynamic=dynamic, batch=batch, opset=opset, verify=verify)
 
 
 def visualize(

@@ -65,7 +65,7 @@ def test_the_public_interface_is_frozen():
 
     parameters = {
         n: list(inspect.signature(getattr(mgdet, n)).parameters)
-        for n in ("train", "tune", "prepare", "doctor", "load", "visualize")
+        for n in ("train", "tune", "prepare", "doctor", "load", "visualize", "export")
     }
     assert parameters == {
         "train": ["config", "overrides"],
@@ -77,6 +77,9 @@ def test_the_public_interface_is_frozen():
             *("source", "out", "overrides", "images", "assigners", "checkpoints", "data", "split", "near"),
             *("overwrite", "plugins"),
         ],
+        "export": [
+            *("source", "out", "format", "overrides", "size", "dynamic", "batch", "opset", "verify", "plugins"),
+        ],
     }
     assert list(inspect.signature(mgdet.TrainedDetector.predict).parameters) == [
         "self",
@@ -85,10 +88,14 @@ def test_the_public_interface_is_frozen():
         "batch_size",
     ]
     assert list(inspect.signature(mgdet.TrainedDetector.evaluate).parameters) == ["self", "data", "split", "out"]
+    assert list(inspect.signature(mgdet.TrainedDetector.export).parameters) == [
+        *("self", "out", "format", "size", "dynamic", "batch", "opset", "verify"),
+    ]
     assert set(mgdet.__all__) == {
         *(
             "Diagnosis",
             "Evaluation",
+            "Export",
             "Finding",
             "MgdetError",
             "Prediction",
@@ -98,7 +105,7 @@ def test_the_public_interface_is_frozen():
             "TuningResult",
             "Visualization",
         ),
-        *("__version__", "doctor", "load", "prepare", "train", "tune", "visualize"),
+        *("__version__", "doctor", "export", "load", "prepare", "train", "tune", "visualize"),
     }
 
 

@@ -11,6 +11,7 @@ from mgdet.cli import (
     configs,
     doctor,
     evaluate,
+    export,
     export_data,
     keys,
     papers,
@@ -31,7 +32,7 @@ COMMANDS = {
     c.name: c
     for c in (
         *(train.COMMAND, tune.COMMAND, prepare.COMMAND, evaluate.COMMAND, predict.COMMAND, replay.COMMAND),
-        *(reproduce.COMMAND, visualize.COMMAND, export_data.COMMAND, doctor.COMMAND, configs.COMMAND),
+        *(reproduce.COMMAND, visualize.COMMAND, export.COMMAND, export_data.COMMAND, doctor.COMMAND, configs.COMMAND),
         *(status.COMMAND, papers.COMMAND),
     )
 }

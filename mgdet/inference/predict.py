@@ -1,12 +1,14 @@
 """Detect objects in image files, exactly as an evaluation does, and write them in COCO's results format."""
 
+import io
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +20,7 @@ from mgdet.errors import DataError
 from mgdet.files import may_be_written, read_regular
 from mgdet.inference.find import Images, find_images
 from mgdet.inference.load import Trained
-from mgdet.inference.output import JsonFile, empty_directory
+from mgdet.inference.output import JsonFile, OutputFile, empty_directory
 from mgdet.inference.prediction import Prediction, predictions
 from mgdet.structures import Detections
 from mgdet.tiles import OVERLAP, grid, keep_of_tiles
@@ -26,6 +28,9 @@ from mgdet.training.precision import autocast
 from mgdet.training.progress import ProgressLog
 
 logger = logging.getLogger(__name__)
+
+Find = Callable[[Trained, Sequence[Tensor]], Detections]
+"""Detections in images `[3, H, W]`, uint8 RGB, in pixels of each."""
 
 
 class Photo(NamedTuple):
@@ -65,17 +70,20 @@ def detect(trained: Trained, images: Sequence[Tensor]) -> Detections:
 
 
 @torch.no_grad()
-def detect_in_tiles(trained: Trained, image: Tensor, tile: int, overlap: float, batch_size: int = 1) -> Detections:
+def detect_in_tiles(
+    trained: Trained, image: Tensor, tile: int, overlap: float, batch_size: int = 1, find: Find = detect
+) -> Detections:
     """Detections in a `[3, H, W]` uint8 RGB image that is cut into tiles, in pixels of the image; a batch of one.
 
     Each tile has at most `model.postprocess.max_detections`, the image as many as are left after one suppression.
+    `find` detects in `batch_size` tiles at a time.
     """
     frames = grid(image.shape[1], image.shape[2], tile, overlap)
     parts: list[Detections] = []
     index: list[Tensor] = []
     for first in range(0, len(frames), batch_size):
         group = frames[first : first + batch_size]
-        found = detect(trained, [image[:, y1:y2, x1:x2] for x1, y1, x2, y2 in group])
+        found = find(trained, [image[:, y1:y2, x1:x2] for x1, y1, x2, y2 in group])
         for i, (x1, y1, _, _) in enumerate(group):
             own = found[i].map(partial(_chosen, found.valid[i]))
             parts.append(own.replace(boxes=own.boxes + own.boxes.new_tensor([x1, y1, x1, y1])))
@@ -104,6 +112,8 @@ def predict(
     max_pixels: int | None = None,
     tile: int = 0,
     overlap: float = OVERLAP,
+    parquet: bool = False,
+    views: Sequence[str] = (),
 ) -> Predicted:
     """Detect in files and write `out/detections.json` (COCO results) and `out/images.json` (what their ids mean).
 
@@ -120,24 +130,27 @@ def predict(
         max_pixels: width times height of an image, at most; by default that of the training.
         tile: cut larger images into tiles of so many pixels in height and width; 0: each is detected in as a whole.
         overlap: share of a tile that it has in common with its neighbour, at least.
+        parquet: also write `out/detections.parquet`, a row for each detection.
+        views: test-time augmentation: `flip`, `scales` and factors of the size, see `mgdet.inference.augmented`.
 
     Raises:
         DataError: an input that does not exist, no image that can be read, or an `out` that is taken or unwritable.
     """
     _check_options(trained, score, batch_size)
     check_tiling("predict", tile, overlap)
+    find = _in_views(views) if views else detect
     directory = empty_directory(out, overwrite)
     found = find_images(inputs, directory, ids)
     paths, limit = found.paths, max_pixels or trained.experiment.data.loader.max_pixels
     made = not directory.exists()
-    writer = _Writer(trained, directory, score, _picture_names(paths) if draw else None)
+    writer = _Writer(trained, directory, score, _picture_names(paths) if draw else None, parquet)
     unreadable: list[str] = []
     try:
         for photos in _groups(found, 1 if tile else batch_size, unreadable, limit):
             if tile:
-                writer.add(photos, detect_in_tiles(trained, photos[0].pixels, tile, overlap, batch_size))
+                writer.add(photos, detect_in_tiles(trained, photos[0].pixels, tile, overlap, batch_size, find))
             else:
-                writer.add(photos, detect(trained, [p.pixels for p in photos]))
+                writer.add(photos, find(trained, [p.pixels for p in photos]))
         if not writer.images:
             raise DataError(f"None of the {len(paths)} images can be read; nothing was written. The log says why.")
         writer.finish()
@@ -146,6 +159,13 @@ def predict(
             shutil.rmtree(directory, ignore_errors=True)
         raise
     return Predicted(len(writer.images), tuple(unreadable), len(writer.results), found.passed_over)
+
+
+def _in_views(words: Sequence[str]) -> Find:
+    """`detect` with test-time augmentation. Raises `DataError`."""
+    from mgdet.inference.augmented import detect_in_views, views
+
+    return partial(detect_in_views, looked=views(words))
 
 
 def _groups(found: Images, size: int, unreadable: list[str], max_pixels: int) -> Iterator[list[Photo]]:
@@ -189,10 +209,33 @@ def _picture_names(paths: Sequence[Path]) -> dict[Path, str]:
     return names
 
 
-class _Writer:
-    """Gathers the detections of all images and writes their pictures at once, the two JSON files at the end."""
+def _parquet(results: Sequence[dict[str, Any]]) -> bytes:
+    """A row for each of COCO's results, with corners in pixels, as an evaluation writes them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
-    def __init__(self, trained: Trained, directory: Path, score: float, pictures: dict[Path, str] | None) -> None:
+    boxes = np.array([r["bbox"] for r in results], dtype=np.float64).reshape(-1, 4)
+    boxes = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+    columns = {
+        "image_id": pa.array([r["image_id"] for r in results], pa.int64()),
+        "file_name": pa.array([r["file_name"] for r in results], pa.string()),
+        "category_id": pa.array([r["category_id"] for r in results], pa.int64()),
+        "category": pa.array([r["category_name"] for r in results], pa.string()),
+        "score": pa.array([r["score"] for r in results], pa.float64()),
+        **{name: pa.array(boxes[:, k]) for k, name in enumerate(("x1", "y1", "x2", "y2"))},
+    }
+    out = io.BytesIO()
+    pq.write_table(pa.table(columns), out)
+    return out.getvalue()
+
+
+class _Writer:
+    """Gathers the detections of all images and writes their pictures at once, the other files at the end."""
+
+    def __init__(
+        self, trained: Trained, directory: Path, score: float, pictures: dict[Path, str] | None, parquet: bool
+    ) -> None:
+        self.table = OutputFile(str(directory / "detections.parquet")) if parquet else None
         self.categories, self.directory, self.score, self.pictures = trained.categories, directory, score, pictures
         self.files = {name: JsonFile(str(directory / f"{name}.json")) for name in ("images", "detections")}
         self.images: list[dict[str, Any]] = []
@@ -217,9 +260,11 @@ class _Writer:
                 self.results.append({"image_id": photo.id, "file_name": image["file_name"], **result})
 
     def finish(self) -> None:
-        """Write `images.json`, then `detections.json`. Raises `DataError`."""
+        """Write `images.json`, the table if it is wanted, then `detections.json`. Raises `DataError`."""
         categories = [{"id": c.id, "name": c.name} for c in self.categories]
         self.files["images"].write({"images": self.images, "categories": categories})
+        if self.table is not None:
+            self.table.write_bytes(_parquet(self.results))
         self.files["detections"].write(self.results)
 
     def _draw(self, photo: Photo, found: Prediction) -> None:

@@ -19,6 +19,7 @@ from mgdet.data.schema import read_manifest
 from mgdet.data.shapes import ensure_shapes
 from mgdet.errors import ClusterError, ConfigError, Interrupted
 from mgdet.evaluation.evaluator import AP, DIVERGENCE
+from mgdet.exporting.packages import require_packages
 from mgdet.models.weights import NAMED_WEIGHTS
 from mgdet.provenance import as_tags, made_by
 from mgdet.runs.memory import check_batch_fits
@@ -73,6 +74,8 @@ def prepare(experiment: Experiment, cpus: float, gpus: float) -> tuple[Experimen
     What the training would ask for in vain is logged as a warning.
     """
     experiment = absolute(experiment)
+    if experiment.tracking.wants_model:
+        require_packages()
     begun_in = precision_of_run(experiment) if experiment.train.precision == "auto" else None
     images = training_images(experiment.data)
     resolved, reasons = resolve(experiment, num_images=images, cpus=cpus, gpus=gpus, begun_in=begun_in)
@@ -187,8 +190,9 @@ def _launch(
         execute(experiment, handle)
         summary = _reached_the_end(experiment)
         status = "FINISHED"
+        best = _best(summary, splits[-1])
         if handle:
-            tracking.show_best(handle, _best(summary, splits[-1]))
+            tracking.show_best(handle, best)
     except (KeyboardInterrupt, Interrupted):
         status = "KILLED"
         raise
@@ -196,6 +200,10 @@ def _launch(
         if handle and (not trial or status == "FINISHED"):
             with on_stop(says="ending the run in the tracker"):
                 tracking.end(handle, status)  # how any other trial ended, the sweep knows: one that it stops fails here
+    if handle and tracking.wants_model and not trial:
+        from mgdet.runs.model import keep_model
+
+        keep_model(experiment, handle, best)
     return summary, handle
 
 

@@ -14,7 +14,7 @@ from mgdet.config_base import ByName
 from mgdet.tracking.base import StoreTracking, Tracking
 from mgdet.tracking.mlflow import Mlflow
 from mgdet.tracking.none import NoTracking
-from mgdet.tracking.run import Best, Child, Connection, DataSet, NewRun, Point, RunHandle, Status
+from mgdet.tracking.run import Best, Child, Connection, DataSet, ModelFiles, NewRun, Point, RunHandle, Status
 from mgdet.tracking.tracker import CloseReport, JournalTracker, NullTracker, Tracker
 
 TrackingConfig = Annotated[Mlflow | NoTracking, ByName()]
@@ -27,6 +27,7 @@ __all__ = [
     "DataSet",
     "JournalTracker",
     "Mlflow",
+    "ModelFiles",
     "NewRun",
     "NoTracking",
     "NullTracker",

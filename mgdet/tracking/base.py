@@ -12,7 +12,7 @@ from mgdet.bounded import within
 from mgdet.config_base import Config
 from mgdet.storage import Location
 from mgdet.text import first_line
-from mgdet.tracking.run import Best, Child, Connection, NewRun, RunHandle, Status
+from mgdet.tracking.run import Best, Child, Connection, ModelFiles, NewRun, RunHandle, Status
 from mgdet.tracking.tracker import JournalTracker, Tracker
 
 logger = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ class Tracking(Config):
     """Where runs are tracked. This base keeps nothing but the journal; what derives from it has a `name`.
 
     Called with the handle of a run it is the tracker of the one worker that writes metrics. All other methods are the
-    driver's. None raises: tracking is never worth a training.
+    driver's. None but `keep_model` raises: tracking is never worth a training.
     """
 
     name: str
@@ -50,6 +50,18 @@ class Tracking(Config):
 
     def show_best(self, handle: RunHandle, best: Best) -> None:
         """Show which checkpoint came out of a run, whose metrics have been sent. Calling it again changes nothing."""
+
+    @property
+    def wants_model(self) -> bool:
+        """Whether the best checkpoint of a finished run is to be exported for `keep_model`."""
+        return False
+
+    def has_model(self, handle: RunHandle, best: Best) -> bool:
+        """Whether `keep_model` has nothing left to do."""
+        return False
+
+    def keep_model(self, handle: RunHandle, best: Best, files: ModelFiles) -> None:
+        """Keep the best checkpoint of a run, after `show_best`, as a model that others can load."""
 
     def children(self, parent: RunHandle) -> list[Child]:
         """The runs of the trials of a sweep."""
@@ -115,6 +127,13 @@ class StoreTracking(Tracking):
     def set_best(self, handle: RunHandle, best: Best) -> None:
         """Note the best checkpoint, unless it is noted already."""
 
+    def find_model(self, handle: RunHandle, best: Best) -> bool:
+        """Whether `store_model` has nothing left to do."""
+        return False
+
+    def store_model(self, handle: RunHandle, best: Best, files: ModelFiles) -> None:
+        """Store a model; what is stored already is left as it is."""
+
     def find_children(self, parent: RunHandle) -> list[Child]:
         """All runs whose `parent_run_id` was this one."""
         return []
@@ -158,6 +177,18 @@ class StoreTracking(Tracking):
     def show_best(self, handle: RunHandle, best: Best) -> None:
         """See `Tracking`; a store that is away costs a warning, and the next start of the run notes it."""
         self._try(handle, "given its best checkpoint", self.set_best, handle, best)
+
+    def has_model(self, handle: RunHandle, best: Best) -> bool:
+        """See `Tracking`; False where the store is away."""
+        try:
+            return within(self.call_timeout_s, self.find_model, handle, best)
+        except Exception as error:
+            logger.warning("%s does not tell the model of run %s (%s).", self.title, handle.run_id, first_line(error))
+            return False
+
+    def keep_model(self, handle: RunHandle, best: Best, files: ModelFiles) -> None:
+        """See `Tracking`. It has ten times `call_timeout_s`; raises what the store raises, and `TimeoutError`."""
+        within(10 * self.call_timeout_s, self.store_model, handle, best, files)
 
     def _try(self, handle: RunHandle, done: str, call: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
         """Make a call to the store within its deadline; where it fails, warn that the run could not be `done`."""

@@ -9,6 +9,7 @@ import re
 import socket
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TextIO
@@ -20,8 +21,9 @@ from mgdet.files import may_be_written
 from mgdet.text import first_line
 from mgdet.tracking.base import StoreTracking
 from mgdet.tracking.client import connect, mlflow_name, resolve_uri, shown_uri, sqlite_path
+from mgdet.tracking.models import has_files, log_files
 from mgdet.tracking.origin import log_data, show_model
-from mgdet.tracking.run import Best, Child, Connection, NewRun, Point, RunHandle, Status
+from mgdet.tracking.run import Best, Child, Connection, ModelFiles, NewRun, Point, RunHandle, Status
 from mgdet.tracking.view import how_to_see, show_runs
 
 logger = logging.getLogger(__name__)
@@ -30,6 +32,10 @@ _MAX_VALUE = 6000  # characters of a parameter's value
 _MAX_TAG = 5000  # of a tag's
 _BATCH = 100  # parameters in one request
 _LOCK_S = 45.0  # a database is made in seconds, also on a slow disk; less than `call_timeout_s`
+
+
+# pydantic warns of the key `register`, because ABCMeta has a method of this name; no instance sees that one
+warnings.filterwarnings("ignore", 'Field name "register" in "Mlflow" shadows')
 
 
 class Mlflow(StoreTracking):
@@ -51,6 +57,18 @@ class Mlflow(StoreTracking):
     )
     request_retries: int = Field(
         default=2, ge=0, le=7, description="retries of one request; MLflow's own 7 block for 4 minutes"
+    )
+    log_model: bool = Field(
+        default=False,
+        description="the best checkpoint of a finished run becomes a model of MLflow that needs neither torch nor Ray; "
+        "needs the extra mgdet[export]",
+    )
+    register: str | None = Field(
+        default=None,
+        max_length=200,
+        pattern=r"^[^/:.%\"'\\]+$",
+        description="name of a registered model that gets this model as a version; its alias `best` is the version "
+        "with the highest val/AP of all; implies log_model",
     )
 
     def where(self, handle: RunHandle | None = None) -> str:
@@ -108,6 +126,19 @@ class Mlflow(StoreTracking):
     def set_best(self, handle: RunHandle, best: Best) -> None:
         """See `StoreTracking`; MLflow's table shows it in the column Models."""
         show_model(self._client(handle.store), handle.run_id, best)
+
+    @property
+    def wants_model(self) -> bool:
+        """See `Tracking`."""
+        return self.enabled and (self.log_model or self.register is not None)
+
+    def find_model(self, handle: RunHandle, best: Best) -> bool:
+        """See `StoreTracking`."""
+        return has_files(self._client(handle.store), handle.run_id, best, self.register)
+
+    def store_model(self, handle: RunHandle, best: Best, files: ModelFiles) -> None:
+        """See `StoreTracking`: the files of the logged model that `set_best` has made, and a registered version."""
+        log_files(self._client(handle.store), handle.run_id, best, files, self.register)
 
     def find_children(self, parent: RunHandle) -> list[Child]:
         """See `StoreTracking`."""

@@ -41,7 +41,7 @@ def show_model(client: Any, run_id: str, best: Best) -> None:
     from mlflow.entities import LoggedModelOutput, Metric
 
     run = client.get_run(run_id)
-    model = _model_of(client, run, best) or client.create_logged_model(
+    model = model_of(client, run, best) or client.create_logged_model(
         run.info.experiment_id,
         name=re.sub(r"[/:.%\"']", "_", run.info.run_name),  # which MLflow refuses in names of models
         source_run_id=run_id,
@@ -63,7 +63,7 @@ def show_model(client: Any, run_id: str, best: Best) -> None:
         client.finalize_logged_model(model.model_id, "READY")
 
 
-def _model_of(client: Any, run: Any, best: Best) -> Any:
+def model_of(client: Any, run: Any, best: Best) -> Any:
     """The logged model of this checkpoint, None if there is none yet."""
     found = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
     return next((model for model in found if model.tags.get(CHECKPOINT) == best.checkpoint), None)

@@ -60,6 +60,17 @@ class Best(NamedTuple):
     """On what it was evaluated."""
 
 
+class ModelFiles(NamedTuple):
+    """A trained detector as files that run without torch, for a store that keeps models."""
+
+    onnx: Path
+    """The detector, with everything from pixels to detections in it."""
+    runtime: Path
+    """A module of Python that runs it, and needs nothing of mgdet."""
+    example: bytes
+    """A picture to try it on: the content of a PNG file."""
+
+
 @dataclass(frozen=True)
 class RunHandle:
     """The address of a run in the store of a tracker; it can be passed to any process."""
