@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 __all__ = [
+    "Comparison",
     "Diagnosis",
     "Evaluation",
     "Finding",
@@ -26,6 +27,7 @@ __all__ = [
     "TuningResult",
     "Visualization",
     "__version__",
+    "compare",
     "doctor",
     "load",
     "prepare",
@@ -36,12 +38,14 @@ __all__ = [
 
 if TYPE_CHECKING:
     from mgdet.api import (
+        Comparison,
         Diagnosis,
         PreparedData,
         TrainedDetector,
         TrainingResult,
         TuningResult,
         Visualization,
+        compare,
         doctor,
         load,
         prepare,

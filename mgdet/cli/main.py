@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from mgdet import __version__
 from mgdet.cli import (
+    compare,
     configs,
     doctor,
     evaluate,
@@ -27,7 +28,7 @@ COMMANDS = {
     c.name: c
     for c in (
         *(train.COMMAND, tune.COMMAND, prepare.COMMAND, evaluate.COMMAND, predict.COMMAND, replay.COMMAND),
-        *(reproduce.COMMAND, visualize.COMMAND, export_data.COMMAND, doctor.COMMAND, configs.COMMAND),
+        *(reproduce.COMMAND, compare.COMMAND, visualize.COMMAND, export_data.COMMAND, doctor.COMMAND, configs.COMMAND),
     )
 }
 DESCRIPTION = """Train dense object detectors whose two tasks choose each other's training samples.

@@ -51,6 +51,9 @@ class Tracking(Config):
     def show_best(self, handle: RunHandle, best: Best) -> None:
         """Show which checkpoint came out of a run, whose metrics have been sent. Calling it again changes nothing."""
 
+    def note(self, handle: RunHandle, report: str, text: str) -> None:
+        """Describe a run by a text and a link to its artifact `report`; a description that a person wrote stays."""
+
     def children(self, parent: RunHandle) -> list[Child]:
         """The runs of the trials of a sweep."""
         return []
@@ -115,6 +118,9 @@ class StoreTracking(Tracking):
     def set_best(self, handle: RunHandle, best: Best) -> None:
         """Note the best checkpoint, unless it is noted already."""
 
+    def set_note(self, handle: RunHandle, report: str, text: str) -> None:
+        """Note a description with a link to an artifact, unless a person has written one."""
+
     def find_children(self, parent: RunHandle) -> list[Child]:
         """All runs whose `parent_run_id` was this one."""
         return []
@@ -158,6 +164,10 @@ class StoreTracking(Tracking):
     def show_best(self, handle: RunHandle, best: Best) -> None:
         """See `Tracking`; a store that is away costs a warning, and the next start of the run notes it."""
         self._try(handle, "given its best checkpoint", self.set_best, handle, best)
+
+    def note(self, handle: RunHandle, report: str, text: str) -> None:
+        """See `Tracking`; a store that is away costs a warning."""
+        self._try(handle, "described", self.set_note, handle, report, text)
 
     def _try(self, handle: RunHandle, done: str, call: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
         """Make a call to the store within its deadline; where it fails, warn that the run could not be `done`."""

@@ -22,10 +22,11 @@ from mgdet.tracking.base import StoreTracking
 from mgdet.tracking.client import connect, mlflow_name, resolve_uri, shown_uri, sqlite_path
 from mgdet.tracking.origin import log_data, show_model
 from mgdet.tracking.run import Best, Child, Connection, NewRun, Point, RunHandle, Status
-from mgdet.tracking.view import how_to_see, show_runs
+from mgdet.tracking.view import artifact_url, how_to_see, show_runs
 
 logger = logging.getLogger(__name__)
 
+_NOTE = "mlflow.note.content"
 _MAX_VALUE = 6000  # characters of a parameter's value
 _MAX_TAG = 5000  # of a tag's
 _BATCH = 100  # parameters in one request
@@ -108,6 +109,15 @@ class Mlflow(StoreTracking):
     def set_best(self, handle: RunHandle, best: Best) -> None:
         """See `StoreTracking`; MLflow's table shows it in the column Models."""
         show_model(self._client(handle.store), handle.run_id, best)
+
+    def set_note(self, handle: RunHandle, report: str, text: str) -> None:
+        """See `StoreTracking`; MLflow shows it as the description of the run, in Markdown."""
+        client = self._client(handle.store)
+        mark = f"[{report}]("
+        if mark not in (before := client.get_run(handle.run_id).data.tags.get(_NOTE, "")) and before:
+            return
+        note = f"{text}\n\n{mark}{artifact_url(handle.group, handle.run_id, report)})"
+        client.set_tag(handle.run_id, _NOTE, note[:_MAX_TAG])
 
     def find_children(self, parent: RunHandle) -> list[Child]:
         """See `StoreTracking`."""
