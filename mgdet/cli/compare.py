@@ -52,9 +52,7 @@ def run(args: argparse.Namespace) -> int:
     json_file = JsonFile(args.json) if args.json else None
     names = ("compare.txt", "compare.json", "compare.html") if args.out else ()
     out = {name: OutputFile(child_uri(args.out, name)) for name in names}
-    found = compare(
-        groups, data=args.data, split=args.split, samples=args.samples, seed=args.seed, plugins=args.plugin
-    )
+    found = compare(groups, data=args.data, split=args.split, samples=args.samples, seed=args.seed, plugins=args.plugin)
     files = files_of(found, made_by()["command"])
     if json_file:
         json_file.write_bytes(files["compare.json"])

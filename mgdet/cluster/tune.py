@@ -27,8 +27,9 @@ from mgdet.runs.stop import StopRequest
 from mgdet.signals import on_stop
 from mgdet.storage import child_uri, locate
 from mgdet.sweep.config import Sweep
+from mgdet.sweep.page import NAME as REPORT
 from mgdet.sweep.report import report
-from mgdet.sweep.table import table
+from mgdet.sweep.table import headline, table
 from mgdet.sweep.trials import Trial, TrialStore, definition, ranked
 from mgdet.tracking import NewRun, RunHandle, Status, Tracking
 
@@ -363,5 +364,7 @@ def _publish(start: _Start, parent: RunHandle, files: dict[str, bytes], winner: 
         if trial.name in runs:
             tags = {"mgdet.state": trial.state, "mgdet.winner": str(trial is winner).lower()}
             tracking.tag(parent.sibling(runs[trial.name]), tags)
+    said = f"Winner: {headline(start.sweep, winner)}." if winner else "No trial has a value."
+    tracking.note(parent, REPORT, said)
     if winner is not None:
         tracking.tag(parent, {"mgdet.winner": winner.name, "mgdet.winner_run_id": runs.get(winner.name, "")})

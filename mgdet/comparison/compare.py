@@ -95,7 +95,9 @@ def compare(
     if empty := [name for name, sources in groups.items() if not sources]:
         raise ConfigError(f"the group {empty[0]} has no run: give its name, then the runs.")
     if samples < FEWEST_SAMPLES:
-        raise ConfigError(f"{samples} samples give no interval; at least {FEWEST_SAMPLES} are needed, {SAMPLES} are usual.")
+        raise ConfigError(
+            f"{samples} samples give no interval; at least {FEWEST_SAMPLES} are needed, {SAMPLES} are usual."
+        )
     judged = {
         name: [read_judged(source, data, split, plugins) for source in sources] for name, sources in groups.items()
     }
@@ -115,9 +117,7 @@ def compare_judged(groups: Mapping[str, Sequence[Judged]], samples: int = SAMPLE
     pairs = []
     for other in others:
         names = [n for n in found[base][0] if any(n in s and s[n].size for s in found[other])]
-        rows = {
-            n: difference(_stacked(found[base], n), _stacked(found[other], n), generator, LEVEL) for n in names
-        }
+        rows = {n: difference(_stacked(found[base], n), _stacked(found[other], n), generator, LEVEL) for n in names}
         rows = {n: row for n, row in rows.items() if not (np.isnan(row.base) and np.isnan(row.other))}
         pairs.append(Pair(base, other, rows, _changes(runs[0], errors[base], errors[other])))
     return Comparison(

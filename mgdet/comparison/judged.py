@@ -78,7 +78,8 @@ def _of_evaluation(source: str, place: Location) -> Judged:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:  # pyarrow's are ValueErrors
         raise DataError(
-            f"{source}: the evaluation there is damaged ({first_line(error)}). Write it anew with `mgdet evaluate --out`."
+            f"{source}: the evaluation there is damaged ({first_line(error)}). Write it anew with "
+            "`mgdet evaluate --out`."
         ) from error
     return Judged(_name(source, ""), gt, files, det, kept)
 

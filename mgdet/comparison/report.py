@@ -55,8 +55,9 @@ def as_text(comparison: Comparison) -> str:
             rows.append([printable(name), *cells])
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines += [
-            "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:5], widths[1:5], strict=True)), row[5]])
-            .rstrip()
+            "  ".join(
+                [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:5], widths[1:5], strict=True)), row[5]]
+            ).rstrip()
             for row in rows
         ]
         for title, changes in _images(pair):
@@ -71,8 +72,8 @@ def summary(comparison: Comparison) -> str:
     """A sentence on what was compared, and how."""
     groups = ", ".join(f"{printable(name)} ({len(runs)})" for name, runs in comparison.groups.items())
     return (
-        f"{comparison.images} images, {comparison.objects} objects; runs: {groups}. Intervals of {comparison.level:.0%} "
-        f"from {comparison.samples} samples of the images{_of_seeds(comparison)}."
+        f"{comparison.images} images, {comparison.objects} objects; runs: {groups}. Intervals of "
+        f"{comparison.level:.0%} from {comparison.samples} samples of the images{_of_seeds(comparison)}."
     )
 
 

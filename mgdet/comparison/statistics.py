@@ -50,7 +50,9 @@ def statistics(judged: Judged, weights: Floats, max_dets: int = 100) -> dict[str
     out[DIVERGENCE] = divergence(judged, found, matches, weights)
     costs = error_costs(error_rankings(gt, det, error_types(gt, det, near, matches)), weights)
     out |= {f"{ERROR}{name}": costs.rise[:, e] for e, name in enumerate(ERROR_TYPES)}
-    out |= {f"{OF_CLASS}{name}": mean_defined(ap[:, :, k], axis=1) for k, name in enumerate(unique_names(gt.categories))}
+    out |= {
+        f"{OF_CLASS}{name}": mean_defined(ap[:, :, k], axis=1) for k, name in enumerate(unique_names(gt.categories))
+    }
     return out
 
 

@@ -98,7 +98,7 @@ def _finding(finding: Finding, data: Data) -> str:
     return (
         f'<details class="{finding.severity}"{is_open}><summary><span class="level">{KINDS[finding.kind].title}</span> '
         f"{text(finding.text)}</summary><div>"
-        f'{grid([figures], 210)}{more if items else ""}</div></details>'
+        f"{grid([figures], 210)}{more if items else ''}</div></details>"
     )
 
 

@@ -1,4 +1,4 @@
-"""Everything that is said of the detections of a split beside their AP: errors by type, calibration, groups of objects."""
+"""What is said of the detections of a split beside their AP: errors by type, calibration, groups of objects."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -61,9 +61,7 @@ class Analysis:
         """Plain values; what is undefined is null."""
         order = self.images.worst().tolist()
         return {
-            "errors": {
-                name: {"count": n, "ap50_lost": self.costs.get(name)} for name, n in self.counts().items()
-            },
+            "errors": {name: {"count": n, "ap50_lost": self.costs.get(name)} for name, n in self.counts().items()},
             "calibration": self.calibration.as_json(),
             "confusion": {
                 "rows are objects, columns detections": [*unique_names(gt.categories), "none"],
@@ -123,9 +121,7 @@ def analyse(
 
 def _by_size(gt: GroundTruth) -> dict[str, Bools]:
     names = ("below 32 x 32 px", "32 x 32 to 96 x 96 px", "above 96 x 96 px")
-    return {
-        name: (gt.area >= low) & (gt.area <= high) for name, (low, high) in zip(names, SIZES.values(), strict=True)
-    }
+    return {name: (gt.area >= low) & (gt.area <= high) for name, (low, high) in zip(names, SIZES.values(), strict=True)}
 
 
 def _image_errors(gt: GroundTruth, det: DetectionArrays, matches: Matches, shown: Bools) -> ImageErrors:

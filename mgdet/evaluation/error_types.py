@@ -98,7 +98,7 @@ def _corrections(gt: GroundTruth, det: DetectionArrays, kind: Ints, about: Ints,
 
 
 def error_rankings(gt: GroundTruth, det: DetectionArrays, errors: ErrorTypes) -> list[Ranking]:
-    """The ranking of each class in `1 + len(ERROR_TYPES)` variants: as it is, and with the errors of a type corrected."""
+    """The ranking of each class in `1 + len(ERROR_TYPES)` variants: as it is, and with a type of errors corrected."""
     images, variants = len(gt.image_ids), 1 + len(ERROR_TYPES)
     right, wrong = errors.matches.right, errors.type >= 0
     moves = (errors.type == _CLASS) & (errors.corrects >= 0)

@@ -5,6 +5,7 @@ threshold and every choice of objects that are ignored: `match` lets the detecti
 together, one rank of the score at a time.
 """
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -112,9 +113,7 @@ def match(
     # The best pair of a detection is its last one: objects that count, by IoU, then by their order
     place = np.empty(d, dtype=np.int64)
     place[order] = np.arange(d)
-    pairs = _taken(
-        pairs, np.lexsort((pairs.object, pairs.iou, ~passed_over[pairs.object], place[pairs.detection]))
-    )
+    pairs = _taken(pairs, np.lexsort((pairs.object, pairs.iou, ~passed_over[pairs.object], place[pairs.detection])))
     starts = np.flatnonzero(np.r_[True, pairs.detection[1:] != pairs.detection[:-1]])
     turn = _places(group[pairs.detection[starts]])  # of each detection with a pair, among those of its group
     length = np.diff(np.r_[starts, len(pairs.iou)])
@@ -123,7 +122,7 @@ def match(
     bounds = np.cumsum(np.r_[0, np.bincount(np.repeat(turn, length))])
     taken = np.zeros((m, t), dtype=np.bool_)
     reaches = pairs.iou[:, None] >= thresholds[None]
-    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, end in itertools.pairwise(bounds.tolist()):
         mine, objects = pairs.detection[start:end], pairs.object[start:end]
         free = reaches[start:end] & (~taken[objects] | gt.iscrowd[objects][:, None])
         heads = np.flatnonzero(np.r_[True, mine[1:] != mine[:-1]])

@@ -52,13 +52,13 @@ def evaluation_sections(found: APResult, analysis: Analysis, gt: GroundTruth) ->
 
 
 _GROUPS_HINT = (
-    "All other objects are ignored. Detections that find no object are wrong in every group, so that the AP of a small "
-    "group is low: compare groups between detectors. Crowded: IoU of at least 0.1 with another object. Positives: priors "
+    "All other objects are ignored. Detections that find no object are wrong in every group, so that the AP of a "
+    "small group is low: compare groups between detectors. Objects overlap from an IoU of 0.1 on. Positives: priors "
     "that learn from the object by the training's assigner, on the evaluated network."
 )
 _CONFUSION_HINT = (
-    "Of detections from the score of the best F1 of their class on, at an IoU of 0.5. A row is the class of the object, a "
-    "column that of the detection."
+    "Of detections from the score of the best F1 of their class on, at an IoU of 0.5. A row is the class of the "
+    "object, a column that of the detection."
 )
 
 
@@ -110,7 +110,7 @@ def _errors(analysis: Analysis) -> Iterator[str]:
     counts = analysis.counts()
     costs = [(name, cost, number(cost)) for name, cost in analysis.costs.items()]
     yield grid([bars("AP50 lost to errors of a type", costs)] if costs else [])
-    rows = [[text(name), str(n), number(analysis.costs.get(name)), f'{_MEANING[name]}'] for name, n in counts.items()]
+    rows = [[text(name), str(n), number(analysis.costs.get(name)), f"{_MEANING[name]}"] for name, n in counts.items()]
     yield table(("type", "number", "AP50 lost", "what it is"), rows, "Types of errors (TIDE)")
 
 

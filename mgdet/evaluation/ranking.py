@@ -17,7 +17,11 @@ from mgdet.ground_truth import GroundTruth
 
 ELEMENTS_AT_ONCE = 1 << 22
 """Most weights of detections that are held at once."""
-SIZES: dict[str, tuple[float, float]] = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
+SIZES: dict[str, tuple[float, float]] = {
+    "small": (0.0, 32.0**2),
+    "medium": (32.0**2, 96.0**2),
+    "large": (96.0**2, 1e10),
+}
 """COCO's ranges of areas, both ends included."""
 
 

@@ -28,7 +28,7 @@ def strata(
 ) -> list[Stratum]:
     """AP and recall of each group of objects `[M]`.
 
-    All other objects are ignored, and so are detections that find one of these. Detections that find no object are wrong
+    All other objects are ignored, and so are detections that find one of these. Detections without an object are wrong
     in every group, because nothing says to which they belong: the AP of a small group is therefore low, and groups are
     compared between two detectors rather than with each other. (COCO's AP by size leaves out wrong detections of
     another size.)
@@ -79,4 +79,3 @@ def by_positives(positives: Ints) -> dict[str, Bools]:
         name: (positives >= low) & (positives < high)
         for name, low, high in zip(names, edges[:-1], edges[1:], strict=True)
     }
-

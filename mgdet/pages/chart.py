@@ -74,7 +74,8 @@ def line_chart(
         if dots or len(each) == 1:
             circles = (place(*point).split(",") for point in each)
             parts += [f'<circle cx="{a}" cy="{b}" r="3" fill="{COLORS[i % len(COLORS)]}"/>' for a, b in circles]
-    drawn = f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{text(title)}">{"".join(parts)}</svg>'
+    frame = f'class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{text(title)}"'
+    drawn = f"<svg {frame}>{''.join(parts)}</svg>"
     return f"<figure><h3>{text(title)}</h3>{drawn}{legend([line.name for line in lines])}</figure>"
 
 

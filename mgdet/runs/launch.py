@@ -41,6 +41,7 @@ from mgdet.tracking import Best, DataSet, NewRun, RunHandle, Status, Tracker
 from mgdet.training.checkpoint import CheckpointStore
 from mgdet.training.distributed import World
 from mgdet.training.loop import Worker
+from mgdet.training.report import NAME as REPORT
 
 logger = logging.getLogger(__name__)
 
@@ -189,6 +190,7 @@ def _launch(
         status = "FINISHED"
         if handle:
             tracking.show_best(handle, _best(summary, splits[-1]))
+            tracking.note(handle, REPORT, _in_words(summary))
     except (KeyboardInterrupt, Interrupted):
         status = "KILLED"
         raise
@@ -197,6 +199,11 @@ def _launch(
             with on_stop(lambda: None, "ending the run in the tracker"):
                 tracking.end(handle, status)  # how any other trial ended, the sweep knows: one that it stops fails here
     return summary, handle
+
+
+def _in_words(summary: Summary) -> str:
+    found = ", ".join(f"{name} {summary.metrics[name]:.4f}" for name in HEADLINES if name in summary.metrics)
+    return f"Best checkpoint after epoch {summary.epoch}: {found or 'not evaluated'}."
 
 
 def _best(summary: Summary, data: DataSet) -> Best:

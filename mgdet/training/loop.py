@@ -26,7 +26,7 @@ from mgdet.structures import Batch
 from mgdet.tracking import Tracker
 from mgdet.training.checkpoint import ATTEMPTS, FORMAT, LAST_ATTEMPTS, CheckpointStore, UnsavedError, weights_file
 from mgdet.training.distributed import World
-from mgdet.training.evaluate import evaluate
+from mgdet.training.evaluate import Evaluated, evaluate
 from mgdet.training.generators import generator_state, make_reproducible, set_generator_state
 from mgdet.training.nonfinite import capture, non_finite_error
 from mgdet.training.optim import EMA, build_optimizer
@@ -35,6 +35,7 @@ from mgdet.training.pictures import log_pictures
 from mgdet.training.position import Position
 from mgdet.training.precision import emulation, gradient_scaler
 from mgdet.training.progress import ProgressLog, Throughput, progress_line, show, training_progress
+from mgdet.training.report import log_report
 from mgdet.training.schedules import Span
 from mgdet.training.step import StepSums, accumulate_gradients
 
@@ -78,6 +79,8 @@ class Worker:
         self.store = CheckpointStore(experiment.run_uri, train.keep_best)
         self.position = Position().on(world.size, self.loader.batches.batch_size)
         self._next_line = 0.0
+        self._evaluated: Evaluated | None = None
+        """The last evaluation of the training, on rank 0."""
         self._resume()
         self._set_rate()
         self.network: nn.Module = self.detector
@@ -100,6 +103,8 @@ class Worker:
             if evaluated:
                 self._evaluate(last)
             self._save(self.position.metrics if evaluated else {}, last)
+            if last and self._evaluated is not None:
+                log_report(self.tracker, self.experiment, self.val_data, self._evaluated)
             if evaluated:
                 self.on_evaluation({"epoch": epoch + 1, "step": self.position.step, **self.position.metrics})
             if not last and self.stop_asked():
@@ -397,9 +402,13 @@ class Worker:
         if not self.world.is_main:
             return
         seconds = time.perf_counter() - start
-        extra = {"val/seconds": seconds, "epoch": float(self.position.epoch)}
+        parts = {f"time/{part}": taken for part, taken in evaluated.seconds.items()} if evaluated else {}
+        extra = {"val/seconds": seconds, **parts, "epoch": float(self.position.epoch)}
         self.tracker.log({**metrics, **extra}, step=self.position.step)
         shown = [f"{k} {metrics[k]:.3f}" for k in headlines(metrics, brief=True)]
         logger.info("epoch %d: %s (%.0f s)", self.position.epoch, ", ".join(shown), seconds)
         if last and evaluated is not None:
+            start = time.perf_counter()
             log_pictures(self.tracker, evaluated, self.categories)
+            self.tracker.log({"time/pictures": time.perf_counter() - start}, step=self.position.step)
+            self._evaluated = evaluated
