@@ -65,13 +65,14 @@ def test_the_public_interface_is_frozen():
 
     parameters = {
         n: list(inspect.signature(getattr(mgdet, n)).parameters)
-        for n in ("train", "tune", "prepare", "doctor", "load", "visualize")
+        for n in ("train", "tune", "prepare", "doctor", "compare", "load", "visualize")
     }
     assert parameters == {
         "train": ["config", "overrides"],
         "tune": ["config", "overrides", "retry_failed"],
         "prepare": ["format", "out", "splits", "overwrite", "plugins", "options"],
         "doctor": ["data", "splits", "config", "checkpoint", "plugins", "options"],
+        "compare": ["runs", "data", "split", "samples", "seed", "plugins"],
         "load": ["source", "overrides", "device", "plugins"],
         "visualize": [
             *("source", "out", "overrides", "images", "assigners", "checkpoints", "data", "split", "near"),
@@ -87,6 +88,7 @@ def test_the_public_interface_is_frozen():
     assert list(inspect.signature(mgdet.TrainedDetector.evaluate).parameters) == ["self", "data", "split", "out"]
     assert set(mgdet.__all__) == {
         *(
+            "Comparison",
             "Diagnosis",
             "Evaluation",
             "Finding",
@@ -98,7 +100,7 @@ def test_the_public_interface_is_frozen():
             "TuningResult",
             "Visualization",
         ),
-        *("__version__", "doctor", "load", "prepare", "train", "tune", "visualize"),
+        *("__version__", "compare", "doctor", "load", "prepare", "train", "tune", "visualize"),
     }
 
 
