@@ -98,7 +98,7 @@ def test_each_type_of_error():
 
 @pytest.mark.parametrize("seed", range(6))
 def test_costs_equal_tidecv(seed, monkeypatch):
-    """Without crowds, ties and classes without objects, in which they differ on purpose: `pip install --no-deps tidecv`."""
+    """Without crowds and ties, where they differ on purpose. `pip install --no-deps tidecv` is enough."""
     for drawn in ("cv2", "seaborn", "appdirs"):  # it draws with them
         try:
             __import__(drawn)
@@ -122,7 +122,7 @@ def test_costs_equal_tidecv(seed, monkeypatch):
     run = tidecv.TIDE().evaluate(truth, found, mode=tidecv.TIDE.BOX)
     mine = costs(gt, det)
     assert mine.ap[0] * 100 == pytest.approx(run.ap, abs=1e-6)
-    theirs = [value for value in run.fix_main_errors().values()]
+    theirs = list(run.fix_main_errors().values())
     np.testing.assert_allclose(mine.rise[0] * 100, theirs, atol=1e-6)
 
 

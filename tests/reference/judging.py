@@ -10,7 +10,7 @@ TYPES = ("class", "location", "both", "duplicate", "background")
 
 
 def error_types(gt, det, max_dets=100):
-    """The type of each detection (None: right or ignored), what its correction finds, and the objects that are missed."""
+    """Type of each detection (None: right or ignored), what its correction finds, and the missed objects."""
     matches = coco_matches(gt, det, 0.5, max_dets)
     found = {g for outcome, g in matches.values() if outcome == "right"}
     kind, about = {}, {}
