@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import re
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -129,7 +128,7 @@ def test_fiftyone_reads_them(written, dataset, tmp_path):
 def test_the_report_and_the_analysis(written, dataset):
     report = (written / "report.html").read_text()
     assert "<h2>Errors</h2>" in report
-    assert "http" not in re.sub(r'src="[^"]*"', "", report), "it needs no network"
+    assert "://" not in report, "it needs no network"
     found = json.loads((written / "analysis.json").read_text())
     objects = int((~dataset.ground_truth().iscrowd).sum())
     for title in ("size", "crowdedness", "positives of classification", "positives of localization"):

@@ -49,26 +49,27 @@ def difference(base: Floats, other: Floats, generator: Generator, level: float =
 
     sides = [side[~np.isnan(side[:, 0])] for side in (base, other)]
     if any(not len(side) for side in sides):
-        return Difference(*(float(side[:, 0].mean()) if len(side) else np.nan for side in sides), *[np.nan] * 3)
-    means = [float(side[:, 0].mean()) for side in sides]
-    value = means[1] - means[0]
+        one, two = (float(side[:, 0].mean()) if len(side) else np.nan for side in sides)
+        return Difference(one, two, np.nan, np.nan, np.nan)
+    first, second = (float(side[:, 0].mean()) for side in sides)
+    value = second - first
     drawn = [_drawn(side[:, 1:], generator) for side in sides]
     deviations = drawn[1] - drawn[0] - value
     deviations = deviations[~np.isnan(deviations)]
     if not len(deviations):
-        return Difference(*means, value, np.nan, np.nan)
+        return Difference(first, second, value, np.nan, np.nan)
     tail = (1 - level) / 2
     low, high = np.quantile(deviations, [tail, 1 - tail])
     freedom = _freedom(sides)
     stretch = 1.0 if np.isinf(freedom) else float(t.ppf(1 - tail, freedom) / norm.ppf(1 - tail))
-    return Difference(*means, value, value + stretch * float(low), value + stretch * float(high))
+    return Difference(first, second, value, value + stretch * float(low), value + stretch * float(high))
 
 
 def _drawn(side: Floats, generator: Generator) -> Floats:
     """The mean of a group in each sample `[S]`, over runs that are drawn anew for it."""
     runs, samples = side.shape
     if runs == 1:
-        return side[0]
+        return np.asarray(side[0])
     chosen = generator.integers(runs, size=(runs, samples))
     mean = side.mean(axis=0)
     picked = np.take_along_axis(side, chosen, axis=0).mean(axis=0)

@@ -38,7 +38,7 @@ def statistics(judged: Judged, weights: Floats, max_dets: int = 100) -> dict[str
     gt, det = judged.gt, judged.det
     near = overlaps(gt, det, NEAR_IOU, same_class=False)
     same = (det.labels[near.detection] == gt.labels[near.object]) & (near.iou >= IOU_THRESHOLDS[0])
-    found = Overlaps(near.detection[same], near.object[same], near.iou[same])
+    found = near.take(same)
     out: dict[str, Floats] = {}
     of_sizes = size_rankings(gt, det, found, max_dets)
     ap = average_precisions(of_sizes["all"], weights)  # [S, T, K]

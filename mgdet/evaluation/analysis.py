@@ -18,7 +18,7 @@ from mgdet.evaluation.error_types import (
     error_rankings,
     error_types,
 )
-from mgdet.evaluation.matching import Bools, Ints, Matches, OperatingPoint, Overlaps, match, operating_points, overlaps
+from mgdet.evaluation.matching import Bools, Ints, Matches, OperatingPoint, match, operating_points, overlaps
 from mgdet.evaluation.ranking import SIZES
 from mgdet.evaluation.strata import Stratum, by_crowdedness, by_positives, strata
 from mgdet.ground_truth import GroundTruth
@@ -96,7 +96,7 @@ def analyse(
     near = overlaps(gt, det, NEAR_IOU, same_class=False)
     same = det.labels[near.detection] == gt.labels[near.object]
     reached = same & (near.iou >= FOUND_IOU)
-    found = Overlaps(near.detection[reached], near.object[reached], near.iou[reached])
+    found = near.take(reached)
     matches = Matches(*(part[0] for part in match(gt, det, found, np.array([FOUND_IOU]), max_dets=max_dets)))
     points = operating_points(gt, det, matches)
     least = np.array([np.inf if point.score is None else point.score for point in points.values()])

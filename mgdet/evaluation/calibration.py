@@ -19,7 +19,7 @@ class Calibration(NamedTuple):
     largest such difference. None: there are no detections.
     """
 
-    count: Ints  # [BINS] detections
+    detections: Ints  # [BINS]
     score: Floats  # [BINS] mean score; NaN without a detection
     right: Floats  # [BINS] share of right ones; NaN without a detection
     error: float | None
@@ -27,7 +27,7 @@ class Calibration(NamedTuple):
 
     def as_json(self) -> dict[str, Any]:
         """Plain values; null for what is undefined."""
-        columns = zip(self.count.tolist(), self.score.tolist(), self.right.tolist(), strict=True)
+        columns = zip(self.detections.tolist(), self.score.tolist(), self.right.tolist(), strict=True)
         rows = [{"detections": n, "score": s if n else None, "right": r if n else None} for n, s, r in columns]
         return {"expected_error": self.error, "largest_error": self.worst, "bins": rows}
 
@@ -70,5 +70,5 @@ def confusion(gt: GroundTruth, det: DetectionArrays, kept: Bools, threshold: flo
     np.add.at(out, (truth[~ignored], part.labels[~ignored]), 1)
     lost = ~gt.iscrowd
     lost[index[right]] = False
-    np.add.at(out, (gt.labels[lost], k), 1)
+    out[:k, k] = np.bincount(gt.labels[lost], minlength=k)
     return out

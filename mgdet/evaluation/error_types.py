@@ -12,7 +12,8 @@ AP at one IoU when all its errors, and no others, are corrected:
 
 Of several corrections that find the same object, the one of the best score does, and the others are taken out. The
 numbers are those of the authors' `tidecv`, but for three things: equal IoUs and scores are resolved as COCO does;
-detections in crowds are ignored altogether; and classes without an object have no AP, where `tidecv` counts them as 0.
+detections in crowds are ignored altogether; and a class without an object has no AP, where `tidecv` counts it as 0, while
+one of which nothing at all was found loses all of its AP to missed objects, where `tidecv` leaves it out.
 """
 
 from typing import NamedTuple
@@ -20,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mgdet.evaluation.average_precision import DetectionArrays
-from mgdet.evaluation.matching import Floats, Ints, Matches, Overlaps
+from mgdet.evaluation.matching import Bools, Floats, Ints, Matches, Overlaps
 from mgdet.evaluation.ranking import Ranking, average_precisions, mean_defined, ranked
 from mgdet.ground_truth import GroundTruth
 
@@ -51,8 +52,8 @@ def error_types(gt: GroundTruth, det: DetectionArrays, near: Overlaps, matches: 
         near: overlaps of detections with objects of all classes, down to `NEAR_IOU`.
         matches: `[D]` by COCO's rule at `FOUND_IOU`.
     """
-    counts = ~gt.iscrowd[near.object]
-    d, o, iou = (column[counts] for column in near)
+    near = near.take(~gt.iscrowd[near.object])
+    d, o, iou = near.detection, near.object, near.iou
     same = det.labels[d] == gt.labels[o]
     found = np.zeros(len(gt.boxes), dtype=np.bool_)
     found[matches.object[matches.right]] = True
@@ -86,7 +87,7 @@ def _best(size: int, d: Ints, o: Ints, iou: Floats) -> tuple[Floats, Ints]:
     return best, index
 
 
-def _corrections(gt: GroundTruth, det: DetectionArrays, kind: Ints, about: Ints, found: Ints) -> Ints:
+def _corrections(gt: GroundTruth, det: DetectionArrays, kind: Ints, about: Ints, found: Bools) -> Ints:
     """The object that the correction of each detection finds: of those of one free object the best score does."""
     able = np.flatnonzero(np.isin(kind, (_CLASS, _LOCATION)))
     able = able[~found[about[able]]]
@@ -133,14 +134,14 @@ class ErrorCosts(NamedTuple):
 def error_costs(classes: list[Ranking], weights: Floats) -> ErrorCosts:
     """The costs in each sample of images, whose `weights [S, N]` say how often it has each.
 
-    A class whose objects would all be counted no more has an AP of 0 then, or no AP if it has no detection either.
+    If no object of a class would be left to count, its AP is 0 where it has detections, all wrong, and else 1.
     """
     ap = average_precisions(classes, weights)  # [S, V, K]
     known = ~np.isnan(ap[:, 0])
     for k, ranking in enumerate(classes):
         none_left = np.isnan(ap[:, -1, k]) & known[:, k]
         shown = (weights[:, ranking.image] * ranking.counted[-1]).sum(axis=1) > 0
-        ap[none_left & shown, -1, k] = 0.0
+        ap[none_left, -1, k] = np.where(shown, 0.0, 1.0)[none_left]
     ap = np.where(known[:, None], ap, np.nan)
     mean = mean_defined(ap, axis=2)
     return ErrorCosts(mean[:, 0], np.maximum(mean[:, 1:] - mean[:, :1], 0.0))

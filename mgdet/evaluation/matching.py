@@ -31,6 +31,10 @@ class Overlaps(NamedTuple):
     object: Ints  # [P]
     iou: Floats  # [P]; with a crowd the intersection over the area of the detection
 
+    def take(self, index: Ints | Bools) -> "Overlaps":
+        """Some of the pairs."""
+        return Overlaps(self.detection[index], self.object[index], self.iou[index])
+
 
 class Matches(NamedTuple):
     """The outcome of each of `D` detections, at one or at `T` thresholds. Neither right nor ignored is wrong."""
@@ -107,18 +111,18 @@ def match(
     rank = np.empty(d, dtype=np.int64)
     rank[order] = _places(group[order])
     out = Matches(np.zeros((t, d), dtype=np.bool_), np.tile(rank >= max_dets, (t, 1)), np.full((t, d), -1))
-    pairs = Overlaps(*(column[rank[found.detection] < max_dets] for column in found))
+    pairs = found.take(np.flatnonzero(rank[found.detection] < max_dets))
     if not len(pairs.iou):
         return out
     # The best pair of a detection is its last one: objects that count, by IoU, then by their order
     place = np.empty(d, dtype=np.int64)
     place[order] = np.arange(d)
-    pairs = _taken(pairs, np.lexsort((pairs.object, pairs.iou, ~passed_over[pairs.object], place[pairs.detection])))
+    pairs = pairs.take(np.lexsort((pairs.object, pairs.iou, ~passed_over[pairs.object], place[pairs.detection])))
     starts = np.flatnonzero(np.r_[True, pairs.detection[1:] != pairs.detection[:-1]])
     turn = _places(group[pairs.detection[starts]])  # of each detection with a pair, among those of its group
     length = np.diff(np.r_[starts, len(pairs.iou)])
     by_turn = np.argsort(np.repeat(turn, length), kind="stable")
-    pairs = _taken(pairs, by_turn)
+    pairs = pairs.take(by_turn)
     bounds = np.cumsum(np.r_[0, np.bincount(np.repeat(turn, length))])
     taken = np.zeros((m, t), dtype=np.bool_)
     reaches = pairs.iou[:, None] >= thresholds[None]
@@ -155,10 +159,6 @@ def _places(groups: Ints) -> Ints:
     """The place of each element in its group, from 0; elements of a group stand together."""
     starts = np.flatnonzero(np.r_[True, groups[1:] != groups[:-1]]) if len(groups) else np.zeros(0, dtype=np.int64)
     return np.arange(len(groups)) - np.repeat(starts, np.diff(np.r_[starts, len(groups)]))
-
-
-def _taken(pairs: Overlaps, index: Ints) -> Overlaps:
-    return Overlaps(pairs.detection[index], pairs.object[index], pairs.iou[index])
 
 
 def _iou(boxes: Floats, objects: Floats, crowd: Bools) -> Floats:

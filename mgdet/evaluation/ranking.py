@@ -111,7 +111,7 @@ def _of_class(ranking: Ranking, weights: Floats) -> Floats:
     """AP `[s, V]` of one class for the weights `[s, N]`."""
     variants = len(ranking.right)
     out = np.full((len(weights), variants), np.nan)
-    last = int(ranking.right.any(axis=0).nonzero()[0].max(initial=-1)) + 1  # what comes after changes nothing
+    last = int(np.flatnonzero(np.any(ranking.right, axis=0)).max(initial=-1)) + 1  # what comes after changes nothing
     mine = weights[:, ranking.image[:last]]  # [s, n]
     known: dict[bytes, Floats] = {}
     for v in range(variants):

@@ -25,7 +25,7 @@ def test_calibration_equals_its_definition():
         found, counts = calibration(det, matches), ~matches.ignored
         expected = oracle.expected_error(det.scores[counts], matches.right[counts])
         assert found.error == pytest.approx(expected)
-        assert found.count.sum() == counts.sum()
+        assert found.detections.sum() == counts.sum()
     nothing = calibration(DetectionArrays.empty(), coco_matches(gt, DetectionArrays.empty()))
     assert (nothing.error, nothing.worst) == (None, None)
 

@@ -81,10 +81,9 @@ def error_costs(gt, det):
             if corrected == "missed":
                 objects -= sum(gt.labels[g] == k for g in missed)
             value = ap50(rows, objects)
-            if value is None and rows:
-                value = 0.0
-            if value is not None:
-                values.append(value)
+            if value is None:
+                value = 0.0 if rows else 1.0
+            values.append(value)
         return sum(values) / len(values)
 
     base = mean(None)

@@ -1,7 +1,6 @@
 """A failed picture or report costs only a warning in a training, so here each one must really be made."""
 
 import io
-import re
 
 import pytest
 import torch
@@ -49,7 +48,7 @@ def test_the_last_evaluation_leaves_every_picture_and_table(tmp_path):
     assert (tmp_path / "runs/small/report.html").read_text() == report
     for said in ("<h1>small</h1>", "Average precision", "Errors", "retinanet", "mutual_guidance", "after step 4"):
         assert said in report
-    assert "http" not in re.sub(r'src="[^"]*"', "", report), "it needs no network"
+    assert "://" not in report, "it needs no network"
 
 
 def test_a_report_that_fails_costs_a_warning(tmp_path, caplog):
