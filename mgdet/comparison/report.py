@@ -151,7 +151,7 @@ def _table(pair: Pair, names: Sequence[str], caption: str) -> str:
     rows = [_row(pair, name, reach) for name in names]
     if not rows:
         return ""
-    header = ("", pair.base, pair.other, "difference", "low", "high", "", "")
+    header = ("", pair.base, pair.other, "difference", "", "low", "high", "")
     return table(header, rows, caption)
 
 
@@ -161,8 +161,8 @@ def _row(pair: Pair, name: str, reach: float) -> list[str]:
     shown = name.removeprefix(ERROR).removeprefix(OF_CLASS)
     strip = interval(found.low, found.value, found.high, reach) if found.low == found.low else ""
     said = f'<span class="{verdict}">{verdict}</span>' if verdict else ""
-    values = [_cell(found.base), _cell(found.other), *(_cell(v, True) for v in (found.value, found.low, found.high))]
-    return [text(shown), *values, strip, said]
+    values = [number(found.base), number(found.other), number(found.value, signed=True)]
+    return [text(shown), *values, said, *(number(v, signed=True) for v in (found.low, found.high)), strip]
 
 
 def _image_table(title: str, changes: Sequence[ImageChange]) -> str:

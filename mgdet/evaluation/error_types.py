@@ -12,8 +12,8 @@ AP at one IoU when all its errors, and no others, are corrected:
 
 Of several corrections that find the same object, the one of the best score does, and the others are taken out. The
 numbers are those of the authors' `tidecv`, but for three things: equal IoUs and scores are resolved as COCO does;
-detections in crowds are ignored altogether; and a class without an object has no AP, where `tidecv` counts it as 0, while
-one of which nothing at all was found loses all of its AP to missed objects, where `tidecv` leaves it out.
+detections in crowds are ignored altogether; and a class without an object has no AP, where `tidecv` counts it as 0,
+while one of which nothing at all was found loses all of its AP to missed objects, where `tidecv` leaves it out.
 """
 
 from typing import NamedTuple
