@@ -159,7 +159,7 @@ def _row(pair: Pair, name: str, reach: float) -> list[str]:
     found: Difference = pair.differences[name]
     verdict = pair.verdict(name)
     shown = name.removeprefix(ERROR).removeprefix(OF_CLASS)
-    strip = interval(found.low, found.value, found.high, reach) if found.low == found.low else ""
+    strip = interval(found.low, found.value, found.high, reach, verdict) if found.low == found.low else ""
     said = f'<span class="{verdict}">{verdict}</span>' if verdict else ""
     values = [number(found.base), number(found.other), number(found.value, signed=True)]
     return [text(shown), *values, said, *(number(v, signed=True) for v in (found.low, found.high)), strip]

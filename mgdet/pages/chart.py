@@ -91,13 +91,16 @@ def legend(names: Sequence[str]) -> str:
     return f'<ul class="legend">{items}</ul>'
 
 
-def interval(low: float, value: float, high: float, reach: float) -> str:
-    """A difference with its interval about 0, where the strip goes from `-reach` to `reach`."""
+def interval(low: float, value: float, high: float, reach: float, verdict: str = "") -> str:
+    """A difference with its interval about 0, where the strip goes from `-reach` to `reach`.
+
+    The verdict, `better` or `worse`, decides its colour.
+    """
 
     def at(v: float) -> float:
         return 65 + 62 * max(-1.0, min(1.0, v / reach if reach else 0.0))
 
-    color = "currentColor" if low <= 0 <= high else "var(--good)" if value > 0 else "var(--bad)"
+    color = {"better": "var(--good)", "worse": "var(--bad)"}.get(verdict, "currentColor")
     return (
         f'<svg class="interval" viewBox="0 0 130 16" aria-hidden="true"><line x1="65" y1="0" x2="65" y2="16" '
         f'stroke="currentColor" stroke-opacity=".4"/><line x1="{at(low):.1f}" y1="8" x2="{at(high):.1f}" y2="8" '
