@@ -26,7 +26,7 @@ from mgdet.tracking.view import artifact_url, how_to_see, show_runs
 
 logger = logging.getLogger(__name__)
 
-_NOTE = "mlflow.note.content"
+_NOTE, _OWN_NOTE = "mlflow.note.content", "mgdet.note"
 _MAX_VALUE = 6000  # characters of a parameter's value
 _MAX_TAG = 5000  # of a tag's
 _BATCH = 100  # parameters in one request
@@ -113,11 +113,13 @@ class Mlflow(StoreTracking):
     def set_note(self, handle: RunHandle, report: str, text: str) -> None:
         """See `StoreTracking`; MLflow shows it as the description of the run, in Markdown."""
         client = self._client(handle.store)
-        mark = f"[{report}]("
-        if mark not in (before := client.get_run(handle.run_id).data.tags.get(_NOTE, "")) and before:
+        tags = client.get_run(handle.run_id).data.tags
+        if tags.get(_NOTE, "") != tags.get(_OWN_NOTE, ""):  # a person has changed it
             return
-        note = f"{text}\n\n{mark}{artifact_url(handle.group, handle.run_id, report)})"
-        client.set_tag(handle.run_id, _NOTE, note[:_MAX_TAG])
+        link = f"\n\n[{report}]({artifact_url(handle.group, handle.run_id, report)})"
+        note = text[: _MAX_TAG - len(link)] + link
+        for tag in (_OWN_NOTE, _NOTE):
+            client.set_tag(handle.run_id, tag, note)
 
     def find_children(self, parent: RunHandle) -> list[Child]:
         """See `StoreTracking`."""
