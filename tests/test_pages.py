@@ -13,7 +13,7 @@ from mgdet.evaluation.average_precision import DetectionArrays
 from mgdet.evaluation.coco import coco_ap
 from mgdet.inference.results import ResultFiles
 from mgdet.pages.chart import Line, interval, line_chart
-from mgdet.pages.document import bars, document, number, section, table, text
+from mgdet.pages.document import bars, command, document, number, section, table, text
 from tests.chromium import chromium, screenshot
 from tests.comparison.simulated import detector, scenes
 
@@ -55,6 +55,8 @@ def test_nothing_is_taken_for_markup():
     shown = is_whole(document(name, parts))
     assert "<b>" not in shown
     assert "\x1b" not in shown
+    assert "secret" not in text("s3://me:secret@bucket/data")
+    assert "a: 1\nb: &lt;" in command("a: 1\nb: <")
 
 
 def test_charts_of_anything():

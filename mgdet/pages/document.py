@@ -5,7 +5,7 @@ import html
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from mgdet.text import printable
+from mgdet.text import printable, redacted
 
 STYLE = Path(__file__).with_name("page.css")
 
@@ -28,8 +28,8 @@ def document(title: str, body: Iterable[str], style: str = "") -> str:
 
 
 def text(value: object) -> str:
-    """Text as HTML: nothing in it is taken for markup, and control characters are seen."""
-    return html.escape(printable(str(value)))
+    """Text as HTML: nothing in it is taken for markup, control characters are seen, and passwords in URIs are not."""
+    return html.escape(printable(redacted(str(value))))
 
 
 def number(value: float | None, digits: int = 3, signed: bool = False) -> str:
@@ -96,5 +96,6 @@ def bars(title: str, rows: Sequence[tuple[str, float, str]]) -> str:
 
 
 def command(line: str) -> str:
-    """A command as it is typed."""
-    return f'<pre tabindex="0" aria-label="command"><code>{text(line)}</code></pre>'
+    """A command as it is typed, or other text whose lines count."""
+    shown = "\n".join(text(each) for each in line.splitlines())
+    return f'<pre tabindex="0" aria-label="command"><code>{shown}</code></pre>'
