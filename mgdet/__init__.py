@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 __all__ = [
+    "Comparison",
     "Diagnosis",
     "Evaluation",
     "Export",
@@ -27,6 +28,7 @@ __all__ = [
     "TuningResult",
     "Visualization",
     "__version__",
+    "compare",
     "doctor",
     "export",
     "load",
@@ -38,6 +40,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from mgdet.api import (
+        Comparison,
         Diagnosis,
         Export,
         PreparedData,
@@ -45,6 +48,7 @@ if TYPE_CHECKING:
         TrainingResult,
         TuningResult,
         Visualization,
+        compare,
         doctor,
         export,
         load,

@@ -30,6 +30,7 @@ from mgdet.structures import Category
 if TYPE_CHECKING:
     import torch
 
+    from mgdet.comparison.compare import Comparison as Compared
     from mgdet.data.formats import DataFormat
     from mgdet.diagnosis.examine import Examined
 
@@ -104,6 +105,31 @@ class Diagnosis:
         from mgdet.diagnosis.page import page
 
         return page(self._examined)
+
+
+class Comparison:
+    """How groups of runs differ on the same images; from `mgdet.compare`."""
+
+    def __init__(self, compared: "Compared") -> None:
+        self._compared = compared
+
+    def __str__(self) -> str:
+        from mgdet.comparison.report import as_text
+
+        return as_text(self._compared)
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Everything as plain values: what `mgdet compare --json` writes."""
+        from mgdet.comparison.report import as_json
+
+        return as_json(self._compared)
+
+    def html(self) -> str:
+        """A page that needs no other file."""
+        from mgdet.comparison.report import page
+
+        return page(self._compared)
 
 
 @dataclass(frozen=True)
@@ -452,6 +478,43 @@ def export(
     """
     detector = load(source, overrides, plugins=plugins)
     return detector.export(out, format, size=size, dynamic=dynamic, batch=batch, opset=opset, verify=verify)
+
+
+def compare(
+    runs: Mapping[str, str | os.PathLike[str] | Sequence[str | os.PathLike[str]]],
+    *,
+    data: str | os.PathLike[str] | None = None,
+    split: str | None = None,
+    samples: int = 1000,
+    seed: int = 0,
+    plugins: Sequence[str] = (),
+) -> Comparison:
+    """Compare detectors on the same images, with intervals from a paired bootstrap over images and runs.
+
+    Args:
+        runs: by the name of each group one run, or several that differ in their seed: directories of runs, `.pt` files
+            or directories that an evaluation wrote (`out=`). The first group is the base.
+        data: what runs and checkpoints are evaluated on; by default the data of their training.
+        split: by default the one that the training evaluated on.
+        samples: of the bootstrap, at least 100.
+        seed: of the bootstrap.
+        plugins: modules or entry points that the runs were trained with.
+
+    Raises:
+        ConfigError: fewer than two groups, or too few samples.
+        DataError: a source that cannot be read, or runs that were judged on other images.
+        CheckpointError: a run without a checkpoint, or a damaged one.
+    """
+    require_linux()
+    from mgdet.comparison.compare import compare as compare_groups
+
+    groups = {
+        name: [os.fspath(s) for s in ([given] if isinstance(given, str | os.PathLike) else given)]
+        for name, given in runs.items()
+    }
+    place = None if data is None else os.fspath(data)
+    found = compare_groups(groups, data=place, split=split, samples=samples, seed=seed, plugins=plugins)
+    return Comparison(found)
 
 
 def visualize(

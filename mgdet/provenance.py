@@ -6,6 +6,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,16 @@ def as_tags(made: dict[str, Any]) -> dict[str, str]:
     if made["git_commit"]:
         tags |= {"mlflow.source.git.commit": made["git_commit"], "mgdet.git_dirty": str(made["git_dirty"]).lower()}
     return tags
+
+
+def as_facts(made: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The same as names and texts for a page, without the command."""
+    commit = f", commit {made['git_commit'][:12]}" if made["git_commit"] else ""
+    changed = " with changes" if made["git_dirty"] else ""
+    return [
+        ("mgdet", f"{made['mgdet']}{commit}{changed}"),
+        ("hardware", ", ".join(f"{key} {value}" for key, value in made["hardware"].items())),
+    ]
 
 
 @functools.cache

@@ -79,7 +79,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_pictures(request):
-    """In the unit tier a training draws no pictures: they take longer than all of its steps."""
+    """In the unit tier a training draws no pictures and no report: they take longer than all of its steps."""
     if runs(request.config, "slow") or runs(request.config, "exhaustive"):
         yield
         return
@@ -87,13 +87,16 @@ def _no_pictures(request):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "log_pictures", lambda *args: None)
+        patch.setattr(loop, "log_report", lambda *args: None)
         yield
 
 
 @pytest.fixture
 def pictures(monkeypatch):
-    """A training draws its pictures."""
+    """A training draws its pictures and writes its report."""
     from mgdet.training import loop
     from mgdet.training.pictures import log_pictures
+    from mgdet.training.report import log_report
 
     monkeypatch.setattr(loop, "log_pictures", log_pictures)
+    monkeypatch.setattr(loop, "log_report", log_report)

@@ -65,13 +65,14 @@ def test_the_public_interface_is_frozen():
 
     parameters = {
         n: list(inspect.signature(getattr(mgdet, n)).parameters)
-        for n in ("train", "tune", "prepare", "doctor", "load", "visualize", "export")
+        for n in ("train", "tune", "prepare", "doctor", "compare", "load", "visualize", "export")
     }
     assert parameters == {
         "train": ["config", "overrides"],
         "tune": ["config", "overrides", "retry_failed"],
         "prepare": ["format", "out", "splits", "overwrite", "plugins", "options"],
         "doctor": ["data", "splits", "config", "checkpoint", "plugins", "options"],
+        "compare": ["runs", "data", "split", "samples", "seed", "plugins"],
         "load": ["source", "overrides", "device", "plugins"],
         "visualize": [
             *("source", "out", "overrides", "images", "assigners", "checkpoints", "data", "split", "near"),
@@ -93,6 +94,7 @@ def test_the_public_interface_is_frozen():
     ]
     assert set(mgdet.__all__) == {
         *(
+            "Comparison",
             "Diagnosis",
             "Evaluation",
             "Export",
@@ -105,7 +107,7 @@ def test_the_public_interface_is_frozen():
             "TuningResult",
             "Visualization",
         ),
-        *("__version__", "doctor", "export", "load", "prepare", "train", "tune", "visualize"),
+        *("__version__", "compare", "doctor", "export", "load", "prepare", "train", "tune", "visualize"),
     }
 
 

@@ -18,12 +18,14 @@ from tests.trained_runs import call, import_job, refused, train
 
 job = import_job("evaluate")
 FILES = [
+    "analysis.json",
     "annotations.json",
     "classes.csv",
     "detections.json",
     "detections.parquet",
     "metrics.json",
     "precision_recall.csv",
+    "report.html",
 ]
 
 
@@ -83,7 +85,59 @@ def test_the_table_has_each_detection(written, dataset):
         assert (row["file_name"], row["category"]) == (files[row["image_id"]], names[row["category_id"]])
 
 
-@pytest.mark.slow
+def test_supervision_reads_both(written, dataset, tmp_path):
+    """Its loader of COCO's annotations gives the objects, and the rows of the table become its detections."""
+    supervision = pytest.importorskip("supervision", reason="in the development dependencies")
+    for row in range(len(dataset)):
+        path = tmp_path / dataset.file_name(row)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(dataset.read_image(row))
+    theirs = supervision.DetectionDataset.from_coco(str(tmp_path), str(written / "annotations.json"))
+    assert theirs.classes == [category.name for category in dataset.categories]
+    truth = dataset.ground_truth()
+    table = pq.read_table(written / "detections.parquet").to_pandas()
+    for row in range(len(dataset)):
+        mine = truth.boxes[truth.box_image == row]
+        found = theirs.annotations[str(tmp_path / dataset.file_name(row))]
+        assert len(found) == len(mine)
+        np.testing.assert_allclose(found.xyxy, mine, atol=1e-3)
+        rows = table[table["image_id"] == truth.image_ids[row]]
+        detections = supervision.Detections(
+            rows[["x1", "y1", "x2", "y2"]].to_numpy(), confidence=rows["score"].to_numpy()
+        )
+        assert len(detections) == len(rows)
+
+
+def test_fiftyone_reads_them(written, dataset, tmp_path):
+    """Where it is installed: it starts a database of its own, and is no development dependency for that reason."""
+    coco = pytest.importorskip("fiftyone.utils.coco", reason="FiftyOne is not installed")
+    import fiftyone
+
+    loaded = fiftyone.Dataset()
+    for row in range(len(dataset)):
+        path = tmp_path / dataset.file_name(row)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(dataset.read_image(row))
+        loaded.add_sample(fiftyone.Sample(filepath=str(path), coco_id=int(dataset.image_ids[row])))
+    ids = {category.id: category.name for category in dataset.categories}
+    coco.add_coco_labels(
+        loaded, "found", str(written / "detections.json"), ids, label_type="detections", coco_id_field="coco_id"
+    )
+    results = json.loads((written / "detections.json").read_text())
+    assert loaded.count("found.detections") == len(results)
+
+
+def test_the_report_and_the_analysis(written, dataset):
+    report = (written / "report.html").read_text()
+    assert "<h2>Errors</h2>" in report
+    assert "://" not in report, "it needs no network"
+    found = json.loads((written / "analysis.json").read_text())
+    objects = int((~dataset.ground_truth().iscrowd).sum())
+    for title in ("size", "crowdedness", "positives of classification", "positives of localization"):
+        assert sum(group["objects"] for group in found["groups"][title]) == objects
+    assert set(found["errors"]) == {"class", "location", "both", "duplicate", "background", "missed"}
+
+
 def test_another_split_and_data_set_that_cannot_be_written(run, tmp_path):
     (tmp_path / "taken").write_text("")
     text = refused(call(job, run, "--out", tmp_path / "taken"))

@@ -72,12 +72,20 @@ def test_a_view_fits_into_a_tag_of_an_experiment():
 
 
 @pytest.mark.slow
-def test_runs_give_their_experiment_the_view_and_keep_the_kind_that_the_user_chose(tmp_path):
+def test_runs_give_their_experiment_the_view_and_what_the_user_chose_or_wrote_stays(tmp_path):
     from mlflow import MlflowClient
 
     config = Mlflow(uri=f"sqlite:///{tmp_path}/mlflow.db")
     first = config.start(NewRun("first", headlines=HEADLINES))
     client = MlflowClient(config.uri)
+    for text in ("AP 0.1", "AP 0.2"):
+        config.note(first, "report.html", text)
+        note = client.get_run(first.run_id).data.tags["mlflow.note.content"]
+        place = f"#/experiments/{first.group}/runs/{first.run_id}/artifacts/report.html"
+        assert note == f"{text}\n\n[report.html]({place})"
+    client.set_tag(first.run_id, "mlflow.note.content", "mine")
+    config.note(first, "report.html", "AP 0.3")
+    assert client.get_run(first.run_id).data.tags["mlflow.note.content"] == "mine"
     tags = client.get_experiment(first.group).tags
     assert tags["mlflow.experimentKind"] == "custom_model_development"
     assert tags[VIEW_TAG] == view_state(None, (), None)

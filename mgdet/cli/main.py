@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from mgdet import __version__
 from mgdet.cli import (
+    compare,
     configs,
     doctor,
     evaluate,
@@ -33,7 +34,7 @@ COMMANDS = {
     for c in (
         *(train.COMMAND, tune.COMMAND, prepare.COMMAND, evaluate.COMMAND, predict.COMMAND, replay.COMMAND),
         *(reproduce.COMMAND, visualize.COMMAND, export.COMMAND, export_data.COMMAND, doctor.COMMAND, configs.COMMAND),
-        *(status.COMMAND, papers.COMMAND),
+        *(status.COMMAND, compare.COMMAND, papers.COMMAND),
     )
 }
 DESCRIPTION = """Train dense object detectors whose two tasks choose each other's training samples.

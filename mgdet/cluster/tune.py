@@ -27,8 +27,9 @@ from mgdet.runs.stop import StopRequest
 from mgdet.signals import on_stop
 from mgdet.storage import child_uri, locate
 from mgdet.sweep.config import Sweep
+from mgdet.sweep.page import NAME as REPORT
 from mgdet.sweep.report import report
-from mgdet.sweep.table import table
+from mgdet.sweep.table import headline, table
 from mgdet.sweep.trials import FAILURE, Trial, TrialStore, definition, judged, ranked
 from mgdet.sweep.warm_start import earlier_trials
 from mgdet.tracking import NewRun, RunHandle, Status, Tracking
@@ -391,5 +392,7 @@ def _publish(start: _Start, parent: RunHandle, files: dict[str, bytes], winner: 
                 "mgdet.winner": str(winner is not None and trial.name == winner.name).lower(),
             }
             tracking.tag(parent.sibling(runs[trial.name]), tags)
+    said = f"Winner: {headline(start.sweep, winner)}." if winner else "No trial has a value."
+    tracking.note(parent, REPORT, said)
     if winner is not None:
         tracking.tag(parent, {"mgdet.winner": winner.name, "mgdet.winner_run_id": runs.get(winner.name, "")})

@@ -1,7 +1,6 @@
 """The page of an examination: one HTML file with contact sheets and bars, which needs no network and no other file."""
 
 import base64
-import html
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,7 +11,7 @@ from mgdet.diagnosis.examine import Examined
 from mgdet.diagnosis.kinds import KINDS, SEVERITIES
 from mgdet.diagnosis.report import by_class, summary
 from mgdet.diagnosis.thumbnails import thumbnail
-from mgdet.text import printable
+from mgdet.pages.document import bars, document, grid, table, text
 
 SHOWN = 12
 """Pictures of each finding; all cases are in the JSON file."""
@@ -22,54 +21,30 @@ CLASSES = 40
 """Classes that have a bar."""
 
 _STYLE = """
-:root { color-scheme: light dark; --line: #8884; --error: #c62828; --warning: #b26a00; --note: #3367a8; --bar: #4a86c5 }
-* { box-sizing: border-box }
-body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; padding: 1rem; max-width: 1240px; overflow-wrap: anywhere }
-h1 { font-size: 1.4rem; margin: .2rem 0 } h2 { font-size: 1.15rem; margin: 2rem 0 .6rem }
-h3 { font-size: 1rem; margin: 0 0 .4rem }
-.plots { display: grid; gap: 1rem 2rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 320px), 1fr)) }
-.bars { display: grid; grid-template-columns: max-content 1fr; gap: 2px .6rem; font-size: .85rem; align-items: center }
-.bars span { display: flex; gap: .4rem; align-items: center; white-space: nowrap }
-.bars i { background: var(--bar); height: .8rem; border-radius: 2px; min-width: 1px }
-.name { max-width: 9rem; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; text-align: right }
-table { border-collapse: collapse; width: 100% } th, td { text-align: right; padding: .2rem .5rem }
-th:first-child, td:first-child { text-align: left } tr { border-bottom: 1px solid var(--line) }
+:root { --error: #c62828; --warning: #b26a00; --note: #3367a8 }
 details { border: 1px solid var(--line); border-left: 5px solid var(--level); border-radius: 6px; margin: .8rem 0 }
 summary { padding: .6rem .8rem; cursor: pointer } details > div { padding: 0 .8rem .8rem }
 .error { --level: var(--error) } .warning { --level: var(--warning) } .note { --level: var(--note) }
 .level { color: #fff; background: var(--level); border-radius: 4px; padding: .1rem .5rem; font-size: .8rem }
-.sheet { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 210px), 1fr)) }
-figure { margin: 0 } figure img { width: 100%; border-radius: 4px; display: block; background: #8882 }
-img + img { margin-top: 3px }
+figure img { width: 100% } img + img { margin-top: 3px }
 figcaption, li { font-size: .8rem; line-height: 1.35 } ul { padding-left: 1.2rem; margin: 0 }
 """
 
 
 def page(examined: Examined) -> str:
     """The whole page."""
-    title = f"mgdet doctor: {_text(examined.data.place)}"
     parts = [
-        "<!doctype html>",
-        f'<html lang="en"><head><meta charset="utf-8"><title>{title}</title>',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<style>{_STYLE}</style></head><body>",
-        f"<h1>mgdet doctor</h1><p>{_text(summary(examined))}</p>",
+        f"<h1>mgdet doctor</h1><p>{text(summary(examined))}</p>",
         _splits(examined.data),
         "<h2>Objects</h2>",
-        '<div class="plots">',
-        *_plots(examined.data),
-        "</div>",
+        grid(_plots(examined.data)),
     ]
     for severity in SEVERITIES:
         found = [finding for finding in examined.findings if finding.severity == severity]
         if found:
             parts.append(f"<h2>{severity.capitalize()}s</h2>")
             parts += [_finding(finding, examined.data) for finding in found]
-    return "\n".join([*parts, "</body></html>", ""])
-
-
-def _text(text: str) -> str:
-    return html.escape(printable(text))
+    return document(f"mgdet doctor: {examined.data.place}", parts, _STYLE)
 
 
 def _splits(data: Data) -> str:
@@ -77,9 +52,8 @@ def _splits(data: Data) -> str:
     for split in data.splits.values():
         crowds = int(split.truth.iscrowd.sum())
         cells = (split.name, len(split.names), len(split.truth.boxes) - crowds, crowds)
-        rows.append("".join(f"<td>{_text(str(cell))}</td>" for cell in cells))
-    head = "".join(f"<th>{name}</th>" for name in ("split", "images", "objects", "crowds"))
-    return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
+        rows.append([text(cell) for cell in cells])
+    return table(("split", "images", "objects", "crowds"), rows)
 
 
 def _plots(data: Data) -> Iterator[str]:
@@ -108,19 +82,13 @@ def _octaves(values: NDArray[np.float64], step: float) -> list[tuple[str, int]]:
 
 
 def _bars(title: str, rows: list[tuple[str, int]]) -> str:
-    most = max([n for _, n in rows], default=1) or 1
-    bars = "".join(
-        f'<div class="name" title="{_text(name)}">{_text(name)}</div>'
-        f'<span><i style="width:{80 * n / most:.1f}%"></i>{n}</span>'
-        for name, n in rows
-    )
-    return f'<div><h3>{_text(title)}</h3><div class="bars">{bars}</div></div>'
+    return bars(title, [(name, n, str(n)) for name, n in rows])
 
 
 def _finding(finding: Finding, data: Data) -> str:
     figures = "".join(_figure(case, data) for case in finding.cases[:SHOWN] if case.row is not None)
     named = finding.cases if not figures else finding.cases[SHOWN:]
-    items = "".join(f"<li>{_text(str(case))}</li>" for case in named[:LISTED])
+    items = "".join(f"<li>{text(str(case))}</li>" for case in named[:LISTED])
     if len(named) > LISTED:
         items += f"<li>and {len(named) - LISTED} more</li>"
     more = (
@@ -129,8 +97,8 @@ def _finding(finding: Finding, data: Data) -> str:
     is_open = " open" if finding.severity != "note" else ""
     return (
         f'<details class="{finding.severity}"{is_open}><summary><span class="level">{KINDS[finding.kind].title}</span> '
-        f"{_text(finding.text)}</summary><div>"
-        f'{f"""<div class="sheet">{figures}</div>""" if figures else ""}{more if items else ""}</div></details>'
+        f"{text(finding.text)}</summary><div>"
+        f"{grid([figures], 210)}{more if items else ''}</div></details>"
     )
 
 
@@ -142,4 +110,4 @@ def _figure(case: Case, data: Data) -> str:
         shown.append(data.splits[split].case(row))
     jpegs = [jpeg for one in shown if (jpeg := thumbnail(one, data))]
     images = "".join(f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}">' for jpeg in jpegs)
-    return f"<figure>{images}<figcaption>{_text(str(case))}</figcaption></figure>"
+    return f"<figure>{images}<figcaption>{text(str(case))}</figcaption></figure>"

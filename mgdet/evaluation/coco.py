@@ -187,7 +187,7 @@ def _summarize(
     )
 
 
-def _xywh(boxes: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+def xywh(boxes: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     """COCO's boxes of xyxy boxes, in float64.
 
     A source's `w` does not survive `(x + w) - x` in binary, and its last bit can carry a detection over a size limit or
@@ -212,7 +212,7 @@ def _dataset(gt: GroundTruth, annotations: list[dict[str, Any]]) -> dict[str, An
 def _annotations(gt: GroundTruth) -> dict[str, Any]:
     """The ground truth as a COCO data set; ids from 1, because 0 means "unmatched" to the matchers."""
     images, classes = _id_columns(gt, gt.box_image, gt.labels)
-    rows = zip(images.tolist(), classes.tolist(), _xywh(gt.boxes).tolist(), gt.area, gt.iscrowd, strict=True)
+    rows = zip(images.tolist(), classes.tolist(), xywh(gt.boxes).tolist(), gt.area, gt.iscrowd, strict=True)
     return _dataset(
         gt,
         [
@@ -225,7 +225,7 @@ def _annotations(gt: GroundTruth) -> dict[str, Any]:
 def _results(gt: GroundTruth, det: DetectionArrays) -> dict[str, Any]:
     """The detections as what `loadRes` would make of them: that function fails on an empty list and adds polygons."""
     images, classes = _id_columns(gt, det.image, det.labels)
-    rows = zip(images.tolist(), classes.tolist(), _xywh(det.boxes).tolist(), det.scores.tolist(), strict=True)
+    rows = zip(images.tolist(), classes.tolist(), xywh(det.boxes).tolist(), det.scores.tolist(), strict=True)
     return _dataset(
         gt,
         [
@@ -281,12 +281,12 @@ def _run_hotcoco(
         known["categories"],
         images,
         classes,
-        _xywh(gt.boxes),
+        xywh(gt.boxes),
         area=gt.area.astype(np.float64),
         iscrowd=gt.iscrowd,
     )
     images, classes = _id_columns(gt, det.image, det.labels)
-    columns = np.column_stack([images, _xywh(det.boxes), det.scores, classes])
+    columns = np.column_stack([images, xywh(det.boxes), det.scores, classes])
     coco_eval = COCOeval(objects, objects.load_res(columns.astype(np.float64)), "bbox")
     coco_eval.params.max_dets = limits
     coco_eval.evaluate()

@@ -4,6 +4,7 @@ Nothing here communicates: `state()` is a dictionary of flat arrays that any tra
 the dictionaries of all ranks. An image seen twice or not at all would bias every number, so `compute()` refuses.
 """
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -97,6 +98,8 @@ class Evaluator:
         self.config = config or EvaluationConfig()
         self._metrics = [metric(ground_truth, self.config) for metric in METRICS]
         self._positions: list[NDArray[np.int64]] = []
+        self.seconds = {metric.name: 0.0 for metric in METRICS}
+        """How long each metric took so far."""
 
     def update(
         self, batch: Batch, predictions: Predictions, detections: Detections, scores: Mapping[str, Tensor]
@@ -113,7 +116,9 @@ class Evaluator:
         seen = Seen(batch, predictions, scores, detections.map(lambda t: t.detach().cpu()))
         self._positions.append(batch.positions.cpu().numpy())
         for metric in self._metrics:
+            start = time.perf_counter()
             metric.update(seen)
+            self.seconds[metric.name] += time.perf_counter() - start
 
     def state(self) -> Arrays:
         """Everything seen so far as flat arrays, small enough to be gathered."""
@@ -134,7 +139,12 @@ class Evaluator:
             DataError: some image was not seen exactly once.
         """
         self._check_coverage(self._seen_positions())
-        return EvaluationResult({metric.name: metric.compute() for metric in self._metrics})
+        results: dict[str, MetricResult] = {}
+        for metric in self._metrics:
+            start = time.perf_counter()
+            results[metric.name] = metric.compute()
+            self.seconds[metric.name] += time.perf_counter() - start
+        return EvaluationResult(results)
 
     def _seen_positions(self) -> NDArray[np.int64]:
         return np.concatenate([np.zeros(0, dtype=np.int64), *self._positions])

@@ -11,12 +11,14 @@ from mgdet.data.loader import build_eval_loader
 from mgdet.errors import ConfigError, DataError
 from mgdet.evaluation.coco import CocoAP
 from mgdet.evaluation.evaluator import AP
+from mgdet.evaluation.matching import Ints
 from mgdet.inference.load import Trained
+from mgdet.inference.positives import PositiveCounts
 from mgdet.inference.results import ResultFiles
 from mgdet.structures import Batch, Category
 from mgdet.text import duration
 from mgdet.training.distributed import World
-from mgdet.training.evaluate import evaluate
+from mgdet.training.evaluate import Evaluated, Watch, evaluate
 from mgdet.training.progress import ProgressLog
 
 logger = logging.getLogger(__name__)
@@ -55,17 +57,47 @@ def evaluate_trained(
         DataError: no data set there, no such split, an image that cannot be read, or a file that cannot be written.
         ConfigError: its classes are not those of the checkpoint.
     """
+    asked = files is not None
+    done, dataset, evaluated, positives = judge(trained, data, split, count_positives=asked, use_detections=asked)
+    if files is not None:
+        files.write(described(trained, done), evaluated.result.of(CocoAP), dataset, positives)
+    return done
+
+
+class Judgement(NamedTuple):
+    """An evaluation with everything that it stands on."""
+
+    evaluation: Evaluation
+    dataset: ShardedDataset
+    evaluated: Evaluated
+    positives: dict[str, Ints]  # of each task, how many priors learn it from each object; empty if not counted
+
+
+def judge(
+    trained: Trained,
+    data: str | None = None,
+    split: str | None = None,
+    count_positives: bool = False,
+    use_detections: bool = True,
+) -> Judgement:
+    """What `evaluate_trained` does and raises, with the detections themselves.
+
+    `count_positives` asks the assigner of the training which objects the priors would learn from. Data that were
+    prepared as tiles are refused, unless without `use_detections`: their detections are those of tiles.
+    """
     uri, name = data or trained.experiment.data.uri, split or trained.experiment.data.val_split
     dataset = ShardedDataset(uri, name, trained.experiment.data.loader.cache_mib * 2**20)
     require_categories(trained, dataset.categories, uri)
     if data is None:
         _tell_other_data(trained, dataset)
     truth = dataset.ground_truth()
-    if files is not None and truth.tiles is not None:
+    if use_detections and truth.tiles is not None:
         raise DataError(
-            f"{uri}, split {name}, was prepared as tiles, whose detections are put together in memory: the files of "
-            "--out cannot be written. Leave it out, and have the metrics written with --json."
+            f"{uri}, split {name}, was prepared as tiles, whose detections are put together in memory only: the files "
+            "of --out cannot be written, and runs cannot be compared on it. Have the metrics written with --json."
         )
+    counts = PositiveCounts(truth, trained.experiment.assigner) if count_positives else None
+    watch: dict[str, Watch] = {} if counts is None else {"watch": counts}
     metrics, evaluated = evaluate(
         trained.detector,
         _batches(dataset, trained),
@@ -73,11 +105,11 @@ def evaluate_trained(
         trained.experiment.evaluation,
         World(0, 1, trained.device),
         trained.experiment.train.precision,
+        **watch,
     )
+    assert evaluated is not None, "one process has the whole result"
     done = Evaluation(metrics, uri, name, dataset.num_images, trained.experiment.evaluation.protocol)
-    if files is not None and evaluated is not None:
-        files.write(described(trained, done), evaluated.result.of(CocoAP), dataset)
-    return done
+    return Judgement(done, dataset, evaluated, {} if counts is None else counts.counts)
 
 
 def _tell_other_data(trained: Trained, dataset: ShardedDataset) -> None:

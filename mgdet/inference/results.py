@@ -1,23 +1,27 @@
 """The files of an evaluation: its detections and objects as other tools read them, and tables by class."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mgdet.data.dataset import ShardedDataset
+from mgdet.data.decode import decode_image
 from mgdet.data.export import annotated_split
 from mgdet.data.formats.coco import Coco, coco_json
+from mgdet.evaluation.analysis import Analysis, analyse
 from mgdet.evaluation.average_precision import IOU_THRESHOLDS, RECALL_THRESHOLDS, APResult
-from mgdet.evaluation.matching import coco_matches, operating_points
+from mgdet.evaluation.evaluator import headlines
+from mgdet.evaluation.matching import Ints, OperatingPoint
+from mgdet.evaluation.page import evaluation_sections, worst_images
 from mgdet.inference.output import JsonFile, OutputFile
+from mgdet.pages.document import command, document, facts, number, text
+from mgdet.provenance import as_facts, made_by
 from mgdet.storage import child_uri
 from mgdet.structures import unique_names
 from mgdet.text import csv_text
 
-F1_IOU = 0.5
-"""IoU at which a detection is right in the table of classes."""
 CURVES = (0, 5)
 """Positions in `IOU_THRESHOLDS` of the curves: 0.50 and 0.75."""
 
@@ -28,7 +32,8 @@ class ResultFiles(NamedTuple):
     `detections.json` is in COCO's results format and `annotations.json` in its format of annotations, with the ids of
     the data set: pycocotools computes the same AP from both. `detections.parquet` has a row for each detection, with
     corners in pixels. `classes.csv` has AP of each class, and the score at which its F1 is best at an IoU of 0.50;
-    `precision_recall.csv` has the precision at 101 recalls.
+    `precision_recall.csv` has the precision at 101 recalls. `analysis.json` has errors by type, calibration, confusions
+    and AP of groups of objects, and `report.html` is a page with all of this and the worst images.
     """
 
     metrics: JsonFile
@@ -37,6 +42,8 @@ class ResultFiles(NamedTuple):
     annotations: JsonFile
     classes: OutputFile
     curves: OutputFile
+    analysis: JsonFile
+    page: OutputFile
 
     @classmethod
     def below(cls, directory: str) -> "ResultFiles":
@@ -48,16 +55,31 @@ class ResultFiles(NamedTuple):
             JsonFile(child_uri(directory, "annotations.json")),
             OutputFile(child_uri(directory, "classes.csv")),
             OutputFile(child_uri(directory, "precision_recall.csv")),
+            JsonFile(child_uri(directory, "analysis.json")),
+            OutputFile(child_uri(directory, "report.html")),
         )
 
-    def write(self, metrics: dict[str, Any], found: APResult, dataset: ShardedDataset) -> None:
-        """Write everything; `metrics.json`, which is last, says that the others are there. Raises `DataError`."""
+    def write(
+        self,
+        metrics: dict[str, Any],
+        found: APResult,
+        dataset: ShardedDataset,
+        positives: Mapping[str, Ints] | None = None,
+    ) -> None:
+        """Write everything; `metrics.json`, which is last, says that the others are there. Raises `DataError`.
+
+        `positives` are those of each task, `[M]`, how many priors learn it from each object.
+        """
         files = [dataset.file_name(row) for row in range(len(dataset))]
         self.detections.write(_coco_results(found, dataset))
         self.table.write_bytes(_parquet(found, dataset, files))
         self.annotations.write(coco_json(annotated_split(dataset, Coco(), files)))
-        self.classes.write_bytes(_classes(found, dataset).encode())
+        truth = dataset.ground_truth()
+        analysis = analyse(truth, found.detections, found.max_dets, positives)
+        self.classes.write_bytes(_classes(found, dataset, analysis.points).encode())
         self.curves.write_bytes(_curves(found).encode())
+        self.analysis.write(analysis.as_json(truth))
+        self.page.write_bytes(_page(metrics, found, dataset, analysis).encode())
         self.metrics.write(metrics)
 
 
@@ -92,10 +114,35 @@ def _parquet(found: APResult, dataset: ShardedDataset, files: Sequence[str]) -> 
     return out.getvalue()
 
 
-def _classes(found: APResult, dataset: ShardedDataset) -> str:
+def _page(metrics: Mapping[str, Any], found: APResult, dataset: ShardedDataset, analysis: Analysis) -> str:
+    truth, made = dataset.ground_truth(), made_by()
+    about = [
+        ("checkpoint", text(metrics.get("checkpoint", ""))),
+        ("data", text(f"{dataset.uri}, split {dataset.split}: {found.n_images} images, {found.n_boxes} objects")),
+    ]
+    values = metrics.get("metrics", {})
+    about += [(text(name), number(values[name], 4)) for name in headlines(values)]
+    about += [(text(name), text(value)) for name, value in as_facts(made)]
+    return document(
+        "mgdet evaluation",
+        [
+            "<h1>Evaluation</h1>",
+            facts(about),
+            command(made["command"]),
+            *evaluation_sections(found, analysis, truth),
+            worst_images(
+                truth,
+                found,
+                analysis,
+                lambda row: decode_image(dataset.read_image(row), dataset.describe(row)),
+                dataset.file_name,
+            ),
+        ],
+    )
+
+
+def _classes(found: APResult, dataset: ShardedDataset, points: Mapping[str, OperatingPoint]) -> str:
     truth = dataset.ground_truth()
-    matches = coco_matches(truth, found.detections, F1_IOU, found.max_dets)
-    points = operating_points(truth, found.detections, matches)
     rows: list[list[object]] = [
         ["class", "id", "objects", "detections", "AP", "AP50", "AP75", "F1", "score", "precision", "recall"]
     ]

@@ -13,8 +13,8 @@ from mgdet.tracking.journal import points_of
 
 Verdict = Literal["same", "differs", "DECIDES", "not recorded"]
 
-MEASURED = frozenset({"train/images_per_s", "val/seconds"})
-"""Metrics that say how long something took: no two runs agree in them."""
+MEASURED = ("train/images_per_s", "val/seconds", "time/")
+"""How metrics begin that say how long something took: no two runs agree in them."""
 WITHOUT_INFLUENCE = frozenset({"ray", "mlflow", "optuna", "pyarrow", "command", "cpus"})
 """What may differ: libraries that move, keep and search but compute nothing of a training, and how it was started.
 
@@ -144,7 +144,7 @@ def compare_metrics(there: bytes, here: bytes) -> Comparison:
 def _values(journal: bytes) -> dict[tuple[int, str], float]:
     values: dict[tuple[int, str], float] = {}
     for point in points_of(journal):
-        if point.key not in MEASURED:
+        if not point.key.startswith(MEASURED):
             values.setdefault((point.step, point.key), point.value)
     return values
 

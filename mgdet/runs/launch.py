@@ -42,6 +42,7 @@ from mgdet.tracking import Best, DataSet, NewRun, RunHandle, Status, Tracker
 from mgdet.training.checkpoint import CheckpointStore
 from mgdet.training.distributed import World
 from mgdet.training.loop import Worker
+from mgdet.training.report import NAME as REPORT
 
 logger = logging.getLogger(__name__)
 
@@ -193,6 +194,7 @@ def _launch(
         best = _best(summary, splits[-1])
         if handle:
             tracking.show_best(handle, best)
+            tracking.note(handle, REPORT, _in_words(summary))
     except (KeyboardInterrupt, Interrupted):
         status = "KILLED"
         raise
@@ -205,6 +207,11 @@ def _launch(
 
         keep_model(experiment, handle, best)
     return summary, handle
+
+
+def _in_words(summary: Summary) -> str:
+    found = ", ".join(f"{name} {summary.metrics[name]:.4f}" for name in HEADLINES if name in summary.metrics)
+    return f"Best checkpoint after epoch {summary.epoch}: {found or 'not evaluated'}."
 
 
 def _best(summary: Summary, data: DataSet) -> Best:

@@ -1,4 +1,4 @@
-"""The report of a sweep, as files: tables of trials, pictures, importances, and the winner's configuration."""
+"""The report of a sweep, as files: tables of trials, pictures, importances, the winner's configuration, and a page."""
 
 import statistics
 from collections import defaultdict
@@ -8,6 +8,7 @@ from typing import Any
 import optuna
 import yaml
 
+from mgdet.sweep import page
 from mgdet.sweep.config import Sweep
 from mgdet.sweep.pictures import divergence_against_ap, importance_bars, parallel_coordinates
 from mgdet.sweep.table import sweep_metrics
@@ -37,12 +38,15 @@ def report(sweep: Sweep, trials: Sequence[Trial]) -> dict[str, bytes]:
         "parallel_coordinates.png": parallel_coordinates(sweep, trials),
         "divergence_against_ap.png": divergence_against_ap(sweep, trials),
     }
-    if found := importance(sweep, choices):
+    found = importance(sweep, choices)
+    if found:
         files["importance.csv"] = csv_text(
             [["key", "importance"], *([k, f"{v:.4f}"] for k, v in found.items())]
         ).encode()
         pictures["importance.png"] = importance_bars(sweep, found)
-    return files | {name: picture for name, picture in pictures.items() if picture}
+    drawn = {name: picture for name, picture in pictures.items() if picture}
+    winner = files.get("winner.yaml", b"").decode()
+    return {**files, **drawn, page.NAME: page.sweep_page(sweep, trials, drawn, found, winner).encode()}
 
 
 def trials_csv(sweep: Sweep, trials: Sequence[Trial]) -> str:

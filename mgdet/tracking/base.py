@@ -63,6 +63,9 @@ class Tracking(Config):
     def keep_model(self, handle: RunHandle, best: Best, files: ModelFiles) -> None:
         """Keep the best checkpoint of a run, after `show_best`, as a model that others can load."""
 
+    def note(self, handle: RunHandle, report: str, text: str) -> None:
+        """Describe a run by a text and a link to its artifact `report`; a description that a person wrote stays."""
+
     def children(self, parent: RunHandle) -> list[Child]:
         """The runs of the trials of a sweep."""
         return []
@@ -134,6 +137,9 @@ class StoreTracking(Tracking):
     def store_model(self, handle: RunHandle, best: Best, files: ModelFiles) -> None:
         """Store a model; what is stored already is left as it is."""
 
+    def set_note(self, handle: RunHandle, report: str, text: str) -> None:
+        """Note a description with a link to an artifact, unless a person has written one."""
+
     def find_children(self, parent: RunHandle) -> list[Child]:
         """All runs whose `parent_run_id` was this one."""
         return []
@@ -189,6 +195,10 @@ class StoreTracking(Tracking):
     def keep_model(self, handle: RunHandle, best: Best, files: ModelFiles) -> None:
         """See `Tracking`. It has ten times `call_timeout_s`; raises what the store raises, and `TimeoutError`."""
         within(10 * self.call_timeout_s, self.store_model, handle, best, files)
+
+    def note(self, handle: RunHandle, report: str, text: str) -> None:
+        """See `Tracking`; a store that is away costs a warning."""
+        self._try(handle, "described", self.set_note, handle, report, text)
 
     def _try(self, handle: RunHandle, done: str, call: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
         """Make a call to the store within its deadline; where it fails, warn that the run could not be `done`."""

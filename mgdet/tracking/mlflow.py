@@ -24,10 +24,11 @@ from mgdet.tracking.client import connect, mlflow_name, resolve_uri, shown_uri, 
 from mgdet.tracking.models import has_files, log_files
 from mgdet.tracking.origin import log_data, show_model
 from mgdet.tracking.run import Best, Child, Connection, ModelFiles, NewRun, Point, RunHandle, Status
-from mgdet.tracking.view import how_to_see, show_runs
+from mgdet.tracking.view import artifact_url, how_to_see, show_runs
 
 logger = logging.getLogger(__name__)
 
+_NOTE, _OWN_NOTE = "mlflow.note.content", "mgdet.note"
 _MAX_VALUE = 6000  # characters of a parameter's value
 _MAX_TAG = 5000  # of a tag's
 _BATCH = 100  # parameters in one request
@@ -139,6 +140,17 @@ class Mlflow(StoreTracking):
     def store_model(self, handle: RunHandle, best: Best, files: ModelFiles) -> None:
         """See `StoreTracking`: the files of the logged model that `set_best` has made, and a registered version."""
         log_files(self._client(handle.store), handle.run_id, best, files, self.register)
+
+    def set_note(self, handle: RunHandle, report: str, text: str) -> None:
+        """See `StoreTracking`; MLflow shows it as the description of the run, in Markdown."""
+        client = self._client(handle.store)
+        tags = client.get_run(handle.run_id).data.tags
+        if tags.get(_NOTE, "") != tags.get(_OWN_NOTE, ""):  # a person has changed it
+            return
+        link = f"\n\n[{report}]({artifact_url(handle.group, handle.run_id, report)})"
+        note = text[: _MAX_TAG - len(link)] + link
+        for tag in (_OWN_NOTE, _NOTE):
+            client.set_tag(handle.run_id, tag, note)
 
     def find_children(self, parent: RunHandle) -> list[Child]:
         """See `StoreTracking`."""

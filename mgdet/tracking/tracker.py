@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
@@ -19,8 +19,8 @@ from mgdet.bounded import Caller
 from mgdet.storage import Location
 from mgdet.text import first_line
 from mgdet.tracking.copies import JournalCopies
-from mgdet.tracking.journal import Journal, Outbox, fresh
-from mgdet.tracking.run import Connection, RunHandle
+from mgdet.tracking.journal import Journal, Outbox, fresh, points_of
+from mgdet.tracking.run import Connection, Point, RunHandle
 
 if TYPE_CHECKING:
     from mgdet.tracking.base import StoreTracking
@@ -55,6 +55,9 @@ class Tracker(Protocol):
     def artifact(self, data: bytes | str | Path, name: str) -> None:
         """Record bytes, text, or a copy of the file at a Path under `name`, which may have directories."""
 
+    def points(self) -> Iterator[Point]:
+        """What was logged so far, also by earlier starts of the run, under the metrics' own names."""
+
     def secure(self) -> None:
         """See that what was recorded survives this machine, before a checkpoint does; waits for a bounded time."""
 
@@ -70,6 +73,10 @@ class NullTracker:
 
     def artifact(self, data: bytes | str | Path, name: str) -> None:
         """Discard the artifact."""
+
+    def points(self) -> Iterator[Point]:
+        """Nothing."""
+        return iter(())
 
     def secure(self) -> None:
         """Return at once: nothing is recorded."""
@@ -131,6 +138,10 @@ class JournalTracker:
             self._outbox.put(data, name)
         except Exception as error:
             self._refuse(f"artifact {name}", error)
+
+    def points(self) -> Iterator[Point]:
+        """See `Tracker`: what the journal holds."""
+        return points_of(self._journal.path.read_bytes() if self._journal.path.exists() else b"")
 
     def secure(self) -> None:
         """Copy the journal to the run's storage if it lies elsewhere, and wait for that for ten seconds at most."""

@@ -109,6 +109,11 @@ def run_url(uri: str, experiment_id: str, run_id: str) -> str:
     return f"{_address(uri)}/#/experiments/{experiment_id}/runs/{run_id}?workflowType={MODE}"
 
 
+def artifact_url(experiment_id: str, run_id: str, name: str) -> str:
+    """The address of an artifact of a run; within MLflow's own pages, so that it holds wherever they are served."""
+    return f"#/experiments/{experiment_id}/runs/{run_id}/artifacts/{name}"
+
+
 def is_server(uri: str) -> bool:
     """Whether the store has a UI of its own."""
     return uri.startswith(("http://", "https://"))

@@ -1,6 +1,7 @@
 """Evaluation over all workers: each evaluates its shard, and rank 0 computes the metrics from what all gathered."""
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from mgdet.evaluation.evaluator import EvaluationConfig, EvaluationResult, Evaluator
 from mgdet.ground_truth import GroundTruth
 from mgdet.models import Detector
-from mgdet.structures import Batch, Detections
+from mgdet.structures import Batch, Detections, Predictions
 from mgdet.training.distributed import World
 from mgdet.training.precision import Asked, autocast
 
@@ -32,6 +33,15 @@ class Evaluated(NamedTuple):
 
     result: EvaluationResult
     samples: Samples
+    seconds: Mapping[str, float]
+    """How long the parts took on this rank, by `PARTS` and the names of the metrics."""
+
+
+Watch = Callable[[Batch, Predictions], None]
+"""Is shown each batch with what the network predicts for it, before suppression."""
+DATA, NETWORK, POSTPROCESS = "data", "network", "postprocess"
+PARTS = (DATA, NETWORK, POSTPROCESS)
+"""Parts of an evaluation beside its metrics: waiting for images, the network, and what makes detections of it."""
 
 
 @torch.no_grad()
@@ -42,6 +52,7 @@ def evaluate(
     config: EvaluationConfig,
     world: World,
     precision: Asked = "fp32",
+    watch: Watch = lambda batch, predictions: None,
 ) -> tuple[dict[str, float], Evaluated | None]:
     """Evaluate a network: the metrics by tracking name on every rank, and the whole result on rank 0 (else None).
 
@@ -52,11 +63,19 @@ def evaluate(
     network.eval()
     evaluator = Evaluator(ground_truth, config)
     samples = Samples([], [], [], [], [])
-    for host_batch in loader:
+    seconds = dict.fromkeys(PARTS, 0.0)
+    for host_batch in _timed(loader, seconds):
         batch = host_batch.to(world.device)
+        start = time.perf_counter()
         with autocast(world.device, precision):
             predictions = network(batch.images, batch.sizes)
+        _wait(world)
+        between = time.perf_counter()
         detections, scores = network.detect(predictions, batch.sizes, batch.original_sizes)
+        _wait(world)
+        seconds[NETWORK] += between - start
+        seconds[POSTPROCESS] += time.perf_counter() - between
+        watch(batch, predictions)
         evaluator.update(batch, predictions, detections, scores)
         if world.is_main:
             _keep_samples(samples, host_batch, detections)
@@ -67,8 +86,10 @@ def evaluate(
     outcome: dict[str, float] | Exception = {}
     if states is not None:
         try:
-            result = evaluator.merge(states).compute()
-            evaluated = Evaluated(result, samples)
+            merged = evaluator.merge(states)
+            result = merged.compute()
+            of_metrics = {name: evaluator.seconds[name] + merged.seconds[name] for name in merged.seconds}
+            evaluated = Evaluated(result, samples, {**seconds, **of_metrics})
             outcome = result.metrics()
         except Exception as error:  # the other ranks wait for an answer, whatever it is
             outcome = error
@@ -76,6 +97,21 @@ def evaluate(
     if isinstance(outcome, Exception):
         raise outcome
     return outcome, evaluated
+
+
+def _timed(loader: Iterable[Batch], seconds: dict[str, float]) -> Iterator[Batch]:
+    """The same batches; how long they were waited for is added to `seconds`."""
+    start = time.perf_counter()
+    for batch in loader:
+        seconds[DATA] += time.perf_counter() - start
+        yield batch
+        start = time.perf_counter()
+
+
+def _wait(world: World) -> None:
+    """Until the accelerator has done its work, whose time would else be that of whatever waits for it."""
+    if world.device.type == "cuda":
+        torch.cuda.synchronize(world.device)
 
 
 def _keep_samples(samples: Samples, batch: Batch, detections: Detections) -> None:

@@ -27,7 +27,7 @@ from mgdet.structures import Batch
 from mgdet.tracking import Tracker
 from mgdet.training.checkpoint import FORMAT, UNFIT, CheckpointStore, UnsavedError, weights_file
 from mgdet.training.distributed import World
-from mgdet.training.evaluate import evaluate
+from mgdet.training.evaluate import Evaluated, evaluate
 from mgdet.training.generators import generator_state, make_reproducible, set_generator_state
 from mgdet.training.nonfinite import capture, non_finite_error
 from mgdet.training.optim import EMA, build_optimizer
@@ -37,6 +37,7 @@ from mgdet.training.position import Position
 from mgdet.training.precision import emulation, gradient_scaler
 from mgdet.training.profile import Profile, stage, staged
 from mgdet.training.progress import Lines, ProgressLog, Throughput, progress_line, show, training_progress
+from mgdet.training.report import log_report
 from mgdet.training.saver import Saver
 from mgdet.training.schedules import Span
 from mgdet.training.step import StepSums, accumulate_gradients
@@ -84,6 +85,8 @@ class Worker:
         self.position = Position().on(world.size, self.loader.batches.batch_size)
         self._lines = Lines()
         self._profile = Profile(train.profile if world.is_main else 0, world.device, experiment.run_uri, tracker)
+        self._evaluated: Evaluated | None = None
+        """The last evaluation of the training, on rank 0."""
         self._resume()
         self._set_rate()
         self.network: nn.Module = self.detector
@@ -120,6 +123,8 @@ class Worker:
                     self._evaluate(last)
             self._save(self.position.metrics if evaluated else {}, last)
             self._profile.end()
+            if last and self._evaluated is not None:
+                log_report(self.tracker, self.experiment, self.val_data, self._evaluated)
             if evaluated:
                 self.on_evaluation({"epoch": epoch + 1, "step": self.position.step, **self.position.metrics})
             if not last and self.stop_asked():
@@ -406,9 +411,13 @@ class Worker:
         if not self.world.is_main:
             return
         seconds = time.perf_counter() - start
-        extra = {"val/seconds": seconds, "epoch": float(self.position.epoch)}
+        parts = {f"time/{part}": taken for part, taken in evaluated.seconds.items()} if evaluated else {}
+        extra = {"val/seconds": seconds, **parts, "epoch": float(self.position.epoch)}
         self.tracker.log({**metrics, **extra}, step=self.position.step)
         shown = [f"{k} {metrics[k]:.3f}" for k in headlines(metrics, brief=True)]
         logger.info("epoch %d: %s (%.0f s)", self.position.epoch, ", ".join(shown), seconds)
         if last and evaluated is not None:
+            start = time.perf_counter()
             log_pictures(self.tracker, evaluated, self.categories)
+            self.tracker.log({"time/pictures": time.perf_counter() - start}, step=self.position.step)
+            self._evaluated = evaluated

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from mgdet.errors import ConfigError, DataError, NonFiniteError
 from mgdet.evaluation import DetectionArrays, coco_ap
-from mgdet.evaluation.coco import _run_hotcoco, _run_pycocotools, _xywh
+from mgdet.evaluation.coco import _run_hotcoco, _run_pycocotools
+from mgdet.evaluation.coco import xywh as coco_xywh
 from mgdet.ground_truth import GroundTruth
 from mgdet.structures import Category
 
@@ -245,7 +246,7 @@ def test_a_higher_limit_counts_in_ap_as_in_pycocotools(backend, max_dets):
 @given(st.lists(st.tuples(*[st.integers(0, 400_000)] * 4), min_size=1, max_size=20), st.sampled_from([10, 100, 1000]))
 def test_decimal_boxes_survive_the_round_trip(boxes, unit):
     xywh = np.array(boxes) / unit
-    assert _xywh(xyxy(xywh)).tolist() == xywh.tolist()
+    assert coco_xywh(xyxy(xywh)).tolist() == xywh.tolist()
 
 
 def test_nothing_is_printed(capsys):

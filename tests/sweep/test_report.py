@@ -59,6 +59,7 @@ def test_every_file_is_what_it_says(made):
         "importance.png",
         "parallel_coordinates.png",
         "divergence_against_ap.png",
+        "report.html",
     }
     assert "front-s-006.yaml" in fronts
     for name, data in files.items():
@@ -79,7 +80,17 @@ def test_the_table_of_trials_is_in_order_of_merit(made):
     assert float(by_name["s-006"]["val/AP"]) == pytest.approx(0.24)
 
 
-@pytest.mark.slow
+def test_the_page_has_every_trial_and_picture(made):
+    sweep, trials = made
+    page = report(sweep, trials)["report.html"].decode()
+    for trial in trials:
+        assert f">{trial.name}</th>" in page
+    assert page.count("data:image/png;base64,") == 2
+    assert "share of each key" in page
+    assert "# s-006 of the sweep s" in page, "the winner's configuration"
+    assert "no trial" not in report(sweep, [])["report.html"].decode()
+
+
 def test_the_winner_trains_as_it_is(made, tmp_path):
     sweep, trials = made
     for name, data in report(sweep, trials).items():
@@ -125,7 +136,7 @@ def test_a_sweep_without_any_value_still_has_its_table(tmp_path):
     sweep = load_sweep(write(tmp_path))
     book = TrialStore(str(tmp_path / "s"), "s")
     book.new(sweep, {"assigner.sigma": 2}, {"assigner.sigma": 2}).state = "failed"
-    assert set(report(sweep, book.trials)) == {"trials.csv"}
+    assert set(report(sweep, book.trials)) == {"trials.csv", "report.html"}
     assert set(report(sweep, [])) == {"trials.csv"}
 
 
