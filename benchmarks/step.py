@@ -97,7 +97,7 @@ def torchvisions(args: argparse.Namespace, batch: Batch) -> Action:
     return step
 
 
-def class_losses(images: int, priors: int, classes: int, device: torch.device) -> dict[str, Action]:
+def class_losses(images: int, priors: int, classes: int, device: torch.device) -> list[dict[str, Action]]:
     """Each class loss forward and backward, by the formula and with the derivative written out."""
     logits = (1.5 * torch.randn(images, priors, classes, device=device) - 4).requires_grad_()
     positive = torch.rand(images, priors, device=device) < 0.01
@@ -112,11 +112,13 @@ def class_losses(images: int, priors: int, classes: int, device: torch.device) -
 
         return both
 
-    out = {}
-    for loss in (FocalLoss(), QualityFocalLoss(), VarifocalLoss()):
-        out[f"{loss.name}, formula"] = action(partial(ClassTerm.of_priors, loss))
-        out[f"{loss.name}, fused"] = action(loss.of_priors)
-    return out
+    return [
+        {
+            f"{loss.name}, formula": action(partial(ClassTerm.of_priors, loss)),
+            f"{loss.name}, fused": action(loss.of_priors),
+        }
+        for loss in (FocalLoss(), QualityFocalLoss(), VarifocalLoss())
+    ]
 
 
 def compare(arms: dict[str, Action], rounds: int, device: torch.device) -> None:
@@ -153,7 +155,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(0)
     if args.loss:
-        compare(class_losses(*args.loss, args.device), args.rounds, args.device)
+        for pair in class_losses(*args.loss, args.device):
+            compare(pair, args.rounds, args.device)
         return
     batch = random_batch(args.batch, *args.image, args.objects, args.classes).to(args.device)
     baseline = "max_iou" if args.model == "retinanet" else "center_sampling"
