@@ -48,7 +48,7 @@ def registered(tmp_path_factory):
     store = f"sqlite:///{directory}/mlflow.db"
     experiment = small_experiment(
         directory,
-        tracking={"uri": store, "register": "cells"},
+        tracking={"uri": store, "register": "cells", "call_timeout_s": 3600},
         model__postprocess={"score_threshold": 0.005},
     )
     try:
@@ -112,7 +112,7 @@ def test_the_model_is_in_the_run_and_nothing_is_done_twice(registered, monkeypat
 @pytest.mark.slow
 def test_the_alias_is_that_of_the_best_run(registered, tmp_path):
     _, store, _ = registered
-    config = Mlflow(uri=store)
+    config = Mlflow(uri=store, call_timeout_s=3600)
     (tmp_path / "x.onnx").write_bytes(b"")
     files = ModelFiles(tmp_path / "x.onnx", tmp_path / "x.onnx", b"")
     client = client_of(store)
