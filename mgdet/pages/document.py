@@ -51,7 +51,8 @@ def section(title: str, *parts: str, hint: str = "") -> str:
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "", words: bool = False) -> str:
     """A table whose first column names its rows; header and caption are text, cells are HTML.
 
-    With `words` the last column is aligned as text is, else all but the first one as numbers are. Where it is too wide it scrolls by itself, also by keyboard.
+    With `words` the last column is aligned as text is, else all but the first one as numbers are. Where the table is
+    too wide it scrolls by itself, also by keyboard.
     """
     head = "".join(f'<th scope="col">{text(name)}</th>' for name in header)
     body = "".join(
