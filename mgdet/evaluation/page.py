@@ -44,7 +44,7 @@ def evaluation_sections(found: APResult, analysis: Analysis, gt: GroundTruth) ->
     """The sections of a page on an evaluation, without pictures."""
     return [
         section("Classes", _classes(found, analysis), hint=_score_hint(found)),
-        section("Curves", _curves(found, analysis)),
+        section("Precision, recall and calibration", _curves(found, analysis)),
         section("Errors", *_errors(analysis)),
         section("Which class is taken for which", _confusion(analysis, gt), hint=_CONFUSION_HINT),
         section("Groups of objects", _groups(analysis), hint=_GROUPS_HINT),
@@ -110,8 +110,8 @@ def _errors(analysis: Analysis) -> Iterator[str]:
     counts = analysis.counts()
     costs = [(name, cost, number(cost)) for name, cost in analysis.costs.items()]
     yield grid([bars("AP50 lost to errors of a type", costs)] if costs else [])
-    rows = [[text(name), str(n), number(analysis.costs.get(name)), f"{_MEANING[name]}"] for name, n in counts.items()]
-    yield table(("type", "number", "AP50 lost", "what it is"), rows, "Types of errors (TIDE)")
+    rows = [[text(name), str(n), number(analysis.costs.get(name)), text(_MEANING[name])] for name, n in counts.items()]
+    yield table(("type", "number", "AP50 lost", "what it is"), rows, "Types of errors (TIDE)", words=True)
 
 
 def _confusion(analysis: Analysis, gt: GroundTruth) -> str:
@@ -140,13 +140,14 @@ def _shaded(n: int, share: float, right: bool) -> str:
 
 
 def _groups(analysis: Analysis) -> str:
-    return grid(
+    tables = [
         table(
             (f"by {title}", "objects", "AP", "recall"),
             [[text(s.name), str(s.objects), number(s.ap), number(s.recall)] for s in found],
         )
         for title, found in analysis.groups.items()
-    )
+    ]
+    return grid(tables, 420)
 
 
 def worst_images(

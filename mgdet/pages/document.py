@@ -48,10 +48,11 @@ def section(title: str, *parts: str, hint: str = "") -> str:
     return f"<section><h2>{text(title)}</h2>{said}{''.join(shown)}</section>"
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "") -> str:
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "", words: bool = False) -> str:
     """A table whose first column names its rows; header and caption are text, cells are HTML.
 
-    Where it is too wide it scrolls by itself, also by keyboard.
+    With `words` the last column is aligned as text is, else all but the first one as numbers are. Where the table is
+    too wide it scrolls by itself, also by keyboard.
     """
     head = "".join(f'<th scope="col">{text(name)}</th>' for name in header)
     body = "".join(
@@ -60,8 +61,9 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "
     )
     title = f"<caption>{text(caption)}</caption>" if caption else ""
     label = text(caption or header[0] or "table")
+    kind = ' class="words"' if words else ""
     return (
-        f'<div class="wide" tabindex="0" role="region" aria-label="{label}"><table>{title}'
+        f'<div class="wide" tabindex="0" role="region" aria-label="{label}"><table{kind}>{title}'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 

@@ -88,7 +88,7 @@ def run_page(
             f"<h1>{text(experiment.name)}</h1>",
             facts([*_about(experiment, data, record, made), *_result(curves, metrics)]),
             section("The command", command(typed)) if typed else "",
-            section("Curves", grid(_charts(curves)), hint="Over optimizer steps."),
+            section("Training", grid(_charts(curves)), hint="Over optimizer steps."),
             *evaluation_sections(found, analysis, truth),
             worst_images(
                 truth,

@@ -30,11 +30,11 @@ def holds(trials, runs, samples, images=80, spread=0.0):
 
 @pytest.mark.slow
 def test_intervals_hold_no_difference():
-    """Far from 95 % a broken interval would be: the standard error of 60 trials is 3 %."""
-    shares = holds(60, runs=1, samples=200, images=60)
-    assert all(share >= 0.85 for share in shares.values()), shares
-    shares = holds(30, runs=3, samples=200, images=60, spread=0.3)
+    """What is broken is far from 95 %: the standard error is 4 % of 30 trials, and 7 % of 10."""
+    shares = holds(30, runs=1, samples=150, images=60)
     assert all(share >= 0.8 for share in shares.values()), shares
+    shares = holds(10, runs=2, samples=150, images=60, spread=0.5)
+    assert all(share >= 0.7 for share in shares.values()), shares
 
 
 @pytest.mark.exhaustive

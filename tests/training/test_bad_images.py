@@ -141,7 +141,7 @@ def work(rank, directory, limit):
     dist.init_process_group(
         "gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2, timeout=timedelta(seconds=60)
     )
-    loop.log_pictures = lambda *args: None
+    loop.log_pictures = loop.log_report = lambda *args: None
     world = World.current(CPU)
     worker = Worker(spoilt(Path(directory), range(6), data__max_bad_images=limit), world, NullTracker())
     try:
