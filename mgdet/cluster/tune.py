@@ -24,7 +24,7 @@ from mgdet.runs.record import Record, differences, log_directory, own, read_reco
 from mgdet.runs.resolve import resolve
 from mgdet.runs.resources import Resources, describe
 from mgdet.runs.stop import StopRequest
-from mgdet.signals import on_stop
+from mgdet.signals import on_stop, received
 from mgdet.storage import child_uri, locate
 from mgdet.sweep.config import Sweep
 from mgdet.sweep.page import NAME as REPORT
@@ -315,8 +315,9 @@ def _fit(start: _Start, retry_failed: bool) -> None:
     try:
         with stop.offered(), on_stop(leave):
             tuner.fit()
-    except KeyboardInterrupt:  # the second signal
-        recorder.abandon()
+    except KeyboardInterrupt:
+        if received() is not None:  # a second signal; otherwise another process owns the sweep now
+            recorder.abandon()
         raise
     with on_stop(says="ending the runs in the tracker"):
         recorder.settle()

@@ -170,9 +170,7 @@ class Outbox:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._lock = threading.Lock()
-        for left in (
-            () if root.is_symlink() else root.glob(f"{_INCOMING}*")
-        ):  # copies that a killed process did not finish
+        for left in self._below(f"{_INCOMING}*"):  # copies that a killed process did not finish
             with contextlib.suppress(OSError):
                 left.unlink()
 
@@ -196,12 +194,15 @@ class Outbox:
     def waiting(self) -> list[Path]:
         """The files that still have to be sent, the oldest first."""
         ages: dict[Path, int] = {}
-        for path in () if self.root.is_symlink() else self.root.rglob("*"):
+        for path in self._below("**/*"):
             # `put` makes no links: one would send a file from outside
             if path.is_file() and not path.is_symlink() and not path.name.startswith(_INCOMING):
                 with contextlib.suppress(FileNotFoundError):  # sent meanwhile
                     ages[path] = path.stat().st_mtime_ns
         return sorted(ages, key=lambda path: (ages[path], path))
+
+    def _below(self, pattern: str) -> Iterator[Path]:
+        return iter(()) if self.root.is_symlink() else self.root.glob(pattern)
 
     def version(self, path: Path) -> tuple[int, int]:
         """Something that differs after `put` has replaced the file: its inode and time of change."""
