@@ -161,7 +161,7 @@ def test_paa_splits_as_scikit_learn_does():
 def test_ota_gives_each_object_its_units():
     """Two objects far apart, whose candidates all fit: k is the sum of the overlaps, and so many they get."""
     priors = pyramid((8.0, 8, 8), points=True)
-    objects = [(4.0, 4.0, 28.0, 28.0), (36.0, 36.0, 60.0, 60.0)]
+    objects = [(0.0, 0.0, 24.0, 24.0), (40.0, 40.0, 64.0, 64.0)]
     middles = 0.5 * (priors.boxes[:, :2] + priors.boxes[:, 2:])
     decoded = [objects[0] if x + y < 64 else objects[1] for x, y in middles.tolist()]
     labels = assign(OTA(), table_inputs(priors, [objects], decoded=decoded, logits=0.0)).cls
