@@ -21,6 +21,7 @@ from mgdet.assign import (
     Permutation,
 )
 from mgdet.assign.paa import better_part
+from mgdet.assign.places import ALL
 from mgdet.errors import ConfigError
 from mgdet.structures import IGNORED, NEGATIVE, PriorLayout
 from tests.assign.helpers import (
@@ -161,7 +162,7 @@ def test_paa_splits_as_scikit_learn_does():
 def test_ota_gives_each_object_its_units():
     """Two objects far apart, whose candidates all fit: k is the sum of the overlaps, and so many they get."""
     priors = pyramid((8.0, 8, 8), points=True)
-    objects = [(4.0, 4.0, 28.0, 28.0), (36.0, 36.0, 60.0, 60.0)]
+    objects = [(0.0, 0.0, 24.0, 24.0), (40.0, 40.0, 64.0, 64.0)]
     middles = 0.5 * (priors.boxes[:, :2] + priors.boxes[:, 2:])
     decoded = [objects[0] if x + y < 64 else objects[1] for x, y in middles.tolist()]
     labels = assign(OTA(), table_inputs(priors, [objects], decoded=decoded, logits=0.0)).cls
@@ -196,13 +197,18 @@ def test_lots_depend_on_the_step_only_where_they_are_to():
 
 
 def test_lots_are_spread_evenly():
-    """Of 64 priors that all overlap an object each is drawn about as often over 200 seeds."""
-    inputs = table_inputs(pyramid((8.0, 8, 8), points=True), [[(0.0, 0.0, 64.0, 64.0)]])
-    drawn = torch.zeros(64)
-    for seed in range(200):
-        drawn += assign(Permutation(of="simota", seed=seed, redraw="never"), inputs).cls.gt_index[0] >= 0
-    assert drawn.min() > 0.3 * drawn.mean()
-    assert drawn.max() < 2.5 * drawn.mean()
+    """200 lots of each of 64 priors: their means are a half within four of their standard deviations."""
+    _, predictions, targets = table_inputs(pyramid((8.0, 8, 8), points=True), [[(0.0, 0.0, 64.0, 64.0)]])
+    lots = torch.cat(
+        [
+            Permutation(seed=seed)._lots(0, predictions).quality(targets.boxes, targets.labels, ALL)[0]
+            for seed in range(200)
+        ]
+    )
+    assert lots.shape == (200, 64)
+    assert (lots.mean(dim=0) - 0.5).abs().max() < 4 * (1 / 12 / 200) ** 0.5
+    assert (lots.mean() - 0.5).abs() < 4 * (1 / 12 / 12_800) ** 0.5
+    assert len(lots.unique()) > 0.99 * lots.numel()
 
 
 def test_a_permutation_follows_its_method():
