@@ -43,9 +43,8 @@ def find_colours(trained, images):
 
 @pytest.mark.parametrize(("tile", "overlap"), [(90, 0.5), (200, 0.2), (64, 0.9)])
 @pytest.mark.parametrize("batch_size", [1, 4])
-def test_objects_smaller_than_the_overlap_are_found_once(monkeypatch, tile, overlap, batch_size):
-    monkeypatch.setattr(predict, "detect", find_colours)
-    found = predict.detect_in_tiles(TRAINED, picture(), tile, overlap, batch_size)
+def test_objects_smaller_than_the_overlap_are_found_once(tile, overlap, batch_size):
+    found = predict.detect_in_tiles(TRAINED, picture(), tile, overlap, batch_size, find_colours)
     assert found.valid.all()
     boxes = dict(zip(found.labels[0].tolist(), found.boxes[0].tolist(), strict=True))
     assert found.labels.shape == (1, 3)
@@ -53,9 +52,8 @@ def test_objects_smaller_than_the_overlap_are_found_once(monkeypatch, tile, over
     assert found.scores[0].tolist() == sorted(found.scores[0].tolist(), reverse=True)
 
 
-def test_a_picture_without_detections(monkeypatch):
-    monkeypatch.setattr(predict, "detect", find_colours)
-    found = predict.detect_in_tiles(TRAINED, torch.zeros(3, 100, 150, dtype=torch.uint8), 64, 0.2)
+def test_a_picture_without_detections():
+    found = predict.detect_in_tiles(TRAINED, torch.zeros(3, 100, 150, dtype=torch.uint8), 64, 0.2, find=find_colours)
     assert found.boxes.shape == (1, 0, 4)
 
 

@@ -104,6 +104,13 @@ class FullDisk:
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
+@pytest.mark.parametrize("name", ["trace.json.gz", "a.bz2", "a.zst", "a.lz4"])
+def test_bytes_stay_what_they_are_whatever_the_name_says(name, tmp_path):
+    locate(tmp_path / name).replace(b"plain")
+    assert (tmp_path / name).read_bytes() == b"plain"
+    assert locate(tmp_path / name).read_bytes() == b"plain"
+
+
 def test_replace_shows_the_old_file_or_the_new_one(tmp_path, monkeypatch):
     file = locate(tmp_path) / "run.json"
     file.replace(b"old")

@@ -36,7 +36,7 @@ _LOCK_S = 45.0  # a database is made in seconds, also on a slow disk; less than 
 
 
 # pydantic warns of the key `register`, because ABCMeta has a method of this name; no instance sees that one
-warnings.filterwarnings("ignore", 'Field name "register" in "Mlflow" shadows')
+warnings.filterwarnings("ignore", 'Field name "register" in .* shadows')
 
 
 class Mlflow(StoreTracking):
@@ -71,6 +71,11 @@ class Mlflow(StoreTracking):
         description="name of a registered model that gets this model as a version; its alias `best` is the version "
         "with the highest val/AP of all; implies log_model",
     )
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Declare `register` again: pydantic would take the method of ABCMeta for its default in a subclass."""
+        super().__init_subclass__(**options)
+        cls.register = Mlflow.model_fields["register"]  # type: ignore[assignment]  # a field of the class, as above
 
     def where(self, handle: RunHandle | None = None) -> str:
         """See `StoreTracking`."""

@@ -349,7 +349,10 @@ def test_lvis(tmp_path: Path, photos: Path, caplog: pytest.LogCaptureFixture) ->
             {"id": 4, "file_name": "a.jpg", "height": 30, "width": 40, "neg_category_ids": [2]},
         ],
         "annotations": [{"id": 1, "image_id": 9, "category_id": 2, "bbox": [1, 2, 3, 4], "area": 12}],
-        "categories": [{"id": 2, "name": "cow", "synset": "cow.n.01", "frequency": "r"}],
+        "categories": [
+            {"id": 2, "name": "cow", "synset": "cow.n.01", "frequency": "r"},
+            {"id": 5, "name": "pig", "synset": "pig.n.01", "frequency": "r"},
+        ],
     }
     path = write(tmp_path / "lvis.json", json.dumps(content))
     for directory in (photos, photos.parent):
@@ -357,7 +360,7 @@ def test_lvis(tmp_path: Path, photos: Path, caplog: pytest.LogCaptureFixture) ->
         path.write_text(json.dumps(content))
         with caplog.at_level(logging.WARNING):
             kinds, by_image = stored(tmp_path, Lvis(), path, directory)
-        assert (kinds, [len(things) for things in by_image.values()]) == (["cow"], [1, 0])
+        assert (kinds, [len(things) for things in by_image.values()]) == (["cow", "pig"], [1, 0])
     assert "1 of 2 images are annotated for some classes only" in messages(caplog)
     content["images"].append(3)
     with pytest.raises(DataError, match=r"images\[2\]: expected an object"):

@@ -43,7 +43,7 @@ def untrained(directory: Path, name: str, **changes) -> Trained:
     torch.nn.init.zeros_(detector.class_layer.bias)
     categories = tuple(Category(10 + i, name) for i, name in enumerate(CLASSES))
     where = str(directory / "runs" / name / "checkpoints" / "step-00000006.pt")
-    return Trained(detector, experiment, categories, torch.device("cpu"), where, 2, 6, False, 1, 2)
+    return Trained(detector, experiment, categories, torch.device("cpu"), where, 2, 6, False, 1, 2, {})
 
 
 def require_same(found, expected, settings, score):
