@@ -39,7 +39,12 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from mgdet.api import (
+    from mgdet.api import compare, doctor, export, load, prepare, train, tune, visualize
+    from mgdet.diagnosis.base import Finding
+    from mgdet.errors import MgdetError
+    from mgdet.inference.evaluate import Evaluation
+    from mgdet.inference.prediction import Prediction
+    from mgdet.results import (
         Comparison,
         Diagnosis,
         Export,
@@ -48,25 +53,14 @@ if TYPE_CHECKING:
         TrainingResult,
         TuningResult,
         Visualization,
-        compare,
-        doctor,
-        export,
-        load,
-        prepare,
-        train,
-        tune,
-        visualize,
     )
-    from mgdet.diagnosis.base import Finding
-    from mgdet.errors import MgdetError
-    from mgdet.inference.evaluate import Evaluation
-    from mgdet.inference.prediction import Prediction
 else:
 
     def __getattr__(name: str) -> object:
         if name not in __all__:
             raise AttributeError(f"module 'mgdet' has no attribute {name!r}")
-        value = getattr(import_module("mgdet.errors" if name == "MgdetError" else "mgdet.api"), name)
+        module = "mgdet.errors" if name == "MgdetError" else "mgdet.results" if name[0].isupper() else "mgdet.api"
+        value = getattr(import_module(module), name)
         globals()[name] = value
         return value
 

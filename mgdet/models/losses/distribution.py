@@ -29,10 +29,12 @@ class DistributionFocalLoss(BoxTerm):
 
     def __call__(self, predictions: Predictions, boxes: Tensor, coder: Coder) -> Tensor:
         """Loss `[B, A]` of every prior against one box per prior `[B, A, 4]`."""
-        logits = predictions.deltas.unflatten(-1, (4, -1)).log_softmax(dim=-1)
+        deltas = predictions.deltas
+        logits = deltas.view(*deltas.shape[:-1], 4, -1).log_softmax(dim=-1)
         last = logits.shape[-1] - 1
         y = coder.encode(boxes, predictions.priors).clamp(0, last - BELOW_LAST)
         lower = y.floor().long()
         below, above = (logits.gather(-1, each.unsqueeze(-1)).squeeze(-1) for each in (lower, lower + 1))
         part = y - lower
-        return -((1 - part) * below + part * above).mean(dim=-1)
+        loss: Tensor = -((1 - part) * below + part * above).mean(dim=-1)
+        return loss
