@@ -88,12 +88,12 @@ class Location:
         """A `pyarrow.NativeFile` that creates or replaces the file as it is written."""
         if self.is_local:
             may_be_written(self.path)
-        return self.filesystem.open_output_stream(self.path)
+        return self.filesystem.open_output_stream(self.path, compression=None)  # not by the name, which may end in .gz
 
     def read_bytes(self) -> bytes:
         """The content of the file."""
         self._require_regular()
-        with self.filesystem.open_input_stream(self.path) as stream:
+        with self.filesystem.open_input_stream(self.path, compression=None) as stream:
             return bytes(stream.read())
 
     def write(self, data: bytes) -> None:
