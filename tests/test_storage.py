@@ -137,3 +137,10 @@ def test_an_object_is_replaced_without_a_temporary_one(monkeypatch):
 def test_a_location_goes_to_another_process(tmp_path):
     for place in (locate(tmp_path), locate(S3)):
         assert pickle.loads(pickle.dumps(place)) == place
+
+
+def test_a_name_does_not_decide_the_content(tmp_path):
+    """pyarrow compresses files called `.gz` unless it is told not to."""
+    file = locate(tmp_path) / "trace.json.gz"
+    file.write(b"as it is")
+    assert (tmp_path / "trace.json.gz").read_bytes() == file.read_bytes() == b"as it is"

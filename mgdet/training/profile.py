@@ -1,5 +1,6 @@
 """`train.profile`: how long each stage of a training step takes, as a table and as a trace of PyTorch's profiler."""
 
+import gzip
 import itertools
 import logging
 import tempfile
@@ -166,9 +167,9 @@ class Profile:
             if event.key in ("gloo:all_reduce", "nccl:all_reduce"):
                 self.times.wall["all-reduce"] += max(event.cpu_time_total, event.device_time_total) / 1e6
         with tempfile.TemporaryDirectory() as directory:
-            path = Path(directory) / "trace.json.gz"
+            path = Path(directory) / "trace.json"
             profiler.export_chrome_trace(str(path))
-            self._write("trace.json.gz", path.read_bytes())
+            self._write("trace.json.gz", gzip.compress(path.read_bytes()))
 
     def _write(self, name: str, data: bytes) -> None:
         """Keep a file in the run's directory and with the tracker; a storage that fails ends no training."""
