@@ -179,7 +179,7 @@ def check_splits(
     expected = data_format.places
     if not splits:
         raise DataError(f"No splits were given. Give at least one: its name, then {', '.join(expected)}.")
-    keys = [(split, *map(os.fspath, places)) if several else (split,) for split, places in splits]
+    keys = [(split, *(os.fspath(place) for place in places)) if several else (split,) for split, places in splits]
     repeated = [key[0] for key, n in Counter(keys).items() if n > 1]
     if repeated:
         raise DataError(f"Split {repeated[0]!r} is given twice. Give each split its own name.")
