@@ -294,3 +294,21 @@ def test_a_checkpoint_that_is_none(tmp_path, photos):
     said = refused(call(job, tmp_path / "notes.pt", photos, "--out", tmp_path / "out"))
     assert "no checkpoint of mgdet" in said
     assert not (tmp_path / "out").exists()
+
+
+def test_a_table_and_test_time_augmentation(run, photos, tmp_path):
+    import pyarrow.parquet as pq
+
+    answer = call(job, run, photos, "--out", tmp_path / "out", *LOW, "--parquet", "--tta", "flip")
+    assert answer.status == 0, answer.err
+    detections, _ = read(tmp_path / "out")
+    rows = pq.read_table(tmp_path / "out" / "detections.parquet").to_pylist()
+    assert len(rows) == len(detections) > 0
+    for row, found in zip(rows, detections, strict=True):
+        x, y, width, height = found["bbox"]
+        assert [row[k] for k in ("x1", "y1", "x2", "y2")] == [x, y, x + width, y + height]
+        assert (row["image_id"], row["category"], row["score"]) == (
+            *(found["image_id"], found["category_name"], found["score"]),
+        )
+    assert "numbers from 0.1 to 4" in refused(call(job, run, photos, "--out", tmp_path / "b", "--tta", "mirror"))
+    assert not (tmp_path / "b").exists()

@@ -2,6 +2,7 @@
 
     %(prog)s runs/quickstart photos/ --out found --draw
     %(prog)s runs/x/checkpoints/step-00001234.pt a.jpg b.jpg --out found --score 0.5
+    %(prog)s runs/x photos/ --out found --tta flip,scales --parquet
 
 Writes detections.json, a list in COCO's results format with boxes (x, y, width, height) in pixels of the upright
 original, images.json, which says what its image ids mean, and with --draw a picture of each image.
@@ -27,6 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ids", metavar="FILE", help="write the image ids of this COCO file; only its images are taken"
     )
+    parser.add_argument("--parquet", action="store_true", help="also write DIR/detections.parquet")
+    parser.add_argument(
+        "--tta",
+        metavar="WORDS",
+        default="",
+        help="test-time augmentation: flip, scales (0.75,1.25) and other factors of the size, with commas",
+    )
     parser.add_argument("--max-pixels", type=int, metavar="N", help="width times height of an image, at most")
     add_plugins(parser)
 
@@ -39,7 +47,8 @@ def run(args: argparse.Namespace) -> int:
     trained = load_detector(args.checkpoint, plugins=args.plugin)
     logger.info("%s", trained)
     options = {"score": args.score, "draw": args.draw, "batch_size": args.batch_size, "overwrite": args.overwrite}
-    options |= {"ids": args.ids, "max_pixels": args.max_pixels}
+    options |= {"ids": args.ids, "max_pixels": args.max_pixels, "parquet": args.parquet}
+    options["views"] = [word.strip() for word in args.tta.split(",") if word.strip()]
     done = predict(trained, args.images, args.out, **options)
     left_out = f", {len(done.unreadable)} left out as unreadable (named above)" if done.unreadable else ""
     passed_over = f"; {'; '.join(done.passed_over)}" if done.passed_over else ""

@@ -1,11 +1,14 @@
 """Detect objects in image files, exactly as an evaluation does, and write them in COCO's results format."""
 
+import io
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +19,7 @@ from mgdet.errors import DataError
 from mgdet.files import may_be_written, read_regular
 from mgdet.inference.find import Images, find_images
 from mgdet.inference.load import Trained
-from mgdet.inference.output import JsonFile, empty_directory
+from mgdet.inference.output import JsonFile, OutputFile, empty_directory
 from mgdet.inference.prediction import Prediction, predictions
 from mgdet.structures import Detections
 from mgdet.training.precision import autocast
@@ -72,6 +75,8 @@ def predict(
     overwrite: bool = False,
     ids: str | None = None,
     max_pixels: int | None = None,
+    parquet: bool = False,
+    views: Sequence[str] = (),
 ) -> Predicted:
     """Detect in files and write `out/detections.json` (COCO results) and `out/images.json` (what their ids mean).
 
@@ -86,20 +91,23 @@ def predict(
         ids: an annotation file in COCO's format. Its images alone are taken, matched by file name, and the results
             carry its ids, so that `loadRes` of pycocotools reads them for that file. By default ids are positions.
         max_pixels: width times height of an image, at most; by default that of the training.
+        parquet: also write `out/detections.parquet`, a row for each detection.
+        views: test-time augmentation: `flip`, `scales` and factors of the size, see `mgdet.inference.augmented`.
 
     Raises:
         DataError: an input that does not exist, no image that can be read, or an `out` that is taken or unwritable.
     """
     _check_options(trained, score, batch_size)
+    find = _in_views(views) if views else detect
     directory = empty_directory(out, overwrite)
     found = find_images(inputs, directory, ids)
     paths, limit = found.paths, max_pixels or trained.experiment.data.loader.max_pixels
     made = not directory.exists()
-    writer = _Writer(trained, directory, score, _picture_names(paths) if draw else None)
+    writer = _Writer(trained, directory, score, _picture_names(paths) if draw else None, parquet)
     unreadable: list[str] = []
     try:
         for photos in _groups(found, batch_size, unreadable, limit):
-            writer.add(photos, detect(trained, [p.pixels for p in photos]))
+            writer.add(photos, find(trained, [p.pixels for p in photos]))
         if not writer.images:
             raise DataError(f"None of the {len(paths)} images can be read; nothing was written. The log says why.")
         writer.finish()
@@ -108,6 +116,13 @@ def predict(
             shutil.rmtree(directory, ignore_errors=True)
         raise
     return Predicted(len(writer.images), tuple(unreadable), len(writer.results), found.passed_over)
+
+
+def _in_views(words: Sequence[str]) -> Callable[[Trained, Sequence[Tensor]], Detections]:
+    """`detect` with test-time augmentation. Raises `DataError`."""
+    from mgdet.inference.augmented import detect_in_views, views
+
+    return partial(detect_in_views, looked=views(words))
 
 
 def _groups(found: Images, size: int, unreadable: list[str], max_pixels: int) -> Iterator[list[Photo]]:
@@ -151,10 +166,33 @@ def _picture_names(paths: Sequence[Path]) -> dict[Path, str]:
     return names
 
 
-class _Writer:
-    """Gathers the detections of all images and writes their pictures at once, the two JSON files at the end."""
+def _parquet(results: Sequence[dict[str, Any]]) -> bytes:
+    """A row for each of COCO's results, with corners in pixels, as an evaluation writes them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
-    def __init__(self, trained: Trained, directory: Path, score: float, pictures: dict[Path, str] | None) -> None:
+    boxes = np.array([r["bbox"] for r in results], dtype=np.float64).reshape(-1, 4)
+    boxes = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+    columns = {
+        "image_id": pa.array([r["image_id"] for r in results], pa.int64()),
+        "file_name": pa.array([r["file_name"] for r in results], pa.string()),
+        "category_id": pa.array([r["category_id"] for r in results], pa.int64()),
+        "category": pa.array([r["category_name"] for r in results], pa.string()),
+        "score": pa.array([r["score"] for r in results], pa.float64()),
+        **{name: pa.array(boxes[:, k]) for k, name in enumerate(("x1", "y1", "x2", "y2"))},
+    }
+    out = io.BytesIO()
+    pq.write_table(pa.table(columns), out)
+    return out.getvalue()
+
+
+class _Writer:
+    """Gathers the detections of all images and writes their pictures at once, the other files at the end."""
+
+    def __init__(
+        self, trained: Trained, directory: Path, score: float, pictures: dict[Path, str] | None, parquet: bool
+    ) -> None:
+        self.table = OutputFile(str(directory / "detections.parquet")) if parquet else None
         self.categories, self.directory, self.score, self.pictures = trained.categories, directory, score, pictures
         self.files = {name: JsonFile(str(directory / f"{name}.json")) for name in ("images", "detections")}
         self.images: list[dict[str, Any]] = []
@@ -179,9 +217,11 @@ class _Writer:
                 self.results.append({"image_id": photo.id, "file_name": image["file_name"], **result})
 
     def finish(self) -> None:
-        """Write `images.json`, then `detections.json`. Raises `DataError`."""
+        """Write `images.json`, the table if it is wanted, then `detections.json`. Raises `DataError`."""
         categories = [{"id": c.id, "name": c.name} for c in self.categories]
         self.files["images"].write({"images": self.images, "categories": categories})
+        if self.table is not None:
+            self.table.write_bytes(_parquet(self.results))
         self.files["detections"].write(self.results)
 
     def _draw(self, photo: Photo, found: Prediction) -> None:

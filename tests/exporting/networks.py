@@ -3,8 +3,10 @@
 import copy
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from mgdet.exporting.verify import Rows, compare
 from mgdet.inference.load import Trained
 from mgdet.structures import Category
 from tests.small import small_experiment
@@ -42,3 +44,15 @@ def untrained(directory: Path, name: str, **changes) -> Trained:
     categories = tuple(Category(10 + i, name) for i, name in enumerate(CLASSES))
     where = str(directory / "runs" / name / "checkpoints" / "step-00000006.pt")
     return Trained(detector, experiment, categories, torch.device("cpu"), where, 2, 6, False, 1, 2)
+
+
+def require_same(found, expected, settings, score):
+    """The detections from `score` on are the same within the tolerances; those with nearly equal scores may swap."""
+    settings = settings.model_copy(update={"score_threshold": score})
+    both = [
+        Rows(*(torch.as_tensor(np.asarray(column).copy()) for column in (one.boxes, one.scores, one.labels)))
+        for one in (expected, found)
+    ]
+    compared = compare(*(Rows(r.boxes.float().view(-1, 4), r.scores.float(), r.labels.long()) for r in both), settings)
+    assert compared.different == ()
+    assert compared.undecided <= 0.5 * len(both[0].scores)
