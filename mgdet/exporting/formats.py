@@ -40,7 +40,7 @@ def write_torchscript(detector: Detector, shape: InputShape, metadata: Mapping[s
     except (RuntimeError, ValueError, TypeError) as error:
         raise MgdetError(f"this network cannot be written as TorchScript: {first_line(error)}") from error
     out = io.BytesIO()
-    torch.jit.save(traced, out, _extra_files={METADATA_FILE: json.dumps(dict(metadata))})  # type: ignore[no-untyped-call]
+    torch.jit.save(traced, out, _extra_files={METADATA_FILE: json.dumps(dict(metadata))})
     return out.getvalue()
 
 

@@ -78,7 +78,8 @@ class DetectionGraph(nn.Module):
         features = list(detector.backbone(normalise(images, sizes, detector.mean, detector.std)).values())
         logits, deltas, quality = detector.predict(features)
         anchors, counts = self._anchors(images, features)
-        boxes = detector.coder.decode(deltas, Priors(anchors, anchors[:, 0], (), detector.config.layout))
+        priors = Priors(anchors, anchors.new_zeros(0), (), detector.config.layout)  # coders look at the boxes alone
+        boxes = detector.coder.decode(deltas, priors)
         found = self._candidates(logits, quality, counts)
         boxes = clip_to_image(boxes.gather(1, found.priors.unsqueeze(-1).expand(-1, -1, 4)), sizes)
         scores = self._suppressed(boxes, found)
@@ -102,14 +103,10 @@ class DetectionGraph(nn.Module):
             cell: Tensor = getattr(self, f"anchors_{level}")
             height, width = feature.shape[-2], feature.shape[-1]
             down, right = images.shape[-2] // height, images.shape[-1] // width
-            y = torch.arange(height, device=images.device) * down
-            x = torch.arange(width, device=images.device) * right
+            y = (torch.arange(height, device=images.device) + self.detector.prior_offset) * down
+            x = (torch.arange(width, device=images.device) + self.detector.prior_offset) * right
             y, x = y[:, None].expand(height, width).flatten(), x[None].expand(height, width).flatten()
-            grid = torch.stack([x, y, x, y], dim=1).unsqueeze(1) + cell
-            if self.detector.prior_offset:
-                stride = torch.ones_like(cell[:, :2]) * torch.stack([right + x[0] * 0, down + y[0] * 0])
-                grid = grid + (stride * self.detector.prior_offset).repeat(1, 2)
-            levels.append(grid.flatten(0, 1))
+            levels.append((torch.stack([x, y, x, y], dim=1).unsqueeze(1) + cell).flatten(0, 1))
             counts.append(height * width * len(cell))
         return torch.cat(levels), counts
 

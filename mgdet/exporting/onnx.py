@@ -53,7 +53,7 @@ class _NonMaxSuppression(torch.autograd.Function):
 
 
 def _suppress(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float, classes: int) -> Tensor:
-    kept: Tensor = _NonMaxSuppression.apply(boxes, scores, labels, iou, classes)  # type: ignore[no-untyped-call]  # torch's stub
+    kept: Tensor = _NonMaxSuppression.apply(boxes, scores, labels, iou, classes)
     return kept
 
 

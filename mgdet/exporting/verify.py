@@ -148,36 +148,46 @@ def compare(ours: Rows, theirs: Rows, settings: PostProcess) -> Compared:
         taken[j] = True
         box_error, score_error = max(box_error, float(gap[i, j])), max(score_error, float(apart[i, j]))
     extra = (~taken).nonzero().flatten().tolist()
-    left, right = _rows(ours, lacking), _rows(theirs, extra)
-    different, undecided = [], 0
-    for side, rows, other, others in (("missing", left, right, theirs), ("not the checkpoint's", right, left, ours)):
-        whole = ours if side == "missing" else theirs
-        for k in range(len(rows.scores)):
-            one = _rows(rows, [k])
-            if _on_a_threshold(one, whole, others, other, settings):
-                undecided += 1
-            else:
-                different.append(f"{side}: {_told(one, others)}")
-    return Compared(box_error, score_error, undecided, tuple(different))
+    unpaired = (_rows(ours, lacking), _rows(theirs, extra))
+    undecided = _undecided((ours, theirs), unpaired, settings)
+    different = [
+        f"{name}: {_told(_rows(unpaired[side], [k]), (theirs, ours)[side])}"
+        for side, name in enumerate(("missing", "not the checkpoint's"))
+        for k, by_rounding in enumerate(undecided[side].tolist())
+        if not by_rounding
+    ]
+    return Compared(box_error, score_error, int(sum(flags.sum() for flags in undecided)), tuple(different))
 
 
-def _on_a_threshold(one: Rows, own: Rows, others: Rows, unpaired: Rows, settings: PostProcess) -> bool:
-    """Whether rounding decides if a detection exists: that of its score, or of an IoU in suppression."""
-    score = float(one.scores)
-    if score <= settings.score_threshold + SCORE_TOLERANCE:
-        return True
-    if len(own.scores) == settings.max_detections and score <= float(own.scores[-1]) + SCORE_TOLERANCE:
-        return True
-    for rows, ties in ((own, False), (others, False), (unpaired, True)):
-        rivals = rows.labels == one.labels
-        iou = pairwise_iou(one.boxes, rows.boxes[rivals])[0]
-        if ties:
-            near = (rows.scores[rivals] - one.scores).abs() <= 2 * SCORE_TOLERANCE
-            if bool((near & (iou > settings.nms_iou - IOU_TOLERANCE)).any()):
-                return True
-        elif bool(((iou - settings.nms_iou).abs() <= IOU_TOLERANCE).any()):
-            return True
-    return False
+def _undecided(whole: tuple[Rows, Rows], unpaired: tuple[Rows, Rows], settings: PostProcess) -> tuple[Tensor, Tensor]:
+    """Which of the unpaired detections of both sides exist, or do not exist, by rounding.
+
+    Rounding decides about a score at the threshold or at the last place, about an IoU at the threshold of suppression,
+    and about the order of two boxes that score alike. What such a box suppresses, or no longer does, depends on it.
+    """
+    flags = []
+    for side in (0, 1):
+        own, rows, others, rivals = whole[side], unpaired[side], whole[1 - side], unpaired[1 - side]
+        least = float(own.scores[-1]) if len(own.scores) == settings.max_detections else 0.0
+        found = rows.scores <= max(settings.score_threshold, least) + SCORE_TOLERANCE
+        for all_of_side in (own, others):
+            found |= ((_iou(rows, all_of_side) - settings.nms_iou).abs() <= IOU_TOLERANCE).any(dim=1)
+        alike = (rows.scores[:, None] - rivals.scores[None]).abs() <= 2 * SCORE_TOLERANCE
+        flags.append(found | (alike & (_iou(rows, rivals) > settings.nms_iou)).any(dim=1))
+    suppressing = _iou(*unpaired) > settings.nms_iou
+    while True:
+        more = (
+            flags[0] | (suppressing & flags[1][None]).any(dim=1),
+            flags[1] | (suppressing & flags[0][:, None]).any(dim=0),
+        )
+        if all(torch.equal(new, old) for new, old in zip(more, flags, strict=True)):
+            return more
+        flags = list(more)
+
+
+def _iou(a: Rows, b: Rows) -> Tensor:
+    """IoU of detections of the same class, `[len(a), len(b)]`; 0 for others."""
+    return pairwise_iou(a.boxes, b.boxes) * (a.labels[:, None] == b.labels[None])
 
 
 def _rows(rows: Rows, index: Sequence[int]) -> Rows:

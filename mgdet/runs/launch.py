@@ -74,6 +74,8 @@ def prepare(experiment: Experiment, cpus: float, gpus: float) -> tuple[Experimen
     What the training would ask for in vain is logged as a warning.
     """
     experiment = absolute(experiment)
+    if experiment.tracking.wants_model:
+        require_packages()
     begun_in = precision_of_run(experiment) if experiment.train.precision == "auto" else None
     images = training_images(experiment.data)
     resolved, reasons = resolve(experiment, num_images=images, cpus=cpus, gpus=gpus, begun_in=begun_in)
@@ -152,8 +154,6 @@ def _launch(
     parent_run_id: str | None,
     trial: bool,
 ) -> tuple[Summary, RunHandle | None]:
-    if asked.tracking.wants_model and not trial:
-        require_packages()
     data = training_data(asked.data)
     existing = open_run(asked, data)
     logger.info("%s", experiment.to_yaml())

@@ -82,6 +82,7 @@ def connect(uri: str, timeout_s: int, repeats: int, *, create: bool = False) -> 
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "MLFLOW_LOGGING_LEVEL": "WARNING",  # alembic tells each of 60 migrations otherwise
         "GIT_PYTHON_REFRESH": "quiet",
     }.items():

@@ -27,6 +27,7 @@ def save(place: Path, files: ModelFiles) -> None:
     """Write the directory of a model of MLflow: the code `served.py`, the files, a signature and an example."""
     import mlflow.pyfunc
 
+    logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)  # about pip, which uv does not install
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about type hints, from which the signature comes
         mlflow.pyfunc.save_model(
@@ -71,10 +72,10 @@ def log_files(
     if model.status != "READY":
         client.finalize_logged_model(model.model_id, "READY")
     if register is not None:
-        _register(client, register, run_id, model.model_id, best)
+        _register(client, register, run_id, model, best)
 
 
-def _register(client: Any, name: str, run_id: str, model_id: str, best: Best) -> None:
+def _register(client: Any, name: str, run_id: str, model: Any, best: Best) -> None:
     from mlflow.exceptions import MlflowException
 
     try:
@@ -82,13 +83,14 @@ def _register(client: Any, name: str, run_id: str, model_id: str, best: Best) ->
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    if _version_of(client, name, model_id) is None:
+    if _version_of(client, name, model.model_id) is None:
         tags = {"mgdet.checkpoint": best.checkpoint}
         if RANKED_BY in best.metrics:
             tags[RANKED_BY] = repr(best.metrics[RANKED_BY])
         if best.data:
             tags[DATA] = best.data.digest
-        client.create_model_version(name, f"models:/{model_id}", run_id, tags=tags, model_id=model_id)
+        # Its address, since `models:/<id>` would be looked up in whichever store this process tracks to
+        client.create_model_version(name, model.artifact_location, run_id, tags=tags, model_id=model.model_id)
     ranked = [v for v in _versions(client, name) if RANKED_BY in v.tags]
     if not ranked:
         logger.warning("the registered model %s has no version with %s: none is its %s", name, RANKED_BY, ALIAS)
@@ -103,7 +105,7 @@ def _register(client: Any, name: str, run_id: str, model_id: str, best: Best) ->
 
 
 def _version_of(client: Any, name: str, model_id: str) -> Any:
-    return next((v for v in _versions(client, name) if v.source.rstrip("/").endswith(model_id)), None)
+    return next((v for v in _versions(client, name) if v.model_id == model_id), None)
 
 
 def _versions(client: Any, name: str) -> list[Any]:
