@@ -67,7 +67,7 @@ def test_the_term_has_the_scores_as_weights():
 def test_the_network_begins_with_equal_bins():
     network = FCOSConfig(backbone="mobilenet_v3_small", channels=32, bins=16, quality="none").build(3).eval()
     with torch.no_grad():
-        out = network(torch.zeros(1, 3, 64, 64, dtype=torch.uint8), torch.tensor([[64, 64]]))
+        out = network(torch.zeros(1, 3, 128, 128, dtype=torch.uint8), torch.tensor([[128, 128]]))
     assert out.deltas.shape == (1, len(out.priors.boxes), 4 * 17)
     sides = (out.boxes[0, :, 2:] - out.boxes[0, :, :2]) / out.priors.strides[:, None]
     torch.testing.assert_close(sides, torch.full_like(sides, 16.0), atol=3.0, rtol=0)

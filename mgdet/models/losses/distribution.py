@@ -29,7 +29,8 @@ class DistributionFocalLoss(BoxTerm):
 
     def __call__(self, predictions: Predictions, boxes: Tensor, coder: Coder) -> Tensor:
         """Loss `[B, A]` of every prior against one box per prior `[B, A, 4]`."""
-        logits = predictions.deltas.unflatten(-1, (4, -1)).log_softmax(dim=-1)
+        deltas = predictions.deltas
+        logits = deltas.reshape(*deltas.shape[:-1], 4, -1).log_softmax(dim=-1)
         last = logits.shape[-1] - 1
         y = coder.encode(boxes, predictions.priors).clamp(0, last - BELOW_LAST)
         lower = y.floor().long()
