@@ -67,6 +67,6 @@ class DistributionCoder(NamedTuple):
 
     def decode(self, deltas: Tensor, priors: Priors) -> Tensor:
         """See `Coder`."""
-        share = deltas.float().view(*deltas.shape[:-1], 4, self.bins + 1).softmax(dim=-1)
+        share = deltas.float().reshape(*deltas.shape[:-1], 4, self.bins + 1).softmax(dim=-1)
         distances = share @ torch.arange(self.bins + 1, device=share.device, dtype=share.dtype)
         return PointCoder().decode(distances, priors)

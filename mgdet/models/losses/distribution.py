@@ -30,7 +30,7 @@ class DistributionFocalLoss(BoxTerm):
     def __call__(self, predictions: Predictions, boxes: Tensor, coder: Coder) -> Tensor:
         """Loss `[B, A]` of every prior against one box per prior `[B, A, 4]`."""
         deltas = predictions.deltas
-        logits = deltas.view(*deltas.shape[:-1], 4, -1).log_softmax(dim=-1)
+        logits = deltas.reshape(*deltas.shape[:-1], 4, -1).log_softmax(dim=-1)
         last = logits.shape[-1] - 1
         y = coder.encode(boxes, predictions.priors).clamp(0, last - BELOW_LAST)
         lower = y.floor().long()
