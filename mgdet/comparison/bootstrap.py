@@ -59,7 +59,7 @@ def difference(base: Floats, other: Floats, generator: Generator, level: float =
     if not len(deviations):
         return Difference(first, second, value, np.nan, np.nan)
     tail = (1 - level) / 2
-    low, high = np.quantile(deviations, [tail, 1 - tail])
+    low, high = np.quantile(deviations, [tail, 1 - tail], method="weibull")  # unbiased also for few samples
     freedom = _freedom(sides)
     stretch = 1.0 if np.isinf(freedom) else float(t.ppf(1 - tail, freedom) / norm.ppf(1 - tail))
     return Difference(first, second, value, value + stretch * float(low), value + stretch * float(high))

@@ -39,9 +39,11 @@ def test_intervals_hold_no_difference():
 
 @pytest.mark.exhaustive
 def test_intervals_hold_no_difference_in_95_of_100_trials():
+    """The cost of a type of errors, which is never negative and often 0, and one class have less than their share."""
     shares = holds(500, runs=1, samples=500)
-    assert shares["AP"] == pytest.approx(0.95, abs=0.02)
-    assert all(share == pytest.approx(0.95, abs=0.03) for share in shares.values()), shares
+    for key in ("AP", "AP50", "divergence"):
+        assert shares[key] == pytest.approx(0.95, abs=0.02), shares
+    assert all(0.89 <= share <= 0.98 for share in shares.values()), shares
 
 
 @pytest.mark.exhaustive
@@ -49,7 +51,7 @@ def test_intervals_hold_no_difference_in_95_of_100_trials():
 def test_intervals_of_groups_hold_no_difference(runs):
     """Not less often than they say; with two runs Student's t is wide, and more often does no harm."""
     shares = holds(300, runs, samples=400, spread=0.3)
-    assert all(share >= 0.92 for share in shares.values()), shares
+    assert all(share >= 0.9 for share in shares.values()), shares
 
 
 def test_a_clear_difference_is_seen_and_its_sign_is_right():
