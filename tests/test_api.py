@@ -125,6 +125,7 @@ def test_a_detector_says_what_it_is(detector, run):
     assert stricter.config["model"]["postprocess"]["max_detections"] == 3
 
 
+@pytest.mark.slow
 def test_every_kind_of_image_gives_the_same_detections(detector, photo):
     picture = Image.open(photo)
     array = np.asarray(picture)

@@ -21,6 +21,7 @@ def test_words_become_views():
             views([bad])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_the_union_is_suppressed_and_a_mirrored_image_gives_mirrored_boxes(name, tmp_path):
     trained = untrained(tmp_path, name)

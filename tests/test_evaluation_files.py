@@ -85,6 +85,7 @@ def test_the_table_has_each_detection(written, dataset):
         assert (row["file_name"], row["category"]) == (files[row["image_id"]], names[row["category_id"]])
 
 
+@pytest.mark.slow
 def test_supervision_reads_both(written, dataset, tmp_path):
     """Its loader of COCO's annotations gives the objects, and the rows of the table become its detections."""
     supervision = pytest.importorskip("supervision", reason="in the development dependencies")
@@ -108,6 +109,7 @@ def test_supervision_reads_both(written, dataset, tmp_path):
         assert len(detections) == len(rows)
 
 
+@pytest.mark.slow
 def test_fiftyone_reads_them(written, dataset, tmp_path):
     """Where it is installed: it starts a database of its own, and is no development dependency for that reason."""
     coco = pytest.importorskip("fiftyone.utils.coco", reason="FiftyOne is not installed")
@@ -127,6 +129,7 @@ def test_fiftyone_reads_them(written, dataset, tmp_path):
     assert loaded.count("found.detections") == len(results)
 
 
+@pytest.mark.slow
 def test_the_report_and_the_analysis(written, dataset):
     report = (written / "report.html").read_text()
     assert "<h2>Errors</h2>" in report
@@ -138,6 +141,7 @@ def test_the_report_and_the_analysis(written, dataset):
     assert set(found["errors"]) == {"class", "location", "both", "duplicate", "background", "missed"}
 
 
+@pytest.mark.slow
 def test_another_split_and_data_set_that_cannot_be_written(run, tmp_path):
     (tmp_path / "taken").write_text("")
     text = refused(call(job, run, "--out", tmp_path / "taken"))

@@ -165,6 +165,7 @@ def test_a_training_ends_with_a_table(trained):
     assert (directory / "runs" / "small" / "run.json").is_file()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_only_scored_by_its_own_weights(trained):
     """Three steps an epoch; the one after step 4 was never evaluated, and must not pass for the best."""
     directory, _, _ = trained

@@ -312,6 +312,7 @@ def test_a_checkpoint_that_is_none(tmp_path, photos):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_table_and_test_time_augmentation(run, photos, tmp_path):
     import pyarrow.parquet as pq
 

@@ -252,6 +252,7 @@ def check(place: Place, opened: list[str]) -> dict[str, list[str]]:
     return said
 
 
+@pytest.mark.slow
 @given(hits=HITS, name=st.sampled_from([*NAMES, CHECKPOINT]))
 def test_any_damage_to_the_bytes_of_a_record(
     place: Place, opened: list[str], hits: list[tuple[str, float, int, bool]], name: str
@@ -276,6 +277,7 @@ WORSE = st.one_of(
 """Also values that mean something where they stand."""
 
 
+@pytest.mark.slow
 @given(data=st.data(), name=st.sampled_from(NAMES), sealed=st.booleans())
 def test_any_value_in_a_record(place: Place, opened: list[str], data: st.DataObject, name: str, sealed: bool) -> None:
     """Also where its checksum fits, as if somebody meant it, or where it has none, as in earlier versions."""
@@ -303,6 +305,7 @@ def line_of(record: Any, sealed: bool) -> bytes:
     return json.dumps(record, separators=(",", ":")).encode() + b"\n"
 
 
+@pytest.mark.slow
 @given(data=st.data(), lost=st.booleans())
 def test_any_value_in_a_checkpoint(place: Place, opened: list[str], data: st.DataObject, lost: bool) -> None:
     """Whose record fits it; also where `run.json` is `lost`, so that the checkpoint says what the run is."""

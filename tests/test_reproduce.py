@@ -75,6 +75,7 @@ def test_the_reproduction_has_the_same_metrics_and_is_a_run_of_its_own(trained, 
     assert record["run_ids"] == {}
 
 
+@pytest.mark.slow
 def test_the_first_step_and_metric_that_differ_are_named(run, monkeypatch, capsys):
     monkeypatch.setattr("mgdet.cluster.train.run", lambda experiment: None)
     journal = run / "metrics.jsonl"

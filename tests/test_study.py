@@ -28,6 +28,7 @@ def by_seed(values):
     return dict(enumerate(values))
 
 
+@pytest.mark.slow
 def test_intervals_are_those_of_students_t():
     found = paired(by_seed(BETTER), by_seed(BASE))
     differences = [a - b for a, b in zip(BETTER, BASE, strict=True)]
@@ -37,6 +38,7 @@ def test_intervals_are_those_of_students_t():
     assert found.excludes_zero
 
 
+@pytest.mark.slow
 def test_only_seeds_of_both_arms_are_paired():
     found = paired({0: 0.6, 1: 0.7, 3: 0.9, 4: math.nan}, {1: 0.5, 0: 0.5, 2: 0.5, 4: 0.5})
     assert (found.seeds, round(found.mean, 6)) == (2, 0.15)
@@ -46,6 +48,7 @@ def test_only_seeds_of_both_arms_are_paired():
     assert not paired({}, {0: 1.0}).excludes_zero
 
 
+@pytest.mark.slow
 def test_signs_are_counted_by_hand():
     """Of the eight sums of 1, 2 and 4, only +-7 are as far from 0."""
     assert sign_flip([1.0, 2.0, 4.0]) == 2 / 8
@@ -55,12 +58,14 @@ def test_signs_are_counted_by_hand():
     assert sign_flip([0.01] * 20) < 1e-3
 
 
+@pytest.mark.slow
 def test_holm_by_hand():
     found = holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": math.nan})
     assert {k: found[k] for k in "abc"} == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
     assert math.isnan(found["d"])
 
 
+@pytest.mark.slow
 def test_seeds_that_a_difference_needs():
     """A difference as large as its deviation needs 10 pairs: the textbook's table of the paired t-test."""
     assert seeds_needed(0.02, 0.02) == 10
@@ -72,6 +77,7 @@ def test_seeds_that_a_difference_needs():
     assert seeds_needed(math.nan, 1.0) is None
 
 
+@pytest.mark.slow
 def test_correlation_across_and_within_arms():
     """Arms rise together, runs within them fall: a pooled correlation would hide one of both."""
     arms = [[(x + dx, x - dx) for dx in (0.0, 1.0, 2.0)] for x in (10.0, 20.0, 30.0)]
@@ -122,6 +128,7 @@ def runs():
     return base + [fake_run("mutual_guidance", s, ap, **both) for s, ap in enumerate(BETTER)]
 
 
+@pytest.mark.slow
 def test_the_page_says_what_the_store_holds():
     found = study.tables(study.read_runs(Store(runs()), "study"))
     assert {t: {a: len(r) for a, r in arms.items()} for t, arms in found.items()} == {
@@ -136,12 +143,14 @@ def test_the_page_says_what_the_store_holds():
     assert "not results on a test split" in "\n".join(study.page(found, "val", "the command"))
 
 
+@pytest.mark.slow
 def test_a_claim_is_open_fails_or_holds():
     up = paired(by_seed(BETTER), by_seed(BASE))
     assert (study.verdict(up, 1), study.verdict(up, -1)) == ("holds", "fails")
     assert study.verdict(paired({0: 1.0, 1: 0.0}, {0: 0.0, 1: 1.0}), 1) == "open"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -155,6 +164,7 @@ def test_what_a_reviewer_would_refuse_is_refused(more, message):
         study.tables(study.read_runs(Store([*runs(), more]), "study"))
 
 
+@pytest.mark.slow
 def test_an_assigner_of_ones_own_has_a_row_and_an_experiment_must_be_there():
     found = study.read_runs(Store([*runs(), fake_run("mine", 0, 0.5)]), "study")
     assert "mine" in study.tables(found)["bccd", "retinanet"]
@@ -162,6 +172,7 @@ def test_an_assigner_of_ones_own_has_a_row_and_an_experiment_must_be_there():
         study.read_runs(Store([]), "other")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
 def test_a_study_is_a_sweep_with_paired_seeds(path):
     sweep = load_sweep(path)
@@ -172,6 +183,7 @@ def test_a_study_is_a_sweep_with_paired_seeds(path):
         assert seeds == set(range(8))
 
 
+@pytest.mark.slow
 def test_the_studies_have_every_arm_of_the_claims():
     """By the arms that their trials would have in the store."""
     arms = set()

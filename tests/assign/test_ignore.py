@@ -62,6 +62,7 @@ def test_no_assigner_leaves_background_in_a_crowd(name: str) -> None:
         assert torch.equal(new.gt_index[new.gt_index >= 0], old.gt_index[old.gt_index >= 0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["retinanet", "fcos"])
 @pytest.mark.parametrize("crowds", ["all", "one", "none"])
 def test_a_training_step_ignores_the_priors_over_crowds(tmp_path: Path, name: str, crowds: str) -> None:

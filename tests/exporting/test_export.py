@@ -28,6 +28,7 @@ def pictures():
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options"), [("retinanet", {}), pytest.param("fcos", {"opset": 20}, marks=pytest.mark.slow)]
 )
@@ -75,6 +76,7 @@ def test_torch_export(name, options, networks, tmp_path):
     assert written.verification.detections > 200
 
 
+@pytest.mark.slow
 def test_a_wrong_graph_is_refused_and_replaces_no_file(networks, tmp_path, monkeypatch):
     trained, file = networks["fcos"], tmp_path / "x"
     file.write_bytes(b"an older one")
@@ -95,6 +97,7 @@ def test_a_wrong_graph_is_refused_and_replaces_no_file(networks, tmp_path, monke
     assert file.read_bytes() == b"a new one"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -92,6 +92,7 @@ def test_every_parameter_of_a_detector_takes_part(built):
     assert [n for n, g in gradients.items() if g is None or not g.isfinite().all()] == []
 
 
+@pytest.mark.slow
 def test_frozen_stages_get_no_gradient(built):
     """The first three of five; what is in no stage, such as the norms of the maps, trains."""
     name, _, retinanet, _, gradients = built

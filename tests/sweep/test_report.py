@@ -80,6 +80,7 @@ def test_the_table_of_trials_is_in_order_of_merit(made):
     assert float(by_name["s-006"]["val/AP"]) == pytest.approx(0.24)
 
 
+@pytest.mark.slow
 def test_the_page_has_every_trial_and_picture(made):
     sweep, trials = made
     page = report(sweep, trials)["report.html"].decode()
@@ -91,6 +92,7 @@ def test_the_page_has_every_trial_and_picture(made):
     assert "no trial" not in report(sweep, [])["report.html"].decode()
 
 
+@pytest.mark.slow
 def test_the_winner_trains_as_it_is(made, tmp_path):
     sweep, trials = made
     for name, data in report(sweep, trials).items():

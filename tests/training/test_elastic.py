@@ -70,6 +70,7 @@ def pixels(split, world, epoch):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 3, 4, 12])
 def test_every_number_of_workers_sees_the_same_pixels(split, world):
     for epoch in (0, 5):

@@ -242,6 +242,7 @@ def test_fp16_resumes_bit_for_bit_with_its_scale(tmp_path, fast):
         assert torch.equal(value, resumed.detector.state_dict()[name]), name
 
 
+@pytest.mark.slow
 def test_a_step_that_overflows_is_left_out_with_half_the_scale(tmp_path, fast):
     large = {"cls": {"weight": 1e6}}
     worker = start(tmp_path, train__precision="fp16", train__ema={"enabled": True}, loss=large)
@@ -259,6 +260,7 @@ def test_a_step_that_overflows_is_left_out_with_half_the_scale(tmp_path, fast):
     assert any(not torch.equal(v, before[k]) for k, v in weights(worker).items())
 
 
+@pytest.mark.slow
 def test_what_no_scale_can_mend_stops_the_training(tmp_path, fast):
     worker = start(tmp_path, train__precision="fp16")
     with torch.no_grad():

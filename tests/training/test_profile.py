@@ -36,6 +36,7 @@ def trained(experiment: Experiment) -> tuple[Worker, Kept]:
     return worker, tracker
 
 
+@pytest.mark.slow
 def test_a_table_and_a_trace(tmp_path):
     plain, _ = trained(small_experiment(tmp_path / "plain", train__epochs=1))
     worker, tracker = trained(small_experiment(tmp_path, train__epochs=1, train__profile=2))

@@ -114,6 +114,7 @@ def test_a_damaged_checkpoint_is_passed_over(experiment, caplog):
     assert "damaged" in caplog.text
 
 
+@pytest.mark.slow
 def test_an_uncommitted_checkpoint_is_not_seen(straight):
     store = straight.store
     before = [i.file for i in store.committed()]
@@ -122,6 +123,7 @@ def test_an_uncommitted_checkpoint_is_not_seen(straight):
     assert [i.file for i in store.committed()] == before
 
 
+@pytest.mark.slow
 def test_checkpoint_holds_what_it_promises(straight):
     store = straight.store
     state = read_checkpoint(store.path(store.committed()[-1]).path, "newest")
@@ -133,6 +135,7 @@ def test_checkpoint_holds_what_it_promises(straight):
     assert state["position"]["epoch"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -153,6 +156,7 @@ def test_a_state_that_could_not_have_been_written_is_refused(straight, changes):
     torch.set_rng_state(before)
 
 
+@pytest.mark.slow
 def test_other_rules_of_evaluation_are_told(straight, caplog):
     """They do not decide the weights, so that a run may go on with them."""
     state = read_checkpoint(straight.store.path(straight.store.committed()[-1]).path, "newest")
@@ -167,6 +171,7 @@ def test_other_rules_of_evaluation_are_told(straight, caplog):
     assert "evaluation.protocol was coco up to the newest checkpoint and is voc12 now" in caplog.text
 
 
+@pytest.mark.slow
 def test_best_and_latest_are_kept(tmp_path):
     store = CheckpointStore(str(tmp_path), keep_best=1)
     for step, score in enumerate([0.1, 0.5, 0.3, 0.2, 0.4]):
@@ -175,6 +180,7 @@ def test_best_and_latest_are_kept(tmp_path):
     assert store.best().step == 1
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_no_checkpoint_that_was_there(tmp_path, monkeypatch):
     from mgdet.storage import Location
     from mgdet.training import checkpoint
@@ -192,6 +198,7 @@ def test_a_full_disk_costs_no_checkpoint_that_was_there(tmp_path, monkeypatch):
     assert [i.step for i in store.committed()] == [1]
 
 
+@pytest.mark.slow
 def test_code_in_a_checkpoint_is_not_run(tmp_path):
     class Evil:
         def __reduce__(self):

@@ -206,6 +206,7 @@ def test_a_run_that_was_stopped_does_not_go_on_with_other_classes(tmp_path, monk
     assert [i.step for i in CheckpointStore(e.run_uri).committed()] == before == [3]
 
 
+@pytest.mark.slow
 def test_a_project_that_was_moved_goes_on(finished, tmp_path):
     """With its data, which lie elsewhere now: their content decides, and the rest of the configuration."""
     place = tmp_path / "moved"
