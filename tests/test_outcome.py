@@ -6,7 +6,7 @@ from copy import deepcopy
 import pytest
 import torch
 
-from benchmarks.outcome import add, differences, digests, journal_values
+from benchmarks.run_outcome import add, differences, digests, journal_values
 
 STATE = {
     "model": {"w": torch.tensor([[1.0, -0.0], [float("nan"), 2.0]])},

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,10 +13,10 @@ from mgdet.errors import ConfigError
 from mgdet.sweep.config import load_sweep
 from mgdet.sweep.space import Space
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))  # as for a script that is started there
-
-import study
-from study_numbers import across_arms, holm, paired, seeds_needed, sign_flip, spearman, within_arms
+with pytest.MonkeyPatch.context() as patch:  # as for a script that is started there
+    patch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    import study
+    from study_numbers import across_arms, holm, paired, seeds_needed, sign_flip, spearman, within_arms
 
 STUDIES = sorted((Path(__file__).parents[1] / "configs" / "studies").glob("*.yaml"))
 BASE = [0.50, 0.52, 0.49, 0.51, 0.53, 0.50]

@@ -1,6 +1,6 @@
 """What the trainings of a directory came to, as text that is equal where the bits are, and how two of them differ.
 
-    python benchmarks/outcome.py DIRECTORY ANOTHER
+    python benchmarks/run_outcome.py DIRECTORY ANOTHER
 
 Weights: every tensor of the last checkpoint, which are the weights, their moving average, the optimizer's state and the
 generators. Metrics: of that checkpoint, every value in `metrics.jsonl` but for lines marked as replays, every value in
