@@ -7,8 +7,8 @@ The job runs twice on this machine: undisturbed, then losing its processes. The 
 the moment that a new worker has logged a step, so that each fault meets a training that moves. Whenever the job ends
 with another status than 0, the same command is run again, which is all that its user would do.
 
-Compared bit for bit is what `run_outcome.py` says: weights, metrics, states. What cannot be equal is left out there: times
-and what is measured by time. The job is chosen so that the rest can be. It runs on the CPU with one thread and a fixed
+Compared bit for bit is what `run_outcome.py` says: weights, metrics, states. What cannot be equal is left out there:
+times and what is measured by time. The job is chosen so that the rest can be. It runs on the CPU with one thread and a fixed
 number of workers. It logs every step: a point that is the mean of several steps begins anew where a restart falls
 between them. The sweep's values come from a grid: a sampler that starts again draws new trials from another seed.
 
