@@ -346,7 +346,7 @@ def test_lvis(tmp_path: Path, photos: Path, caplog: pytest.LogCaptureFixture) ->
     content = {
         "images": [
             {"id": 9, "coco_url": "http://images.example.org/train/b.jpg", "height": 30, "width": 40},
-            {"id": 4, "file_name": "a.jpg", "height": 30, "width": 40, "neg_category_ids": [2]},
+            {"id": 4, "file_name": "a.jpg", "height": 30, "width": 40, "not_exhaustive_category_ids": [2]},
         ],
         "annotations": [{"id": 1, "image_id": 9, "category_id": 2, "bbox": [1, 2, 3, 4], "area": 12}],
         "categories": [
