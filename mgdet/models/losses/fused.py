@@ -49,7 +49,7 @@ def fused(loss: Elementwise, logits: Tensor, column: Tensor, y: Tensor) -> Tenso
     if _on_host(flat):  # elsewhere the host would have to wait to learn which these are
         chosen = torch.from_numpy(np.flatnonzero(flat.numpy()))
         place, flat = place[chosen], flat[chosen]
-    value: Tensor = _Fused.apply(logits.reshape(-1, classes), place, flat, loss)  # type: ignore[no-untyped-call]  # torch's stub
+    value: Tensor = _Fused.apply(logits.reshape(-1, classes), place, flat, loss)
     return value.view(y.shape)
 
 
