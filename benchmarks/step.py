@@ -60,7 +60,7 @@ def ours(args: argparse.Namespace, batch: Batch, assigner: str, channels_last: b
     )
     detector = experiment.model.build(args.classes).to(args.device)
     if channels_last:
-        detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub
+        detector.to(memory_format=torch.channels_last)
     detector.train()
     optimizer, world = build_optimizer(detector, experiment.train.optimizer), World.current(args.device)
 
@@ -155,10 +155,12 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(0)
     if args.loss:
-        for pair in class_losses(*args.loss, args.device):
+        images, priors, classes = args.loss
+        for pair in class_losses(images, priors, classes, args.device):
             compare(pair, args.rounds, args.device)
         return
-    batch = random_batch(args.batch, *args.image, args.objects, args.classes).to(args.device)
+    height, width = args.image
+    batch = random_batch(args.batch, height, width, args.objects, args.classes).to(args.device)
     baseline = "max_iou" if args.model == "retinanet" else "center_sampling"
     arms = {"torchvision": torchvisions(args, batch), f"mgdet, {baseline}": ours(args, batch, baseline)}
     arms[f"mgdet, {baseline}, NHWC"] = ours(args, batch, baseline, channels_last=True)
