@@ -21,7 +21,7 @@ DATA = "mgdet.data"
 _FILES = "mgdet.files"
 """The tag of a logged model that has its files."""
 _MODEL = "mgdet.model_id"
-"""The tag of a version with the id of its logged model, which MLflow's own field does not give back from every store."""
+"""The tag of a version with the id of its logged model; not every store gives MLflow's own field for it back."""
 _PACKAGES = ("mlflow", "numpy", "onnxruntime", "pillow")
 
 
