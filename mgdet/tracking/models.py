@@ -20,6 +20,8 @@ DATA = "mgdet.data"
 """The tag of a version with the digest of the data set on which its metric was measured."""
 _FILES = "mgdet.files"
 """The tag of a logged model that has its files."""
+_MODEL = "mgdet.model_id"
+"""The tag of a version with the id of its logged model; not every store gives MLflow's own field for it back."""
 _PACKAGES = ("mlflow", "numpy", "onnxruntime", "pillow")
 
 
@@ -84,7 +86,7 @@ def _register(client: Any, name: str, run_id: str, model: Any, best: Best) -> No
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     if _version_of(client, name, model.model_id) is None:
-        tags = {"mgdet.checkpoint": best.checkpoint}
+        tags = {"mgdet.checkpoint": best.checkpoint, _MODEL: model.model_id}
         if RANKED_BY in best.metrics:
             tags[RANKED_BY] = repr(best.metrics[RANKED_BY])
         if best.data:
@@ -105,7 +107,7 @@ def _register(client: Any, name: str, run_id: str, model: Any, best: Best) -> No
 
 
 def _version_of(client: Any, name: str, model_id: str) -> Any:
-    return next((v for v in _versions(client, name) if v.model_id == model_id), None)
+    return next((v for v in _versions(client, name) if v.tags.get(_MODEL) == model_id), None)
 
 
 def _versions(client: Any, name: str) -> list[Any]:

@@ -50,6 +50,8 @@ def registered(tmp_path_factory):
         directory,
         tracking={"uri": store, "register": "cells", "call_timeout_s": 3600},
         model__postprocess={"score_threshold": 0.005},
+        train__epochs=4,
+        train__optimizer={"name": "adamw", "lr": 1e-3},  # scores that differ from each other
     )
     try:
         train_in_process(experiment)
@@ -131,6 +133,7 @@ def test_mlflow_serves_it_over_http(registered):
     _, store, picture = registered
     port = free_port()
     environment = {"MLFLOW_TRACKING_URI": store, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # it starts uvicorn by name
     command = ["models", "serve", "-m", "models:/cells@best", "--env-manager", "local", "--port", str(port)]
     log = picture.parent / "serve.log"
     with log.open("w") as file:
