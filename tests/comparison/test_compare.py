@@ -37,10 +37,10 @@ def evaluations(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def simulated():
-    """Two groups of two, the second one better."""
+    """Two groups of three, the second one better."""
     rng = np.random.default_rng(0)
     gt = scenes(rng, 30)
-    groups = {"<base>": [-0.5, -0.4], "mine": [1.0, 1.2]}
+    groups = {"<base>": [-0.5, -0.4, -0.45], "mine": [1.0, 1.2, 1.1]}
     runs = {name: [detector(rng, gt, skill, f"{name}{skill}") for skill in skills] for name, skills in groups.items()}
     return compare_judged(runs, samples=200)
 
