@@ -8,8 +8,8 @@ the moment that a new worker has logged a step, so that each fault meets a train
 with another status than 0, the same command is run again, which is all that its user would do.
 
 Compared bit for bit is what `run_outcome.py` says: weights, metrics, states. What cannot be equal is left out there:
-times and what is measured by time. The job is chosen so that the rest can be. It runs on the CPU with one thread and a fixed
-number of workers. It logs every step: a point that is the mean of several steps begins anew where a restart falls
+times and what is measured by time. The job is chosen so that the rest can be. It runs on the CPU with one thread and a
+fixed number of workers. It logs every step: a point that is the mean of several steps begins anew where a restart falls
 between them. The sweep's values come from a grid: a sampler that starts again draws new trials from another seed.
 
 Exit status 0: all faults took place, the job went on after each of them, and nothing differs. 1: otherwise.
