@@ -46,9 +46,7 @@ def train_under_torchrun(experiment: Experiment, rank: Rank) -> tuple[Summary, R
         Interrupted: on all ranks, after SIGTERM or Ctrl-C to any of them, with a checkpoint of the last step.
     """
     asked = absolute(with_workers(experiment, rank))
-    if rank.rank:
-        _speak_as(rank.rank)
-    with _process_group(asked, rank) as world:
+    with _speaking_as(rank.rank), _process_group(asked, rank) as world:
         return _lead(asked, rank, world) if world.is_main else _follow(asked, world)
 
 
@@ -164,13 +162,27 @@ def _train(experiment: Experiment, world: World, tracker: Tracker) -> None:
         tracker.close()
 
 
-def _speak_as(rank: int) -> None:
-    """Log warnings and errors only, each with the rank before it: what all ranks know alike, rank 0 says."""
-    logging.getLogger("mgdet").setLevel(logging.WARNING)
+@contextmanager
+def _speaking_as(rank: int) -> Iterator[None]:
+    """Other ranks than 0 log warnings and errors only, with the rank before each: rank 0 says what all know alike."""
+    if not rank:
+        yield
+        return
+    said, handlers = logging.getLogger("mgdet"), logging.getLogger().handlers[:]
+    level = said.level
 
     def named(record: logging.LogRecord) -> bool:
-        record.msg, record.args = f"rank {rank}: {record.getMessage()}", ()
+        if not hasattr(record, "rank"):  # several handlers get the same record
+            record.rank = rank
+            record.msg, record.args = f"rank {rank}: {record.getMessage()}", ()
         return True
 
-    for handler in logging.getLogger().handlers:
+    said.setLevel(logging.WARNING)
+    for handler in handlers:
         handler.addFilter(named)
+    try:
+        yield
+    finally:
+        said.setLevel(level)
+        for handler in handlers:
+            handler.removeFilter(named)
