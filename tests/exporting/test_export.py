@@ -70,7 +70,7 @@ def test_torchscript_and_safetensors(networks, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "options"), [("retinanet", {"batch": 1}), ("fcos", {"dynamic": True})])
+@pytest.mark.parametrize(("name", "options"), [("retinanet", {"batch": 1}), ("fcos", {"size": (96, 64)})])
 def test_torch_export(name, options, networks, tmp_path):
     written = export_detector(networks[name], "torch_export", str(tmp_path / "x.pt2"), **options)
     assert written.verification.detections > 200
