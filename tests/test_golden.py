@@ -186,6 +186,7 @@ def test_losses_and_gradients_are_those_of_the_first_release(golden):
     close({k: losses(*v) for k, v in loss_cases().items()}, golden["losses"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("detector", ["retinanet", "fcos"])
 def test_a_training_is_that_of_the_first_release(golden, detector, tmp_path):
     close(trained(detector, tmp_path), golden["trained"][detector])

@@ -47,6 +47,7 @@ def test_every_row_has_a_configuration_and_every_configuration_a_row():
     assert sorted(papers.ROWS) == papers.configured()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", papers.ROWS)
 def test_a_row_builds_and_has_the_parameters_of_its_paper(name):
     experiment = load(name)
@@ -69,6 +70,7 @@ def test_priors_of_an_image_of_800_x_1333_pixels():
     assert load("coco_atss_r50").model.layout.per_location == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in papers.ROWS if name.startswith("coco")])
 def test_a_row_takes_a_step(name):
     """Its assigner and losses on a tiny network, before and after the warm-up of its assigner."""

@@ -92,6 +92,7 @@ def test_the_first_step_and_metric_that_differ_are_named(run, monkeypatch, capsy
     assert re.search(r"^different +\d$", said.out, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_what_decides_keeps_it_from_training(run, monkeypatch, capsys):
     here_is_another(monkeypatch, torch="9.9", ray="9.9")
     shutil.rmtree(run.with_name("small-reproduced"))
@@ -106,12 +107,14 @@ def test_what_decides_keeps_it_from_training(run, monkeypatch, capsys):
         main(["reproduce", str(run), "--anyway"])
 
 
+@pytest.mark.slow
 def test_a_reproduction_that_other_software_made_is_not_taken_for_this_one(run, monkeypatch, capsys):
     here_is_another(monkeypatch, numpy="9.9")
     assert main(["reproduce", str(run), "--anyway"]) == 2
     assert "small-reproduced was begun with another numpy than is here now. Remove it" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_other_data_decide(run, trained, tmp_path, capsys):
     other = small_experiment(tmp_path, data__generate={"train": 5, "val": 3, "size": 64})
     reproduce.training_images(other.data)
@@ -121,6 +124,7 @@ def test_other_data_decide(run, trained, tmp_path, capsys):
     assert main(["reproduce", str(run), "--compare-only", "--data", str(tmp_path / "moved")]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -140,6 +144,7 @@ def test_what_a_user_can_mend(run, capsys, change, said):
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("step", "goes_on"), [(2, False), (5, True)])
 def test_a_reproduction_goes_on_only_from_the_end_of_a_line(run, capsys, step, goes_on):
     for each in ("small", "small-reproduced"):
@@ -155,6 +160,7 @@ def test_a_reproduction_goes_on_only_from_the_end_of_a_line(run, capsys, step, g
         assert "was interrupted at step 2, between two lines" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "said"), [("small", "is the run itself"), ("../x", "name = '../x'")])
 def test_names_that_a_reproduction_cannot_have(run, capsys, name, said):
     before = snapshot(run)
@@ -166,6 +172,7 @@ def test_names_that_a_reproduction_cannot_have(run, capsys, name, said):
 # --- what made a run
 
 
+@pytest.mark.slow
 def test_every_part_of_the_origin_is_compared():
     here = made_by()
     assert {row.verdict for row in compare_origin(here, here, gpu=True)} == {"same"}
@@ -186,6 +193,7 @@ def test_every_part_of_the_origin_is_compared():
     assert "same" not in on_gpu.values()
 
 
+@pytest.mark.slow
 def test_changed_files_decide_on_both_sides_and_what_is_not_known_is_told():
     here = {**made_by(), "git_dirty": True}
     rows = {row.what: row for row in compare_origin(here, here, gpu=False)}
@@ -197,6 +205,7 @@ def test_changed_files_decide_on_both_sides_and_what_is_not_known_is_told():
     assert [row.verdict for row in compare_data({"classes": []}, {"classes": [], "splits": {}})] == ["not recorded"]
 
 
+@pytest.mark.slow
 def test_the_configuration_is_compared_but_for_what_was_auto(tmp_path):
     e = small_experiment(tmp_path)
     asked = json.loads(json.dumps(e.identity())) | {"train.schedule.name": "auto", "data.uri": "/elsewhere"}
@@ -213,6 +222,7 @@ def test_the_configuration_is_compared_but_for_what_was_auto(tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_the_table_holds_no_control_characters():
     here = made_by()
     text = table(compare_origin({**here, "mgdet": "\x1b[2J1.0"}, here, gpu=False))
@@ -223,6 +233,7 @@ def test_the_table_holds_no_control_characters():
 # --- metrics
 
 
+@pytest.mark.slow
 def test_journals_are_compared_bit_for_bit(tmp_path):
     """Against dictionaries that are filled by hand, with what JSON has no number for and lines that are repeated."""
     random.seed(1)

@@ -194,6 +194,7 @@ def parametrized(cases: dict[str, Case]) -> pytest.MarkDecorator:
 
 
 every_case = parametrized(CASES)
+every_step = pytest.mark.parametrize("step", [pytest.param(0.0, marks=pytest.mark.exhaustive), 8.0])
 
 
 def insert_objects(targets: Targets, boxes: Tensor, valid: bool) -> tuple[Targets, Tensor]:
@@ -262,7 +263,7 @@ def test_degenerate_objects_get_nothing_and_disturb_nobody(case):
 
 
 @every_case
-@pytest.mark.parametrize("step", [0.0, 8.0])
+@every_step
 def test_chunks_change_nothing(step, case):
     inputs = case.inputs(6, images=1, objects=9, canvas=32, step=step)  # 21 or 63 priors
     expected = assign(case.assigner, inputs)
@@ -329,7 +330,7 @@ CASES_THAT_PROVIDE = {
 
 
 @parametrized(CASES_THAT_PROVIDE)
-@pytest.mark.parametrize("step", [0.0, 8.0])
+@every_step
 def test_every_object_has_a_positive(step, case):
     """In a crowd and all at one place; at most 32 objects, so at most 32 orphans."""
     assert_each_has_one(case, case.inputs(1, objects=32, step=step))
@@ -426,7 +427,7 @@ def test_equals_the_loop_oracle_on_scattered_anchors(name):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @every_case
-@pytest.mark.parametrize("step", [0.0, 8.0])
+@every_step
 def test_gpu_agrees_with_the_oracle_without_waiting(step, case):
     compared = 0
     for seed in range(3):

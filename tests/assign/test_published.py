@@ -101,6 +101,7 @@ def test_task_aligned_is_tood(problem, k):
     check(TaskAligned(adopt=False, inside="after", top_k=k), inputs, published.tood(*inputs, k=k))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", ["yolox-0.3.0", "yolox-2023"])
 @given(problem=ALL)
 def test_simota_is_yolox(version, problem):

@@ -77,12 +77,14 @@ def test_the_count_is_that_of_the_transform(aerial: Scene) -> None:
     assert examine({"train": data}, transform, trained="train").learnable["train"] == kept == 8
 
 
+@pytest.mark.slow
 def test_the_dry_run_says_what_will_not_be_learned(aerial: Scene) -> None:
     report = dry_run(experiment_of(aerial))
     assert "annotations: 32 of 40 training objects (80%)" in report
     assert report.endswith("dry run: everything works; nothing was kept")
 
 
+@pytest.mark.slow
 def test_the_dry_run_does_not_praise_a_training_that_learns_nothing(tmp_path: Path) -> None:
     scene = Scene(tmp_path)
     for thing in scene.annotations:
@@ -94,6 +96,7 @@ def test_the_dry_run_does_not_praise_a_training_that_learns_nothing(tmp_path: Pa
     assert "8 of 8 training objects (100%)" in report
 
 
+@pytest.mark.slow
 def test_a_training_begins_with_it(aerial: Scene, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         train_in_process(experiment_of(aerial, train__epochs=1))

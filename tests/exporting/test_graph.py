@@ -20,6 +20,7 @@ def inputs(batch=2, height=96, width=64):
     return images, sizes, sizes * 3 + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "changes"),
     [

@@ -125,6 +125,7 @@ def test_extremes():
 # --- gradients
 
 
+@pytest.mark.slow
 @every_kind
 def test_gradients(kind):
     problem = near_objects(random_problem(1, samples=15))

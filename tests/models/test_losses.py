@@ -63,6 +63,7 @@ def test_losses_equal_a_loop(name, seed, hard):
     assert got.terms.keys() == {"cls", "box"}, "the others are off"
 
 
+@pytest.mark.slow
 @every_box_loss
 def test_gradients(name):
     problem = random_problem(1)
@@ -269,6 +270,7 @@ def network_and_images(tmp_path_factory):
     return network, torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("empty", EMPTY)
 @pytest.mark.parametrize("assigner", [MaxIoU(), MutualGuidance()], ids=lambda a: a.name)
 @pytest.mark.parametrize("box", ["l1", "giou"])
