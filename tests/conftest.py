@@ -48,8 +48,8 @@ def pytest_unconfigure():
     gc.unfreeze()  # some modules complain at exit about objects that were never collected
 
 
-OWN_CLUSTERS = ("tests/cluster/test_s3.py", "tests/cluster/test_submit.py")
-"""Files whose tests start clusters of their own and touch no other."""
+OWN_CLUSTERS = ("tests/cluster/test_s3.py", "tests/cluster/test_submit.py", "tests/cluster/test_tune.py")
+"""Files whose tests start clusters of their own and touch no other; so many tests that they are worth a process."""
 
 
 @pytest.hookimpl(optionalhook=True)

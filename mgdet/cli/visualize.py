@@ -1,6 +1,6 @@
 """Show who learns what: which priors of an image learn which task from which object, and why.
 
-    %(prog)s runs/quickstart --out seen                        # the kept checkpoints of a run, all assigners
+    %(prog)s runs/quickstart --out seen                        # the kept checkpoints of a run, seven assigners
     %(prog)s bccd_fcos_atss --out seen                         # a configuration alone: its untrained network
     %(prog)s runs/x --images 206,207 --checkpoints best --assigners max_iou,mutual_guidance --out seen
     %(prog)s my.yaml --augment --out seen                      # images with their boxes as the training sees them
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--assigners",
         type=_words,
         metavar="NAME,...",
-        help="each with options as name:key=value (default: all that are defined for the detector, its own first)",
+        help="each with options as name:key=value (default: its own, then the two papers' and the established ones)",
     )
     parser.add_argument(
         "--checkpoints",

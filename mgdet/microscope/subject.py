@@ -11,7 +11,7 @@ import torch
 from mgdet.assign import Assigner, AssignerConfig
 from mgdet.config import Experiment, load
 from mgdet.config_base import Config
-from mgdet.config_yaml import Overrides, parse_override, validate_as, variants
+from mgdet.config_yaml import Overrides, parse_override, validate_as
 from mgdet.data.dataset import ShardedDataset
 from mgdet.data.loader import Collate, EvalImages
 from mgdet.data.shapes import ensure_shapes
@@ -215,21 +215,27 @@ class _Named(Config):
     assigner: AssignerConfig
 
 
+COMPARED = (
+    *("max_iou", "center_sampling", "atss", "task_aligned", "simota"),
+    *("mutual_guidance", "mutual_labeling"),
+)
+"""The two papers' methods and the established ones beside them; of the others a picture would have no room."""
+
+
 def choose_assigners(experiment: Experiment, asked: Sequence[str] | None) -> dict[str, Assigner]:
     """The assigners by the name under which they are shown, each without an `auto`.
 
     Args:
         experiment: its own assigner is meant by its name, with its own options.
-        asked: names, with options as `max_iou:force_match=false`. By default the experiment's own comes first, then all
-            others that are defined for its detector.
+        asked: names, with options as `max_iou:force_match=false`. By default the experiment's own comes first, then
+            those of `COMPARED` that are defined for its detector.
 
     Raises `ConfigError` for an unknown one, for an option that it does not have, and where it is not defined for the
     detector.
     """
     own, layout = experiment.assigner, experiment.model.layout
     if asked is None:
-        others = [m.model_fields["name"].default for m in variants(_Named.model_fields["assigner"])]
-        return {own.name: own.resolved_for(layout), **_defined([name for name in others if name != own.name], layout)}
+        return {own.name: own.resolved_for(layout), **_defined([name for name in COMPARED if name != own.name], layout)}
     if not asked:
         raise ConfigError("no assigners were named. Give some, or leave the option out for all.")
     return {text: _read(text, own).resolved_for(layout) for text in asked}
