@@ -48,10 +48,6 @@ def pytest_unconfigure():
     gc.unfreeze()  # some modules complain at exit about objects that were never collected
 
 
-OWN_CLUSTERS = ("tests/cluster/test_s3.py", "tests/cluster/test_submit.py", "tests/cluster/test_tune.py")
-"""Files whose tests start clusters of their own and touch no other; so many tests that they are worth a process."""
-
-
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     """With `-n`, the tests of a file share its fixtures in one process, and those of tests/cluster share their Ray."""
@@ -59,8 +55,7 @@ def pytest_xdist_make_scheduler(config, log):
 
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid):
-            scope = super()._split_scope(nodeid)
-            return "tests/cluster" if scope.startswith("tests/cluster/") and scope not in OWN_CLUSTERS else scope
+            return "tests/cluster" if nodeid.startswith("tests/cluster/") else super()._split_scope(nodeid)
 
     return Scheduling(config, log)
 

@@ -10,9 +10,8 @@ from mgdet.storage import locate
 from tests.buckets import KEYS, experiment_in_a_bucket
 from tests.forked import run_job
 
-pytestmark = pytest.mark.slow
 
-
+@pytest.mark.exhaustive
 def test_a_sweep_in_a_bucket_goes_on(uri, tmp_path):
     """Two trials on Ray, then one more of the same sweep: the first two are not trained again."""
     base = experiment_in_a_bucket(

@@ -220,10 +220,8 @@ def test_a_trial_with_bad_data_is_not_tried_again(tmp_path, two_cpus, caplog):
     assert run.info.status == "FAILED"
 
 
-@pytest.mark.parametrize(
-    "number",
-    [pytest.param(signal.SIGINT, marks=pytest.mark.slow), pytest.param(signal.SIGTERM, marks=pytest.mark.exhaustive)],
-)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_sweep_that_has_to_stop_at_once(tmp_path, two_cpus, number):
     """A second signal, while its workers hang, so that no checkpoint can be waited for. MLflow has no run left open."""
     path = write(tmp_path, trials=2, concurrent=2, set={"cluster.workers": 1, "cluster.address": two_cpus})
