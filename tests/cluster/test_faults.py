@@ -183,13 +183,14 @@ def test_a_driver_that_is_killed(tmp_path, undisturbed):
     note_cost("driver killed, same command again at once", e)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("number", "own"),
     [
-        pytest.param(signal.SIGTERM, True, marks=pytest.mark.slow),
-        pytest.param(signal.SIGTERM, False, marks=pytest.mark.exhaustive),
-        pytest.param(signal.SIGINT, True, marks=pytest.mark.exhaustive),
-        pytest.param(signal.SIGINT, False, marks=pytest.mark.exhaustive),
+        (signal.SIGTERM, True),
+        (signal.SIGTERM, False),
+        (signal.SIGINT, True),
+        (signal.SIGINT, False),
     ],
 )
 def test_a_driver_that_gets_sigterm(tmp_path, undisturbed, shared, number, own):

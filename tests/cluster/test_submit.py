@@ -68,6 +68,7 @@ def test_a_submitted_job(tmp_path, upload):
         checkpoints = tmp_path / "runs" / "quickstart" / "checkpoints"
         wait_for(lambda: len(list(checkpoints.glob("*.json"))) >= 2, 600)
         head.stop("first")
+        assert "the same command goes on" in head.client.get_job_logs("first")
 
         again = head.job("submit", "--working-dir", upload, "--", *train)
         assert again.returncode == 0, again.stdout + again.stderr
