@@ -35,6 +35,7 @@ def data(tmp_path_factory):
 @pytest.mark.parametrize("name", MODELS)
 def test_all_validation_images(name, resize, data, tmp_path):
     settings = {**MODELS[name], "name": name, "train__epochs": 3, "train__batch_size": 8}
+    settings["train__optimizer"] = {"name": "adamw", "lr": 1e-3}  # with SGD no score reaches the threshold so soon
     settings |= {"data": {"uri": str(data), "transform": {"resize": resize}}}
     settings.pop("data__transform__resize", None)
     experiment = small_experiment(tmp_path, **settings, model__postprocess={"score_threshold": 0.02})
