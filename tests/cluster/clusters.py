@@ -52,6 +52,7 @@ class Head:
             "PATH": f"{RAY.parent}:{os.environ['PATH']}",  # a job's `python` is that of this environment
             "RAY_USAGE_STATS_ENABLED": "0",
             "OMP_NUM_THREADS": "1",
+            "RAY_JOB_STOP_WAIT_TIME_S": "240",  # Ray's 3 s end in SIGKILL before a busy machine has written anything
         }
         command = [RAY, "start", "--head", f"--port={gcs}", f"--dashboard-port={self.dashboard}", "--num-cpus=2"]
         command += [f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}"]
