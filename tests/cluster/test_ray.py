@@ -45,10 +45,12 @@ CLIENT = "import ray, sys; ray.init(address=sys.argv[1], logging_level='ERROR');
 with session(ClusterConfig()):
     import ray
 
-    for changes in ({}, {"RAY_AUTH_TOKEN": "0" * 64}, {"RAY_AUTH_MODE": "disabled"}):
-        client = [sys.executable, "-c", CLIENT, ray.get_runtime_context().gcs_address]
-        done = subprocess.run(client, env=os.environ | changes, capture_output=True, text=True)
-        print("came in" if "1 node" in done.stdout else "refused" if "uthentica" in done.stderr else done.stderr)
+    client = [sys.executable, "-c", CLIENT, ray.get_runtime_context().gcs_address]
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environments = ({}, {"RAY_AUTH_TOKEN": "0" * 64}, {"RAY_AUTH_MODE": "disabled"})
+    for process in [subprocess.Popen(client, env=os.environ | changes, **pipes) for changes in environments]:
+        out, errors = process.communicate()
+        print("came in" if "1 node" in out else "refused" if "uthentica" in errors else errors)
 """
 
 
