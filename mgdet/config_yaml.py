@@ -160,6 +160,18 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Inverse of `flatten`."""
+    tree: dict[str, Any] = {}
+    for key, value in flat.items():
+        *parents, last = key.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    return tree
+
+
 def walk(location: Sequence[Any], root: type[BaseModel]) -> tuple[list[str], list[type[BaseModel]]]:
     """Where a pydantic error location leads: the path as users write it, and the models that stand there.
 

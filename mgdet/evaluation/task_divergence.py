@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from mgdet.boxes import is_degenerate, pairwise_iou
-from mgdet.evaluation.divergence import DivergenceAccumulator, DivergenceResult, pick
+from mgdet.evaluation.candidates import pick
+from mgdet.evaluation.divergence import DivergenceAccumulator, DivergenceResult
 from mgdet.evaluation.metric import Arrays, Metric, MetricInfo, Seen
 from mgdet.ground_truth import GroundTruth
 from mgdet.structures import Detections, Targets

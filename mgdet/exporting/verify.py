@@ -11,8 +11,9 @@ from torch.nn.functional import pad
 
 from mgdet.boxes import pairwise_iou
 from mgdet.data.choices import MAX_PIXELS
+from mgdet.data.collate import Collate, Sample
 from mgdet.data.dataset import ShardedDataset
-from mgdet.data.loader import Collate, EvalImages, Sample
+from mgdet.data.loader import EvalImages
 from mgdet.data.transforms import EvalTransform
 from mgdet.errors import ConfigError, DataError, MgdetError
 from mgdet.exporting.describe import InputShape

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from mgdet.data.choices import check_tiling
+from mgdet.data.collate import Collate, Sample
 from mgdet.data.decode import decode_image
-from mgdet.data.loader import Collate, Sample
 from mgdet.data.transforms import EvalTransform
 from mgdet.errors import DataError
 from mgdet.files import may_be_written, read_regular

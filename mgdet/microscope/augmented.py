@@ -7,8 +7,9 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from mgdet.config_yaml import Overrides
+from mgdet.data.collate import Sample
 from mgdet.data.dataset import ShardedDataset
-from mgdet.data.loader import EvalImages, Sample, TrainImages
+from mgdet.data.loader import EvalImages, TrainImages
 from mgdet.data.order import SampleKey
 from mgdet.errors import DataError
 from mgdet.evaluation.draw import COLORS

@@ -12,8 +12,9 @@ from mgdet.assign import Assigner, AssignerConfig
 from mgdet.config import Experiment, load
 from mgdet.config_base import Config
 from mgdet.config_yaml import Overrides, parse_override, validate_as
+from mgdet.data.collate import Collate
 from mgdet.data.dataset import ShardedDataset
-from mgdet.data.loader import Collate, EvalImages
+from mgdet.data.loader import EvalImages
 from mgdet.data.shapes import ensure_shapes
 from mgdet.errors import CheckpointError, ConfigError, DataError
 from mgdet.inference.evaluate import require_categories

@@ -2,7 +2,7 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -25,6 +25,9 @@ from mgdet.structures import Detections, Predictions, PriorLayout, Priors, Score
 PRIOR_PROBABILITY = 0.01
 """Score that an untrained class head gives to everything (Lin et al., ICCV 2017, section 4.1)."""
 REMEMBERED_SHAPES = 64
+
+Outputs = tuple[list[Tensor], Tensor, Tensor, Tensor | None]
+"""Maps of the pyramid, class logits `[B, A, C]`, deltas `[B, A, 4]` and quality logits `[B, A]`."""
 
 
 class CocoWeights(Config):
@@ -118,6 +121,7 @@ class Detector(nn.Module):
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
         self._priors: dict[tuple[int, int, str], Priors] = {}
+        self._compiled: Callable[[Tensor, Tensor], Outputs] | None = None
 
     @abstractmethod
     def predict(self, features: list[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -130,12 +134,29 @@ class Detector(nn.Module):
 
     def forward(self, images: Tensor, sizes: Tensor) -> Predictions:
         """Predict for `images` `[B, 3, H, W]` uint8 RGB with unpadded `sizes` `[B, 2]` (height, width)."""
-        features = list(self.backbone(normalise(images, sizes, self.mean, self.std)).values())
-        logits, deltas, quality = self.predict(features)
+        outputs = self._compiled if self._compiled is not None and self.training else self.outputs
+        features, logits, deltas, quality = outputs(images, sizes)
         priors = self._remember_priors(images, features)
         boxes = self.coder.decode(deltas.float(), priors)
         quality = None if quality is None else quality.float()
         return Predictions(priors, logits.float(), deltas.float(), boxes, quality)
+
+    def outputs(self, images: Tensor, sizes: Tensor) -> "Outputs":
+        """The maps of the pyramid, and what `predict` makes of them: all that has weights."""
+        features = list(self.backbone(normalise(images, sizes, self.mean, self.std)).values())
+        return features, *self.predict(features)
+
+    def compile_outputs(self, few_shapes: bool, backend: str = "inductor") -> None:
+        """Compile `outputs` for training with `torch.compile`, at the first call for each shape.
+
+        In evaluation mode the network stays as it is, so that a checkpoint is judged by the same numbers everywhere. A
+        deep copy made before is not compiled.
+
+        Args:
+            few_shapes: compile anew for each shape; otherwise, from the second one on, for all shapes at once.
+            backend: of `torch.compile`.
+        """
+        self._compiled = torch.compile(self.outputs, dynamic=False if few_shapes else None, backend=backend)
 
     def scores(self, predictions: Predictions) -> Scores:
         """Scores `[B, A, C]` by name, computed when they are looked at; the last one ranks the detections."""

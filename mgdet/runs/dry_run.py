@@ -42,8 +42,8 @@ def dry_run(experiment: Experiment) -> str:
         worker = Worker(alone, World(0, 1, device), NullTracker())
         found = examine_data(experiment.data)
         lines += [f"annotations: {line}" for line in found.lines]
-        worker.loader.start(0)
-        batch = next(iter(worker.loader)).to(device)
+        worker.data.train_loader.start(0)
+        batch = next(iter(worker.data.train_loader)).to(device)
         lines += _step(worker, batch)
         lines += _checkpoint_and_evaluation(worker, directory)
     lines.append(_memory(device))
@@ -72,7 +72,7 @@ def _step(worker: Worker, batch: Batch) -> list[str]:
         f"priors per level {list(priors.level_counts)}, {parameters:,} trainable parameters",
         f"positives per object: {_per_object(out.assignment, objects)}",
         f"loss {float(out.losses.total.detach()):.4f}, one step of {len(batch.images)} images took {seconds:.2f} s",
-        f"{worker.steps_per_epoch} optimizer steps of this size in an epoch",
+        f"{worker.data.steps_per_epoch} optimizer steps of this size in an epoch",
     ]
 
 
@@ -82,8 +82,8 @@ def _checkpoint_and_evaluation(worker: Worker, directory: str) -> list[str]:
     store = CheckpointStore(directory)
     info = store.save(state, step=0, epoch=0, metrics={})
     worker.load_state_dict(store.load(info))
-    batch = next(iter(worker.val_loader))
-    shown = worker.ground_truth.subset(batch.positions.numpy())
+    batch = next(iter(worker.data.val_loader))
+    shown = worker.data.ground_truth.subset(batch.positions.numpy())
     local = batch.replace(positions=torch.arange(len(batch.images)))
     metrics, _ = evaluate(
         worker.detector, [local], shown, worker.experiment.evaluation, worker.world, worker.experiment.train.precision

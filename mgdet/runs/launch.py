@@ -25,11 +25,11 @@ from mgdet.provenance import as_tags, made_by
 from mgdet.runs.memory import check_batch_fits
 from mgdet.runs.record import (
     Summary,
+    found_by_run,
     journal_copies,
     log_directory,
     open_run,
     own,
-    precision_of_run,
     save_run,
     set_old_journal_aside,
     summarise,
@@ -77,9 +77,8 @@ def prepare(experiment: Experiment, cpus: float, gpus: float) -> tuple[Experimen
     experiment = absolute(experiment)
     if experiment.tracking.wants_model:
         require_packages()
-    begun_in = precision_of_run(experiment) if experiment.train.precision == "auto" else None
     images = training_images(experiment.data)
-    resolved, reasons = resolve(experiment, num_images=images, cpus=cpus, gpus=gpus, begun_in=begun_in)
+    resolved, reasons = resolve(experiment, num_images=images, cpus=cpus, gpus=gpus, begun=found_by_run(experiment))
     for caution in out_of_reach(experiment, resolved, images):
         logger.warning("%s", caution)
     check_batch_fits(resolved)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mgdet.config import Experiment
+from mgdet.config_yaml import nested
 from mgdet.data.fingerprint import Fingerprint, data_differences, proven_equal, recorded
 from mgdet.errors import ConfigError
 from mgdet.files import cache_directory
@@ -21,12 +22,12 @@ from mgdet.text import first_of
 from mgdet.tracking.copies import begin, set_aside
 from mgdet.training.checkpoint import CheckpointStore, best_of
 from mgdet.training.origin import data_of, learned_of, refuse_other_data
-from mgdet.training.precision import Precision
 
 logger = logging.getLogger(__name__)
 
 DATA = "data.uri"
-PRECISION = "train.precision"
+FOUND = ("train.precision", "train.compile")
+"""Keys whose `auto` the hardware decides: a run goes on with what they stood for when it began."""
 _RUN_ID = re.compile(r"[A-Za-z0-9][\w.:-]{0,255}", re.ASCII)
 
 
@@ -114,11 +115,11 @@ def open_run(experiment: Experiment, data: Fingerprint | None = None) -> Record 
         record = _from_checkpoint(store, wanted)
     if record is None:
         return None
-    if wanted[PRECISION] == "auto":  # which is what it became when the run began
-        wanted[PRECISION] = record.identity.get(PRECISION)
+    there = {**_defaults_of_newer_keys(experiment, record.identity), **record.identity}
+    wanted |= {key: there.get(key) for key in FOUND if wanted[key] == "auto"}
     if data and proven_equal(record.data, data):  # they may have been moved, with the whole project perhaps
         wanted[DATA] = record.identity.get(DATA)
-    different = differences(record.identity, wanted)
+    different = differences(there, wanted)
     other_data = bool(data and data_differences(record.data, data))
     if (different or other_data) and not store.committed():
         logger.info("the run %s never reached a checkpoint; its configuration is replaced", experiment.run_uri)
@@ -134,15 +135,27 @@ def open_run(experiment: Experiment, data: Fingerprint | None = None) -> Record 
     return record
 
 
-def precision_of_run(experiment: Experiment) -> Precision | None:
-    """The precision in which the run of this storage and name has trained up to a checkpoint; None if there is none.
+def _defaults_of_newer_keys(experiment: Experiment, identity: dict[str, Any]) -> dict[str, Any]:
+    """The default of every key that a recorded identity lacks, since it was written by an earlier version.
 
-    Raises `ConfigError` where its record is damaged or cannot be read.
+    A new key's default is what mgdet did before there was that key. Empty where the identity is none of this version.
+    """
+    try:
+        known = Experiment.model_validate({**nested(identity), "plugins": experiment.plugins})
+    except (ValueError, TypeError, AttributeError):
+        return {}
+    return {key: value for key, value in plain(known.identity()).items() if key not in identity}
+
+
+def found_by_run(experiment: Experiment) -> dict[str, Any]:
+    """What the keys `FOUND` stand for in the run of this storage and name that has trained up to a checkpoint.
+
+    Empty if there is none. Raises `ConfigError` where its record is damaged or cannot be read.
     """
     record = read_record(locate(experiment.run_uri) / "run.json", "learned")
     if record is None or not CheckpointStore(experiment.run_uri).committed():
-        return None
-    return record.identity.get(PRECISION)
+        return {}
+    return {key: record.identity[key] for key in FOUND if key in record.identity}
 
 
 def _from_checkpoint(store: CheckpointStore, wanted: dict[str, Any]) -> Record | None:
@@ -198,7 +211,7 @@ def save_run(
         (directory / "config.yaml").replace(resolved.to_yaml().encode())
     except OSError as error:
         raise _unusable(directory, error) from error
-    identity = {**asked.identity(), PRECISION: resolved.train.precision}
+    identity = {**asked.identity(), **{key: resolved.identity()[key] for key in FOUND}}
     write_record(directory / "run.json", "learned", Record(identity, run_ids, data or {}, made_by()))
 
 

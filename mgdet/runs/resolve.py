@@ -1,6 +1,8 @@
 """Replace every `auto` of an experiment by the value it stands for here, and say why."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -10,12 +12,13 @@ from mgdet.data.order import optimizer_steps
 from mgdet.errors import ConfigError
 from mgdet.models.weights import require_file
 from mgdet.runs.batch_norm import check_batch_norm
+from mgdet.training.compile import resolve_compile
 from mgdet.training.precision import Precision, hardware
 from mgdet.training.schedules import Span
 
 
 def resolve(
-    experiment: Experiment, *, num_images: int, cpus: float, gpus: float, begun_in: Precision | None = None
+    experiment: Experiment, *, num_images: int, cpus: float, gpus: float, begun: Mapping[str, Any] | None = None
 ) -> tuple[Experiment, list[str]]:
     """The experiment without any `auto`, and one line for each value that was found, with its reason.
 
@@ -24,7 +27,7 @@ def resolve(
         num_images: images of the training split.
         cpus: CPUs of the whole cluster, or of this machine.
         gpus: likewise GPUs.
-        begun_in: the precision of the existing run that is continued, which `auto` keeps.
+        begun: what keys with `auto` stand for in the existing run that is continued; they keep it.
 
     Raises:
         ConfigError: batch, workers and data do not go together.
@@ -34,6 +37,9 @@ def resolve(
 
     def found(key: str, value: object, why: str) -> None:
         reasons.append(f"{key} = {value} ({why})")
+
+    def known(key: str) -> tuple[Any, str] | None:
+        return (begun[key], "the run began with it") if begun and key in begun else None
 
     cluster = experiment.cluster
     gpu = cluster.gpu
@@ -60,8 +66,12 @@ def resolve(
         raise ConfigError("train.sync_bn = true works on GPUs only; set it to false, or use model.norm=gn")
     precision = train.precision
     if precision == "auto":
-        precision, why = _precision(gpu, begun_in)
+        precision, why = known("train.precision") or _precision(gpu)
         found("train.precision", precision, why)
+    compiled = train.compile
+    if compiled == "auto":
+        compiled, why = known("train.compile") or resolve_compile(experiment.data.transform, gpu)
+        found("train.compile", compiled, why)
     sizes = range(workers[0], workers[1] + 1) if isinstance(workers, tuple) else [max(1, workers)]
     # every possible number of workers is tried, so that none turns out to be impossible in the middle of a run
     steps = [optimizer_steps(num_images, n, train.batch_size, train.accumulate) for n in sizes][-1]
@@ -91,7 +101,12 @@ def resolve(
                 "cluster": cluster.model_copy(update={"gpu": gpu, "workers": workers, "cpus_per_worker": cpus_each}),
                 "assigner": assigner,
                 "train": train.model_copy(
-                    update={"log_every": log_every, "schedule": schedule, "precision": precision}
+                    update={
+                        "log_every": log_every,
+                        "schedule": schedule,
+                        "precision": precision,
+                        "compile": compiled,
+                    }
                 ),
                 "data": experiment.data.model_copy(update={"loader": loader}),
             }
@@ -119,9 +134,7 @@ def out_of_reach(asked: Experiment, resolved: Experiment, num_images: int) -> li
     return found
 
 
-def _precision(gpu: bool, begun_in: Precision | None) -> tuple[Precision, str]:
-    if begun_in is not None:
-        return begun_in, "the run began with it"
+def _precision(gpu: bool) -> tuple[Precision, str]:
     if gpu and not torch.cuda.is_available():
         return "fp32", "this machine has no GPU that would show what those of the workers can; say it if they have bf16"
     found = hardware(torch.device("cuda" if gpu else "cpu"))

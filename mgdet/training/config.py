@@ -1,8 +1,8 @@
 """How a network is trained."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from mgdet.config_base import Config
 from mgdet.training.optimizers import SGD, OptimizerConfig
@@ -47,6 +47,11 @@ class TrainConfig(Config):
         description="number format in which the network computes, losses stay in fp32; auto: bf16 where the hardware "
         "has it, else fp16 on a GPU, else fp32; fp16 scales the loss, so that small gradients do not vanish",
     )
+    compile: Literal["auto", "on", "off"] = Field(
+        default="off",
+        description="compile the network with torch.compile for training: slow first steps, faster ones then; auto: on "
+        "a GPU where all images of the network have few shapes",
+    )
     ema: EMAConfig = EMAConfig()
     sync_bn: bool = Field(default=False, description="BatchNorm statistics over all workers (GPU only)")
     channels_last: bool = Field(default=False, description="memory layout NHWC; faster on GPUs with bf16")
@@ -70,3 +75,9 @@ class TrainConfig(Config):
         description="optimizer steps of the first epoch whose stages are measured, for a table and a trace in the "
         "run's directory; these steps are slower than others",
     )
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _yes_and_no(cls, value: Any) -> Any:
+        """In YAML `on` and `off` are truth values."""
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value

@@ -14,10 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mgdet.config import Experiment
 from mgdet.config_base import resolved
-from mgdet.data.dataset import ShardedDataset
-from mgdet.data.fingerprint import fingerprint
-from mgdet.data.loader import build_eval_loader, build_train_loader
-from mgdet.data.order import Segment, eval_shard, images_seen, micro_batch, optimizer_steps
+from mgdet.data.order import Segment, eval_shard, images_seen
 from mgdet.errors import CheckpointError, Interrupted
 from mgdet.evaluation.evaluator import headlines
 from mgdet.models import initialise
@@ -26,12 +23,14 @@ from mgdet.provenance import made_by
 from mgdet.structures import Batch
 from mgdet.tracking import Tracker
 from mgdet.training.checkpoint import FORMAT, UNFIT, CheckpointStore, UnsavedError, weights_file
+from mgdet.training.compile import compile_for_training
+from mgdet.training.data import open_data
 from mgdet.training.distributed import World
 from mgdet.training.evaluate import Evaluated, evaluate
 from mgdet.training.generators import generator_state, make_reproducible, set_generator_state
 from mgdet.training.nonfinite import capture, non_finite_error
 from mgdet.training.optim import EMA, build_optimizer
-from mgdet.training.origin import data_of, data_of_run, refuse_other_data, tell_other_evaluation
+from mgdet.training.origin import data_of, refuse_other_data, tell_other_evaluation
 from mgdet.training.pictures import log_pictures
 from mgdet.training.position import Position
 from mgdet.training.precision import emulation, gradient_scaler
@@ -74,21 +73,24 @@ class Worker:
         if slow:
             logger.warning("%s", slow)
         make_reproducible(experiment.seed, world.rank, train.deterministic)
-        self._build_data()
+        self.data = open_data(experiment, world)
         self._build_network()
         self.optimizer = build_optimizer(self.detector, train.optimizer)
-        self.span = Span(self.steps_per_epoch, self.steps_per_epoch * train.epochs)
+        self.span = Span(self.data.steps_per_epoch, self.data.steps_per_epoch * train.epochs)
         self.scaler = gradient_scaler(world.device, train.precision)
         self.ema = EMA(self.detector, train.ema) if train.ema.enabled else None
         self.store = CheckpointStore(experiment.run_uri, train.keep_best)
         self.saver = Saver(self.store, tracker.secure)  # whoever goes on from a checkpoint logs only what comes after
-        self.position = Position().on(world.size, self.loader.batches.batch_size)
+        self.position = Position().on(world.size, self.data.train_loader.batches.batch_size)
         self._lines = Lines()
         self._profile = Profile(train.profile if world.is_main else 0, world.device, experiment.run_uri, tracker)
         self._evaluated: Evaluated | None = None
         """The last evaluation of the training, on rank 0."""
         self._resume()
         self._set_rate()
+        self._compiling = train.compile == "on"
+        if self._compiling:
+            compile_for_training(self.detector, experiment.data.transform, world.device)
         self.network: nn.Module = self.detector
         if world.size > 1:
             self.network = DistributedDataParallel(
@@ -124,7 +126,7 @@ class Worker:
             self._save(self.position.metrics if evaluated else {}, last)
             self._profile.end()
             if last and self._evaluated is not None:
-                log_report(self.tracker, self.experiment, self.val_data, self._evaluated)
+                log_report(self.tracker, self.experiment, self.data.val, self._evaluated)
             if evaluated:
                 self.on_evaluation({"epoch": epoch + 1, "step": self.position.step, **self.position.metrics})
             if not last and self.stop_asked():
@@ -133,52 +135,13 @@ class Worker:
 
     # --- set-up
 
-    def _build_data(self) -> None:
-        e, world = self.experiment, self.world
-        cache = e.data.loader.cache_mib * 2**20
-        self.train_data = ShardedDataset(e.data.uri, e.data.train_split, cache)
-        self.val_data = val_data = ShardedDataset(e.data.uri, e.data.val_split, cache)
-        self.categories = val_data.categories
-        self.data = fingerprint(self.train_data.manifest, [e.data.train_split, e.data.val_split])
-        refuse_other_data(e, data_of_run(e), self.data)  # prepared again since the driver looked, or Ray restarts us
-        self.ground_truth = val_data.ground_truth()
-        batch_size = micro_batch(e.train.batch_size, world.size, e.train.accumulate)
-        cpus = resolved(e.cluster.cpus_per_worker)
-        pinned = world.device.type == "cuda"
-        self.loader = build_train_loader(
-            self.train_data,
-            e.data.transform,
-            e.data.loader,
-            batch_size=batch_size,
-            seed=e.seed,
-            world=world.size,
-            rank=world.rank,
-            cpus=cpus,
-            pin_memory=pinned,
-            max_bad_images=e.data.max_bad_images,
-            epochs=e.train.epochs,
-        )
-        self.val_loader = build_eval_loader(
-            val_data,
-            e.data.transform,
-            e.data.loader,
-            batch_size=batch_size,
-            world=world.size,
-            rank=world.rank,
-            cpus=cpus,
-            pin_memory=pinned,
-        )
-        self.steps_per_epoch = optimizer_steps(
-            self.train_data.num_images, world.size, e.train.batch_size, e.train.accumulate
-        )
-
     def _build_network(self) -> None:
         e = self.experiment
-        self.detector = e.model.build(len(self.categories))
+        self.detector = e.model.build(len(self.data.categories))
         model = e.model
         if model.weights not in NAMED_WEIGHTS:
             model = model.model_copy(update={"weights": weights_file(model.weights)})
-        for note in initialise(self.detector, model, [c.name for c in self.categories]):
+        for note in initialise(self.detector, model, [c.name for c in self.data.categories]):
             if self.world.is_main:
                 logger.info("%s", note)
         if e.train.sync_bn:
@@ -194,7 +157,7 @@ class Worker:
         if info is None:
             return
         state = found[1] if found else self.store.load(info)
-        refuse_other_data(self.experiment, data_of(state), self.data)
+        refuse_other_data(self.experiment, data_of(state), self.data.fingerprint)
         self.load_state_dict(state)
         if self.world.is_main:
             tell_other_evaluation(self.experiment, state)
@@ -217,8 +180,8 @@ class Worker:
             "position": asdict(p),
             "generators": generators,
             "config": self.experiment.to_yaml(),
-            "categories": json.dumps([[c.id, c.name] for c in self.categories]),
-            "data": json.dumps(self.data),
+            "categories": json.dumps([[c.id, c.name] for c in self.data.categories]),
+            "data": json.dumps(self.data.fingerprint),
             "made_by": json.dumps(made_by()),
             "format": FORMAT,
         }
@@ -239,7 +202,7 @@ class Worker:
             raise CheckpointError(
                 f"the checkpoint in {self.experiment.run_uri} is of another model: {error}"
             ) from error
-        self.position = position.on(self.world.size, self.loader.batches.batch_size)
+        self.position = position.on(self.world.size, self.data.train_loader.batches.batch_size)
         self._set_rate()
 
     def _save(self, metrics: dict[str, float], last: bool = False) -> None:
@@ -278,7 +241,7 @@ class Worker:
 
     @property
     def _epochs_done(self) -> float:
-        p, images, batches = self.position, self.train_data.num_images, self.loader.batches
+        p, images, batches = self.position, self.data.train.num_images, self.data.train_loader.batches
         together = batches.world * batches.batch_size
         before = images_seen(images, [Segment(*s) for s in p.done]) / together  # in steps of these ranks
         return p.epoch + min(1.0, (before + p.micro_step) / -(-images // together))
@@ -286,12 +249,12 @@ class Worker:
     def _train_epoch(self, epoch: int) -> None:
         train = self.experiment.train
         log_every = resolved(train.log_every)
-        self.train_data.require_unchanged()  # and so the other split, which has the same manifest
-        self.loader.start(epoch, self.position.micro_step, [Segment(*s) for s in self.position.done])
-        left = len(self.loader)
+        self.data.train.require_unchanged()  # and so the other split, which has the same manifest
+        self.data.train_loader.start(epoch, self.position.micro_step, [Segment(*s) for s in self.position.done])
+        left = len(self.data.train_loader)
         clock, sums = Throughput(), StepSums()
         group: list[Batch] = []
-        batches = staged("wait", iter(self.loader))
+        batches = staged("wait", iter(self.data.train_loader))
         self._profile.begin(-(-left // train.accumulate))
         while (batch := clock.next(batches)) is not None:
             with stage("copy"):
@@ -323,6 +286,7 @@ class Worker:
             )
 
     def _step(self, group: list[Batch], sums: StepSums) -> None:
+        begin = time.perf_counter()
         accumulate_gradients(
             self.network,
             self.detector,
@@ -338,6 +302,9 @@ class Worker:
             self._update(group, sums)
         self.position.step += 1
         self._set_rate()
+        if self._compiling and self.world.is_main:
+            logger.info("the network was compiled: the first step took %.0f s", time.perf_counter() - begin)
+        self._compiling = False
 
     def _update(self, group: list[Batch], sums: StepSums) -> None:
         """Change the weights by the gradient, and forget it."""
@@ -362,7 +329,7 @@ class Worker:
             batches=group,
             network=self.detector,
             config=self.experiment.shown(),
-            data=self.data,
+            data=self.data.fingerprint,
         )
         values = {"gradient norm": norm, **sums.losses()}
         raise non_finite_error(self.position.step, path, values)
@@ -375,7 +342,7 @@ class Worker:
         if not self.world.is_main:
             return
         self.tracker.log({**metrics, "epoch": self._epochs_done}, step=self.position.step)
-        total = self.steps_per_epoch * self.experiment.train.epochs
+        total = self.data.steps_per_epoch * self.experiment.train.epochs
         remaining = (total - self.position.step) / clock.steps_per_second()
         now = (epoch, self.experiment.train.epochs, self.position.step, total, metrics, remaining, clock.waiting())
         if not show(training_progress(*now)) and (self.position.step >= total or self._lines.due()):
@@ -386,7 +353,7 @@ class Worker:
 
         Raises `DataError` on all of them where that are more than `data.max_bad_images`.
         """
-        bad = self.loader.bad
+        bad = self.data.train_loader.bad
         new = bad.take_new()
         if float(self.world.mean(torch.tensor(float(len(new)), device=self.world.device))):
             bad.add(self.world.share(new))
@@ -397,12 +364,12 @@ class Worker:
         for module in {self.detector, network}:
             self.world.sync_buffers(module)
         start = time.perf_counter()
-        share = len(eval_shard(len(self.ground_truth.image_ids), self.world.size, self.world.rank))
+        share = len(eval_shard(len(self.data.ground_truth.image_ids), self.world.size, self.world.rank))
         pace = ProgressLog(f"epoch {self.position.epoch}: evaluated", share)
         metrics, evaluated = evaluate(
             network,
-            pace.over(self.val_loader) if self.world.is_main else self.val_loader,
-            self.ground_truth,
+            pace.over(self.data.val_loader) if self.world.is_main else self.data.val_loader,
+            self.data.ground_truth,
             self.experiment.evaluation,
             self.world,
             self.experiment.train.precision,
@@ -418,6 +385,6 @@ class Worker:
         logger.info("epoch %d: %s (%.0f s)", self.position.epoch, ", ".join(shown), seconds)
         if last and evaluated is not None:
             start = time.perf_counter()
-            log_pictures(self.tracker, evaluated, self.categories)
+            log_pictures(self.tracker, evaluated, self.data.categories)
             self.tracker.log({"time/pictures": time.perf_counter() - start}, step=self.position.step)
             self._evaluated = evaluated

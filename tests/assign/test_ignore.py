@@ -84,8 +84,8 @@ def test_a_training_step_ignores_the_priors_over_crowds(tmp_path: Path, name: st
     )
     experiment, _ = prepare(asked, 2, 0)
     worker = Worker(experiment, World(0, 1, torch.device("cpu")), NullTracker())
-    worker.loader.start(0)
-    batch = next(iter(worker.loader))
+    worker.data.train_loader.start(0)
+    batch = next(iter(worker.data.train_loader))
     labels = forward(worker.detector, worker.detector, batch, experiment, worker.world, 2.0).assignment.cls.gt_index
     assert (batch.targets.regions.shape[1] == 0) == (crowds == "none")
     assert int(batch.targets.valid.sum()) == {"all": 0, "one": 7, "none": 8}[crowds]

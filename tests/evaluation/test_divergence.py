@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from mgdet.errors import MgdetError
 from mgdet.evaluation import DivergenceAccumulator, DivergenceConfig, match_candidates, spearman_by_group
-from mgdet.evaluation.divergence import OBJECTS_PER_IMAGE, Population, _top_per_group
+from mgdet.evaluation.candidates import OBJECTS_PER_IMAGE, top_per_group
+from mgdet.evaluation.divergence import Population
 from mgdet.structures import Targets
 from tests.reference import divergence as oracle
 
@@ -48,8 +49,8 @@ def test_spearman_of_special_groups():
 
 def test_top_per_group_keeps_the_earlier_of_equals():
     group, score = torch.tensor([1, 0, 1, 1, 0, 1]), torch.tensor([0.5, 0.1, 0.9, 0.5, 0.2, 0.5])
-    assert sorted(_top_per_group(group, score, 2).tolist()) == [0, 1, 2, 4]
-    assert _top_per_group(group[:0], score[:0], 2).tolist() == []
+    assert sorted(top_per_group(group, score, 2).tolist()) == [0, 1, 2, 4]
+    assert top_per_group(group[:0], score[:0], 2).tolist() == []
 
 
 def world(seed, b=3, g=4, a=120, c=3, tied=False):

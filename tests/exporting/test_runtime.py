@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
 from mgdet.config_yaml import validate_as
-from mgdet.data.loader import Collate, Sample
+from mgdet.data.collate import Collate, Sample
 from mgdet.data.transforms import EvalTransform, TransformConfig
 from mgdet.exporting.runtime import network_input, read_image, resize
 

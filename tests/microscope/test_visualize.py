@@ -104,7 +104,7 @@ def test_the_untrained_network_is_the_one_that_a_training_starts_from(run, tmp_p
     worker = Worker(experiment, World(0, 1, torch.device("cpu")), NullTracker())
     torch.use_deterministic_algorithms(False)
     state = torch.get_rng_state()
-    made = untrained(experiment, [c.name for c in worker.categories], torch.device("cpu"))
+    made = untrained(experiment, [c.name for c in worker.data.categories], torch.device("cpu"))
     assert torch.equal(torch.get_rng_state(), state)
     theirs = worker.detector.state_dict()
     assert made.state_dict().keys() == theirs.keys()

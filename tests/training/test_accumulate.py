@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn.functional import dropout
 
-from mgdet.data.loader import Collate, EvalImages
+from mgdet.data.collate import Collate
+from mgdet.data.loader import EvalImages
 from mgdet.structures import Batch, pad_targets
 from mgdet.training.distributed import World
 from mgdet.training.generators import generator_state

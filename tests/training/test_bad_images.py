@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from mgdet.data.loader import Collate, _empty
+from mgdet.data.collate import Collate, _empty
 from mgdet.data.shapes import ShapesConfig, generate_shapes
 from mgdet.errors import ConfigError, DataError
 from mgdet.runs.launch import prepare, training_data
@@ -86,7 +86,7 @@ def test_resumed_equals_straight_with_an_image_left_out(tmp_path, stop):
 def test_an_empty_picture_takes_no_part_in_the_losses(tmp_path):
     """The loss, its terms and their gradient are those of the other images."""
     worker = Worker(spoilt(tmp_path, [0], data__max_bad_images=1), ALONE, NullTracker())
-    images = worker.loader.dataset
+    images = worker.data.train_loader.dataset
     (bad,) = [x for x in (images[_key(i)] for i in range(6)) if not hasattr(x, "data")]
     good = [images[_key(i)] for i in (1, 2)]
     losses = []
@@ -149,7 +149,7 @@ def work(rank, directory, limit):
         said = "finished"
     except DataError as error:
         said = str(error)
-    torch.save((said, sorted(worker.loader.bad.known), worker.position.step), f"{directory}/rank-{rank}.pt")
+    torch.save((said, sorted(worker.data.train_loader.bad.known), worker.position.step), f"{directory}/rank-{rank}.pt")
     dist.destroy_process_group()
 
 

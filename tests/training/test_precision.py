@@ -9,7 +9,7 @@ import torch
 from mgdet.errors import ConfigError, NonFiniteError
 from mgdet.runs import resolve as resolving
 from mgdet.runs.launch import prepare
-from mgdet.runs.record import open_run, precision_of_run, save_run
+from mgdet.runs.record import found_by_run, open_run, save_run
 from mgdet.runs.resolve import resolve
 from mgdet.tracking import NullTracker
 from mgdet.training import evaluate, precision, step
@@ -146,7 +146,7 @@ def test_auto_continues_what_was_asked_for_by_name(tmp_path, on):
 
 def test_a_run_that_never_reached_a_checkpoint_is_chosen_for_anew(tmp_path, on):
     experiment = small_experiment(tmp_path, train__precision="auto")
-    assert precision_of_run(experiment) is None
+    assert found_by_run(experiment) == {}
     save_run(
         experiment,
         experiment.model_copy(update={"train": experiment.train.model_copy(update={"precision": "bf16"})}),
@@ -246,8 +246,8 @@ def test_fp16_resumes_bit_for_bit_with_its_scale(tmp_path, fast):
 def test_a_step_that_overflows_is_left_out_with_half_the_scale(tmp_path, fast):
     large = {"cls": {"weight": 1e6}}
     worker = start(tmp_path, train__precision="fp16", train__ema={"enabled": True}, loss=large)
-    worker.loader.start(0)
-    batch = next(iter(worker.loader))
+    worker.data.train_loader.start(0)
+    batch = next(iter(worker.data.train_loader))
     worker.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
     before = weights(worker)
     worker._step([batch], StepSums())
@@ -266,8 +266,8 @@ def test_what_no_scale_can_mend_stops_the_training(tmp_path, fast):
     with torch.no_grad():
         worker.detector.class_layer.bias.fill_(float("nan"))
     worker.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
-    worker.loader.start(0)
-    batch = next(iter(worker.loader))
+    worker.data.train_loader.start(0)
+    batch = next(iter(worker.data.train_loader))
     worker._step([batch], StepSums())
     with pytest.raises(NonFiniteError, match="gradient is not finite"):
         worker._step([batch], StepSums())
