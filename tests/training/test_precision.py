@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mgdet.errors import ConfigError, NonFiniteError
+from mgdet.records import seal, unseal
 from mgdet.runs import resolve as resolving
 from mgdet.runs.launch import prepare
 from mgdet.runs.record import found_by_run, open_run, save_run
@@ -134,6 +135,22 @@ def test_a_run_goes_on_in_its_precision_on_other_hardware(tmp_path, on):
     assert open_run(small_experiment(tmp_path, train__precision="bf16")) is not None, "the same by its name"
     with pytest.raises(ConfigError, match=r"train\.precision: 'bf16' there, 'fp32' asked for"):
         open_run(small_experiment(tmp_path, train__precision="fp32"))
+
+
+@pytest.mark.parametrize("newer", [["train.compile"], ["train.compile", "model.quality", "train.ema.warmup"]])
+def test_a_run_of_a_version_without_some_keys_goes_on(tmp_path, newer):
+    """With their defaults, which are what that version did; anything else is another experiment."""
+    begun(tmp_path, "fp32", "fp32")
+    file = tmp_path / "runs" / "small" / "run.json"
+    record = unseal(file.read_bytes())
+    record["learned"] = {key: value for key, value in record["learned"].items() if key not in newer}
+    file.write_bytes(seal(record))
+    assert open_run(small_experiment(tmp_path)) is not None
+    assert open_run(small_experiment(tmp_path, train__compile="auto")) is not None
+    with pytest.raises(ConfigError, match=r"train\.compile: 'off' there, 'on' asked for"):
+        open_run(small_experiment(tmp_path, train__compile="on"))
+    with pytest.raises(ConfigError, match=r"train\.epochs: 2 there, 3 asked for"):
+        open_run(small_experiment(tmp_path, train__epochs=3))
 
 
 def test_auto_continues_what_was_asked_for_by_name(tmp_path, on):
