@@ -11,6 +11,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from mgdet.data import ShardedDataset
+from mgdet.data.pictures import Pictures
 from mgdet.evaluation.average_precision import DetectionArrays
 from mgdet.evaluation.coco import coco_ap
 from mgdet.inference.results import ResultFiles
@@ -163,7 +164,7 @@ def made_up(dataset):
 def test_tables_by_class(dataset, tmp_path):
     det, truth = made_up(dataset), dataset.ground_truth()
     files = ResultFiles.below(str(tmp_path / "out"))
-    files.write({"a": 1}, coco_ap(truth, det), dataset)
+    files.write({"a": 1}, coco_ap(truth, det), Pictures(dataset))
     rows = list(csv.DictReader((tmp_path / "out" / "classes.csv").open()))
     assert [row["class"] for row in rows] == [category.name for category in dataset.categories]
     for label, row in enumerate(rows):
@@ -186,7 +187,7 @@ def test_tables_by_class(dataset, tmp_path):
 @pytest.mark.slow
 def test_nothing_detected(dataset, tmp_path, capsys):
     files = ResultFiles.below(str(tmp_path / "out"))
-    files.write({}, coco_ap(dataset.ground_truth(), DetectionArrays.empty()), dataset)
+    files.write({}, coco_ap(dataset.ground_truth(), DetectionArrays.empty()), Pictures(dataset))
     assert json.loads((tmp_path / "out" / "detections.json").read_text()) == []
     assert pq.read_table(tmp_path / "out" / "detections.parquet").num_rows == 0
     assert sorted(os.listdir(tmp_path / "out")) == FILES

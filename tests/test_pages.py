@@ -9,6 +9,7 @@ import pytest
 from mgdet.comparison.compare import compare_judged
 from mgdet.comparison.report import page as comparison_page
 from mgdet.data import ShapesConfig, ShardedDataset, generate_shapes
+from mgdet.data.pictures import Pictures
 from mgdet.evaluation.average_precision import DetectionArrays
 from mgdet.evaluation.coco import coco_ap
 from mgdet.inference.results import ResultFiles
@@ -97,7 +98,7 @@ def pages(tmp_path_factory):
     found = DetectionArrays(found.image, found.boxes.clip(0, 128), found.scores, found.labels)
     metrics = {"checkpoint": "runs/mine/checkpoints/step-00000100.pt", "metrics": coco_ap(gt, found).metrics()}
     ResultFiles.below(str(directory / "judged")).write(
-        metrics, coco_ap(gt, found), dataset, {"classification": rng.integers(0, 12, len(gt.boxes))}
+        metrics, coco_ap(gt, found), Pictures(dataset), {"classification": rng.integers(0, 12, len(gt.boxes))}
     )
     drawn = scenes(rng, 40)
     runs = {name: [detector(rng, drawn, skill)] for name, skill in (("base", 0.0), ("mine", 0.6), ("third", -0.2))}

@@ -60,11 +60,11 @@ def _of_checkpoint(source: str, data: str | None, split: str | None, plugins: Se
     from mgdet.inference.load import load_detector
 
     trained = load_detector(source, plugins=plugins)
-    done, dataset, evaluated, _ = judge(trained, data, split)
-    files = tuple(dataset.file_name(row) for row in range(len(dataset)))
+    done, pictures, evaluated, _ = judge(trained, data, split)
+    files = tuple(pictures.file_name(row) for row in range(len(pictures)))
     about = {key: value for key, value in described(trained, done).items() if key != "metrics"}
     found = evaluated.result.of(CocoAP).detections
-    return Judged(_name(source, trained.experiment.name), dataset.ground_truth(), files, found, about)
+    return Judged(_name(source, trained.experiment.name), pictures.truth, files, found, about)
 
 
 def _of_evaluation(source: str, place: Location) -> Judged:

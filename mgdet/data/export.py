@@ -15,6 +15,7 @@ from mgdet.data.files import image_suffixes
 from mgdet.data.formats.base import AnnotatedImage, AnnotatedObject, AnnotatedSplit, DataFormat
 from mgdet.data.schema import Progress, read_manifest
 from mgdet.errors import DataError
+from mgdet.ground_truth import GroundTruth
 from mgdet.structures import unique_names
 from mgdet.text import first_of
 
@@ -103,7 +104,7 @@ def _write_split(
             turned.append(name)
         if progress is not None and (row + 1) % 100 == 0:
             progress(f"writing {split}", row + 1, len(names))
-    data_format.write(annotated_split(data, data_format, names, places), places)
+    data_format.write(annotated_split(data.ground_truth(), data_format, names, places), places)
     if progress is not None:
         progress(f"writing {split}", len(names), len(names))
     if turned:
@@ -116,17 +117,16 @@ def _write_split(
 
 
 def annotated_split(
-    data: ShardedDataset, data_format: DataFormat, names: Sequence[str], places: Sequence[Path] = (Path(), Path())
+    truth: GroundTruth, data_format: DataFormat, names: Sequence[str], places: Sequence[Path] = (Path(), Path())
 ) -> AnnotatedSplit:
-    """What a format would say of a split of a prepared data set, whose images have the file names `names`."""
-    categories = dict(zip((c.id for c in data.categories), unique_names(data.categories), strict=True))
-    return AnnotatedSplit(places[0], places[-1], list(_images(data, data_format, names)), categories)
+    """What a format would say of the annotations of a split, whose images have the file names `names`."""
+    categories = dict(zip((c.id for c in truth.categories), unique_names(truth.categories), strict=True))
+    return AnnotatedSplit(places[0], places[-1], list(_images(truth, data_format, names)), categories)
 
 
-def _images(data: ShardedDataset, data_format: DataFormat, names: Sequence[str]) -> Iterator[AnnotatedImage]:
-    truth = data.ground_truth()
+def _images(truth: GroundTruth, data_format: DataFormat, names: Sequence[str]) -> Iterator[AnnotatedImage]:
     objects: list[list[AnnotatedObject]] = [[] for _ in names]
-    classes = unique_names(data.categories)
+    classes = unique_names(truth.categories)
     for row, label, box, crowd, area in zip(
         truth.box_image.tolist(),
         truth.labels.tolist(),

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from mgdet.data.dataset import ShardedDataset
 from mgdet.data.fingerprint import data_differences, fingerprint
 from mgdet.data.loader import build_eval_loader
-from mgdet.errors import ConfigError, DataError
+from mgdet.data.pictures import Pictures
+from mgdet.errors import ConfigError
 from mgdet.evaluation.coco import CocoAP
 from mgdet.evaluation.evaluator import AP
 from mgdet.evaluation.matching import Ints
@@ -57,10 +58,9 @@ def evaluate_trained(
         DataError: no data set there, no such split, an image that cannot be read, or a file that cannot be written.
         ConfigError: its classes are not those of the checkpoint.
     """
-    asked = files is not None
-    done, dataset, evaluated, positives = judge(trained, data, split, count_positives=asked, use_detections=asked)
+    done, pictures, evaluated, positives = judge(trained, data, split, count_positives=files is not None)
     if files is not None:
-        files.write(described(trained, done), evaluated.result.of(CocoAP), dataset, positives)
+        files.write(described(trained, done), evaluated.result.of(CocoAP), pictures, positives)
     return done
 
 
@@ -68,7 +68,7 @@ class Judgement(NamedTuple):
     """An evaluation with everything that it stands on."""
 
     evaluation: Evaluation
-    dataset: ShardedDataset
+    pictures: Pictures
     evaluated: Evaluated
     positives: dict[str, Ints]  # of each task, how many priors learn it from each object; empty if not counted
 
@@ -78,25 +78,21 @@ def judge(
     data: str | None = None,
     split: str | None = None,
     count_positives: bool = False,
-    use_detections: bool = True,
 ) -> Judgement:
     """What `evaluate_trained` does and raises, with the detections themselves.
 
-    `count_positives` asks the assigner of the training which objects the priors would learn from. Data that were
-    prepared as tiles are refused, unless without `use_detections`: their detections are those of tiles.
+    Data that were prepared as tiles are judged as whole pictures, and so are their detections. `count_positives` asks
+    the assigner of the training which objects the priors would learn from; an object in several tiles has no such
+    number.
     """
     uri, name = data or trained.experiment.data.uri, split or trained.experiment.data.val_split
     dataset = ShardedDataset(uri, name, trained.experiment.data.loader.cache_mib * 2**20)
     require_categories(trained, dataset.categories, uri)
     if data is None:
         _tell_other_data(trained, dataset)
-    truth = dataset.ground_truth()
-    if use_detections and truth.tiles is not None:
-        raise DataError(
-            f"{uri}, split {name}, was prepared as tiles, whose detections are put together in memory only: the files "
-            "of --out cannot be written, and runs cannot be compared on it. Have the metrics written with --json."
-        )
-    counts = PositiveCounts(truth, trained.experiment.assigner) if count_positives else None
+    pictures, truth = Pictures(dataset), dataset.ground_truth()
+    counted = count_positives and not pictures.are_cut
+    counts = PositiveCounts(truth, trained.experiment.assigner) if counted else None
     watch: dict[str, Watch] = {} if counts is None else {"watch": counts}
     metrics, evaluated = evaluate(
         trained.detector,
@@ -109,7 +105,7 @@ def judge(
     )
     assert evaluated is not None, "one process has the whole result"
     done = Evaluation(metrics, uri, name, dataset.num_images, trained.experiment.evaluation.protocol)
-    return Judgement(done, dataset, evaluated, {} if counts is None else counts.counts)
+    return Judgement(done, pictures, evaluated, {} if counts is None else counts.counts)
 
 
 def _tell_other_data(trained: Trained, dataset: ShardedDataset) -> None:

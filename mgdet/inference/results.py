@@ -6,15 +6,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mgdet.data.dataset import ShardedDataset
-from mgdet.data.decode import decode_image
 from mgdet.data.export import annotated_split
 from mgdet.data.formats.coco import Coco, coco_json
+from mgdet.data.pictures import Pictures
 from mgdet.evaluation.analysis import Analysis, analyse
 from mgdet.evaluation.average_precision import IOU_THRESHOLDS, RECALL_THRESHOLDS, APResult
 from mgdet.evaluation.evaluator import headlines
 from mgdet.evaluation.matching import Ints, OperatingPoint
 from mgdet.evaluation.page import evaluation_sections, worst_images
+from mgdet.ground_truth import GroundTruth
 from mgdet.inference.output import JsonFile, OutputFile
 from mgdet.pages.document import command, document, facts, number, text
 from mgdet.provenance import as_facts, made_by
@@ -63,28 +63,29 @@ class ResultFiles(NamedTuple):
         self,
         metrics: dict[str, Any],
         found: APResult,
-        dataset: ShardedDataset,
+        pictures: Pictures,
         positives: Mapping[str, Ints] | None = None,
     ) -> None:
         """Write everything; `metrics.json`, which is last, says that the others are there. Raises `DataError`.
 
-        `positives` are those of each task, `[M]`, how many priors learn it from each object.
+        `pictures` are those that `found` was judged by; `positives` are those of each task, `[M]`, how many priors
+        learn it from each object.
         """
-        files = [dataset.file_name(row) for row in range(len(dataset))]
-        self.detections.write(_coco_results(found, dataset))
-        self.table.write_bytes(_parquet(found, dataset, files))
-        self.annotations.write(coco_json(annotated_split(dataset, Coco(), files)))
-        truth = dataset.ground_truth()
+        files = [pictures.file_name(row) for row in range(len(pictures))]
+        truth = pictures.truth
+        self.detections.write(_coco_results(found, truth))
+        self.table.write_bytes(_parquet(found, truth, files))
+        self.annotations.write(coco_json(annotated_split(truth, Coco(), files)))
         analysis = analyse(truth, found.detections, found.max_dets, positives)
-        self.classes.write_bytes(_classes(found, dataset, analysis.points).encode())
+        self.classes.write_bytes(_classes(found, truth, analysis.points).encode())
         self.curves.write_bytes(_curves(found).encode())
         self.analysis.write(analysis.as_json(truth))
-        self.page.write_bytes(_page(metrics, found, dataset, analysis).encode())
+        self.page.write_bytes(_page(metrics, found, pictures, analysis).encode())
         self.metrics.write(metrics)
 
 
-def _coco_results(found: APResult, dataset: ShardedDataset) -> list[dict[str, Any]]:
-    det, truth = found.detections, dataset.ground_truth()
+def _coco_results(found: APResult, truth: GroundTruth) -> list[dict[str, Any]]:
+    det = found.detections
     ids = [category.id for category in truth.categories]
     boxes = det.boxes.astype(np.float64)
     boxes = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
@@ -96,11 +97,11 @@ def _coco_results(found: APResult, dataset: ShardedDataset) -> list[dict[str, An
     ]
 
 
-def _parquet(found: APResult, dataset: ShardedDataset, files: Sequence[str]) -> bytes:
+def _parquet(found: APResult, truth: GroundTruth, files: Sequence[str]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    det, truth = found.detections, dataset.ground_truth()
+    det = found.detections
     columns = {
         "image_id": truth.image_ids[det.image],
         "file_name": pa.array([files[row] for row in det.image.tolist()], pa.string()),
@@ -114,8 +115,8 @@ def _parquet(found: APResult, dataset: ShardedDataset, files: Sequence[str]) -> 
     return out.getvalue()
 
 
-def _page(metrics: Mapping[str, Any], found: APResult, dataset: ShardedDataset, analysis: Analysis) -> str:
-    truth, made = dataset.ground_truth(), made_by()
+def _page(metrics: Mapping[str, Any], found: APResult, pictures: Pictures, analysis: Analysis) -> str:
+    truth, dataset, made = pictures.truth, pictures.dataset, made_by()
     about = [
         ("checkpoint", text(metrics.get("checkpoint", ""))),
         ("data", text(f"{dataset.uri}, split {dataset.split}: {found.n_images} images, {found.n_boxes} objects")),
@@ -134,15 +135,14 @@ def _page(metrics: Mapping[str, Any], found: APResult, dataset: ShardedDataset, 
                 truth,
                 found,
                 analysis,
-                lambda row: decode_image(dataset.read_image(row), dataset.describe(row)),
-                dataset.file_name,
+                pictures.pixels,
+                pictures.file_name,
             ),
         ],
     )
 
 
-def _classes(found: APResult, dataset: ShardedDataset, points: Mapping[str, OperatingPoint]) -> str:
-    truth = dataset.ground_truth()
+def _classes(found: APResult, truth: GroundTruth, points: Mapping[str, OperatingPoint]) -> str:
     rows: list[list[object]] = [
         ["class", "id", "objects", "detections", "AP", "AP50", "AP75", "F1", "score", "precision", "recall"]
     ]

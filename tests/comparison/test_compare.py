@@ -13,6 +13,7 @@ from mgdet.comparison.judged import read_judged
 from mgdet.comparison.publish import files_of, track
 from mgdet.comparison.report import as_json, as_text, page
 from mgdet.data import ShapesConfig, ShardedDataset, generate_shapes
+from mgdet.data.pictures import Pictures
 from mgdet.evaluation.average_precision import DetectionArrays
 from mgdet.evaluation.coco import coco_ap
 from mgdet.inference.results import ResultFiles
@@ -31,7 +32,7 @@ def evaluations(tmp_path_factory):
         rows = np.arange(len(gt.boxes))[::every] if every else np.zeros(0, dtype=int)
         det = DetectionArrays(gt.box_image[rows], gt.boxes[rows], np.linspace(0.9, 0.5, len(rows)), gt.labels[rows])
         metrics = {"checkpoint": f"{name}.pt", "data": "<shapes>", "split": "val", "metrics": {}}
-        ResultFiles.below(str(directory / name)).write(metrics, coco_ap(gt, det), dataset)
+        ResultFiles.below(str(directory / name)).write(metrics, coco_ap(gt, det), Pictures(dataset))
     return directory
 
 

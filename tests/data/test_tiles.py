@@ -13,6 +13,7 @@ from PIL import Image
 
 from mgdet.data import CocoSplit, ShardedDataset, import_coco
 from mgdet.data.decode import decode_image
+from mgdet.data.pictures import Pictures
 from mgdet.data.schema import Record
 from mgdet.data.tiles import VISIBLE, cut_record
 from mgdet.errors import ConfigError, DataError
@@ -113,6 +114,21 @@ def whole_of(scene: Scene) -> Path:
     return out
 
 
+def test_pictures_of_tiles_are_the_whole_ones(tmp_path):
+    """Names, pixels and annotations; and those of a split that was not cut."""
+    scene = Scene(tmp_path, count=3, width=100, height=64)
+    scene.prepare(tile=48, overlap=0.25)
+    whole = ShardedDataset(str(whole_of(scene)), "train")
+    for dataset, cut in ((scene.dataset(), True), (whole, False)):
+        pictures = Pictures(dataset)
+        assert pictures.are_cut == cut
+        assert len(pictures) == 3
+        for row in range(3):
+            assert pictures.file_name(row) == whole.file_name(row)
+            assert torch.equal(pictures.pixels(row), decode_image(whole.read_image(row)))
+        assert np.array_equal(pictures.truth.boxes, whole.ground_truth().boxes)
+
+
 def perfect_detections(truth, seed):
     """Of each tile the visible part of every object, with a random score."""
     rng = np.random.default_rng(seed)
@@ -178,9 +194,11 @@ def test_a_damaged_file_of_whole_pictures_is_refused(tmp_path):
 @pytest.mark.slow
 def test_a_picture_of_8000_pixels(tmp_path):
     """Prepared, trained on for a step, evaluated and predicted in tiles; AP is that of the whole picture."""
+    from mgdet.comparison.judged import read_judged
     from mgdet.inference.evaluate import evaluate_trained
     from mgdet.inference.load import load_detector
     from mgdet.inference.predict import predict
+    from mgdet.inference.results import ResultFiles
     from mgdet.runs.launch import train_in_process
     from tests.small import small_experiment
 
@@ -204,9 +222,16 @@ def test_a_picture_of_8000_pixels(tmp_path):
     )
     train_in_process(experiment)
     trained = load_detector(experiment.run_uri)
-    done = evaluate_trained(trained)
+    done = evaluate_trained(trained, files=ResultFiles.below(str(tmp_path / "judged")))
     assert done.images == len(grid(height, width, 2048))
     assert "val/AP" in done.metrics
+    judged = read_judged(str(tmp_path / "judged"))
+    assert judged.files == ("large.png",)
+    assert judged.gt.image_ids.tolist() == [5]
+    assert sorted(judged.gt.boxes.tolist()) == sorted(
+        [x, y, x + w, y + h] for x, y, w, h in (a["bbox"] for a in content["annotations"])
+    )
+    assert pytest.approx(done.metrics["val/AP"], abs=1e-9) == coco_ap(judged.gt, judged.det).AP
     found = predict(trained, [str(tmp_path / "images")], str(tmp_path / "found"), score=0.0, tile=2048, batch_size=4)
     assert found.images == 1
     boxes = np.array([d["bbox"] for d in json.loads((tmp_path / "found/detections.json").read_text())])
