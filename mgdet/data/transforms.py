@@ -7,7 +7,7 @@ or on what was drawn before. Only the size that `multi_scale` draws is one of th
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any, Literal, Self, TypeAlias
+from typing import Annotated, Literal, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as F
+from torchvision.transforms.v2.functional import resize_image
 
 from mgdet.config_base import ByField, Config
 from mgdet.data.augment import Augmentation, AugmentConfig, Picture
@@ -219,10 +219,8 @@ class EvalTransform:
 
     def __call__(self, image: Tensor, boxes: Tensor, labels: Tensor) -> Picture:
         """Transform an `[3, H, W]` uint8 image with its `[n, 4]` boxes (pixels) and `[n]` labels."""
-        height, width = image.shape[-2:]
-        size = self.config.resize.target(height, width)
-        image, tv_boxes = F.resize(image, list(size), antialias=True), _as_tv_boxes(boxes, height, width)
-        return Picture(image, _plain(F.resize(tv_boxes, list(size))), labels)
+        picture = Picture(image, boxes.float(), labels)
+        return _resized(picture, self.config.resize.target(*picture.size), v2.InterpolationMode.BILINEAR)
 
 
 class TrainTransform:
@@ -238,7 +236,7 @@ class TrainTransform:
 
     def __init__(self, config: TransformConfig, seed: int, epochs: int | None = None) -> None:
         self.config, self.seed, self.epochs = config, seed, epochs
-        self._steps = [_composed(config, resize) for resize in config.resizes]
+        self._steps = [_Steps(config, resize) for resize in config.resizes]
 
     def __call__(
         self,
@@ -258,12 +256,10 @@ class TrainTransform:
         picture = Picture(image, boxes.float(), labels)
         numbers = {"seed": self.seed, "epoch": epoch, "position": position}
         picture = self.config.augment(picture, **numbers, epochs=self.epochs, other=other)
-        steps = self._steps[self._size(epoch, step)]
         with seeded(**numbers):
-            out, tv_boxes = steps(tv_tensors.Image(picture.image), _as_tv_boxes(picture.boxes, *picture.size))
-        kept = _plain(tv_boxes)
-        large = ((kept[:, 2:] - kept[:, :2]) >= least_side(self.config)).all(dim=1)
-        return Picture(_plain(out), kept, picture.labels).keep(large)
+            picture = self._steps[self._size(epoch, step)](picture)
+        large = ((picture.boxes[:, 2:] - picture.boxes[:, :2]) >= least_side(self.config)).all(dim=1)
+        return picture.keep(large)
 
     def _size(self, epoch: int, step: int) -> int:
         """Which of the sizes a batch has: the same on every rank."""
@@ -276,40 +272,60 @@ _SIZES = 0x5CA1E
 """Sets the random numbers of `multi_scale` apart from those of the order, which have the same seed and epoch."""
 
 
-def _composed(config: TransformConfig, resize: Resize) -> v2.Compose:
-    """What is done with every image after the augmentations, at one size of the network's input."""
-    steps: list[v2.Transform] = [_RandomSize(config, resize)]  # first: the other steps then have fewer pixels
-    if config.scale_jitter is not None and not isinstance(resize, ShortestEdge):
-        steps.append(v2.RandomCrop((resize.height, resize.width), pad_if_needed=True))
-    if config.hflip:
-        steps.append(v2.RandomHorizontalFlip(config.hflip))
-    if config.vflip:
-        steps.append(v2.RandomVerticalFlip(config.vflip))
-    if config.color is not None:
-        steps.append(v2.ColorJitter(**config.color.model_dump()))
-    steps.append(v2.ClampBoundingBoxes())
-    return v2.Compose(steps)
+class _Steps:
+    """What is done with every image after the augmentations, at one size of the network's input.
 
-
-class _RandomSize(v2.Transform):  # type: ignore[misc]  # torchvision has no types
-    """Resize, with a random factor where the configuration asks for scale jitter, and a random interpolation."""
+    What torchvision does for each image to find out what its inputs are takes as long as the resizing, so it is called
+    only where it does more than a line would.
+    """
 
     def __init__(self, config: TransformConfig, resize: Resize) -> None:
-        super().__init__()
         self.config, self.resize = config, resize
+        self.crop = self.color = None
+        if config.scale_jitter is not None and not isinstance(resize, ShortestEdge):
+            self.crop = v2.RandomCrop((resize.height, resize.width), pad_if_needed=True)
+        if config.color is not None:
+            self.color = v2.ColorJitter(**config.color.model_dump())
 
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        height, width = flat_inputs[0].shape[-2:]
+    def __call__(self, picture: Picture) -> Picture:
+        picture = _resized(picture, *self._drawn(*picture.size))  # first: the other steps then have fewer pixels
+        if self.crop is not None:
+            boxes = tv_tensors.BoundingBoxes(picture.boxes, format="XYXY", canvas_size=picture.size)
+            cropped = self.crop(tv_tensors.Image(picture.image), boxes)
+            picture = Picture(*(each.as_subclass(Tensor) for each in cropped), picture.labels)
+        image, boxes, labels = picture
+        height, width = picture.size
+        if _happens(self.config.hflip):
+            image, (x1, y1, x2, y2) = image.flip(-1), boxes.unbind(1)
+            boxes = torch.stack([-(x2 - width), y1, -(x1 - width), y2], 1)
+        if _happens(self.config.vflip):
+            image, (x1, y1, x2, y2) = image.flip(-2), boxes.unbind(1)
+            boxes = torch.stack([x1, -(y2 - height), x2, -(y1 - height)], 1)
+        if self.color is not None:
+            image = self.color(image)
+        cut = torch.stack([boxes[:, 0::2].clamp(0, width), boxes[:, 1::2].clamp(0, height)], 2).reshape(-1, 4)
+        return Picture(image, cut, labels)
+
+    def _drawn(self, height: int, width: int) -> tuple[tuple[int, int], v2.InterpolationMode]:
+        """The size of an image and the interpolation, with a random factor and a random method where asked for."""
         scale, jitter, methods = 1.0, self.config.scale_jitter, self.config.interpolation
         if jitter is not None:
             scale = float(torch.empty(()).uniform_(jitter.low, jitter.high))
-        size, method = list(self.resize.target(height, width, scale, train=True)), "bilinear"
+        size, method = self.resize.target(height, width, scale, train=True), "bilinear"
         if methods is not None:
             method = methods.methods[int(torch.randint(len(methods.methods), ()))]
-        return {"size": size, "interpolation": _METHODS[method]}
+        return size, _METHODS[method]
 
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        return self._call_kernel(F.resize, inpt, **params, antialias=True)
+
+def _happens(probability: float) -> bool:
+    return probability > 0 and bool(torch.rand(1) < probability)
+
+
+def _resized(picture: Picture, size: tuple[int, int], method: v2.InterpolationMode) -> Picture:
+    (height, width), (new_height, new_width) = picture.size, size
+    image = resize_image(picture.image, list(size), interpolation=method, antialias=True)
+    x, y = new_width / width, new_height / height
+    return Picture(image, picture.boxes * picture.boxes.new_tensor([x, y, x, y]), picture.labels)
 
 
 @contextmanager
@@ -325,14 +341,6 @@ def seeded(seed: int, epoch: int, position: int) -> Iterator[None]:
         yield
     finally:
         torch.set_rng_state(state)
-
-
-def _as_tv_boxes(boxes: Tensor, height: int, width: int) -> tv_tensors.BoundingBoxes:
-    return tv_tensors.BoundingBoxes(boxes.float(), format="XYXY", canvas_size=(height, width))
-
-
-def _plain(value: Tensor) -> Tensor:
-    return value.as_subclass(Tensor)
 
 
 def _rounded(height: float, width: float) -> tuple[int, int]:

@@ -33,6 +33,8 @@ class Picture(NamedTuple):
 
     def keep(self, chosen: Tensor) -> "Picture":
         """The same image with some of its boxes, by a mask `[n]`."""
+        if bool(chosen.all()):
+            return self
         return self._replace(boxes=self.boxes[chosen], labels=self.labels[chosen])
 
     def within(self, frame: tuple[float, float, float, float]) -> "Picture":
