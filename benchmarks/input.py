@@ -43,7 +43,7 @@ def generated(directory: Path, images: int, height: int = 480, width: int = 640)
     """JPEGs as compressible as photographs are, with 12 boxes each: the annotation file and the directory."""
     rng, content = np.random.default_rng(0), {"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}
     (directory / "images").mkdir()
-    tables: dict[str, list[Any]] = content  # type: ignore[assignment]  # lists of several kinds
+    tables: dict[str, list[Any]] = content
     for number in range(1, images + 1):
         coarse = rng.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
         smooth = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)).astype(int)
@@ -104,28 +104,23 @@ def parts(prepared: Path, size: int) -> dict[str, float]:
     rows = range(min(200, len(source)))
     spent: dict[str, float] = {}
 
-    def timed(part: str, action: Callable[[], Any]) -> Any:
+    def timed(part: str, action: Callable[..., Any], *given: Any, **named: Any) -> Any:
         begin = time.process_time()
-        found = action()
+        found = action(*given, **named)
         spent[part] = spent.get(part, 0.0) + time.process_time() - begin
         return found
 
     for row in rows:
-        data = timed("read from the shard", lambda row=row: source.read_image(row))
-        pixels = timed("decode", lambda data=data: decode_image(data))
+        data = timed("read from the shard", source.read_image, row)
+        pixels = timed("decode", decode_image, data)
         found = source.annotation(row)
         boxes, labels = torch.from_numpy(found.boxes).float(), torch.from_numpy(found.labels)
-        timed("resize alone", lambda pixels=pixels: v2.functional.resize_image(pixels, [size, size]))
-        timed(
-            "resize, flips and boxes",
-            lambda pixels=pixels, boxes=boxes, labels=labels, row=row: change(
-                pixels, boxes, labels, epoch=0, position=row
-            ),
-        )
-        timed("all of a sample", lambda row=row: whole[SampleKey(0, row)])
+        timed("resize alone", v2.functional.resize_image, pixels, [size, size])
+        timed("resize, flips and boxes", change, pixels, boxes, labels, epoch=0, position=row)
+        timed("all of a sample", whole.__getitem__, SampleKey(0, row))
     samples = [whole[SampleKey(0, row)] for row in rows[:BATCH]]
     for _ in range(len(rows) // BATCH):
-        timed("collate", lambda: collate(samples))
+        timed("collate", collate, samples)
     return {part: 1000 * seconds / len(rows) for part, seconds in spent.items()}
 
 

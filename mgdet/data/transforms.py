@@ -291,8 +291,8 @@ class _Steps:
         picture = _resized(picture, *self._drawn(*picture.size))  # first: the other steps then have fewer pixels
         if self.crop is not None:
             boxes = tv_tensors.BoundingBoxes(picture.boxes, format="XYXY", canvas_size=picture.size)
-            cropped = self.crop(tv_tensors.Image(picture.image), boxes)
-            picture = Picture(*(each.as_subclass(Tensor) for each in cropped), picture.labels)
+            image, boxes = self.crop(tv_tensors.Image(picture.image), boxes)
+            picture = Picture(image.as_subclass(Tensor), boxes.as_subclass(Tensor), picture.labels)
         image, boxes, labels = picture
         height, width = picture.size
         if _happens(self.config.hflip):

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shutil
+from typing import Literal
 
 import torch
 
@@ -21,7 +22,7 @@ def has_few_shapes(transform: TransformConfig) -> bool:
     return isinstance(transform.resize, FixedSize)
 
 
-def resolve_compile(transform: TransformConfig, gpu: bool) -> tuple[str, str]:
+def resolve_compile(transform: TransformConfig, gpu: bool) -> tuple[Literal["on", "off"], str]:
     """What `auto` stands for, and why."""
     if not gpu:
         return "off", "on a CPU the compilation takes longer than it gains"
@@ -49,5 +50,5 @@ def compile_for_training(detector: Detector, transform: TransformConfig, device:
             f"train.compile = on needs {' and '.join(missing)}, which the machine of this worker lacks. Install that "
             "there (Debian: apt-get install g++), or set train.compile=off"
         )
-    torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT  # type: ignore[attr-defined]  # set by torch at run time
+    torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
     detector.compile_outputs(has_few_shapes(transform))

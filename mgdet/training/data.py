@@ -27,7 +27,7 @@ class TrainingData:
     steps_per_epoch: int  # optimizer steps
 
     @property
-    def categories(self) -> list[Category]:
+    def categories(self) -> tuple[Category, ...]:
         return self.val.categories
 
 
