@@ -1,9 +1,11 @@
 """Annotation files in COCO's JSON format."""
 
+import gc
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn
 
@@ -60,14 +62,17 @@ class Coco(DataFormat):
         """See `DataFormat`."""
         path, directory = places
         where = str(path)
-        content = self.content(path)
-        categories = _categories(content["categories"], where, refuse)
-        images = _images(content["images"], where, refuse)
-        for i, entry in enumerate(content["annotations"]):
-            try:
-                _add_object(entry, f"{where}: annotations[{i}]", images, categories)
-            except DataError as error:
-                refuse(error, _number(entry, "image_id"), _number(entry, "id"))
+        with without_collection():
+            content = self.content(path)
+            categories = _categories(content["categories"], where, refuse)
+            images = _images(content["images"], where, refuse)
+            entries = content["annotations"]
+            for i, entry in enumerate(entries):
+                entries[i] = None  # frees its segmentation: what is made of it takes the place
+                try:
+                    _add_object(entry, f"{where}: annotations[{i}]", images, categories)
+                except DataError as error:
+                    refuse(error, _number(entry, "image_id"), _number(entry, "id"))
         above = [e for e in content["categories"] if isinstance(e, dict) and isinstance(e.get("supercategory"), str)]
         parents = {str(entry["name"]): entry["supercategory"] for entry in above if "name" in entry}
         return AnnotatedSplit(path, directory, list(images.values()), categories, parents)
@@ -94,6 +99,21 @@ class Coco(DataFormat):
     def write(self, content: AnnotatedSplit, places: Sequence[Path]) -> None:
         """See `DataFormat`."""
         places[0].write_text(json.dumps(coco_json(content)), encoding="utf-8")
+
+
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """Keep Python from looking for cycles within the block.
+
+    Among millions of new objects, none of which makes one, that takes as long as reading them.
+    """
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
 
 
 def coco_json(content: AnnotatedSplit) -> dict[str, Any]:
@@ -238,14 +258,14 @@ def _add_object(entry: Any, at: str, images: dict[int, AnnotatedImage], categori
 def _box(entry: dict[str, Any], at: str) -> tuple[Box, bool]:
     """The annotation's box; where it has none, or one without area, the bounds of its segmentation, and True."""
     bbox: Any = entry.get("bbox")
-    whole = isinstance(bbox, list) and len(bbox) == 4 and all(_is_number(v) for v in bbox)
+    whole = isinstance(bbox, list) and len(bbox) == 4 and all(map(_is_number, bbox))
     if not whole or not (bbox[2] > 0 and bbox[3] > 0):
         bounds = mask_bounds(entry.get("segmentation"))
         if bounds is not None and (not bbox or whole):
             return bounds, True
     if not whole:
         _wrong(at, "bbox", "four numbers [x, y, width, height]", _get(entry, "bbox", at))
-    x, y, w, h = (float(v) for v in bbox)
+    x, y, w, h = map(float, bbox)
     return (x, y, w, h), False
 
 
@@ -259,6 +279,8 @@ def _get(entry: Any, key: str, at: str) -> Any:
 
 def _integer(entry: Any, key: str, at: str) -> int:
     value = _get(entry, key, at)
+    if type(value) is int and -(2**63) <= value < 2**63:
+        return value
     if isinstance(value, float):  # exact up to here; beyond, several integers are the same float
         value = int(value) if value.is_integer() and abs(value) <= 2**53 else None
     if not isinstance(value, int) or isinstance(value, bool) or not -(2**63) <= value < 2**63:
@@ -288,6 +310,8 @@ def _text(entry: Any, key: str, at: str) -> str:
 
 def _is_number(value: Any) -> bool:
     """Whether it is a number that a float can hold."""
+    if type(value) is float:
+        return True
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return isinstance(value, float) or abs(value) < 2**1023
