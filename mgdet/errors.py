@@ -47,5 +47,5 @@ class NonFiniteError(MgdetError):
     """A loss or gradient that became NaN or infinite."""
 
 
-LASTING = (ConfigError, DataError, CheckpointError, NonFiniteError)
+LASTING = (ConfigError, DataError, CheckpointError, OwnedError, NonFiniteError)
 """Errors that a second try would meet again."""

@@ -1,7 +1,8 @@
 """One owner: whoever writes a run, a sweep or a data set says so in a file beside it, in the storage itself.
 
-    with owned(directory / OWNER, "the run runs/mine"):
+    with owned(directory / OWNER, "the run runs/mine") as ownership:
         ...  # a second start is refused meanwhile
+        ownership.require()  # before something is written, in this process or in any other that writes for it
 
 The file names the owner's machine and process, and changes every `BEAT_S` seconds. An owner of this machine whose
 process is gone is dead at once; one of another machine is dead when its file has not changed for `DEAD_AFTER_S`, which
@@ -12,6 +13,7 @@ both write, wait `SETTLE_S` and read who was last. An owner that finds another o
 """
 
 import logging
+import math
 import os
 import socket
 import threading
@@ -19,6 +21,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -68,8 +71,39 @@ class Owner(BaseModel):
         return _started(self.pid) == self.started
 
 
+@dataclass
+class Ownership:
+    """What an owner holds; it can be passed to other processes that write for the owner."""
+
+    file: Location
+    what: str
+    token: str
+    lost_to: Owner | None = None
+    """The process that has taken over, as far as this one has seen."""
+    _seen: float = -math.inf
+
+    def lost(self, seen_within_s: float = 0) -> bool:
+        """Whether another process has taken over; False where the storage cannot be read.
+
+        An answer of the last `seen_within_s` seconds counts: then the storage is not read.
+        """
+        if self.lost_to is None and time.monotonic() - self._seen >= seen_within_s:
+            with suppress(OSError):
+                self.lost_to = _other(self.file, self.token)
+            self._seen = time.monotonic()
+        return self.lost_to is not None
+
+    def require(self) -> None:
+        """Raise `OwnedError` where another process has taken over."""
+        if self.lost():
+            raise OwnedError(
+                f"{self.what} was taken over by {self.lost_to}, because this process did not show itself for "
+                f"{DEAD_AFTER_S:g} s or more. It stops here and leaves everything to the other one."
+            )
+
+
 @contextmanager
-def owned(file: Location, what: str, wait_s: float = 0) -> Iterator[None]:
+def owned(file: Location, what: str, wait_s: float = 0) -> Iterator[Ownership]:
     """Own what `file` stands for within the block; the owner's file is removed at its end.
 
     Args:
@@ -84,14 +118,10 @@ def owned(file: Location, what: str, wait_s: float = 0) -> Iterator[None]:
     lease = _Lease(file, what)
     lease.take(wait_s)
     try:
-        yield
+        yield lease.ownership
     except KeyboardInterrupt:
-        if lease.lost_to is None:
-            raise
-        raise OwnedError(
-            f"{what} was taken over by {lease.lost_to}, because this process did not show itself for {DEAD_AFTER_S:g} "
-            "s or more. It stops here and leaves everything to the other one."
-        ) from None
+        lease.ownership.require()
+        raise
     finally:
         lease.release()
 
@@ -99,7 +129,6 @@ def owned(file: Location, what: str, wait_s: float = 0) -> Iterator[None]:
 class _Lease:
     def __init__(self, file: Location, what: str) -> None:
         self.file, self.what = file, what
-        self.lost_to: Owner | None = None
         self._me = Owner(
             host=socket.gethostname(),
             machine=_machine(),
@@ -108,6 +137,7 @@ class _Lease:
             began=time.time(),
             token=uuid.uuid4().hex,
         )
+        self.ownership = Ownership(file, what, self._me.token)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._show, name="owner", daemon=True)
 
@@ -178,11 +208,8 @@ class _Lease:
         warned = False
         while not self._ended.wait(BEAT_S):
             try:
-                found = self._read()
-                other = _parsed(found or b"")
-                if other is not None and other.token != self._me.token:
-                    self.lost_to = other
-                    logger.error("%s was taken over by %s", self.what, self.lost_to)
+                if self.ownership.lost():
+                    logger.error("%s was taken over by %s", self.what, self.ownership.lost_to)
                     interrupt()
                     return
                 self._me.beat += 1
@@ -197,10 +224,20 @@ class _Lease:
         return owner is not None and owner.token == self._me.token
 
     def _read(self) -> bytes | None:
-        try:
-            return self.file.read_bytes()
-        except FileNotFoundError:
-            return None
+        return _content(self.file)
+
+
+def _content(file: Location) -> bytes | None:
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _other(file: Location, token: str) -> Owner | None:
+    """Who stands in the file in the place of the owner with this token."""
+    owner = _parsed(_content(file) or b"")
+    return owner if owner is not None and owner.token != token else None
 
 
 def _parsed(data: bytes) -> Owner | None:

@@ -16,6 +16,7 @@ from mgdet.config import Experiment, validate
 from mgdet.data.findings import examine_data
 from mgdet.data.fingerprint import data_differences, proven_equal
 from mgdet.errors import LASTING, ClusterError, ConfigError, Interrupted
+from mgdet.lease import Ownership
 from mgdet.plugins import load_plugins
 from mgdet.provenance import as_tags, made_by
 from mgdet.runs.config import ClusterConfig
@@ -77,11 +78,11 @@ def run_sweep(sweep: Sweep, *, retry_failed: bool = False) -> Outcome:
     first = absolute(next(sweep.corners())[1])  # storage, cluster and tracking belong to the sweep, not to a trial
     uri = child_uri(first.storage, sweep.name)
     _open(sweep, uri)
-    with own(locate(uri), f"the sweep {uri}"):
-        return _run(sweep, first, uri, retry_failed)
+    with own(locate(uri), f"the sweep {uri}") as owner:
+        return _run(sweep, first, uri, retry_failed, owner)
 
 
-def _run(sweep: Sweep, first: Experiment, uri: str, retry_failed: bool) -> Outcome:
+def _run(sweep: Sweep, first: Experiment, uri: str, retry_failed: bool, owner: Ownership) -> Outcome:
     """Run or continue the sweep, of which this process is the owner."""
     known = _open(sweep, uri)
     earlier_trials(sweep)  # refused before anything is started
@@ -94,7 +95,7 @@ def _run(sweep: Sweep, first: Experiment, uri: str, retry_failed: bool) -> Outco
         data = _check_corners(sweep, cluster)
         _refuse_other_data(uri, known.data if known else {}, data)
         check_shared({"storage": first.storage, "data.uri": first.data.uri})
-        store = TrialStore(uri, sweep.name)
+        store = TrialStore(uri, sweep.name, owner)
         store.require(sweep)
         parent = tracking.start(
             NewRun(
@@ -121,7 +122,7 @@ def _run(sweep: Sweep, first: Experiment, uri: str, retry_failed: bool) -> Outco
             status = "KILLED"
             raise
         finally:
-            if parent:
+            if parent and not owner.lost():
                 with on_stop(says="ending the run in the tracker"):
                     tracking.end(parent, status)
     return outcome

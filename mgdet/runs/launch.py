@@ -20,6 +20,7 @@ from mgdet.data.shapes import ensure_shapes
 from mgdet.errors import ClusterError, ConfigError, Interrupted
 from mgdet.evaluation.evaluator import AP, DIVERGENCE
 from mgdet.exporting.packages import require_packages
+from mgdet.lease import Ownership
 from mgdet.models.weights import NAMED_WEIGHTS
 from mgdet.provenance import as_tags, made_by
 from mgdet.runs.memory import check_batch_fits
@@ -49,8 +50,11 @@ logger = logging.getLogger(__name__)
 HEADLINES = (AP.name, DIVERGENCE.name)
 """The metrics that a table of runs shows first."""
 
-Execute = Callable[[Experiment, RunHandle | None], None]
-"""Trains the resolved experiment, from its last checkpoint to its end, and writes into the tracker's run."""
+Execute = Callable[[Experiment, RunHandle | None, Ownership], None]
+"""Trains the resolved experiment, from its last checkpoint to its end, and writes into the tracker's run.
+
+It writes nothing where another process owns the run by now.
+"""
 
 
 def absolute(experiment: Experiment) -> Experiment:
@@ -143,8 +147,8 @@ def launch(
     While another process writes the run it is refused; a `trial` of a sweep, which Tune may start again while its
     process before is still ending, waits a minute for that. What is wrong with its data, the sweep says for all trials.
     """
-    with own(locate(asked.run_uri), f"the run {asked.run_uri}", 60 if trial else 0):
-        return _launch(asked, experiment, reasons, execute, parent_run_id, trial)
+    with own(locate(asked.run_uri), f"the run {asked.run_uri}", 60 if trial else 0) as owner:
+        return _launch(asked, experiment, reasons, execute, parent_run_id, trial, owner)
 
 
 def _launch(
@@ -154,6 +158,7 @@ def _launch(
     execute: Execute,
     parent_run_id: str | None,
     trial: bool,
+    owner: Ownership,
 ) -> tuple[Summary, RunHandle | None]:
     data_name, data = training_data(asked.data)
     existing = open_run(asked, data)
@@ -188,7 +193,7 @@ def _launch(
         execute = _send_what_is_left
     status: Status = "FAILED"
     try:
-        execute(experiment, handle)
+        execute(experiment, handle, owner)
         summary = _reached_the_end(experiment)
         status = "FINISHED"
         best = _best(summary, splits[-1])
@@ -199,7 +204,7 @@ def _launch(
         status = "KILLED"
         raise
     finally:
-        if handle and (not trial or status == "FINISHED"):
+        if handle and (not trial or status == "FINISHED") and not owner.lost():
             with on_stop(says="ending the run in the tracker"):
                 tracking.end(handle, status)  # how any other trial ended, the sweep knows: one that it stops fails here
     if handle and tracking.wants_model and not trial:
@@ -234,23 +239,23 @@ def _reached_the_end(experiment: Experiment) -> Summary:
     return summary
 
 
-def in_process(experiment: Experiment, handle: RunHandle | None) -> None:
+def in_process(experiment: Experiment, handle: RunHandle | None, owner: Ownership) -> None:
     """Train in this process. At SIGTERM or Ctrl-C it writes a checkpoint and raises `Interrupted`."""
-    tracker = worker_tracker(experiment, handle)
+    tracker = worker_tracker(experiment, handle, owner)
     asked = threading.Event()
     with on_stop(asked.set):
         try:
             world = World.current(torch.device("cuda" if experiment.cluster.gpu else "cpu"))
-            Worker(experiment, world, tracker, stop_asked=asked.is_set).run()
+            Worker(experiment, world, tracker, stop_asked=asked.is_set, owner=owner).run()
         finally:
             tracker.close()
 
 
-def _send_what_is_left(experiment: Experiment, handle: RunHandle | None) -> None:
+def _send_what_is_left(experiment: Experiment, handle: RunHandle | None, owner: Ownership) -> None:
     """Send the tracker the metrics of a finished run that are still in its journal."""
-    worker_tracker(experiment, handle).close()
+    worker_tracker(experiment, handle, owner).close()
 
 
-def worker_tracker(experiment: Experiment, handle: RunHandle | None) -> Tracker:
-    """The tracker of rank 0, the only worker that writes metrics and artifacts."""
-    return experiment.tracking(handle, log_directory(experiment), journal_copies(experiment))
+def worker_tracker(experiment: Experiment, handle: RunHandle | None, owner: Ownership | None = None) -> Tracker:
+    """The tracker of rank 0, the only worker that writes metrics and artifacts, while `owner` owns the run."""
+    return experiment.tracking(handle, log_directory(experiment), journal_copies(experiment), owner)

@@ -13,7 +13,7 @@ from mgdet.config import Experiment
 from mgdet.data.fingerprint import Fingerprint, data_differences, proven_equal, recorded
 from mgdet.errors import ConfigError
 from mgdet.files import cache_directory
-from mgdet.lease import OWNER, owned
+from mgdet.lease import OWNER, Ownership, owned
 from mgdet.provenance import made_by
 from mgdet.records import RecordError, plain, seal, unseal
 from mgdet.storage import Location, local_path, locate
@@ -203,7 +203,7 @@ def save_run(
 
 
 @contextmanager
-def own(directory: Location, what: str, wait_s: float = 0) -> Iterator[None]:
+def own(directory: Location, what: str, wait_s: float = 0) -> Iterator[Ownership]:
     """Own the directory of a run or sweep within the block; `what` is it called in messages.
 
     Raises:
@@ -212,10 +212,10 @@ def own(directory: Location, what: str, wait_s: float = 0) -> Iterator[None]:
     """
     with ExitStack() as stack:
         try:
-            stack.enter_context(owned(directory / OWNER, what, wait_s))
+            ownership = stack.enter_context(owned(directory / OWNER, what, wait_s))
         except OSError as error:
             raise _unusable(directory, error) from error
-        yield
+        yield ownership
 
 
 def log_directory(experiment: Experiment) -> Path:

@@ -20,6 +20,7 @@ from mgdet.data.loader import build_eval_loader, build_train_loader
 from mgdet.data.order import Segment, eval_shard, images_seen, micro_batch, optimizer_steps
 from mgdet.errors import CheckpointError, Interrupted
 from mgdet.evaluation.evaluator import headlines
+from mgdet.lease import Ownership
 from mgdet.models import initialise
 from mgdet.models.weights import NAMED_WEIGHTS
 from mgdet.provenance import made_by
@@ -66,6 +67,7 @@ class Worker:
         tracker: Tracker,
         on_evaluation: OnEvaluation = lambda metrics: None,
         stop_asked: StopAsked = lambda: False,
+        owner: Ownership | None = None,
     ) -> None:
         self.experiment, self.world, self.tracker = experiment, world, tracker
         self.on_evaluation, self.stop_asked = on_evaluation, stop_asked
@@ -80,7 +82,7 @@ class Worker:
         self.span = Span(self.steps_per_epoch, self.steps_per_epoch * train.epochs)
         self.scaler = gradient_scaler(world.device, train.precision)
         self.ema = EMA(self.detector, train.ema) if train.ema.enabled else None
-        self.store = CheckpointStore(experiment.run_uri, train.keep_best)
+        self.store = CheckpointStore(experiment.run_uri, train.keep_best, owner)
         self.saver = Saver(self.store, tracker.secure)  # whoever goes on from a checkpoint logs only what comes after
         self.position = Position().on(world.size, self.loader.batches.batch_size)
         self._lines = Lines()
@@ -100,6 +102,7 @@ class Worker:
 
         Raises:
             Interrupted: on request, with a checkpoint of the last step.
+            OwnedError: another process has taken the run over from its `owner`.
             NonFiniteError: at a step that was not taken.
         """
         try:
