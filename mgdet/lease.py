@@ -93,6 +93,11 @@ class Ownership:
             self._seen = time.monotonic()
         return self.lost_to is not None
 
+    def stands_in(self, file: Location) -> bool:
+        """Whether another location is that of this owner's file, under another name. Raises `OSError`."""
+        owner = _parsed(_content(file) or b"")
+        return owner is not None and owner.token == self.token
+
     def require(self) -> None:
         """Raise `OwnedError` where another process has taken over."""
         if self.lost():

@@ -51,7 +51,7 @@ def owner(tmp_path):
 
 
 def test_whoever_writes_for_the_owner_learns_that_it_was_taken_over(owner):
-    worker = pickle.loads(pickle.dumps(owner))  # noqa: S301  # what Ray does with it
+    worker = pickle.loads(pickle.dumps(owner))  # what Ray does with it
     assert not worker.lost()
     worker.require()
     take_over(owner.file)

@@ -32,6 +32,7 @@ from mgdet.runs.record import (
     own,
     precision_of_run,
     save_run,
+    set_apart,
     set_old_journal_aside,
     summarise,
 )
@@ -83,11 +84,18 @@ def prepare(experiment: Experiment, cpus: float, gpus: float) -> tuple[Experimen
         require_packages()
     begun_in = precision_of_run(experiment) if experiment.train.precision == "auto" else None
     images = training_images(experiment.data)
-    resolved, reasons = resolve(experiment, num_images=images, cpus=cpus, gpus=gpus, begun_in=begun_in)
+    resolved, reasons = resolve(
+        experiment, num_images=images, cpus=cpus, gpus=gpus, begun_in=begun_in, needs_weights=needs_weights(experiment)
+    )
     for caution in out_of_reach(experiment, resolved, images):
         logger.warning("%s", caution)
     check_batch_fits(resolved)
     return resolved, reasons
+
+
+def needs_weights(experiment: Experiment) -> bool:
+    """Whether a training begins, with `model.weights`; else it goes on from a checkpoint. Raises `CheckpointError`."""
+    return not CheckpointStore(experiment.run_uri).committed()
 
 
 def training_images(data: DataConfig) -> int:
@@ -175,15 +183,25 @@ def _launch(
     else:
         set_old_journal_aside(asked)
     splits = data_sets(asked.data, data_name, data)
-    tracking, run_ids = experiment.tracking, existing.run_ids if existing else {}
+    directory = locate(asked.run_uri)
+    existing, copied = set_apart(existing, directory / "run.json", "learned", owner)
+    run_ids = existing.run_ids if existing else {}
+    tracking = experiment.tracking
     handle = tracking.start(
         NewRun(
             name=experiment.name,
             params={k: v for k, v in experiment.shown().items() if k != "name"},  # every run has its own: no parameter
             config_yaml=experiment.to_yaml(),
             run_id=run_ids.get(tracking.name),
+            place=str(directory),
+            begun_at=existing.place if existing else "",
             parent_run_id=parent_run_id,
-            tags={"mgdet.run": experiment.run_uri, "mgdet.data": describe_data(data), **as_tags(made_by())},
+            tags={
+                "mgdet.run": experiment.run_uri,
+                "mgdet.data": describe_data(data),
+                **copied,
+                **as_tags(made_by()),
+            },
             headlines=HEADLINES,
             data=splits,
         )

@@ -15,7 +15,13 @@ from mgdet.training.schedules import Span
 
 
 def resolve(
-    experiment: Experiment, *, num_images: int, cpus: float, gpus: float, begun_in: Precision | None = None
+    experiment: Experiment,
+    *,
+    num_images: int,
+    cpus: float,
+    gpus: float,
+    begun_in: Precision | None = None,
+    needs_weights: bool = True,
 ) -> tuple[Experiment, list[str]]:
     """The experiment without any `auto`, and one line for each value that was found, with its reason.
 
@@ -24,6 +30,7 @@ def resolve(
         num_images: images of the training split.
         cpus: CPUs of the whole cluster, or of this machine.
         gpus: likewise GPUs.
+        needs_weights: false where the run goes on from a checkpoint, so that the file of `model.weights` may be gone.
         begun_in: the precision of the existing run that is continued, which `auto` keeps.
 
     Raises:
@@ -54,7 +61,8 @@ def resolve(
         cpus_each = float(max(1, min(16, int(cpus / most))))
         found("cluster.cpus_per_worker", cpus_each, f"{cpus:g} CPUs for {most} workers, at most 16 each")
 
-    require_file(experiment.model.weights)
+    if needs_weights:
+        require_file(experiment.model.weights)
     train = experiment.train
     if train.sync_bn and not gpu:
         raise ConfigError("train.sync_bn = true works on GPUs only; set it to false, or use model.norm=gn")

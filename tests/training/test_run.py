@@ -54,7 +54,7 @@ def test_the_same_experiment_finds_its_run(tmp_path):
     save(experiment, "an-mlflow-id")
     found = open_run(experiment)
     identity = json.loads(json.dumps(experiment.identity()))
-    assert found == Record(identity, {"mlflow": "an-mlflow-id"}, {}, found.made_by)
+    assert found == Record(identity, {"mlflow": "an-mlflow-id"}, {}, found.made_by, experiment.run_uri)
     assert found.made_by["mgdet"] == mgdet.__version__
     assert open_run(experiment.model_copy(update={"name": "other"})) is None
     assert (run_directory(experiment) / "config.yaml").read_text() == experiment.to_yaml()
