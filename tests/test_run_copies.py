@@ -167,7 +167,7 @@ def test_a_copy_under_another_name_is_told_that_a_run_keeps_its_name(tmp_path):
 @pytest.mark.slow
 def test_mlflow_knows_the_place_that_went_on_last(tmp_path, caplog):
     """A copy goes on where the original cannot be seen, on another machine say: then the original gets another run."""
-    tracking = Mlflow(uri=f"sqlite:///{tmp_path}/mlflow.db")
+    tracking = Mlflow(uri=f"sqlite:///{tmp_path}/mlflow.db", call_timeout_s=3600)
 
     def start(place: str, begun_at: str, run_id: str | None) -> RunHandle:
         handle = tracking.start(NewRun("r", run_id=run_id, place=place, begun_at=begun_at))

@@ -33,15 +33,18 @@ class Memory(test_copies.Memory):
 
 
 @pytest.fixture(autouse=True)
-def _anew(monkeypatch):
+def _anew():
     ENDED.clear()
     test_copies.SENT.clear()
-    monkeypatch.setattr(lease, "SETTLE_S", 0.0)
 
 
-def take_over(file: Location) -> None:
-    """Another process stands in the owner's file from now on."""
-    file.write(seal({**unseal(file.read_bytes()), "token": "f" * 32, "pid": 7, "host": "other"}))
+def take_over(file: Location, generation: int = 2) -> Location:
+    """Another process owns it from now on."""
+    (data,) = lease.claims(file).values()
+    other = {**unseal(data), "token": "f" * 32, "generation": generation, "pid": 7, "host": "other"}
+    theirs = file.with_name(f"owner-{'f' * 32}.json")
+    theirs.write(seal(other))
+    return theirs
 
 
 @pytest.fixture
@@ -54,13 +57,21 @@ def test_whoever_writes_for_the_owner_learns_that_it_was_taken_over(owner):
     worker = pickle.loads(pickle.dumps(owner))  # what Ray does with it
     assert not worker.lost()
     worker.require()
-    take_over(owner.file)
+    theirs = take_over(owner.file)
     assert not worker.lost(seen_within_s=1e9), "an answer of before counts where it may"
     with pytest.raises(OwnedError, match="the run r was taken over by process 7 on 'other'"):
         worker.require()
-    owner.file.delete()
+    theirs.delete()
     assert worker.lost(), "for ever"
     assert OwnedError in LASTING, "a second try would meet the same"
+
+
+def test_one_that_is_followed_late_is_no_new_owner(owner):
+    """It was suspended while it was followed, and wrote its file again when it went on."""
+    take_over(owner.file, generation=0).write(b"?")
+    owner.require()
+    take_over(owner.file, generation=0)
+    owner.require()
 
 
 def test_a_storage_that_cannot_be_read_is_no_new_owner(owner, monkeypatch):
@@ -152,8 +163,8 @@ def test_the_run_in_the_tracker_is_left_to_the_new_owner(tmp_path, monkeypatch, 
         launch.launch(e, resolved, reasons, execute)
     assert ENDED == []
     assert test_copies.SENT == {"run-0": []}
-    file = locate(e.run_uri) / OWNER
-    assert unseal(file.read_bytes())["pid"] == 7, "its file is not removed"
+    (data,) = lease.claims(locate(e.run_uri) / OWNER).values()
+    assert unseal(data)["pid"] == 7, "its file is not removed"
 
 
 def test_the_run_of_an_owner_is_ended(tmp_path):
