@@ -47,5 +47,5 @@ class NonFiniteError(MgdetError):
     """A loss or gradient that became NaN or infinite."""
 
 
-LASTING = (ConfigError, DataError, CheckpointError, OwnedError, NonFiniteError)
+LASTING = (ConfigError, DataError, CheckpointError, NonFiniteError)
 """Errors that a second try would meet again."""

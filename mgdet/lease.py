@@ -93,6 +93,10 @@ class Ownership:
     """The process that has taken over, as far as this one has seen."""
     _seen: float = -math.inf
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process looks for itself: its clock is another one."""
+        return Ownership, (self.file, self.what, self.token, self.generation, self.lost_to)
+
     def lost(self, seen_within_s: float = 0) -> bool:
         """Whether another process has taken over; False where the storage cannot be read.
 
