@@ -228,7 +228,7 @@ def seen_from(directory: str, uri: str) -> str:
         if (scheme, mark, parameters) != (base_scheme, base_mark, base_parameters):
             return uri
         return posixpath.relpath(f"/{path}", f"/{base_path}")
-    return posixpath.relpath(address, base) if address.startswith("/") and base else uri
+    return posixpath.relpath(address, base) if address.startswith("/") and base.startswith("/") else uri
 
 
 def local_path(uri: str) -> Path | None:

@@ -86,7 +86,9 @@ def test_records_of_earlier_versions_go_on(tmp_path):
     assert original(locate(tmp_path / "b/run.json")) is None
 
 
-@pytest.mark.parametrize("place", ["s3://elsewhere/r", "relative", "store:///x/r", "gs://x/\x00"])
+@pytest.mark.parametrize(
+    "place", ["s3://elsewhere/r", "relative", "store:///x/r", "gs://x/\x00", "/x\x00", "/\ud800", "/" + 5000 * "x"]
+)
 def test_another_store_is_never_asked(tmp_path, monkeypatch, place):
     """A record is data from outside: somebody may have written an address into it."""
     file = begin(tmp_path / "a")

@@ -134,7 +134,7 @@ def original_of(record: Record, file: Location, key: str, owner: Ownership) -> s
         other = _checked(unseal((there / file.name).read_bytes()), key)
     except (FileNotFoundError, NotADirectoryError, RecordError):
         return None
-    except OSError:  # another person's, say: it is there
+    except (OSError, ValueError):  # another person's, say: it is there; or no path at all
         return record.place
     return record.place if set(record.run_ids.items()) & set(other.run_ids.items()) else None
 
