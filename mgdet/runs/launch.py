@@ -89,6 +89,12 @@ def prepare(experiment: Experiment, cpus: float, gpus: float) -> tuple[Experimen
     )
     for caution in out_of_reach(experiment, resolved, images):
         logger.warning("%s", caution)
+    if experiment.data.train_split == experiment.data.val_split:
+        logger.warning(
+            "data.train_split and data.val_split are both %s: val/AP and the best checkpoint are judged by the images that "
+            "are trained on",
+            experiment.data.train_split,
+        )
     check_batch_fits(resolved)
     return resolved, reasons
 
