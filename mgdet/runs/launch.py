@@ -91,8 +91,8 @@ def prepare(experiment: Experiment, cpus: float, gpus: float) -> tuple[Experimen
         logger.warning("%s", caution)
     if experiment.data.train_split == experiment.data.val_split:
         logger.warning(
-            "data.train_split and data.val_split are both %s: val/AP and the best checkpoint are judged by the images that "
-            "are trained on",
+            "data.train_split and data.val_split are both %s: val/AP and the best checkpoint are judged by the images "
+            "that are trained on",
             experiment.data.train_split,
         )
     check_batch_fits(resolved)
