@@ -317,8 +317,6 @@ def test_overrides_of_a_sweep_whose_parts_are_no_mappings(settings, part):
 def test_a_switch_is_no_number(key, value):
     """Python takes true for 1, and so would train one epoch, or with a learning rate of 1."""
     tree = {"name": "x", "data": {"uri": "d"}, "model": {"name": "retinanet"}}
-    with pytest.raises(
-        MgdetError, match=rf"{key.split('.')[-1]}: expected a number, found (true|false), as which YAML also reads"
-    ):
+    with pytest.raises(MgdetError, match=f"{key.split('.')[-1]}: expected a number, found true, as YAML reads yes"):
         load(tree, [f"{key}={value}"])
     assert load(tree, ["train.sync_bn=yes", "train.epochs='3'"]).train.epochs == 3
