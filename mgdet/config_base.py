@@ -2,7 +2,7 @@
 
 import math
 import typing
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -10,10 +10,12 @@ from pydantic import (
     Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
+    ModelWrapValidatorHandler,
     SerializationInfo,
     TypeAdapter,
     create_model,
     field_validator,
+    model_validator,
 )
 from pydantic_core import CoreSchema, core_schema
 
@@ -26,6 +28,21 @@ class Config(BaseModel):
     """Immutable pydantic model that refuses unknown keys; subclasses live beside the code that they configure."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _no_switch_is_a_number(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """`epochs: yes` is no 1, although Python says so."""
+        node = handler(data)
+        for key, value in data.items() if isinstance(data, dict) else ():
+            taken = getattr(node, key, None)
+            pairs = zip(value, taken, strict=False) if isinstance(value, list) and isinstance(taken, tuple) else ()
+            for given, number in ((value, taken), *pairs):
+                if isinstance(given, bool) and type(number) in (int, float):
+                    raise ValueError(
+                        f"{key}: expected a number, found {str(given).lower()}, as YAML reads yes, no, on, off too"
+                    )
+        return node
 
     @field_validator("*")
     @classmethod

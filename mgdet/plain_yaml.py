@@ -20,6 +20,8 @@ INT64 = range(-(2**63), 2**63)
 _TAG = "tag:yaml.org,2002:"
 _MERGE = f"{_TAG}merge"
 _PLAIN = [f"{_TAG}{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map")]
+_OTHER_BASE = re.compile(r":|^[-+]?0[0-9_]")
+"""Numbers to the base 60 and 8, `1:30` and `010`, which YAML 1.1 reads without a sign that they are."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
@@ -122,6 +124,8 @@ class _PlainLoader(yaml.SafeLoader):
         except (ValueError, LookupError, AttributeError, OverflowError) as error:
             shown = str(node.value)[:40] if isinstance(node, yaml.ScalarNode) else "this"
             raise _wrong(f"{shown!r} is no {node.tag.removeprefix(_TAG)}", node.start_mark) from error
+        if type(value) in (int, float) and isinstance(node, yaml.ScalarNode) and _OTHER_BASE.search(node.value):
+            raise _wrong(f"{node.value[:40]!r} is {value} to YAML; write that, or a text in quotes", node.start_mark)
         if wrong := _unfit(value):
             raise _wrong(wrong, node.start_mark)
         return value

@@ -1,6 +1,7 @@
 """Files of runs and data sets: a local path or any URI that `pyarrow.fs` opens (`s3://`, `gs://`, `file://`, ...)."""
 
 import os
+import posixpath
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
@@ -8,7 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import pyarrow as pa
 from pyarrow import fs
@@ -198,6 +199,36 @@ def child_uri(uri: str, name: str) -> str:
     address, parameters = _split(uri)
     scheme, _, rest = address.partition("://")
     return f"{scheme}://{rest.rstrip('/')}/{quote(name)}{parameters}"
+
+
+def place_in_store_of(there: Location, uri: str) -> str | None:
+    """The path of an absolute path or URI in the store of another location; None where it is in another store.
+
+    Opens nothing: the address may be one that somebody else wrote.
+    """
+    if there.is_local:
+        return uri if uri.startswith("/") else None
+    (address, parameters), (known, known_parameters) = _split(uri), _split(str(there))
+    same = address.partition("://")[0] == known.partition("://")[0] and parameters == known_parameters
+    # What stands before the path in an address, nothing for a bucket or the name of a server, does so in both
+    before = len(unquote(known)) - len(there.path)
+    whole = unquote(address)
+    return whole[before:] if same and whole[:before] == unquote(known)[:before] else None
+
+
+def seen_from(directory: str, uri: str) -> str:
+    """An absolute path or URI relative to a directory of the same store: `../../shapes`; any other text as it is.
+
+    What keeps this when directories are moved has been moved along with them. Opens nothing.
+    """
+    (address, parameters), (base, base_parameters) = _split(uri), _split(directory)
+    if "://" in address or "://" in base:
+        scheme, mark, path = address.partition("://")
+        base_scheme, base_mark, base_path = base.partition("://")
+        if (scheme, mark, parameters) != (base_scheme, base_mark, base_parameters):
+            return uri
+        return posixpath.relpath(f"/{path}", f"/{base_path}")
+    return posixpath.relpath(address, base) if address.startswith("/") and base.startswith("/") else uri
 
 
 def local_path(uri: str) -> Path | None:

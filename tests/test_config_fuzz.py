@@ -305,3 +305,18 @@ def test_spaces_that_cannot_be_searched(changes, said):
 def test_overrides_of_a_sweep_whose_parts_are_no_mappings(settings, part):
     with pytest.raises(MgdetError):
         load_sweep({**SWEEP, **part}, [*settings, "base=nowhere"])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("train.epochs", "yes"), ("seed", "on"), ("train.optimizer.lr", "true"), ("train.batch_size", "Yes")),
+        *(("cluster.workers", "[true, 3]"), ("model.anchors.sizes", "[8, 16, 32, 64, true]")),
+    ],
+)
+def test_a_switch_is_no_number(key, value):
+    """Python takes true for 1, and so would train one epoch, or with a learning rate of 1."""
+    tree = {"name": "x", "data": {"uri": "d"}, "model": {"name": "retinanet"}}
+    with pytest.raises(MgdetError, match=f"{key.split('.')[-1]}: expected a number, found true, as YAML reads yes"):
+        load(tree, [f"{key}={value}"])
+    assert load(tree, ["train.sync_bn=yes", "train.epochs='3'"]).train.epochs == 3

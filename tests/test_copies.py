@@ -15,7 +15,7 @@ import pytest
 import torch
 from pyarrow import fs
 
-from mgdet import lease, storage
+from mgdet import storage
 from mgdet.errors import ConfigError
 from mgdet.runs.launch import train_in_process
 from mgdet.runs.record import journal_copies, log_directory, set_old_journal_aside
@@ -335,7 +335,6 @@ def before_step(monkeypatch, number: int, action: Callable[[Worker], None]) -> N
 @pytest.mark.slow
 def test_the_node_of_a_run_is_lost_before_its_tracker_had_anything(place, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "first"))
-    monkeypatch.setattr(lease, "SETTLE_S", 0.0)
     e = remote_experiment(tmp_path)
     away, back = (e.model_copy(update={"tracking": Memory(away=away)}) for away in (True, False))
 

@@ -1,9 +1,11 @@
 """One owner: a second start is refused and told who it is, and a dead owner does not stand in the way."""
 
 import contextlib
+import itertools
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import time
@@ -16,7 +18,7 @@ from mgdet import lease
 from mgdet.data.schema import read_manifest
 from mgdet.data.shapes import ShapesConfig, ensure_shapes
 from mgdet.errors import OwnedError
-from mgdet.lease import OWNER, owned
+from mgdet.lease import OWNER, claims, owned
 from mgdet.records import seal, unseal
 from mgdet.runs import launch
 from mgdet.runs.launch import train_in_process
@@ -31,38 +33,46 @@ CONTEXT = multiprocessing.get_context("fork")
 @pytest.fixture(autouse=True)
 def _quickly(monkeypatch):
     """The same rules, with shorter times."""
-    for name, seconds in {"BEAT_S": 0.05, "DEAD_AFTER_S": 0.6, "SETTLE_S": 0.1, "_POLL_S": 0.02}.items():
+    for name, seconds in {"BEAT_S": 0.05, "DEAD_AFTER_S": 0.6, "_POLL_S": 0.02}.items():
         monkeypatch.setattr(lease, name, seconds)
 
 
 @pytest.fixture(params=["a disk", "an object store"])
-def file(request, tmp_path):
+def file(request, tmp_path, monkeypatch):
     """The owner's file of a run, of which there is none yet."""
     local = locate(tmp_path / "r" / OWNER)
     if request.param == "a disk":
         return local
     (tmp_path / "r").mkdir()
     remote = fs.SubTreeFileSystem("/", fs.LocalFileSystem())
+    monkeypatch.setattr(Location, "replace", at_once)
     return Location(remote, local.path.lstrip("/"), f"mock://{local.path}")
 
 
+def at_once(location, data):
+    """As an object store does it: a reader sees the old or the new object."""
+    part = Path("/", f"{location.path}.{os.getpid()}.{threading.get_ident()}")
+    part.write_bytes(data)
+    part.replace(Path("/", location.path))
+
+
 def written(file):
-    return unseal(file.read_bytes())
+    (data,) = claims(file).values()
+    return unseal(data)
 
 
-def change(file, **changes):
-    path = Path("/", file.path)
-    path.with_suffix(".new").write_bytes(seal({**written(file), **changes}))
-    path.with_suffix(".new").replace(path)
+def write(file, content):
+    """The file of an owner as its token calls it."""
+    file.with_name(f"owner-{content['token']}.json").replace(seal(content))
 
 
 def test_the_file_is_there_only_within_the_block(file):
     with owned(file, WHAT):
         assert written(file)["pid"] == os.getpid()
-    assert not file.exists()
+    assert not claims(file)
     with contextlib.suppress(RuntimeError), owned(file, WHAT):
         raise RuntimeError
-    assert not file.exists()
+    assert not claims(file)
     assert Path("/", file.parent.path).exists()
     assert list(Path("/", file.parent.path).iterdir()) == []
 
@@ -109,7 +119,7 @@ def test_another_process_is_refused_while_it_lives_and_followed_at_once_when_it_
 def test_a_pid_that_is_another_process_by_now(file):
     with owned(file, WHAT):
         kept = written(file)
-    file.write(seal({**kept, "started": kept["started"] + 1}))
+    write(file, {**kept, "started": kept["started"] + 1})
     with owned(file, WHAT):
         assert written(file)["token"] != kept["token"]
 
@@ -125,7 +135,7 @@ def test_an_owner_elsewhere_that_is_silent_is_followed(file, caplog, state):
     """Whatever its clock says: only whether the file changes counts."""
     with owned(file, WHAT):
         data = seal({**written(file), "machine": "another machine", "began": 1e10})
-    file.write(data if state == "silent" else data[:100])
+    file.with_name("owner-0a.json").write(data if state == "silent" else data[:100])
     with owned(file, WHAT):
         assert written(file)["pid"] == os.getpid()
     assert "looking for at most" in caplog.text
@@ -143,7 +153,6 @@ def test_it_may_be_waited_for(file):
 
 
 def compete(file, barrier, owners):
-    lease.SETTLE_S = 1.0  # longer than two processes take from reading to writing
     barrier.wait()
     with contextlib.suppress(OwnedError), owned(file, WHAT):
         owners.put(os.getpid())
@@ -160,7 +169,7 @@ def test_of_several_that_start_together_one_wins(file):
         process.join()
     assert owners.get(timeout=60)
     assert owners.empty()
-    assert not file.exists()
+    assert not claims(file)
 
 
 def test_an_owner_that_was_followed_stops(file, monkeypatch):
@@ -170,13 +179,13 @@ def test_an_owner_that_was_followed_stops(file, monkeypatch):
 
     def sleep():
         with owned(file, WHAT):
-            change(file, token="other", pid=7, host="other")
+            write(file, {**written(file), "token": "0a", "generation": 2, "pid": 7, "host": "other"})
             assert asked.wait(60)
             raise KeyboardInterrupt
 
     with pytest.raises(OwnedError, match=r"was taken over by process 7 on 'other'"):
         sleep()
-    assert written(file)["token"] == "other"
+    assert written(file)["token"] == "0a"
 
 
 def test_an_interrupt_is_an_interrupt(file):
@@ -186,11 +195,132 @@ def test_an_interrupt_is_an_interrupt(file):
 
 def test_it_shows_itself_again_where_its_file_was_removed(file):
     with owned(file, WHAT):
-        file.delete()
+        file.with_name(*claims(file)).delete()
         until = time.monotonic() + 60
-        while not file.exists() and time.monotonic() < until:
+        while not claims(file) and time.monotonic() < until:
             time.sleep(0.02)
         assert written(file)["pid"] == os.getpid()
+
+
+# --- processes that pause between two steps
+
+
+class GivesUp(Exception):
+    """A process that would wait for a paused one, which does not go on before it."""
+
+
+def start(file, owners, stacks):
+    """One more start: who becomes the owner stays it, and is noted."""
+    stack = contextlib.ExitStack()
+    stacks.append(stack)
+    with contextlib.suppress(OwnedError, GivesUp):
+        owners.append(stack.enter_context(owned(file, WHAT)))
+
+
+@pytest.mark.parametrize("step", range(9))
+@pytest.mark.parametrize("follows", [False, True], ids=["waits for it", "deems it dead"])
+@pytest.mark.parametrize("before", ["nobody", "a dead owner"])
+def test_a_start_that_pauses_at_any_step_makes_no_second_owner(file, monkeypatch, before, follows, step):
+    """Another one, on another machine, starts meanwhile, and goes as far as it comes. Nothing sleeps."""
+    if before == "a dead owner":
+        with owned(file, WHAT):
+            kept = written(file)
+        write(file, {**kept, "started": kept["started"] + 1})
+
+    def gives_up(seconds):
+        raise GivesUp
+
+    here = lease._machine
+    for name, value in {"BEAT_S": 1e6, "DEAD_AFTER_S": 1e9, "_POLL_S": 0.0}.items():
+        monkeypatch.setattr(lease, name, value)
+    monkeypatch.setattr(lease.time, "sleep", gives_up)
+    owners, stacks, steps = [], [], itertools.count()
+
+    def pausing(whole):
+        def action(self, *args):
+            if next(steps) == step:
+                monkeypatch.setattr(lease, "_machine", lambda: "another machine")
+                monkeypatch.setattr(lease, "DEAD_AFTER_S", 0.0 if follows else 1e9)
+                start(file, owners, stacks)
+                monkeypatch.setattr(lease, "_machine", here)
+                monkeypatch.setattr(lease, "DEAD_AFTER_S", 1e9)
+            return whole(self, *args)
+
+        return action
+
+    for name in ("children", "replace", "delete", "read_bytes"):
+        monkeypatch.setattr(Location, name, pausing(getattr(Location, name)))
+    start(file, owners, stacks)
+    assert next(steps) > step or len(owners) == 1, "it pauses at every step that there is"
+    assert [each.lost() for each in owners].count(False) <= 1
+    assert owners, "somebody owns it, or did when the other one found that out"
+    for stack in stacks:
+        stack.close()
+
+
+@pytest.mark.parametrize("wins", [False, True])
+def test_of_two_that_ask_together_the_lower_token_goes_on(file, monkeypatch, wins):
+    """When the other one has withdrawn."""
+    with owned(file, WHAT):
+        kept = written(file)
+    asking = file.with_name(f"owner-{('f' if wins else '0') * 32}.json")
+    asking.write(seal({**kept, "token": ("f" if wins else "0") * 32, "asks": True}))
+    if not wins:
+        refused(file, f"process {os.getpid()}")
+        return
+    monkeypatch.setattr(lease.time, "sleep", lambda seconds: asking.delete())
+    with owned(file, WHAT):
+        assert written(file)["asks"] is False
+
+
+@pytest.fixture
+def machines(monkeypatch):
+    """Every start is on another machine, and deems all others dead at once."""
+    numbers = itertools.count()
+    for name, value in {"BEAT_S": 1e6, "DEAD_AFTER_S": 0.0, "_machine": lambda: f"machine {next(numbers)}"}.items():
+        monkeypatch.setattr(lease, name, value)
+
+
+def test_an_owner_that_slept_while_it_was_followed_finds_its_successor(file, machines):
+    """It is deemed dead, its file is deleted, and it writes that again when it goes on: its successor stays."""
+    with contextlib.ExitStack() as stack:
+        sleeper = stack.enter_context(owned(file, WHAT))
+        (data,) = claims(file).values()
+        follower = stack.enter_context(owned(file, WHAT))
+        file.with_name(f"owner-{sleeper.token}.json").write(data)  # the beat that it was about to write
+        assert not follower.lost()
+        with pytest.raises(OwnedError, match="was taken over by"):
+            sleeper.require()
+        assert follower.generation == sleeper.generation + 1
+
+
+def test_a_dead_owner_that_shows_itself_again_is_not_followed(file, machines, monkeypatch):
+    """Between the moment when it is deemed dead and that in which it is followed."""
+    with owned(file, WHAT) as sleeper:
+        mine = file.with_name(f"owner-{sleeper.token}.json")
+        whole = Location.replace
+
+        def replace(self, data):
+            whole(self, data)
+            if not unseal(data)["asks"]:  # the follower has just written that it is the owner
+                whole(mine, seal({**unseal(mine.read_bytes()), "beat": 1}))
+                monkeypatch.setattr(lease, "DEAD_AFTER_S", 1e9)
+
+        monkeypatch.setattr(Location, "replace", replace)
+        refused(file, "is being written by")
+        monkeypatch.setattr(Location, "replace", whole)
+        assert not sleeper.lost()
+        assert [unseal(data)["token"] for data in claims(file).values()] == [sleeper.token]
+
+
+def test_a_copied_file_of_a_living_owner_says_nothing(tmp_path, monkeypatch):
+    """A run directory that is copied while it is trained has the owner's file in it, which never changes there."""
+    monkeypatch.setattr(lease, "DEAD_AFTER_S", 0.0)
+    (tmp_path / "a").mkdir()
+    with owned(locate(tmp_path / "a" / OWNER), WHAT):
+        shutil.copytree(tmp_path / "a", tmp_path / "b")
+        with owned(locate(tmp_path / "b" / OWNER), WHAT):
+            refused(locate(tmp_path / "a" / OWNER), "is being written")
 
 
 # --- runs and data sets
@@ -202,14 +332,14 @@ def test_two_drivers_on_one_run(tmp_path):
     e = small_experiment(tmp_path, train__epochs=1)
     said = []
 
-    def execute(experiment, handle):
+    def execute(experiment, handle, owner):
         other = small_experiment(tmp_path, train__epochs=1, train__optimizer={"name": "sgd", "lr": 5e-2})
         before = sorted(Path(e.run_uri).rglob("*"))
         with pytest.raises(OwnedError) as error:
             train_in_process(other)
         said.append(str(error.value))
         assert sorted(Path(e.run_uri).rglob("*")) == before
-        launch.in_process(experiment, handle)
+        launch.in_process(experiment, handle, owner)
 
     resolved, reasons = launch.prepare(e, 1, 0)
     launch.launch(e, resolved, reasons, execute)
@@ -298,7 +428,7 @@ def test_two_drivers_that_are_started_together(tmp_path):
     steps = [line["step"] for line in lines if "train/lr" in line["metrics"]]
     assert steps == sorted(set(steps)), "one journal of one training"
     assert len(list((run / "checkpoints").glob("*.json"))) == 2
-    assert not (run / OWNER).exists()
+    assert not claims(locate(run) / OWNER)
 
 
 @pytest.mark.slow
@@ -311,7 +441,7 @@ def test_a_resubmitted_job_takes_over_from_one_that_was_killed(tmp_path):
         time.sleep(0.01)
     job.kill()
     job.wait(60)
-    assert (tmp_path / "runs" / "small" / OWNER).exists(), (tmp_path / "killed.log").read_text()
+    assert claims(locate(tmp_path / "runs/small") / OWNER), (tmp_path / "killed.log").read_text()
     done = run_job("train", [path], tmp_path / "again.log", timeout=600)
     assert done.returncode == 0, done.output
     assert f"process {job.pid} on" in done.output

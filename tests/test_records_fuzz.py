@@ -24,7 +24,7 @@ from mgdet.config import Experiment
 from mgdet.data.schema import read_manifest
 from mgdet.data.shapes import generate_shapes
 from mgdet.errors import MgdetError
-from mgdet.lease import OWNER, owned
+from mgdet.lease import OWNER, claims, owned
 from mgdet.provenance import made_by
 from mgdet.records import plain, seal, unseal
 from mgdet.runs.compare import compare_configuration, compare_data, compare_origin, table
@@ -82,7 +82,7 @@ class Place(NamedTuple):
 def _quickly() -> Iterator[None]:
     """Nothing waits for another machine or a better moment, and what hangs is ended with its stack."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, seconds in {"BEAT_S": 60.0, "DEAD_AFTER_S": 0.0, "SETTLE_S": 0.0, "_POLL_S": 0.0}.items():
+        for name, seconds in {"BEAT_S": 60.0, "DEAD_AFTER_S": 0.0, "_POLL_S": 0.0}.items():
             patch.setattr(lease, name, seconds)
         patch.setattr(copies, "PAUSES_S", (0.0, 0.0))
         yield
@@ -112,7 +112,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     begin(locate(run / "journal"))
     shutil.copy(run / "metrics.jsonl", run / "journal" / "part-00000.jsonl")
     with owned(locate(run / OWNER), "the run"):
-        kept = unseal((run / OWNER).read_bytes())
+        (data,) = claims(locate(run / OWNER)).values()
+        kept = unseal(data)
     (run / OWNER).write_bytes(seal({**kept, "started": kept["started"] + 1}))  # its process is gone
     sweep = load_sweep(write(directory))
     trials = TrialStore(str(root / "runs" / "s"), "s")

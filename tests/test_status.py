@@ -12,7 +12,7 @@ from pyarrow import fs
 from mgdet import storage
 from mgdet.cli.main import main
 from mgdet.errors import ConfigError
-from mgdet.lease import OWNER, Owner, owned
+from mgdet.lease import OWNER, Owner, claims, owned
 from mgdet.records import seal
 from mgdet.runs.launch import train_in_process
 from mgdet.runs.status import CLOCKS_S, DEAD_AFTER_S, lines, status_of
@@ -160,7 +160,7 @@ def test_a_storage_that_is_not_there(tmp_path, capsys):
 def test_an_owner_here_whose_process_is_gone(tmp_path):
     make_run(locate(tmp_path) / "a")
     with owned(locate(tmp_path) / "a" / OWNER, "the run"):
-        data = (tmp_path / "a" / OWNER).read_bytes()
+        (data,) = claims(locate(tmp_path) / "a" / OWNER).values()
     owner = Owner.model_validate({k: v for k, v in json.loads(data).items() if k not in ("sealed", "checksum")})
     gone = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True, check=True).stdout
     (tmp_path / "a" / OWNER).write_bytes(seal(owner.model_copy(update={"pid": int(gone)}).model_dump()))

@@ -15,6 +15,7 @@ from mgdet.cluster.session import check_shared, scale_up, session
 from mgdet.config import Experiment, validate
 from mgdet.errors import MEMORY_REMEDY, ClusterError, Interrupted, MgdetError
 from mgdet.host import environment, torchrun_rank
+from mgdet.lease import Ownership
 from mgdet.plugins import load_plugins
 from mgdet.runs.config import ClusterConfig
 from mgdet.runs.launch import absolute, launch, prepare, train_in_process, worker_tracker
@@ -67,7 +68,11 @@ def run_trial(asked: Experiment, parent_run_id: str | None, callback: Any) -> Su
 
 
 def _on_cluster(
-    experiment: Experiment, handle: RunHandle | None, callbacks: Sequence[Any] = (), trial: bool = False
+    experiment: Experiment,
+    handle: RunHandle | None,
+    owner: Ownership | None = None,
+    callbacks: Sequence[Any] = (),
+    trial: bool = False,
 ) -> None:
     import ray
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
@@ -82,6 +87,7 @@ def _on_cluster(
         train_loop_config={
             "experiment": experiment.model_dump(mode="json"),
             "handle": handle,
+            "owner": owner,
             "trial": trial,
             "screen": has_screen(),
             "level": max(logging.getLogger("mgdet").getEffectiveLevel(), logging.WARNING if trial else logging.NOTSET),
@@ -160,7 +166,8 @@ def _train(task: dict[str, Any], to_driver: SendToDriver) -> dict[str, float]:
     load_plugins(task["experiment"]["plugins"])
     experiment, trial = validate(task["experiment"], "the driver's experiment"), task["trial"]
     world = World.current(ray.train.torch.get_device())
-    tracker: Tracker = worker_tracker(experiment, task["handle"]) if world.is_main else NullTracker()
+    owner = task["owner"] if world.is_main else None
+    tracker: Tracker = worker_tracker(experiment, task["handle"], owner) if world.is_main else NullTracker()
 
     def report(metrics: dict[str, float]) -> None:
         if trial:  # its scheduler may end it at this report, and then counts on its checkpoint
@@ -182,7 +189,7 @@ def _train(task: dict[str, Any], to_driver: SendToDriver) -> dict[str, float]:
         if stop_asked():
             raise Interrupted("stopped on request before the first step; the same command goes on")
         with shown_by(to_driver.show) if task["screen"] and world.is_main else contextlib.nullcontext():
-            worker = Worker(experiment, world, tracker, on_evaluation=report, stop_asked=stop_asked)
+            worker = Worker(experiment, world, tracker, on_evaluation=report, stop_asked=stop_asked, owner=owner)
             return worker.run()
     finally:
         tracker.close()

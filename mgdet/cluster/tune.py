@@ -16,11 +16,22 @@ from mgdet.config import Experiment, validate
 from mgdet.data.findings import examine_data
 from mgdet.data.fingerprint import data_differences, proven_equal
 from mgdet.errors import LASTING, ClusterError, ConfigError, Interrupted
+from mgdet.lease import Ownership
 from mgdet.plugins import load_plugins
 from mgdet.provenance import as_tags, made_by
 from mgdet.runs.config import ClusterConfig
 from mgdet.runs.launch import HEADLINES, absolute, data_sets, training_data, training_images
-from mgdet.runs.record import Record, differences, log_directory, own, read_record, summarise, write_record
+from mgdet.runs.record import (
+    Record,
+    differences,
+    log_directory,
+    moved_along,
+    own,
+    read_record,
+    set_apart,
+    summarise,
+    write_record,
+)
 from mgdet.runs.resolve import resolve
 from mgdet.runs.resources import Resources, describe
 from mgdet.runs.stop import StopRequest
@@ -77,14 +88,16 @@ def run_sweep(sweep: Sweep, *, retry_failed: bool = False) -> Outcome:
     first = absolute(next(sweep.corners())[1])  # storage, cluster and tracking belong to the sweep, not to a trial
     uri = child_uri(first.storage, sweep.name)
     _open(sweep, uri)
-    with own(locate(uri), f"the sweep {uri}"):
-        return _run(sweep, first, uri, retry_failed)
+    with own(locate(uri), f"the sweep {uri}") as owner:
+        return _run(sweep, first, uri, retry_failed, owner)
 
 
-def _run(sweep: Sweep, first: Experiment, uri: str, retry_failed: bool) -> Outcome:
+def _run(sweep: Sweep, first: Experiment, uri: str, retry_failed: bool, owner: Ownership) -> Outcome:
     """Run or continue the sweep, of which this process is the owner."""
     known = _open(sweep, uri)
     earlier_trials(sweep)  # refused before anything is started
+    file = locate(uri) / "sweep.json"
+    known, copied = set_apart(known, file, "definition", owner)
     tracking, run_ids = first.tracking, known.run_ids if known else {}
     with session(first.cluster) as found, workers_heard():
         resources = scale_up(first.cluster, found, copies=1 if sweep.concurrent == "auto" else sweep.concurrent)
@@ -94,7 +107,7 @@ def _run(sweep: Sweep, first: Experiment, uri: str, retry_failed: bool) -> Outco
         data = _check_corners(sweep, cluster)
         _refuse_other_data(uri, known.data if known else {}, data)
         check_shared({"storage": first.storage, "data.uri": first.data.uri})
-        store = TrialStore(uri, sweep.name)
+        store = TrialStore(uri, sweep.name, owner)
         store.require(sweep)
         parent = tracking.start(
             NewRun(
@@ -102,15 +115,16 @@ def _run(sweep: Sweep, first: Experiment, uri: str, retry_failed: bool) -> Outco
                 params={"sweep": {k: v for k, v in definition(sweep).items() if k != "base"} | {"trials": sweep.total}},
                 config_yaml=yaml.safe_dump(definition(sweep), sort_keys=False),
                 run_id=run_ids.get(tracking.name),
-                tags={"mgdet.sweep": uri, **as_tags(made_by())},
+                place=str(file.parent),
+                begun_at=known.place if known else "",
+                tags={"mgdet.sweep": uri, **copied, **as_tags(made_by())},
                 headlines=HEADLINES,
                 searched=tuple(sweep.space),
                 data=data_sets(first.data, training_data(first.data)[0], data[first.data.uri]),
             )
         )
         run_ids = {**run_ids, tracking.name: parent.run_id} if parent else run_ids
-        record = Record(definition(sweep), run_ids, data, made_by())
-        write_record(locate(uri) / "sweep.json", "definition", record)
+        write_record(file, "definition", Record(definition(sweep), run_ids, data, made_by(), str(file.parent)))
         start = _Start(sweep, first, uri, store, cluster, concurrent, parent)
         status: Status = "FAILED"
         try:
@@ -121,7 +135,7 @@ def _run(sweep: Sweep, first: Experiment, uri: str, retry_failed: bool) -> Outco
             status = "KILLED"
             raise
         finally:
-            if parent:
+            if parent and not owner.lost():
                 with on_stop(says="ending the run in the tracker"):
                     tracking.end(parent, status)
     return outcome
@@ -181,7 +195,7 @@ def _open(sweep: Sweep, uri: str) -> Record | None:
         if (directory / "run.json").exists():
             raise ConfigError(f"{uri} is a training, not a sweep; give the sweep another name=")
         return None
-    wanted = definition(sweep)
+    wanted = moved_along(definition(sweep), record.identity, str(directory), record.place)
     if different := differences(_completed(record.identity, wanted), wanted):
         raise ConfigError(
             f"the sweep {uri} exists with another definition:\n{different}\n"

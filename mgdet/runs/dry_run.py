@@ -10,7 +10,7 @@ from torch import Tensor
 from mgdet.config import Experiment
 from mgdet.data.findings import examine_data
 from mgdet.data.order import micro_batch
-from mgdet.runs.launch import prepare
+from mgdet.runs.launch import needs_weights, prepare
 from mgdet.runs.resources import arithmetic, check_fits, this_machine
 from mgdet.structures import Assignment, Batch, Labels
 from mgdet.tracking import NullTracker
@@ -38,7 +38,10 @@ def dry_run(experiment: Experiment) -> str:
     device = torch.device("cuda" if experiment.cluster.gpu else "cpu")
     with tempfile.TemporaryDirectory() as directory:
         train = experiment.train.model_copy(update={"batch_size": share, "accumulate": 1})
-        alone = experiment.model_copy(update={"storage": directory, "train": train})
+        model = (
+            experiment.model if needs_weights(experiment) else experiment.model.model_copy(update={"weights": "none"})
+        )
+        alone = experiment.model_copy(update={"storage": directory, "train": train, "model": model})
         worker = Worker(alone, World(0, 1, device), NullTracker())
         found = examine_data(experiment.data)
         lines += [f"annotations: {line}" for line in found.lines]

@@ -20,6 +20,7 @@ from mgdet.data.shapes import ensure_shapes
 from mgdet.errors import ClusterError, ConfigError, Interrupted
 from mgdet.evaluation.evaluator import AP, DIVERGENCE
 from mgdet.exporting.packages import require_packages
+from mgdet.lease import Ownership
 from mgdet.models.weights import NAMED_WEIGHTS
 from mgdet.provenance import as_tags, made_by
 from mgdet.runs.memory import check_batch_fits
@@ -31,6 +32,7 @@ from mgdet.runs.record import (
     open_run,
     own,
     save_run,
+    set_apart,
     set_old_journal_aside,
     summarise,
 )
@@ -49,8 +51,11 @@ logger = logging.getLogger(__name__)
 HEADLINES = (AP.name, DIVERGENCE.name)
 """The metrics that a table of runs shows first."""
 
-Execute = Callable[[Experiment, RunHandle | None], None]
-"""Trains the resolved experiment, from its last checkpoint to its end, and writes into the tracker's run."""
+Execute = Callable[[Experiment, RunHandle | None, Ownership], None]
+"""Trains the resolved experiment, from its last checkpoint to its end, and writes into the tracker's run.
+
+It writes nothing where another process owns the run by now.
+"""
 
 
 def absolute(experiment: Experiment) -> Experiment:
@@ -78,11 +83,29 @@ def prepare(experiment: Experiment, cpus: float, gpus: float) -> tuple[Experimen
     if experiment.tracking.wants_model:
         require_packages()
     images = training_images(experiment.data)
-    resolved, reasons = resolve(experiment, num_images=images, cpus=cpus, gpus=gpus, begun=found_by_run(experiment))
+    resolved, reasons = resolve(
+        experiment,
+        num_images=images,
+        cpus=cpus,
+        gpus=gpus,
+        begun=found_by_run(experiment),
+        needs_weights=needs_weights(experiment),
+    )
     for caution in out_of_reach(experiment, resolved, images):
         logger.warning("%s", caution)
+    if experiment.data.train_split == experiment.data.val_split:
+        logger.warning(
+            "data.train_split and data.val_split are both %s: val/AP and the best checkpoint are judged by the images "
+            "that are trained on",
+            experiment.data.train_split,
+        )
     check_batch_fits(resolved)
     return resolved, reasons
+
+
+def needs_weights(experiment: Experiment) -> bool:
+    """Whether a training begins, with `model.weights`; else it goes on from a checkpoint. Raises `CheckpointError`."""
+    return not CheckpointStore(experiment.run_uri).committed()
 
 
 def training_images(data: DataConfig) -> int:
@@ -142,8 +165,8 @@ def launch(
     While another process writes the run it is refused; a `trial` of a sweep, which Tune may start again while its
     process before is still ending, waits a minute for that. What is wrong with its data, the sweep says for all trials.
     """
-    with own(locate(asked.run_uri), f"the run {asked.run_uri}", 60 if trial else 0):
-        return _launch(asked, experiment, reasons, execute, parent_run_id, trial)
+    with own(locate(asked.run_uri), f"the run {asked.run_uri}", 60 if trial else 0) as owner:
+        return _launch(asked, experiment, reasons, execute, parent_run_id, trial, owner)
 
 
 def _launch(
@@ -153,6 +176,7 @@ def _launch(
     execute: Execute,
     parent_run_id: str | None,
     trial: bool,
+    owner: Ownership,
 ) -> tuple[Summary, RunHandle | None]:
     data_name, data = training_data(asked.data)
     existing = open_run(asked, data)
@@ -169,15 +193,25 @@ def _launch(
     else:
         set_old_journal_aside(asked)
     splits = data_sets(asked.data, data_name, data)
-    tracking, run_ids = experiment.tracking, existing.run_ids if existing else {}
+    directory = locate(asked.run_uri)
+    existing, copied = set_apart(existing, directory / "run.json", "learned", owner)
+    run_ids = existing.run_ids if existing else {}
+    tracking = experiment.tracking
     handle = tracking.start(
         NewRun(
             name=experiment.name,
             params={k: v for k, v in experiment.shown().items() if k != "name"},  # every run has its own: no parameter
             config_yaml=experiment.to_yaml(),
             run_id=run_ids.get(tracking.name),
+            place=str(directory),
+            begun_at=existing.place if existing else "",
             parent_run_id=parent_run_id,
-            tags={"mgdet.run": experiment.run_uri, "mgdet.data": describe_data(data), **as_tags(made_by())},
+            tags={
+                "mgdet.run": experiment.run_uri,
+                "mgdet.data": describe_data(data),
+                **copied,
+                **as_tags(made_by()),
+            },
             headlines=HEADLINES,
             data=splits,
         )
@@ -187,7 +221,7 @@ def _launch(
         execute = _send_what_is_left
     status: Status = "FAILED"
     try:
-        execute(experiment, handle)
+        execute(experiment, handle, owner)
         summary = _reached_the_end(experiment)
         status = "FINISHED"
         best = _best(summary, splits[-1])
@@ -198,7 +232,7 @@ def _launch(
         status = "KILLED"
         raise
     finally:
-        if handle and (not trial or status == "FINISHED"):
+        if handle and (not trial or status == "FINISHED") and not owner.lost():
             with on_stop(says="ending the run in the tracker"):
                 tracking.end(handle, status)  # how any other trial ended, the sweep knows: one that it stops fails here
     if handle and tracking.wants_model and not trial:
@@ -233,23 +267,23 @@ def _reached_the_end(experiment: Experiment) -> Summary:
     return summary
 
 
-def in_process(experiment: Experiment, handle: RunHandle | None) -> None:
+def in_process(experiment: Experiment, handle: RunHandle | None, owner: Ownership) -> None:
     """Train in this process. At SIGTERM or Ctrl-C it writes a checkpoint and raises `Interrupted`."""
-    tracker = worker_tracker(experiment, handle)
+    tracker = worker_tracker(experiment, handle, owner)
     asked = threading.Event()
     with on_stop(asked.set):
         try:
             world = World.current(torch.device("cuda" if experiment.cluster.gpu else "cpu"))
-            Worker(experiment, world, tracker, stop_asked=asked.is_set).run()
+            Worker(experiment, world, tracker, stop_asked=asked.is_set, owner=owner).run()
         finally:
             tracker.close()
 
 
-def _send_what_is_left(experiment: Experiment, handle: RunHandle | None) -> None:
+def _send_what_is_left(experiment: Experiment, handle: RunHandle | None, owner: Ownership) -> None:
     """Send the tracker the metrics of a finished run that are still in its journal."""
-    worker_tracker(experiment, handle).close()
+    worker_tracker(experiment, handle, owner).close()
 
 
-def worker_tracker(experiment: Experiment, handle: RunHandle | None) -> Tracker:
-    """The tracker of rank 0, the only worker that writes metrics and artifacts."""
-    return experiment.tracking(handle, log_directory(experiment), journal_copies(experiment))
+def worker_tracker(experiment: Experiment, handle: RunHandle | None, owner: Ownership | None = None) -> Tracker:
+    """The tracker of rank 0, the only worker that writes metrics and artifacts, while `owner` owns the run."""
+    return experiment.tracking(handle, log_directory(experiment), journal_copies(experiment), owner)

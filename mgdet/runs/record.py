@@ -5,7 +5,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,15 @@ from mgdet.config_yaml import nested
 from mgdet.data.fingerprint import Fingerprint, data_differences, proven_equal, recorded
 from mgdet.errors import ConfigError
 from mgdet.files import cache_directory
-from mgdet.lease import OWNER, owned
+from mgdet.lease import OWNER, Ownership, owned
 from mgdet.provenance import made_by
 from mgdet.records import RecordError, plain, seal, unseal
-from mgdet.storage import Location, local_path, locate
+from mgdet.storage import Location, local_path, locate, place_in_store_of, seen_from
 from mgdet.text import first_of
 from mgdet.tracking.copies import begin, set_aside
+from mgdet.tracking.run import COPY_OF
 from mgdet.training.checkpoint import CheckpointStore, best_of
-from mgdet.training.origin import data_of, learned_of, refuse_other_data
+from mgdet.training.origin import data_of, learned_of, place_of, refuse_other_data
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,8 @@ class Record:
     """Of a run the fingerprint of its data set, of a sweep those of all its data sets; empty in older records."""
     made_by: dict[str, Any] = field(default_factory=dict)
     """The program, libraries, command and machine of the last start, see `mgdet.provenance`; empty in older records."""
+    place: str = ""
+    """Path or URI of its directory at the last start; empty in older records."""
 
 
 def read_record(file: Location, key: str) -> Record | None:
@@ -63,19 +66,21 @@ def read_record(file: Location, key: str) -> Record | None:
 
 def _checked(content: dict[str, Any], key: str) -> Record:
     """The record that `write_record` would have written so. Raises `RecordError` where it would not have."""
-    unknown = content.keys() - {key, "run_ids", "mlflow_run_id", "data", "made_by"}
+    unknown = content.keys() - {key, "run_ids", "mlflow_run_id", "data", "made_by", "place"}
     identity, data, made = content.get(key), content.get("data", {}), content.get("made_by", {})
-    run_ids = content.get("run_ids", {})
-    if unknown or not all(isinstance(part, dict) for part in (identity, data, made, run_ids)):
-        raise RecordError(f"expected {key}, run_ids, data and made_by, found {', '.join(content)[:200] or 'nothing'}")
+    run_ids, place = content.get("run_ids", {}), content.get("place", "")
+    as_written = all(isinstance(part, dict) for part in (identity, data, made, run_ids)) and isinstance(place, str)
+    if unknown or not as_written:
+        found = ", ".join(content)[:200] or "nothing"
+        raise RecordError(f"expected {key}, run_ids, data, made_by and place, found {found}")
     if (before := content.get("mlflow_run_id")) is not None:  # written while MLflow was the only tracker
         run_ids = {"mlflow": before, **run_ids}
     for tracker, run_id in run_ids.items():
         if not (isinstance(run_id, str) and _RUN_ID.fullmatch(run_id)):
             raise RecordError(f"{str(run_id)[:80]!r} is no id of a run in the tracker {tracker}")
     # A sweep has the data sets of several places
-    data = recorded(data) if key == "learned" else {place: recorded(each) for place, each in data.items()}
-    return Record(dict(content[key]), run_ids, data, made)
+    data = recorded(data) if key == "learned" else {uri: recorded(each) for uri, each in data.items()}
+    return Record(dict(content[key]), run_ids, data, made, place)
 
 
 def write_record(file: Location, key: str, record: Record) -> None:
@@ -83,9 +88,72 @@ def write_record(file: Location, key: str, record: Record) -> None:
     content = {key: record.identity, "run_ids": dict(record.run_ids), "data": record.data, "made_by": record.made_by}
     try:
         file.parent.mkdir()
-        file.replace(seal(content))
+        file.replace(seal({**content, "place": record.place}))
     except OSError as error:
         raise _unusable(file.parent, error) from error
+
+
+def moved_along(wanted: Any, there: Any, now: str, before: str) -> Any:
+    """What is `wanted`, with the values `there` of those paths that stand for the same place in a moved project.
+
+    Args:
+        wanted: an identity, or a value in it.
+        there: the same of a record.
+        now: path or URI of the run or sweep.
+        before: that of its last start; empty where the record does not know it.
+    """
+    if isinstance(wanted, dict) and isinstance(there, dict):
+        return {k: moved_along(v, there[k], now, before) if k in there else v for k, v in wanted.items()}
+    if isinstance(wanted, list) and isinstance(there, list) and len(wanted) == len(there):
+        return [moved_along(*pair, now, before) for pair in zip(wanted, there, strict=True)]
+    if isinstance(wanted, str) and isinstance(there, str) and before:
+        return there if seen_from(now, wanted) == seen_from(before, there) else wanted
+    return wanted
+
+
+def original_of(record: Record, file: Location, key: str, owner: Ownership) -> str | None:
+    """The place of the run or sweep of which this one is a copy; None where it is none, or was moved.
+
+    Two copies that go on are two runs, and must not write to one run of a tracker. A record whose last start was at
+    another place belongs to a copy, unless that place has it no longer. A place in another store is not looked into,
+    because what a record says is data from outside: then it is taken for a copy, which costs a tracker some room only.
+
+    Args:
+        record: of this one, by `read_record(file, key)`.
+        owner: of its directory; so the same directory is known under another name.
+    """
+    here = file.parent
+    if not record.place or record.place == str(here):
+        return None
+    path = place_in_store_of(here, record.place)
+    if path is None:
+        return record.place
+    there = Location(here.filesystem, path, record.place)
+    try:
+        if owner.stands_in(there / OWNER):
+            return None
+        other = _checked(unseal((there / file.name).read_bytes()), key)
+    except (FileNotFoundError, NotADirectoryError, RecordError):
+        return None
+    except (OSError, ValueError):  # another person's, say: it is there; or no path at all
+        return record.place
+    return record.place if set(record.run_ids.items()) & set(other.run_ids.items()) else None
+
+
+def set_apart(
+    record: Record | None, file: Location, key: str, owner: Ownership
+) -> tuple[Record | None, dict[str, str]]:
+    """The record with which a run or sweep goes on, and a tag: that of a copy has no runs in trackers, which is told.
+
+    Takes what `original_of` takes.
+    """
+    original = original_of(record, file, key, owner) if record else None
+    if record is None or original is None:
+        return record, {}
+    logger.warning(
+        "%s is a copy of %s: it gets a run of its own in the tracker, with the whole history", file.parent, original
+    )
+    return replace(record, run_ids={}, place=""), {COPY_OF: original}
 
 
 def differences(there: dict[str, Any], wanted: dict[str, Any]) -> str:
@@ -117,7 +185,8 @@ def open_run(experiment: Experiment, data: Fingerprint | None = None) -> Record 
         return None
     there = {**_defaults_of_newer_keys(experiment, record.identity), **record.identity}
     wanted |= {key: there.get(key) for key in FOUND if wanted[key] == "auto"}
-    if data and proven_equal(record.data, data):  # they may have been moved, with the whole project perhaps
+    wanted = moved_along(wanted, there, str(store.directory.parent), record.place)
+    if data and proven_equal(record.data, data):  # they may have been moved
         wanted[DATA] = record.identity.get(DATA)
     different = differences(there, wanted)
     other_data = bool(data and data_differences(record.data, data))
@@ -125,10 +194,16 @@ def open_run(experiment: Experiment, data: Fingerprint | None = None) -> Record 
         logger.info("the run %s never reached a checkpoint; its configuration is replaced", experiment.run_uri)
         return None
     if different:
+        renamed = (
+            f"It was copied or renamed: it is the run {record.identity['name']!r}, and a run keeps its name. "
+            if record.identity.get("name") not in (None, wanted["name"])
+            else ""
+        )
         raise ConfigError(
             f"the run {experiment.run_uri} exists with another configuration:\n{different}\n"
-            f"The same storage and name continue a run. Give this one another name (name={experiment.name}-2), or the "
-            f"configuration of the existing run.{_train_on(experiment, record.identity, wanted)}"
+            f"{renamed}The same storage and name continue a run. Give this one another name "
+            f"(name={experiment.name}-2), or the configuration of the existing run."
+            f"{_train_on(experiment, record.identity, wanted)}"
         )
     if data is not None:
         refuse_other_data(experiment, record.data, data)
@@ -175,7 +250,7 @@ def _from_checkpoint(store: CheckpointStore, wanted: dict[str, Any]) -> Record |
     logger.warning("%s has no run.json; what the run is, %s says", store.directory.parent, path)
     # The checkpoint's configuration is the resolved one: what is `auto` here may be any number there
     known = {k: wanted[k] if wanted.get(k) == "auto" else v for k, v in plain(learned).items()}
-    return Record(known, {}, data_of(found[1]))
+    return Record(known, {}, data_of(found[1]), place=place_of(found[1]))
 
 
 def _train_on(experiment: Experiment, there: dict[str, Any], wanted: dict[str, Any]) -> str:
@@ -212,11 +287,11 @@ def save_run(
     except OSError as error:
         raise _unusable(directory, error) from error
     identity = {**asked.identity(), **{key: resolved.identity()[key] for key in FOUND}}
-    write_record(directory / "run.json", "learned", Record(identity, run_ids, data or {}, made_by()))
+    write_record(directory / "run.json", "learned", Record(identity, run_ids, data or {}, made_by(), str(directory)))
 
 
 @contextmanager
-def own(directory: Location, what: str, wait_s: float = 0) -> Iterator[None]:
+def own(directory: Location, what: str, wait_s: float = 0) -> Iterator[Ownership]:
     """Own the directory of a run or sweep within the block; `what` is it called in messages.
 
     Raises:
@@ -225,10 +300,10 @@ def own(directory: Location, what: str, wait_s: float = 0) -> Iterator[None]:
     """
     with ExitStack() as stack:
         try:
-            stack.enter_context(owned(directory / OWNER, what, wait_s))
+            ownership = stack.enter_context(owned(directory / OWNER, what, wait_s))
         except OSError as error:
             raise _unusable(directory, error) from error
-        yield
+        yield ownership
 
 
 def log_directory(experiment: Experiment) -> Path:

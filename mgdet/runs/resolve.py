@@ -18,7 +18,13 @@ from mgdet.training.schedules import Span
 
 
 def resolve(
-    experiment: Experiment, *, num_images: int, cpus: float, gpus: float, begun: Mapping[str, Any] | None = None
+    experiment: Experiment,
+    *,
+    num_images: int,
+    cpus: float,
+    gpus: float,
+    begun: Mapping[str, Any] | None = None,
+    needs_weights: bool = True,
 ) -> tuple[Experiment, list[str]]:
     """The experiment without any `auto`, and one line for each value that was found, with its reason.
 
@@ -28,6 +34,7 @@ def resolve(
         cpus: CPUs of the whole cluster, or of this machine.
         gpus: likewise GPUs.
         begun: what keys with `auto` stand for in the existing run that is continued; they keep it.
+        needs_weights: false where the run goes on from a checkpoint, so that the file of `model.weights` may be gone.
 
     Raises:
         ConfigError: batch, workers and data do not go together.
@@ -60,7 +67,8 @@ def resolve(
         cpus_each = float(max(1, min(16, int(cpus / most))))
         found("cluster.cpus_per_worker", cpus_each, f"{cpus:g} CPUs for {most} workers, at most 16 each")
 
-    require_file(experiment.model.weights)
+    if needs_weights:
+        require_file(experiment.model.weights)
     train = experiment.train
     if train.sync_bn and not gpu:
         raise ConfigError("train.sync_bn = true works on GPUs only; set it to false, or use model.norm=gn")

@@ -6,12 +6,12 @@ written, so that a status never disturbs a training.
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from mgdet.errors import ConfigError
-from mgdet.lease import DEAD_AFTER_S, OWNER, Owner
+from mgdet.lease import DEAD_AFTER_S, OWNER, Owner, claims
 from mgdet.records import RecordError, plain, read_as, unseal
 from mgdet.storage import Location, locate
 from mgdet.text import aligned, duration, first_line, first_of, printable
@@ -80,7 +80,7 @@ def _look_at(place: Location, now: float) -> Status | None:
         return None
     checkpoints = (place / "checkpoints").modified() if found.kind == "run" else {}
     found.last_sign = max([*files.values(), *checkpoints.values()], default=None)
-    _add_owner(found, place, files.get(OWNER), now)
+    _add_owner(found, place, files, now)
     return found
 
 
@@ -148,20 +148,22 @@ def _sweep(place: Location) -> Status:
     return found
 
 
-def _add_owner(found: Status, place: Location, shown: float | None, now: float) -> None:
-    """Say who writes it, and what that means for its state."""
-    if shown is not None:
+def _add_owner(found: Status, place: Location, files: Mapping[str, float], now: float) -> None:
+    """Say who writes it, and what that means for its state; `files` are those of its directory, with their times."""
+    named = claims(place / OWNER)
+    for name, data in named.items():
+        lately = now - files.get(name, now) < DEAD_AFTER_S + CLOCKS_S
         try:
-            owner = read_as(Owner, (place / OWNER).read_bytes())
+            owner = read_as(Owner, data)
             found.owner = str(owner)
-            alive = owner.runs() if owner.is_here() else now - shown < DEAD_AFTER_S + CLOCKS_S
-        except (RecordError, FileNotFoundError):  # it ends, or begins, at this moment
-            alive = now - shown < DEAD_AFTER_S + CLOCKS_S
+            alive = owner.runs() if owner.is_here() else lately
+        except RecordError:  # it ends, or begins, at this moment
+            alive = lately
         if alive:
             found.state = "running"
             return
-        if found.state != "finished":
-            found.state = "died"
+    if named and found.state != "finished":
+        found.state = "died"
     if any("cannot be read" in problem for problem in found.problems) and found.state != "finished":
         found.state = "damaged"
     elif found.state in ("stopped", "died"):

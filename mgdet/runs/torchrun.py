@@ -20,6 +20,7 @@ import torch.distributed as dist
 from mgdet.config import Experiment, validate
 from mgdet.errors import ClusterError, ConfigError, Interrupted
 from mgdet.host import Rank
+from mgdet.lease import Ownership
 from mgdet.runs.launch import absolute, launch, prepare, worker_tracker
 from mgdet.runs.record import Summary, summarise
 from mgdet.runs.resources import this_machine
@@ -97,12 +98,12 @@ def _lead(asked: Experiment, rank: Rank, world: World) -> tuple[Summary, RunHand
     """Rank 0: everything around the training, as `launch` does it, and its own share of the training."""
     others_wait = True
 
-    def execute(experiment: Experiment, handle: RunHandle | None) -> None:
+    def execute(experiment: Experiment, handle: RunHandle | None, owner: Ownership) -> None:
         nonlocal others_wait
         world.broadcast(experiment.model_dump(mode="json"))
         others_wait = False
         try:
-            _train(experiment, world, worker_tracker(experiment, handle))
+            _train(experiment, world, worker_tracker(experiment, handle, owner), owner)
         except TOGETHER:
             others_wait = True
             raise
@@ -146,7 +147,7 @@ def _wait_for_the_end(world: World) -> None:
         world.broadcast(None)
 
 
-def _train(experiment: Experiment, world: World, tracker: Tracker) -> None:
+def _train(experiment: Experiment, world: World, tracker: Tracker, owner: Ownership | None = None) -> None:
     asked = threading.Event()
 
     def stop_asked() -> bool:
@@ -157,7 +158,7 @@ def _train(experiment: Experiment, world: World, tracker: Tracker) -> None:
         with on_stop(asked.set):
             if stop_asked():
                 raise Interrupted("stopped on request before the first step; the same command goes on")
-            Worker(experiment, world, tracker, stop_asked=stop_asked).run()
+            Worker(experiment, world, tracker, stop_asked=stop_asked, owner=owner).run()
     finally:
         tracker.close()
 

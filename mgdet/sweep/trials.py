@@ -17,6 +17,7 @@ from optuna.trial import TrialState, create_trial
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from mgdet.errors import ConfigError
+from mgdet.lease import Ownership
 from mgdet.records import Count, Metrics, RecordError, plain, read_as, seal
 from mgdet.storage import Location, locate
 from mgdet.sweep.config import Sweep
@@ -90,10 +91,10 @@ class Trial(BaseModel):
 
 
 class TrialStore:
-    """The trials of a sweep on disk, under its directory `uri`."""
+    """The trials of a sweep on disk, under its directory `uri`; whoever writes them passes the `owner` of the sweep."""
 
-    def __init__(self, uri: str, name: str) -> None:
-        self.directory, self.name = locate(uri), name
+    def __init__(self, uri: str, name: str, owner: Ownership | None = None) -> None:
+        self.directory, self.name, self._owner = locate(uri), name, owner
         self.trials: list[Trial] = []
         while (trial := self._read(len(self.trials))) is not None:
             self.trials.append(trial)
@@ -113,7 +114,9 @@ class TrialStore:
         return trial
 
     def save(self, trial: Trial) -> None:
-        """Write the trial's `trial.json`. Raises `OSError`."""
+        """Write the trial's `trial.json`. Raises `OSError`, and `OwnedError` where another process owns the sweep."""
+        if self._owner is not None:
+            self._owner.require()
         file = self._file(trial.number)
         file.parent.mkdir()
         file.replace(seal(trial.model_dump(mode="json")))

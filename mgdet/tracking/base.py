@@ -10,6 +10,7 @@ from pydantic import Field
 
 from mgdet.bounded import within
 from mgdet.config_base import Config
+from mgdet.lease import Ownership
 from mgdet.storage import Location
 from mgdet.text import first_line
 from mgdet.tracking.run import Best, Child, Connection, ModelFiles, NewRun, RunHandle, Status
@@ -28,12 +29,18 @@ class Tracking(Config):
 
     name: str
 
-    def __call__(self, handle: RunHandle | None, directory: Path, copies: Location | None = None) -> Tracker:
-        """The tracker that writes `directory/metrics.jsonl`; only one process may write there.
+    def __call__(
+        self,
+        handle: RunHandle | None,
+        directory: Path,
+        copies: Location | None = None,
+        owner: Ownership | None = None,
+    ) -> Tracker:
+        """The tracker that writes `directory/metrics.jsonl`; only one process may write there, that of the `owner`.
 
         `copies` is where the run's storage keeps copies of that file, if the directory may be lost with its machine.
         """
-        return JournalTracker(directory, copies=copies)
+        return JournalTracker(directory, copies=copies, owner=owner)
 
     def start(self, run: NewRun) -> RunHandle | None:
         """Make the run, or reopen it; None where it is not tracked.
@@ -152,9 +159,15 @@ class StoreTracking(Tracking):
         """The store, and where it is, as messages call it: without a password. Without a handle before `open`."""
         return self.title
 
-    def __call__(self, handle: RunHandle | None, directory: Path, copies: Location | None = None) -> Tracker:
+    def __call__(
+        self,
+        handle: RunHandle | None,
+        directory: Path,
+        copies: Location | None = None,
+        owner: Ownership | None = None,
+    ) -> Tracker:
         """See `Tracking`; without a handle nothing is sent."""
-        return JournalTracker(directory, self, handle, copies)
+        return JournalTracker(directory, self, handle, copies, owner)
 
     def start(self, run: NewRun) -> RunHandle | None:
         """See `Tracking`. None where the store is away, with a warning: the training goes on, the journal has all."""

@@ -18,6 +18,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from mgdet.lease import Ownership
 from mgdet.storage import Location
 from mgdet.text import first_line
 
@@ -67,13 +68,16 @@ class JournalCopies:
         journal: the file metrics.jsonl on this machine, which nobody has open yet.
         place: the directory `journal` of the run in its storage.
         every_s: seconds between two copies.
+        owner: of the run. Where another process has taken over from it, nothing is copied any more.
     """
 
-    def __init__(self, journal: Path, place: Location, every_s: float = EVERY_S) -> None:
+    def __init__(
+        self, journal: Path, place: Location, every_s: float = EVERY_S, owner: Ownership | None = None
+    ) -> None:
         # A daemon: a storage that hangs must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name="journal-copies", daemon=True)
         self.journal, self.place = journal, place
-        self._every_s = every_s
+        self._every_s, self._owner = every_s, owner
         self._wake = threading.Event()
         self._turn = threading.Condition()
         self._asked, self._done = 1, 0  # the first turn is that of `restore`
@@ -219,7 +223,7 @@ class JournalCopies:
         if lines and not lines[-1].endswith(b"\n"):
             del lines[-1]
         data = b"".join(lines)
-        if len(data) > self._size:
+        if len(data) > self._size and not (self._owner and self._owner.lost()):
             (self.place / _part(self._number)).replace(data)
             self._size = len(data)
         return len(data) > PART_BYTES

@@ -23,11 +23,12 @@ from mgdet.tracking.base import StoreTracking
 from mgdet.tracking.client import connect, mlflow_name, resolve_uri, shown_uri, sqlite_path
 from mgdet.tracking.models import has_files, log_files
 from mgdet.tracking.origin import log_data, show_model
-from mgdet.tracking.run import Best, Child, Connection, ModelFiles, NewRun, Point, RunHandle, Status
+from mgdet.tracking.run import COPY_OF, Best, Child, Connection, ModelFiles, NewRun, Point, RunHandle, Status
 from mgdet.tracking.view import artifact_url, how_to_see, show_runs
 
 logger = logging.getLogger(__name__)
 
+_PLACE = "mgdet.place"
 _NOTE, _OWN_NOTE = "mlflow.note.content", "mgdet.note"
 _MAX_VALUE = 6000  # characters of a parameter's value
 _MAX_TAG = 5000  # of a tag's
@@ -94,10 +95,19 @@ class Mlflow(StoreTracking):
             run_id = run.run_id
             if run_id is None and run.parent_run_id is not None:
                 run_id = _child(client, experiment_id, run.parent_run_id, run.name)
-            found = _reopened(client, run_id)
+            found, tags = _reopened(client, run_id), {**run.tags, _PLACE: run.place}
+            if found is not None and (copy := _gone_on_at(found, run)):
+                logger.warning(
+                    "%s, a copy of %s, has gone on with run %s of MLflow: a new one is made and gets the whole history",
+                    *(copy, run.place, run_id),
+                )
+                found, tags = None, {**tags, COPY_OF: copy}
             require_wanted()
             if found is None:
-                found = _created(client, experiment_id, run.name, run.parent_run_id, run.tags)
+                found = _created(client, experiment_id, run.name, run.parent_run_id, tags)
+            else:
+                client.update_run(run_id, status="RUNNING")
+                client.set_tag(run_id, _PLACE, run.place)
         opened = str(found.info.run_id)
         if run.parent_run_id is None:
             show_runs(
@@ -271,7 +281,7 @@ def _child(client: Any, experiment_id: str, parent_run_id: str, name: str) -> st
 
 
 def _reopened(client: Any, run_id: str | None) -> Any:
-    """The run, set to RUNNING again; None if none was asked for or the store no longer has it."""
+    """The run of an earlier start; None if none was asked for or the store no longer has it."""
     if run_id is None:
         return None
     from mlflow.exceptions import MlflowException
@@ -286,8 +296,13 @@ def _reopened(client: Any, run_id: str | None) -> Any:
     if gone:
         logger.warning("MLflow has no run %s any more: a new one is made, and gets the whole history.", run_id)
         return None
-    client.update_run(run_id, status="RUNNING")
     return run
+
+
+def _gone_on_at(found: Any, run: NewRun) -> str:
+    """The place of the copy that has gone on with what was `found` since the last start; empty where none has."""
+    place = str(found.data.tags.get(_PLACE, ""))
+    return "" if not run.begun_at or place in (run.begun_at, run.place) else place
 
 
 def _created(client: Any, experiment_id: str, name: str, parent_run_id: str | None, tags: Mapping[str, str]) -> Any:

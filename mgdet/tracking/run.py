@@ -8,6 +8,9 @@ from typing import Literal, NamedTuple
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
+COPY_OF = "mgdet.copy_of"
+"""The tag of a run that was copied from another place: which one."""
+
 
 @dataclass(frozen=True)
 class NewRun:
@@ -20,6 +23,10 @@ class NewRun:
     """The same as YAML that `mgdet train` reads."""
     run_id: str | None = None
     """What the tracker called it at an earlier start, None at the first; the store may have lost it since."""
+    place: str = ""
+    """Path or URI of its directory."""
+    begun_at: str = ""
+    """That of its last start. A store that knows another one of the run has seen a copy go on with it since."""
     parent_run_id: str | None = None
     """For a trial: the sweep's run."""
     tags: Mapping[str, str] = field(default_factory=dict)

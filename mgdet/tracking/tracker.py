@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
 
 from mgdet.bounded import Caller
+from mgdet.lease import BEAT_S, Ownership
 from mgdet.storage import Location
 from mgdet.text import first_line
 from mgdet.tracking.copies import JournalCopies
@@ -96,6 +97,7 @@ class JournalTracker:
         handle: the run.
         copies: where the run's storage keeps copies of the journal, if `directory` may be lost with its machine: what
             is there is taken back first.
+        owner: of the run. Where another process has taken over from it, nothing is written or sent any more.
     """
 
     def __init__(
@@ -104,21 +106,25 @@ class JournalTracker:
         tracking: "StoreTracking | None" = None,
         handle: RunHandle | None = None,
         copies: Location | None = None,
+        owner: Ownership | None = None,
     ) -> None:
+        self._owner = owner
         directory = directory.absolute()  # workers may change their directory
-        self._copies = JournalCopies(directory / "metrics.jsonl", copies) if copies else None
+        self._copies = JournalCopies(directory / "metrics.jsonl", copies, owner=owner) if copies else None
         whole = self._copies.restore() if self._copies else True
         self._journal = Journal(directory / "metrics.jsonl", tracking.metric_name if tracking else str)
         self._outbox = Outbox(directory / "unsent_artifacts")
         self._refused: set[str] = set()
         self._report: CloseReport | None = None
-        sender = _Sender(tracking, handle, self._journal, self._outbox) if tracking and handle else None
+        sender = _Sender(tracking, handle, self._journal, self._outbox, owner) if tracking and handle else None
         self._sender = sender if whole else None
         if self._sender:
             self._sender.start()
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Append to the journal, which the thread sends. A value that is no number is left out, with one warning."""
+        if self._owner and self._owner.lost_to:
+            return
         now = time.time()
         values: dict[str, float] = {}
         for key, value in metrics.items():
@@ -168,7 +174,8 @@ class JournalTracker:
                 unsent_artifacts=len(self._outbox.waiting()),
                 lost=self._journal.lost,
             )
-            if self._sender and (unsent or self._report.unsent_artifacts):
+            lost = self._owner and self._owner.lost_to  # then another process sends the rest
+            if self._sender and not lost and (unsent or self._report.unsent_artifacts):
                 logger.warning(
                     "%s did not get %d metric points and %d artifacts. They are kept in %s; starting the same run "
                     "again sends them first.",
@@ -218,7 +225,14 @@ class _Backoff:
 class _Sender:
     """A thread that sends journal and outbox to the store."""
 
-    def __init__(self, tracking: "StoreTracking", handle: RunHandle, journal: Journal, outbox: Outbox) -> None:
+    def __init__(
+        self,
+        tracking: "StoreTracking",
+        handle: RunHandle,
+        journal: Journal,
+        outbox: Outbox,
+        owner: Ownership | None = None,
+    ) -> None:
         # A daemon: a request that hangs must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name=f"{tracking.name}-sender", daemon=True)
         self.tracking = tracking
@@ -228,6 +242,7 @@ class _Sender:
         self._handle = handle
         self._journal = journal
         self._outbox = outbox
+        self._owner = owner
         self._caller = Caller(f"{tracking.name}-calls")
         self._connection: Connection | None = None
         self._closing = threading.Event()
@@ -242,12 +257,18 @@ class _Sender:
 
     def _run(self) -> None:
         while not self._closing.wait(self.tracking.send_every_s):
+            if self._lost(BEAT_S):
+                break
             if self._metrics.due() and self._send_metrics() and self._artifacts.due():
                 self._send_artifacts()
         # The last attempt is made whatever was failing before, but only one: a dead server is not worth a long wait.
-        if self._send_metrics():
+        if not self._lost() and self._send_metrics():
             self._send_artifacts()
         self._caller.end()
+
+    def _lost(self, seen_within_s: float = 0) -> bool:
+        """Whether another process owns the run by now, and sends to its run in the store."""
+        return self._owner is not None and self._owner.lost(seen_within_s)
 
     def finish(self) -> tuple[int, int, dict[str, int]]:
         """Make the last attempt and wait for it, within the bound of time.

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mgdet.errors import CheckpointError
 from mgdet.evaluation.evaluator import AP
+from mgdet.lease import Ownership
 from mgdet.records import Count, Metrics, RecordError, read_as, seal
 from mgdet.safe_load import load_tensors
 from mgdet.storage import Location, locate
@@ -71,10 +72,13 @@ class CheckpointInfo(BaseModel):
 
 
 class CheckpointStore:
-    """The checkpoints of one run, under `uri` (a local directory or a `pyarrow.fs` URI)."""
+    """The checkpoints of one run, under `uri` (a local directory or a `pyarrow.fs` URI).
 
-    def __init__(self, uri: str, keep_best: int = 1) -> None:
-        self.keep_best = keep_best
+    Nothing is written or deleted where another process has taken over from the `owner` of the run.
+    """
+
+    def __init__(self, uri: str, keep_best: int = 1, owner: Ownership | None = None) -> None:
+        self.keep_best, self._owner = keep_best, owner
         self.directory = locate(uri) / "checkpoints"
         self._named: set[str] = set()  # records of which it was said that they are passed over
 
@@ -83,7 +87,8 @@ class CheckpointStore:
     ) -> CheckpointInfo:
         """Write and commit a checkpoint, then drop those that are no longer wanted.
 
-        Raises `CheckpointError` after so many failed `attempts`; nothing that was saved before is touched then.
+        Raises `CheckpointError` after so many failed `attempts`, and `OwnedError` where another process owns the run;
+        nothing that was saved before is touched then.
         """
         try:
             info = _retry(lambda: self._commit(state, step, epoch, metrics), attempts)
@@ -186,7 +191,12 @@ class CheckpointStore:
         except OSError as error:
             raise CheckpointError(f"the checkpoints in {self.directory} cannot be read: {error}") from error
 
+    def _require_ownership(self) -> None:
+        if self._owner is not None:
+            self._owner.require()
+
     def _commit(self, state: dict[str, Any], step: int, epoch: int, metrics: dict[str, float]) -> CheckpointInfo:
+        self._require_ownership()
         self.directory.mkdir()
         file = self.directory / file_name(step)
         with file.replacing() as stream:
@@ -201,6 +211,7 @@ class CheckpointStore:
             sha256=sha256,
             metrics={k: float(v) for k, v in metrics.items()},
         )
+        self._require_ownership()
         record_of(file).replace(seal(info.model_dump()))
         return info
 
@@ -210,6 +221,7 @@ class CheckpointStore:
         except CheckpointError as error:  # the next save does it
             logger.warning("old checkpoints are not deleted: %s", error)
             return
+        self._require_ownership()
         keep = {i.file for i in [*found[-LATEST_KEPT:], *_by_score(found)[-self.keep_best :]]}
         for info in found:
             if info.file in keep:

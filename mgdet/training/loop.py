@@ -17,12 +17,13 @@ from mgdet.config_base import resolved
 from mgdet.data.order import Segment, eval_shard, images_seen
 from mgdet.errors import CheckpointError, Interrupted
 from mgdet.evaluation.evaluator import headlines
+from mgdet.lease import Ownership
 from mgdet.models import initialise
 from mgdet.models.weights import NAMED_WEIGHTS
 from mgdet.provenance import made_by
 from mgdet.structures import Batch
 from mgdet.tracking import Tracker
-from mgdet.training.checkpoint import FORMAT, UNFIT, CheckpointStore, UnsavedError, weights_file
+from mgdet.training.checkpoint import FORMAT, UNFIT, CheckpointInfo, CheckpointStore, UnsavedError, weights_file
 from mgdet.training.compile import compile_for_training
 from mgdet.training.data import open_data
 from mgdet.training.distributed import World
@@ -65,6 +66,7 @@ class Worker:
         tracker: Tracker,
         on_evaluation: OnEvaluation = lambda metrics: None,
         stop_asked: StopAsked = lambda: False,
+        owner: Ownership | None = None,
     ) -> None:
         self.experiment, self.world, self.tracker = experiment, world, tracker
         self.on_evaluation, self.stop_asked = on_evaluation, stop_asked
@@ -74,19 +76,21 @@ class Worker:
             logger.warning("%s", slow)
         make_reproducible(experiment.seed, world.rank, train.deterministic)
         self.data = open_data(experiment, world)
-        self._build_network()
+        self.store = CheckpointStore(experiment.run_uri, train.keep_best, owner)
+        newest, state = self._find_newest()
+        self._build_network(with_weights=newest is None)
         self.optimizer = build_optimizer(self.detector, train.optimizer)
         self.span = Span(self.data.steps_per_epoch, self.data.steps_per_epoch * train.epochs)
         self.scaler = gradient_scaler(world.device, train.precision)
         self.ema = EMA(self.detector, train.ema) if train.ema.enabled else None
-        self.store = CheckpointStore(experiment.run_uri, train.keep_best)
         self.saver = Saver(self.store, tracker.secure)  # whoever goes on from a checkpoint logs only what comes after
         self.position = Position().on(world.size, self.data.train_loader.batches.batch_size)
         self._lines = Lines()
         self._profile = Profile(train.profile if world.is_main else 0, world.device, experiment.run_uri, tracker)
         self._evaluated: Evaluated | None = None
         """The last evaluation of the training, on rank 0."""
-        self._resume()
+        if newest is not None:
+            self._resume(newest, state)
         self._set_rate()
         self._compiling = train.compile == "on"
         if self._compiling:
@@ -102,6 +106,7 @@ class Worker:
 
         Raises:
             Interrupted: on request, with a checkpoint of the last step.
+            OwnedError: another process has taken the run over from its `owner`.
             NonFiniteError: at a step that was not taken.
         """
         try:
@@ -135,28 +140,34 @@ class Worker:
 
     # --- set-up
 
-    def _build_network(self) -> None:
+    def _build_network(self, with_weights: bool) -> None:
         e = self.experiment
         self.detector = e.model.build(len(self.data.categories))
-        model = e.model
-        if model.weights not in NAMED_WEIGHTS:
-            model = model.model_copy(update={"weights": weights_file(model.weights)})
-        for note in initialise(self.detector, model, [c.name for c in self.data.categories]):
-            if self.world.is_main:
-                logger.info("%s", note)
+        if with_weights:
+            self._initialise()
         if e.train.sync_bn:
             self.detector = nn.SyncBatchNorm.convert_sync_batchnorm(self.detector)  # type: ignore[no-untyped-call]
         layout = torch.channels_last if e.train.channels_last else torch.contiguous_format
         self.detector.to(self.world.device, memory_format=layout)  # type: ignore[call-overload]  # torch's stub
         self.detector.train()
 
-    def _resume(self) -> None:
-        """Continue from the newest undamaged checkpoint, if there is one: all ranks load the one that rank 0 found."""
+    def _initialise(self) -> None:
+        model = self.experiment.model
+        if model.weights not in NAMED_WEIGHTS:
+            model = model.model_copy(update={"weights": weights_file(model.weights)})
+        for note in initialise(self.detector, model, [c.name for c in self.data.categories]):
+            if self.world.is_main:
+                logger.info("%s", note)
+
+    def _find_newest(self) -> tuple[CheckpointInfo | None, dict[str, Any]]:
+        """The newest undamaged checkpoint with its content, if there is one: all ranks load what rank 0 found."""
         found = self.store.latest() if self.world.is_main else None
         info = self.world.broadcast(found[0] if found else None)
         if info is None:
-            return
-        state = found[1] if found else self.store.load(info)
+            return None, {}
+        return info, found[1] if found else self.store.load(info)
+
+    def _resume(self, info: CheckpointInfo, state: dict[str, Any]) -> None:
         refuse_other_data(self.experiment, data_of(state), self.data.fingerprint)
         self.load_state_dict(state)
         if self.world.is_main:

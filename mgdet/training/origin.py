@@ -11,7 +11,7 @@ from mgdet.data.fingerprint import Fingerprint, data_differences, recorded
 from mgdet.errors import ConfigError
 from mgdet.plain_yaml import parse_yaml
 from mgdet.records import RecordError, unseal
-from mgdet.storage import locate
+from mgdet.storage import child_uri, locate
 from mgdet.structures import read_categories
 
 logger = logging.getLogger(__name__)
@@ -42,6 +42,15 @@ def learned_of(state: Mapping[str, Any]) -> dict[str, Any] | None:
         return identity_of(tree) if isinstance(tree, dict) else None
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError):
         return None
+
+
+def place_of(state: Mapping[str, Any]) -> str:
+    """Path or URI of the directory of the run that made a checkpoint; empty where it does not say."""
+    try:
+        tree = parse_yaml(state["config"])
+        return child_uri(tree["storage"], tree["name"])
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError):
+        return ""
 
 
 def tell_other_evaluation(experiment: Experiment, state: Mapping[str, Any]) -> None:

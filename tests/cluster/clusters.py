@@ -7,9 +7,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import psutil
@@ -43,18 +44,19 @@ def free_ports(count):
 
 
 class Head:
-    """`ray start --head` in a process group of its own."""
+    """`ray start --head` in a process group of its own; `environment` adds to that of its processes."""
 
-    def __init__(self, directory: Path) -> None:
-        gcs, self.dashboard, agent, metrics, runtime_env = free_ports(5)
+    def __init__(self, directory: Path, environment: Mapping[str, str] = MappingProxyType({})) -> None:
+        self.gcs, self.dashboard, agent, metrics, runtime_env = free_ports(5)
         self.env = {
             **{k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "PYTHONPATH")},
             "PATH": f"{RAY.parent}:{os.environ['PATH']}",  # a job's `python` is that of this environment
             "RAY_USAGE_STATS_ENABLED": "0",
             "OMP_NUM_THREADS": "1",
             "RAY_JOB_STOP_WAIT_TIME_S": "240",  # Ray's 3 s end in SIGKILL before a busy machine has written anything
+            **environment,
         }
-        command = [RAY, "start", "--head", f"--port={gcs}", f"--dashboard-port={self.dashboard}", "--num-cpus=2"]
+        command = [RAY, "start", "--head", f"--port={self.gcs}", f"--dashboard-port={self.dashboard}", "--num-cpus=2"]
         command += [f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}"]
         command += [f"--runtime-env-agent-port={runtime_env}", f"--temp-dir={directory}", "--block"]
         self.log = directory / "head.log"

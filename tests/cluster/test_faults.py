@@ -21,6 +21,7 @@ from mgdet.errors import ClusterError
 from tests.cluster.clusters import Head
 from tests.cluster.runs import TRAIN, checkpoints, experiment, job, note_cost, one_on_each_node, titled, wait
 from tests.faults import same, step_records, weights
+from tests.forked import run_job
 
 pytestmark = pytest.mark.usefixtures("no_ray_left_behind")
 
@@ -90,6 +91,25 @@ def test_a_worker_that_is_killed(tmp_path, undisturbed, shared):
     assert "val/AP" in summary.metrics
     note_cost("worker killed", e)
     assert_tracked_once(e)
+
+
+@pytest.mark.exhaustive
+def test_what_the_memory_monitor_ends(tmp_path):
+    """A real Ray whose monitor finds any use of memory too much: it ends every process that it may."""
+    head = Head(tmp_path / "ray", {"RAY_memory_usage_threshold": "0", "RAY_memory_monitor_refresh_ms": "100"})
+    try:
+        head.wait()
+        e = experiment(tmp_path, "monitored", workers=1, cluster__max_failures=0)
+        (tmp_path / "c.yaml").write_text(e.to_yaml())
+        there = {**os.environ, "RAY_ADDRESS": f"127.0.0.1:{head.gcs}"}
+        done = run_job("train", [tmp_path / "c.yaml"], tmp_path / "log", 600, directory=tmp_path, environment=there)
+    finally:
+        head.kill()
+    assert done.returncode == 2, done.output
+    assert "Lower train.batch_size" in done.output
+    assert "the same command continues from the last checkpoint" in done.output
+    assert "Traceback" not in done.output.splitlines()[-1]
+    assert not checkpoints(e)
 
 
 @pytest.mark.exhaustive

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
-from mgdet import lease, storage
+from mgdet import storage
 from mgdet.data import ShapesConfig, ShardedDataset, dataset, generate_shapes, read_manifest, writer
 from mgdet.data.schema import SCHEMA, Record
 from mgdet.data.writer import write_dataset
@@ -256,7 +256,6 @@ def test_object_store(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stands for s3:// and gs://: no renaming, the manifest commits."""
     store = fs._MockFileSystem()
     monkeypatch.setattr(storage, "_open", lambda uri: (store, uri.removeprefix("store://")))
-    monkeypatch.setattr(lease, "SETTLE_S", 0.0)
     uri = "store://bucket/x"
     with pytest.raises(RuntimeError, match="power cut"):
         write_dataset(uri, {"train": broken()}, name="x", categories=CLASSES)

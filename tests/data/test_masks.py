@@ -83,3 +83,11 @@ def test_bounds_of_any_mask_are_those_of_pycocotools(height: int, width: int, se
     x, y, w, h = mask.toBbox(encoded).tolist()
     found = mask_bounds({"size": encoded["size"], "counts": encoded["counts"].decode()})
     assert found == ((x, y, w, h) if w and h else None)
+
+
+@pytest.mark.parametrize("counts", [[3, 4, 4], [3, 4], [3, 4, 6], [3, 4, -1, 6], "zzz", "34", "345 ", "34é", "3p"])
+def test_runs_that_are_not_the_mask_have_no_bounds(counts: object) -> None:
+    """They were cut or damaged, or are of a mask of another size: the box would be another one."""
+    assert mask_bounds({"size": [3, 4], "counts": [3, 4, 5]}) == (1.0, 0.0, 2.0, 3.0)
+    assert mask_bounds({"size": [3, 4], "counts": "345"}) == (1.0, 0.0, 2.0, 3.0)
+    assert mask_bounds({"size": [3, 4], "counts": counts}) is None

@@ -7,7 +7,7 @@ import pytest
 
 import mgdet
 from mgdet.errors import ConfigError, DataError
-from mgdet.runs.launch import training_images
+from mgdet.runs.launch import prepare, training_images
 from mgdet.runs.record import Record, log_directory, open_run, save_run, set_old_journal_aside, summarise
 from mgdet.training.checkpoint import CheckpointStore
 from tests.small import small_experiment
@@ -54,7 +54,7 @@ def test_the_same_experiment_finds_its_run(tmp_path):
     save(experiment, "an-mlflow-id")
     found = open_run(experiment)
     identity = json.loads(json.dumps(experiment.identity()))
-    assert found == Record(identity, {"mlflow": "an-mlflow-id"}, {}, found.made_by)
+    assert found == Record(identity, {"mlflow": "an-mlflow-id"}, {}, found.made_by, experiment.run_uri)
     assert found.made_by["mgdet"] == mgdet.__version__
     assert open_run(experiment.model_copy(update={"name": "other"})) is None
     assert (run_directory(experiment) / "config.yaml").read_text() == experiment.to_yaml()
@@ -71,6 +71,14 @@ def test_a_run_is_known_by_what_was_asked_for(tmp_path):
     assert "warmup_steps: 3" in (run_directory(asked) / "config.yaml").read_text()
     with pytest.raises(ConfigError, match="warmup_steps: 'auto' there, 3 asked for"):
         open_run(resolved)
+
+
+def test_one_split_for_training_and_evaluation_is_told(tmp_path, caplog):
+    e = small_experiment(tmp_path)
+    prepare(e, 1, 0)
+    assert "are judged by the images" not in caplog.text
+    prepare(e.model_copy(update={"data": e.data.model_copy(update={"val_split": "train"})}), 1, 0)
+    assert "data.train_split and data.val_split are both train: val/AP and the best" in caplog.text
 
 
 def test_a_run_without_mlflow(tmp_path):

@@ -208,21 +208,26 @@ def test_a_run_that_was_stopped_does_not_go_on_with_other_classes(tmp_path, monk
 
 @pytest.mark.slow
 def test_a_project_that_was_moved_goes_on(finished, tmp_path):
-    """With its data, which lie elsewhere now: their content decides, and the rest of the configuration."""
+    """With its data, which lie elsewhere now: their content or their relative place decides, and all other keys."""
     place = tmp_path / "moved"
     shutil.copytree(Path(finished.data.uri).parent, place)
     moved = small_experiment(place, data__generate=None, train__epochs=1)
     assert moved.data.uri != finished.data.uri
     data = training_data(moved.data)[1]
+    assert open_run(moved) is not None, "they lie where they lay, seen from the run"
+    away = small_experiment(place, data__generate=None, train__epochs=1, data__uri=str(tmp_path / "away"))
     with pytest.raises(ConfigError, match=r"data\.uri: "):
-        open_run(moved)  # nothing shows that the data are the same
+        open_run(away)  # nothing shows that the data are the same
+    assert open_run(away, data) is not None
     assert open_run(moved, data) is not None
     with pytest.raises(ConfigError, match=r"another configuration:\n  seed: 0 there, 1 asked for\nThe same storage"):
         open_run(small_experiment(place, data__generate=None, train__epochs=1, seed=1), data)
     other = copy.deepcopy(data)
     other["splits"]["val"]["content"] = "0" * 64
-    with pytest.raises(ConfigError, match=r"data\.uri: "):
+    with pytest.raises(ConfigError, match="was trained on other data"):
         open_run(moved, other)
+    with pytest.raises(ConfigError, match=r"data\.uri: "):
+        open_run(away, other)
     assert train_in_process(moved)[0].already_finished
 
 

@@ -12,7 +12,8 @@ def mask_bounds(segmentation: Any) -> Bounds | None:
     """The smallest box around a segmentation; None where it is none, is malformed, or has no area."""
     try:
         if isinstance(segmentation, dict):
-            bounds = _rle_bounds(segmentation["counts"], int(segmentation["size"][0]))
+            height, width = segmentation["size"]
+            bounds = _rle_bounds(segmentation["counts"], int(height), int(width))
         else:
             bounds = _polygon_bounds(segmentation)
     except (KeyError, IndexError, TypeError, ValueError, OverflowError):
@@ -33,10 +34,13 @@ def _polygon_bounds(segmentation: Any) -> Bounds | None:
     return min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
 
 
-def _rle_bounds(counts: str | Sequence[int], height: int) -> Bounds | None:
-    """Of a mask of this height whose pixels are counted column by column: runs of 0 and 1 in turn, beginning with 0."""
+def _rle_bounds(counts: str | Sequence[int], height: int, width: int) -> Bounds | None:
+    """Of a mask of this size whose pixels are counted column by column: runs of 0 and 1 in turn, beginning with 0.
+
+    Runs that together are not the mask were damaged, or cut, or are of another size: they have no bounds.
+    """
     runs = _decompressed(counts) if isinstance(counts, str) else [int(n) for n in counts]
-    if height <= 0 or any(n < 0 for n in runs):
+    if height <= 0 or any(n < 0 for n in runs) or sum(runs) != height * width:
         return None
     left, top, right, bottom, at = math.inf, math.inf, -math.inf, -math.inf, 0
     for index, length in enumerate(runs):
@@ -56,11 +60,14 @@ def _decompressed(text: str) -> list[int]:
 
     Each character carries five bits, the lowest first, and in the sixth whether more follow; a number's last character
     carries its sign in the fifth bit. From the fourth number on only the difference to the last but one is stored.
+    Raises `ValueError` for any other character, and where the last number has no end.
     """
     runs: list[int] = []
     value, shift = 0, 0
     for character in text:
         bits = ord(character) - 48
+        if not 0 <= bits < 64:
+            raise ValueError(f"{character!r} is no character of a compressed RLE")
         value |= (bits & 0x1F) << shift
         shift += 5
         if bits & 0x20:
@@ -69,4 +76,6 @@ def _decompressed(text: str) -> list[int]:
             value -= 1 << shift
         runs.append(value + (runs[-2] if len(runs) > 2 else 0))
         value, shift = 0, 0
+    if shift:
+        raise ValueError("the last number has no end")
     return runs
