@@ -70,6 +70,17 @@ def stage(name: str) -> Iterator[None]:
     times.add(name, start)
 
 
+@contextmanager
+def stages_of(device: torch.device) -> Iterator[StageTimes]:
+    """Measure every stage of a step within the block."""
+    times = StageTimes(device)
+    _measured.append(times)
+    try:
+        yield times
+    finally:
+        _measured.remove(times)
+
+
 def staged(name: str, items: Iterator[T]) -> Iterator[T]:
     """The same items; getting each of them is a stage."""
     while True:
