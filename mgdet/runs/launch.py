@@ -4,6 +4,7 @@ Where the loop itself runs is the caller's: `in_process` here, or Ray's workers 
 """
 
 import logging
+import platform
 import threading
 from collections.abc import Callable
 from typing import Literal
@@ -241,7 +242,8 @@ def in_process(experiment: Experiment, handle: RunHandle | None) -> None:
     with on_stop(asked.set):
         try:
             world = World.current(torch.device("cuda" if experiment.cluster.gpu else "cpu"))
-            Worker(experiment, world, tracker, stop_asked=asked.is_set).run()
+            with experiment.tracking.watch_machine(handle, platform.node()):
+                Worker(experiment, world, tracker, stop_asked=asked.is_set).run()
         finally:
             tracker.close()
 

@@ -106,6 +106,13 @@ class Sweep(Config):
         description="trainings of each choice of values, with the seeds `seed`, `seed` + 1, ...; what they reach is "
         "judged by the mean. A sweep has `trials` times `repeat` trainings",
     )
+    repeat_until: float | None = Field(
+        default=None,
+        gt=0.5,
+        lt=1,
+        description="a probability, such as 0.95: further repetitions of a choice are left out when with this "
+        "probability their mean would stay behind the best one; null: all are trained",
+    )
     scheduler: Annotated[ASHA | Median | NoScheduler, Field(discriminator="name")] = ASHA()
     searcher: Annotated[TPE | RandomSearch, Field(discriminator="name")] = TPE()
     concurrent: Annotated[int, Field(gt=0, le=10_000)] | Literal["auto"] = Field(
@@ -151,6 +158,8 @@ class Sweep(Config):
     def _consistent(self) -> Self:
         if both := sorted(self.set.keys() & self.space.keys()):
             raise ValueError(f"{', '.join(both)}: searched, and set to a value as well; take it out of one of them")
+        if self.repeat_until is not None and self.repeat == 1:
+            raise ValueError("repeat_until needs repeat: 2 or more")
         if self.repeat > 1 and "seed" in self.space:
             raise ValueError(
                 f"repeat = {self.repeat}: it sets the seed, which is searched as well; take one of them out"

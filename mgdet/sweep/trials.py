@@ -102,14 +102,20 @@ class TrialStore:
     def new(self, sweep: Sweep, params: Params, settings: dict[str, Any]) -> Trial:
         """The next trial, on disk when this returns; the seed of a repetition is added to its `settings`.
 
-        Raises `ConfigError` if its experiment would not be valid.
+        Raises `ConfigError` if its experiment would not be valid, or the record cannot be written.
         """
         number = len(self.trials)
         name, settings = self._name(number), with_seed(sweep, settings, number)
         epochs = sweep.trial(name, settings).train.epochs
         trial = Trial(number=number, name=name, params=params, settings=settings, epochs=epochs)
+        try:
+            self.save(trial)
+        except OSError as error:
+            raise ConfigError(
+                f"{self._file(number)} cannot be written: {error}. Make room or mend the storage, and run the same "
+                "command: the sweep goes on, and its trials that ran go on from their checkpoints."
+            ) from error
         self.trials.append(trial)
-        self.save(trial)
         return trial
 
     def save(self, trial: Trial) -> None:
@@ -258,7 +264,7 @@ def distributions(sweep: Sweep, trial: Trial) -> dict[str, BaseDistribution]:
 def definition(sweep: Sweep) -> dict[str, Any]:
     """The part of a sweep that decides its trials, as JSON values: sweeps that agree in it may continue each other."""
     tree = json.loads(sweep.model_dump_json(exclude={"trials", "concurrent", "max_failures", "report_every_s"}))
-    for key in ("warm_start", "repeat"):  # as in the records of versions that did not know them
+    for key in ("warm_start", "repeat", "repeat_until"):  # as in the records of versions that did not know them
         if getattr(sweep, key) == Sweep.model_fields[key].default:
             del tree[key]
     for part in ("cluster", "tracking"):
