@@ -1,6 +1,8 @@
 """`tracking.system_metrics_every_s`: samples of a machine in MLflow, and what happens where they cannot be sent."""
 
+import contextlib
 import logging
+import sys
 import threading
 from types import SimpleNamespace
 
@@ -30,8 +32,8 @@ class Client:
 
 def test_samples_go_on_after_a_failure(monkeypatch, caplog):
     entities = SimpleNamespace(Metric=lambda key, value, ms, step: (key, value, ms, step))
-    monkeypatch.setitem(__import__("sys").modules, "mlflow", SimpleNamespace(entities=entities))
-    monkeypatch.setitem(__import__("sys").modules, "mlflow.entities", entities)
+    monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace(entities=entities))
+    monkeypatch.setitem(sys.modules, "mlflow.entities", entities)
     client = Client()
     with caplog.at_level(logging.WARNING, logger="mgdet"):
         monitor = MachineMonitor(lambda: client, "r1", "10.0.0.1", 0.01, 60, lambda: lambda: {"cpu": 50.0})
@@ -41,12 +43,11 @@ def test_samples_go_on_after_a_failure(monkeypatch, caplog):
     assert (run_id, key, value) == ("r1", "system/10.0.0.1/cpu", 50.0)
     assert step == ms // 1000 - 1, "seconds since the run began"
     assert caplog.text.count("MLflow does not get the state of this machine") == 1
-    assert not monitor._thread.is_alive()
+    monitor._thread.join(60)
+    assert not monitor._thread.is_alive(), "it ends by itself"
 
 
 def test_nothing_is_watched_unless_it_is_asked_for():
-    import contextlib
-
     nothing = contextlib.nullcontext
     asked = Mlflow(system_metrics_every_s=10)
     handle = SimpleNamespace(store="sqlite:///x.db", run_id="r")

@@ -20,11 +20,15 @@ from ray.tune.search import Searcher
 from mgdet.config import Experiment
 from mgdet.runs.launch import absolute
 from mgdet.sweep.config import ASHA, TPE, Median, Sweep
+from mgdet.sweep.constraints import excesses
 from mgdet.sweep.repetitions import cannot_win
 from mgdet.sweep.space import Params, Space
 from mgdet.sweep.trials import Trial, TrialStore, judged, tell, values
 
 logger = logging.getLogger(__name__)
+
+EXCESSES = "excesses"
+"""The attribute of a trial of Optuna that says by how much it breaks each constraint."""
 
 
 class ResumingSearcher(Searcher):  # type: ignore[misc]  # ray has no types
@@ -125,6 +129,9 @@ class ResumingSearcher(Searcher):  # type: ignore[misc]  # ray has no types
             good = [found for found in ended if found is not None]
             means = [statistics.fmean(each) for each in zip(*good, strict=True)] or None
             state = optuna.trial.TrialState.COMPLETE if means else optuna.trial.TrialState.FAIL
+            if self._sweep.constraints:
+                reached_all = judged(self._store.trials, self._sweep.repeat)[choice].metrics
+                self._chosen[choice].set_user_attr(EXCESSES, excesses(self._sweep.constraints, reached_all))
             self._study.tell(self._chosen[choice], means, state=state)
 
     def _reached(self, trial: Trial) -> list[float] | None:
@@ -164,6 +171,7 @@ def _sampler(sweep: Sweep, choice: int) -> optuna.samplers.BaseSampler:
                 n_startup_trials=config.startup_trials,
                 multivariate=config.multivariate,
                 group=config.group,
+                constraints_func=(lambda trial: trial.user_attrs.get(EXCESSES, [])) if sweep.constraints else None,
                 constant_liar=True,  # a running trial counts as a bad one: trials of one time do not crowd together
             )
     return optuna.samplers.RandomSampler(seed=seed)

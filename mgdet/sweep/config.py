@@ -20,6 +20,7 @@ from mgdet.errors import ConfigError
 from mgdet.evaluation.evaluator import AP, info_of, infos
 from mgdet.plugins import load_plugins, named_plugins, united
 from mgdet.storage import Place, child_uri
+from mgdet.sweep.constraints import constraint
 from mgdet.sweep.space import AnyDomain, Params, Space
 
 Mode = Literal["max", "min"]
@@ -96,6 +97,12 @@ class Sweep(Config):
     set: dict[str, Any] = Field(default={}, description="dotted keys that are the same in every trial")
     space: dict[str, AnyDomain] = Field(min_length=1, description="dotted keys that are searched")
     metric: dict[str, Mode] = Field(default={AP.name: AP.direction}, description="one or several; the first one leads")
+    constraints: tuple[str, ...] = Field(
+        default=(),
+        max_length=20,
+        description="bounds on metrics of the last evaluation, such as 'val/divergence <= 0.3': a trial that breaks "
+        "one does not win, and TPE looks elsewhere",
+    )
     trials: Annotated[int, Field(gt=0, le=MOST_TRIALS)] | Literal["auto"] = Field(
         default="auto", description="auto: every point of the grids once"
     )
@@ -142,6 +149,17 @@ class Sweep(Config):
         if not value:
             raise ValueError(f"expected at least one metric, such as {AP.name}")
         for name in value:
+            if info_of(name) is None:
+                raise ValueError(
+                    f"{name!r} is not a metric of the evaluation; there are {', '.join(i.name for i in infos())}"
+                )
+        return value
+
+    @field_validator("constraints")
+    @classmethod
+    def _known_constraints(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            name = constraint(text).metric
             if info_of(name) is None:
                 raise ValueError(
                     f"{name!r} is not a metric of the evaluation; there are {', '.join(i.name for i in infos())}"

@@ -16,7 +16,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 
 from mgdet.sweep.config import Sweep
-from mgdet.sweep.trials import Trial, judged, ranked
+from mgdet.sweep.trials import Trial, judged, winner_of
 
 
 def cannot_win(sweep: Sweep, trials: Sequence[Trial], choice: int) -> str:
@@ -30,7 +30,7 @@ def cannot_win(sweep: Sweep, trials: Sequence[Trial], choice: int) -> str:
     if sweep.repeat_until is None:
         return ""
     metric, mode = sweep.lead
-    leader = next(iter(ranked(sweep, judged(trials, sweep.repeat))), None)
+    leader = winner_of(sweep, judged(trials, sweep.repeat))
     if leader is None or leader.state != "finished" or leader.number // sweep.repeat == choice:
         return ""
     mine = [trial for trial in trials if trial.number // sweep.repeat == choice]
