@@ -43,8 +43,7 @@ class Outcome:
 
     trials: list[Trial]
     winner: Trial | None
-    """The best trial by the first metric, of those that ran to their end if any did; None where none has a value, or
-    all break a constraint."""
+    """The best trial or choice, see `winner_of`."""
     winner_config: str | None
     """Path or URI of the winner's configuration, which `mgdet train` takes."""
     table: str

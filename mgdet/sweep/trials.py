@@ -283,12 +283,8 @@ def distributions(sweep: Sweep, trial: Trial) -> dict[str, BaseDistribution]:
 def definition(sweep: Sweep) -> dict[str, Any]:
     """The part of a sweep that decides its trials, as JSON values: sweeps that agree in it may continue each other."""
     tree = json.loads(sweep.model_dump_json(exclude={"trials", "concurrent", "max_failures", "report_every_s"}))
-    for key in (
-        "warm_start",
-        "repeat",
-        "repeat_until",
-        "constraints",
-    ):  # as in the records of versions that did not know them
+    newer = ("warm_start", "repeat", "repeat_until", "constraints")
+    for key in newer:  # as in the records of versions that did not know them
         if getattr(sweep, key) == Sweep.model_fields[key].default:
             del tree[key]
     for part in ("cluster", "tracking"):

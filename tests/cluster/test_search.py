@@ -179,9 +179,8 @@ def test_optuna_hears_of_the_past_and_of_undefined_metrics(tmp_path):
 
 def test_optuna_hears_by_how_much_constraints_are_broken(tmp_path, recwarn):
     """From the trials that it suggested, and after a restart from their records."""
-    sweep = load_sweep(
-        write(tmp_path, constraints=["val/divergence <= 0.25"]), ["trials=6", "searcher.startup_trials=2"]
-    )
+    bounds = ["val/divergence <= 0.25"]
+    sweep = load_sweep(write(tmp_path, constraints=bounds), ["trials=6", "searcher.startup_trials=2"])
     book = TrialStore(str(tmp_path / "s"), "s")
     search = searcher(sweep, book)
     for i, divergence in enumerate((0.5, 0.125, 0.25)):
