@@ -60,7 +60,7 @@ def test_nothing_is_watched_unless_it_is_asked_for():
 @pytest.mark.slow
 def test_mlflow_shows_a_machine(tmp_path):
     """With MLflow's own monitors and a real store."""
-    tracking = Mlflow(uri=f"sqlite:///{tmp_path}/mlflow.db")
+    tracking = Mlflow(uri=f"sqlite:///{tmp_path}/mlflow.db", call_timeout_s=600)
     handle = tracking.start(NewRun(name="run"))
     client = tracking._client(handle.store)
     monitor = MachineMonitor(lambda: client, handle.run_id, "node", 1, 60, mlflow_sampler)

@@ -1,5 +1,6 @@
 """`mgdet status` names every run and sweep under a storage, its state and what needs a person, whatever is damaged."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -114,8 +115,8 @@ def test_a_clock_that_is_an_hour_off_kills_nobody(runs, monkeypatch, hours):
     place = runs / "a"
     make_run(place)
     own(place)
-    now = place.modified()[OWNER] + hours * 3600
-    monkeypatch.setattr("mgdet.runs.status.time.sleep", lambda seconds: own(place, beat=1))
+    now, beats = place.modified()[OWNER] + hours * 3600, itertools.count(1)
+    monkeypatch.setattr("mgdet.runs.status.time.sleep", lambda seconds: own(place, beat=next(beats)))
     for where in (runs, place):
         assert status_of(str(where), now=now)[0].state == "running"
     monkeypatch.setattr("mgdet.runs.status.time.sleep", lambda seconds: None)

@@ -60,8 +60,8 @@ def trials_to_reach(sweep, table, monkeypatch, seed):
         return table(trial.params)
 
     best = max(replay(seeded(sweep, RandomSearch, 1000 + seed), InMemory(), value, RANDOM))
-    found = replay(seeded(sweep, TPE, seed), InMemory(), value, RANDOM)
-    return next((n for n, v in enumerate(found, 1) if v >= best), RANDOM + 1)
+    found = replay(seeded(sweep, TPE, seed), InMemory(), value, WITHIN)
+    return next((n for n, v in enumerate(found, 1) if v >= best), WITHIN + 1)
 
 
 class NoExperiment:
