@@ -13,6 +13,8 @@ logger = logging.getLogger(__name__)
 
 EVERY_S = 30.0
 """Seconds between two looks at the nodes."""
+LEAVE_S = 5.0
+"""The longest wait for a look that is under way at the end."""
 
 
 @contextmanager
@@ -33,6 +35,7 @@ def shortage_told(config: ClusterConfig, look: Callable[[], Resources], every_s:
         yield
     finally:
         over.set()
+        thread.join(LEAVE_S)  # a look that came after Ray's end would start another Ray
 
 
 def _watch(config: ClusterConfig, look: Callable[[], Resources], every_s: float, over: threading.Event) -> None:

@@ -110,10 +110,9 @@ def test_a_restarted_search_goes_on_as_one_that_was_not(sweep, table, tmp_path, 
 
 
 @pytest.mark.usefixtures("fast")
-def test_repetitions_that_cannot_win_are_left_out_and_the_search_comes_to_its_end(sweep, table, monkeypatch, tmp_path):
+def test_repetitions_that_cannot_win_are_left_out_and_the_search_comes_to_its_end(sweep, table, monkeypatch):
     """With noise of a known deviation: fewer trainings, the winner among those that have all repetitions."""
     monkeypatch.setattr("mgdet.cluster.search.trial_experiment", lambda sweep, trial, cluster: NoExperiment)
-    monkeypatch.setattr("mgdet.sweep.trials.with_seed", lambda sweep, settings, number: settings)
     noisy = sweep.model_copy(update={"trials": 8, "repeat": 3, "repeat_until": 0.95})
     draw = random.Random(0)
     store = InMemory()
