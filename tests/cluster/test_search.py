@@ -189,7 +189,7 @@ def test_optuna_hears_by_how_much_constraints_are_broken(tmp_path, recwarn):
         search.on_trial_complete(str(i), {})
     again = searcher(sweep, book)
     for study in (search._study, again._study):
-        assert [t.system_attrs["constraints"] for t in study.trials] == [[0.25], [-0.125], [0.0]]
+        assert [list(t.system_attrs["constraints"]) for t in study.trials] == [[0.25], [-0.125], [0.0]]
     assert isinstance(again.suggest("x"), dict)
     assert not [w for w in recwarn if "constraint" in str(w.message)]
 
