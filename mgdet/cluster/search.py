@@ -166,6 +166,7 @@ def _sampler(sweep: Sweep, choice: int) -> optuna.samplers.BaseSampler:
     if isinstance(config, TPE):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of `group`, since 2021
+            warnings.filterwarnings("ignore", ".*constraints_func")  # Optuna 5 has another way, which 4 does not know
             return optuna.samplers.TPESampler(
                 seed=seed,
                 n_startup_trials=config.startup_trials,
