@@ -28,7 +28,8 @@ ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "deploy"
 LAUNCHERS = [ROOT / "cluster.yaml", DEPLOY / "cluster.local.yaml"]
 IN_DEPLOY = (
-    "README.md cluster.local.yaml rayjob.yaml Dockerfile Dockerfile.dockerignore env.sh requirements.txt slurm.sh"
+    "README.md cluster.local.yaml rayjob.yaml Dockerfile Dockerfile.dockerignore env.sh requirements.txt slurm.sh "
+    "grafana_dashboard.json"
 )
 FILES = [ROOT / "cluster.yaml", *(DEPLOY / name for name in IN_DEPLOY.split())]
 

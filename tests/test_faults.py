@@ -256,6 +256,52 @@ def test_mlflow_never_answers_at_the_start(tmp_path, server, gate, limits, caplo
     assert_all_sent(e, server.uri, handle)
 
 
+@pytest.mark.slow
+def test_a_run_that_is_deleted_in_mlflow_while_it_trains(tmp_path, monkeypatch, caplog):
+    """The training does not notice; the same command makes a new run with the whole history."""
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    e = tracked(tmp_path, uri)
+
+    def delete():
+        client = MlflowClient(tracking_uri=uri)
+        (found,) = client.search_runs([client.get_experiment_by_name("mgdet").experiment_id])
+        client.delete_run(found.info.run_id)
+
+    before_step(monkeypatch, {7: delete})
+    _, deleted = run(e)
+    assert "does not take metrics" in caplog.text
+    assert len(step_records(journal(e))) == STEPS
+    _, handle = run(e)
+    assert handle.run_id != deleted.run_id
+    assert f"MLflow has no run {deleted.run_id} any more" in caplog.text
+    assert_all_sent(e, uri, handle)
+
+
+@pytest.mark.slow
+def test_an_artifact_store_that_cannot_be_written(tmp_path, caplog):
+    """Metrics arrive all the same. Artifacts wait on disk, and arrive with the next start when there is a store."""
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    e = tracked(tmp_path, uri)
+    in_its_place = tmp_path / "mlruns"
+    in_its_place.write_text("a file where MLflow would make the directory of its artifacts")
+    _, handle = run(e)
+    assert "did not take the config.yaml" in caplog.text
+    assert caplog.text.count("does not take artifacts") == 1
+    assert_all_sent(e, uri, handle)
+    client = MlflowClient(tracking_uri=uri)
+    assert client.get_run(handle.run_id).info.status == "FINISHED"
+    waiting = [path for path in (Path(e.run_uri) / "unsent_artifacts").rglob("*") if path.is_file()]
+    assert waiting
+    in_its_place.unlink()
+    run(e)
+    assert not any(path.exists() for path in waiting)
+    assert "config.yaml" in {file.path for file in client.list_artifacts(handle.run_id)}
+
+
 # --- storage
 
 
@@ -269,6 +315,25 @@ def small_disk(tmp_path):
         pytest.skip(f"no file system can be mounted here: {made.stderr.strip()}")
     yield disk
     subprocess.run(["umount", "-l", disk], check=True)
+
+
+@pytest.mark.exhaustive
+def test_the_disk_is_full_for_everything(tmp_path, small_disk, undisturbed, monkeypatch, caplog):
+    """Not a byte is left from step 7 to step 15: the owner's file, the journal and the checkpoints all fail."""
+    e = experiment(tmp_path).model_copy(update={"storage": str(small_disk)})
+    filler = small_disk / "filler"
+
+    def fill():
+        with filler.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(small_disk).free)
+
+    before_step(monkeypatch, {7: fill, 15: filler.unlink})
+    run(e)
+    assert caplog.text.count("Metrics are being lost") <= 1
+    assert "training goes on, the newest checkpoint stays the one before" in caplog.text
+    assert [i.step for i in CheckpointStore(e.run_uri).committed()] == [18, 24]
+    assert same(weights(e), undisturbed)
+    assert {record["step"] for record in step_records(journal(e))} >= {*range(1, 7), *range(16, 25)}
 
 
 @pytest.mark.exhaustive

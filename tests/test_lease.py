@@ -142,6 +142,19 @@ def test_an_owner_elsewhere_that_is_silent_is_followed(file, caplog, state):
     assert "which is gone; taking over" in caplog.text
 
 
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_clocks_that_are_an_hour_apart_decide_nothing(file, holder, monkeypatch, hours):
+    """Of the machines, and of the storage, which dates the file: an owner that shows itself is never followed."""
+    machine, clock = lease._machine(), time.time
+    monkeypatch.setattr(lease, "_machine", lambda: f"not {machine}")
+    monkeypatch.setattr(lease.time, "time", lambda: clock() + hours * 3600)
+    os.utime(Path("/", file.path), (clock() + hours * 3600,) * 2)
+    refused(file, f"process {holder.pid}")
+    os.kill(holder.pid, signal.SIGKILL)
+    with owned(file, WHAT):
+        assert written(file)["pid"] == os.getpid()
+
+
 def test_it_may_be_waited_for(file):
     ready = CONTEXT.Event()
     process = CONTEXT.Process(target=hold, args=(file, ready, 0.3))

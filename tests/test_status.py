@@ -1,5 +1,6 @@
 """`mgdet status` names every run and sweep under a storage, its state and what needs a person, whatever is damaged."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -54,6 +55,11 @@ def own(place, beat=0, **changes):
     (place / OWNER).write(seal(owner.model_copy(update=changes).model_dump()))
 
 
+@pytest.fixture(autouse=True)
+def _watched_briefly(monkeypatch):
+    monkeypatch.setattr("mgdet.runs.status.WATCH_S", 0.01)
+
+
 @pytest.fixture(params=["local", "object store"])
 def runs(request, tmp_path, monkeypatch):
     if request.param == "local":
@@ -101,6 +107,20 @@ def test_every_state(runs):
     assert "4 of 4 epochs" in text
     assert "3 of 4 trials" in text
     assert "  b-stopped: it was stopped before its end: the same command goes on" in text
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_clock_that_is_an_hour_off_kills_nobody(runs, monkeypatch, hours):
+    """An owner on another machine counts as dead only if it does not show itself while it is watched."""
+    place = runs / "a"
+    make_run(place)
+    own(place)
+    now, beats = place.modified()[OWNER] + hours * 3600, itertools.count(1)
+    monkeypatch.setattr("mgdet.runs.status.time.sleep", lambda seconds: own(place, beat=next(beats)))
+    for where in (runs, place):
+        assert status_of(str(where), now=now)[0].state == "running"
+    monkeypatch.setattr("mgdet.runs.status.time.sleep", lambda seconds: None)
+    assert status_of(str(runs), now=now)[0].state == "died"
 
 
 def test_damaged_records_are_named_and_end_nothing(runs):

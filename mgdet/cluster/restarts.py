@@ -7,6 +7,7 @@ from typing import Any
 from ray.exceptions import RayError
 from ray.train import UserCallback
 
+from mgdet.cluster.metrics import RESTARTS, Exported
 from mgdet.cluster.relay import speak_through_driver
 from mgdet.errors import MgdetError
 from mgdet.text import first_line
@@ -19,11 +20,17 @@ class Restarts(UserCallback):  # type: ignore[misc]  # ray has no types
 
     Args:
         most: restarts that the configuration allows; -1: any number.
-        prefix: stands before each warning.
+        run: its name.
+        trial: of a sweep: the name stands before each warning.
     """
 
-    def __init__(self, most: int, prefix: str) -> None:
-        self.most, self.prefix, self.failures = most, prefix, 0
+    def __init__(self, most: int, run: str, trial: bool = False) -> None:
+        self.most, self.prefix, self.failures = most, f"{run}: " if trial else "", 0
+        self._exported = Exported(run)
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """Show the number of restarts, which is 0 in most trainings."""
+        self._exported.set(RESTARTS, self.failures)
 
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
         """Log why workers failed.
@@ -38,6 +45,7 @@ class Restarts(UserCallback):  # type: ignore[misc]  # ray has no types
         if not self.failures:
             speak_through_driver(logging.WARNING, self.prefix)
         self.failures += 1
+        self._exported.set(RESTARTS, self.failures)
         of = f" of {self.most}" if self.most >= 0 else ""
         again = f"Ray restarts the workers (restart {self.failures}{of})" if self.goes_on else "no restart is left"
         logger.warning("%s; %s", failure(worker_exceptions), again)

@@ -4,6 +4,7 @@ Tune's own restore loses what a scheduler has seen (rungs, medians), and its sav
 trial started just before a crash would be sampled again. Here each trial is on disk before Tune is told of it.
 """
 
+import logging
 import math
 import statistics
 import warnings
@@ -19,8 +20,15 @@ from ray.tune.search import Searcher
 from mgdet.config import Experiment
 from mgdet.runs.launch import absolute
 from mgdet.sweep.config import ASHA, TPE, Median, Sweep
+from mgdet.sweep.constraints import excesses
+from mgdet.sweep.repetitions import cannot_win
 from mgdet.sweep.space import Params, Space
 from mgdet.sweep.trials import Trial, TrialStore, judged, tell, values
+
+logger = logging.getLogger(__name__)
+
+EXCESSES = "excesses"
+"""The attribute of a trial of Optuna that says by how much it breaks each constraint."""
 
 
 class ResumingSearcher(Searcher):  # type: ignore[misc]  # ray has no types
@@ -48,7 +56,7 @@ class ResumingSearcher(Searcher):  # type: ignore[misc]  # ray has no types
         self._chosen: dict[int, optuna.Trial] = {}  # by the number of the choice, which its repetitions share
         self._ended: dict[int, list[list[float] | None]] = defaultdict(list)  # what its repetitions have reached
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._study = optuna.create_study(sampler=_sampler(sweep, len(store.trials)), directions=_directions(sweep))
+        self._study = optuna.create_study(sampler=_sampler(sweep, 0), directions=_directions(sweep))
         for trial in earlier:
             tell(self._study, sweep, trial)
         open_choices: dict[int, Params] = {}
@@ -69,13 +77,12 @@ class ResumingSearcher(Searcher):  # type: ignore[misc]  # ray has no types
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial, as the dictionary that its process gets: `number`, and `experiment` as plain values."""
+        if not self._unfinished:
+            self._leave_out()
         if self._stopping() or (not self._unfinished and len(self._store.trials) >= self._sweep.total):
             return str(Searcher.FINISHED)
         number = self._unfinished[0].number if self._unfinished else len(self._store.trials)
-        choice = number // self._sweep.repeat
-        if choice not in self._chosen:
-            self._chosen[choice] = self._study.ask()
-        params = self._space.suggest(self._chosen[choice])
+        params = self._values_of(number // self._sweep.repeat)
         if self._unfinished:
             trial = self._unfinished.pop(0)
         else:
@@ -85,16 +92,46 @@ class ResumingSearcher(Searcher):  # type: ignore[misc]  # ray has no types
         experiment = trial_experiment(self._sweep, trial, self._cluster).shown()
         return {"number": trial.number, "experiment": experiment}
 
+    def _values_of(self, choice: int) -> Params:
+        """The values that all repetitions of a choice share. They depend on its number and on what is known now.
+
+        So a sweep that was started again goes on as one that was not.
+        """
+        if choice not in self._chosen:
+            self._study.sampler = _sampler(self._sweep, choice)
+            self._chosen[choice] = self._study.ask()
+        return self._space.suggest(self._chosen[choice])
+
+    def _leave_out(self) -> None:
+        """Record the next trials as stopped, as long as they are repetitions of a choice that cannot win any more."""
+        sweep, store = self._sweep, self._store
+        while (number := len(store.trials)) < sweep.total and number % sweep.repeat:
+            choice = number // sweep.repeat
+            if not (reason := cannot_win(sweep, store.trials, choice)):
+                return
+            params = self._values_of(choice)
+            trial = store.new(sweep, params, self._space.settings(params))
+            trial.state, trial.reason = "stopped", reason
+            store.save(trial)
+            logger.info("%s %s", trial.name, reason)
+            self._hear(choice, None)
+
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell Optuna, when all repetitions have ended, the metrics of their last evaluations, or that they failed."""
         trial = self._running.pop(trial_id)
-        choice = trial.number // self._sweep.repeat
+        self._hear(trial.number // self._sweep.repeat, None if error else self._reached(trial))
+
+    def _hear(self, choice: int, reached: list[float] | None) -> None:
+        """Note what one more repetition of a choice has come to, and tell Optuna where it was the last one."""
         ended = self._ended[choice]
-        ended.append(None if error else self._reached(trial))
+        ended.append(reached)
         if len(ended) == self._sweep.repeat:
             good = [found for found in ended if found is not None]
             means = [statistics.fmean(each) for each in zip(*good, strict=True)] or None
             state = optuna.trial.TrialState.COMPLETE if means else optuna.trial.TrialState.FAIL
+            if self._sweep.constraints:
+                reached_all = judged(self._store.trials, self._sweep.repeat)[choice].metrics
+                self._chosen[choice].set_user_attr(EXCESSES, excesses(self._sweep.constraints, reached_all))
             self._study.tell(self._chosen[choice], means, state=state)
 
     def _reached(self, trial: Trial) -> list[float] | None:
@@ -122,18 +159,20 @@ def _directions(sweep: Sweep) -> list[StudyDirection]:
     return [StudyDirection.MINIMIZE if mode == "min" else StudyDirection.MAXIMIZE for mode in sweep.metric.values()]
 
 
-def _sampler(sweep: Sweep, known: int) -> optuna.samplers.BaseSampler:
-    """The configured sampler; its seed depends on how many trials are `known`, so as not to draw those once more."""
+def _sampler(sweep: Sweep, choice: int) -> optuna.samplers.BaseSampler:
+    """The configured sampler, with the random numbers of one choice of values."""
     config = sweep.searcher
-    seed = (config.seed + 1_000_003 * known) % 2**32  # as many as NumPy takes
+    seed = (config.seed + 1_000_003 * choice) % 2**32  # as many as NumPy takes
     if isinstance(config, TPE):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of `group`, since 2021
+            warnings.filterwarnings("ignore", ".*constraints_func")  # Optuna 5 has another way, which 4 does not know
             return optuna.samplers.TPESampler(
                 seed=seed,
                 n_startup_trials=config.startup_trials,
                 multivariate=config.multivariate,
                 group=config.group,
+                constraints_func=(lambda trial: trial.user_attrs.get(EXCESSES, [])) if sweep.constraints else None,
                 constant_liar=True,  # a running trial counts as a bad one: trials of one time do not crowd together
             )
     return optuna.samplers.RandomSampler(seed=seed)

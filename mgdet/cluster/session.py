@@ -90,7 +90,7 @@ def _connected(config: ClusterConfig) -> Iterator[Resources]:
     try:
         if directory:
             require_start(directory)
-        yield _resources(f"cluster at {address}" if address else "this machine")
+        yield resources_of(f"cluster at {address}" if address else "this machine")
     finally:
         ray.shutdown()
 
@@ -124,7 +124,8 @@ def _own_address(ip: str) -> Iterator[None]:
         yield
 
 
-def _resources(where: str) -> Resources:
+def resources_of(where: str) -> Resources:
+    """The nodes of the connected cluster that are alive; `where` is what messages call it."""
     import ray
 
     alive = [n["Resources"] for n in ray.nodes() if n["Alive"]]
@@ -155,7 +156,7 @@ def scale_up(config: ClusterConfig, resources: Resources, copies: int = 1) -> Re
                     logger.info("room for %d of %d workers; waiting for nodes", room, wanted)
                     seen = room
                 time.sleep(1)
-                resources = _resources(resources.where)
+                resources = resources_of(resources.where)
     finally:
         # A request outlives its job, and would keep the nodes. From here on the workers keep them; until those have
         # started, the autoscaler's idle timeout does.

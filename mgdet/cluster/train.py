@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 
+from mgdet.cluster.metrics import Exported, ExportingTracker
 from mgdet.cluster.relay import SendToDriver, speak_through_driver, workers_heard
-from mgdet.cluster.session import check_shared, scale_up, session
+from mgdet.cluster.session import check_shared, resources_of, scale_up, session
+from mgdet.cluster.waiting import shortage_told
 from mgdet.config import Experiment, validate
 from mgdet.errors import MEMORY_REMEDY, ClusterError, Interrupted, MgdetError
 from mgdet.host import environment, torchrun_rank
@@ -104,7 +106,7 @@ def _on_cluster(
             name=f"attempt-{uuid.uuid4().hex[:8]}",
             storage_path=child_uri(experiment.run_uri, "ray"),
             failure_config=FailureConfig(max_failures=cluster.max_failures),
-            callbacks=[*callbacks, Restarts(cluster.max_failures, f"{experiment.name}: " if trial else "")],
+            callbacks=[*callbacks, Restarts(cluster.max_failures, experiment.name, trial)],
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
@@ -115,7 +117,8 @@ def _on_cluster(
         limits["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = f"{cluster.start_timeout_s:g}"
     stop = StopRequest(experiment.run_uri)
     try:
-        with environment(limits), stop.offered(), on_stop(stop.create):
+        told = contextlib.nullcontext() if trial else shortage_told(cluster, lambda: resources_of("the cluster"))
+        with environment(limits), stop.offered(), on_stop(stop.create), told:
             outcome = trainer.fit().return_value
     except ray.exceptions.OutOfMemoryError as error:
         raise ClusterError(
@@ -167,7 +170,9 @@ def _train(task: dict[str, Any], to_driver: SendToDriver) -> dict[str, float]:
     experiment, trial = validate(task["experiment"], "the driver's experiment"), task["trial"]
     world = World.current(ray.train.torch.get_device())
     owner = task["owner"] if world.is_main else None
-    tracker: Tracker = worker_tracker(experiment, task["handle"], owner) if world.is_main else NullTracker()
+    tracker: Tracker = NullTracker()
+    if world.is_main:
+        tracker = ExportingTracker(worker_tracker(experiment, task["handle"], owner), Exported(experiment.name))
 
     def report(metrics: dict[str, float]) -> None:
         if trial:  # its scheduler may end it at this report, and then counts on its checkpoint
@@ -188,8 +193,19 @@ def _train(task: dict[str, Any], to_driver: SendToDriver) -> dict[str, float]:
     try:
         if stop_asked():
             raise Interrupted("stopped on request before the first step; the same command goes on")
-        with shown_by(to_driver.show) if task["screen"] and world.is_main else contextlib.nullcontext():
+        screen = shown_by(to_driver.show) if task["screen"] and world.is_main else contextlib.nullcontext()
+        with screen, _machine_watched(experiment, task["handle"]):
             worker = Worker(experiment, world, tracker, on_evaluation=report, stop_asked=stop_asked, owner=owner)
             return worker.run()
     finally:
         tracker.close()
+
+
+def _machine_watched(experiment: Experiment, handle: RunHandle | None) -> contextlib.AbstractContextManager[object]:
+    """Show how busy this node is, in one worker of each node."""
+    import ray.train
+    import ray.util
+
+    if ray.train.get_context().get_local_rank():
+        return contextlib.nullcontext()
+    return experiment.tracking.watch_machine(handle, ray.util.get_node_ip_address())

@@ -41,7 +41,7 @@ from mgdet.sweep.config import Sweep
 from mgdet.sweep.page import NAME as REPORT
 from mgdet.sweep.report import report
 from mgdet.sweep.table import headline, table
-from mgdet.sweep.trials import FAILURE, Trial, TrialStore, definition, judged, ranked
+from mgdet.sweep.trials import FAILURE, Trial, TrialStore, definition, judged, winner_of
 from mgdet.sweep.warm_start import earlier_trials
 from mgdet.tracking import NewRun, RunHandle, Status, Tracking
 
@@ -54,7 +54,7 @@ class Outcome:
 
     trials: list[Trial]
     winner: Trial | None
-    """The best trial by the first metric, of those that ran to their end if any did; None where none has a value."""
+    """The best trial or choice, see `winner_of`."""
     winner_config: str | None
     """Path or URI of the winner's configuration, which `mgdet train` takes."""
     table: str
@@ -374,7 +374,7 @@ def _trial(config: dict[str, Any], tracking: Tracking, parent_run_id: str | None
 def _finish(start: _Start) -> Outcome:
     """Write the report into the sweep's directory and the sweep's run in the tracker, and tag the winner."""
     sweep, trials = start.sweep, start.store.trials
-    winner = next(iter(ranked(sweep, judged(trials, sweep.repeat))), None)
+    winner = winner_of(sweep, judged(trials, sweep.repeat))
     files = report(sweep, trials)
     directory = locate(start.uri) / "report"
     directory.mkdir()
@@ -407,7 +407,7 @@ def _publish(start: _Start, parent: RunHandle, files: dict[str, bytes], winner: 
                 "mgdet.winner": str(winner is not None and trial.name == winner.name).lower(),
             }
             tracking.tag(parent.sibling(runs[trial.name]), tags)
-    said = f"Winner: {headline(start.sweep, winner)}." if winner else "No trial has a value."
+    said = f"Winner: {headline(start.sweep, winner)}." if winner else "No trial has a value that counts."
     tracking.note(parent, REPORT, said)
     if winner is not None:
         tracking.tag(parent, {"mgdet.winner": winner.name, "mgdet.winner_run_id": runs.get(winner.name, "")})

@@ -152,9 +152,8 @@ def _read_best(directory: str) -> tuple[str, dict[str, Any]]:
     store, place = CheckpointStore(directory), locate(directory)
     if not store.directory.exists() and any(name.endswith(".pt") for name in place.children()):
         store.directory = place  # of the checkpoints themselves, not of their run
-    best = store.best()
-    if best is not None:
-        return str(store.path(best)), store.load(best)
+    if best := store.read_best(store.load):
+        return str(store.path(best[0])), best[1]
     newest = store.latest()
     if newest is None:
         raise CheckpointError(f"{directory}: a directory without a whole checkpoint. {EXPECTED}.")

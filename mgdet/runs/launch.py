@@ -4,6 +4,7 @@ Where the loop itself runs is the caller's: `in_process` here, or Ray's workers 
 """
 
 import logging
+import platform
 import threading
 from collections.abc import Callable
 from typing import Literal
@@ -274,7 +275,8 @@ def in_process(experiment: Experiment, handle: RunHandle | None, owner: Ownershi
     with on_stop(asked.set):
         try:
             world = World.current(torch.device("cuda" if experiment.cluster.gpu else "cpu"))
-            Worker(experiment, world, tracker, stop_asked=asked.is_set, owner=owner).run()
+            with experiment.tracking.watch_machine(handle, platform.node()):
+                Worker(experiment, world, tracker, stop_asked=asked.is_set, owner=owner).run()
         finally:
             tracker.close()
 

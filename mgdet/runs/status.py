@@ -11,14 +11,16 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from mgdet.errors import ConfigError
-from mgdet.lease import DEAD_AFTER_S, OWNER, Owner, claims
+from mgdet.lease import BEAT_S, DEAD_AFTER_S, OWNER, Owner, claims
 from mgdet.records import RecordError, plain, read_as, unseal
 from mgdet.storage import Location, locate
 from mgdet.text import aligned, duration, first_line, first_of, printable
 
 State = Literal["running", "finished", "stopped", "died", "damaged"]
 CLOCKS_S = 75.0
-"""How far the clocks of this machine and of the storage may be apart before a living owner is taken for dead."""
+"""How far the clocks of this machine and of the storage may be apart before an owner is watched (`WATCH_S`)."""
+WATCH_S = 1.5 * BEAT_S
+"""How long an owner on another machine is watched that by the clocks seems to be dead."""
 LEAD = "val/AP"
 """The metric by which the best checkpoint of a run is chosen; larger is better."""
 
@@ -57,20 +59,38 @@ def status_of(storage: str, now: float | None = None) -> list[Status]:
     """
     place, now = locate(storage), time.time() if now is None else now
     try:
-        here = _look_at(place, now)
+        silent: dict[str, bytes] = {}
+        here = _look_at(place, now, silent)
+        if silent:
+            here = _look_again([place], now, silent)[0]
         if here is not None:
             return [here]
-        directories = sorted(name for name, size in place.children().items() if size is None)
+        directories = [place / name for name, size in sorted(place.children().items()) if size is None]
         if not directories and not place.is_directory():
             raise ConfigError(f"{place}: no such directory. Give the storage of runs, such as runs or s3://bucket/runs")
-        found = (_look_at(place / name, now) for name in directories)
+        found = [_look_at(directory, now, silent) for directory in directories]
+        if silent:
+            found = _look_again(directories, now, silent)
         return [each for each in found if each is not None]
     except OSError as error:
         raise ConfigError(f"{place} cannot be read: {error}. Check the path, the rights and the store") from error
 
 
-def _look_at(place: Location, now: float) -> Status | None:
-    """What the directory is; None where it is neither a run nor a sweep."""
+def _look_again(places: list[Location], now: float, silent: dict[str, bytes]) -> list[Status | None]:
+    """The same after a while, in which a living owner shows itself.
+
+    Owners on other machines that seem to be gone may be there all the same: clocks may be wrong by hours.
+    """
+    time.sleep(WATCH_S)
+    return [_look_at(place, now, dict(silent)) for place in places]
+
+
+def _look_at(place: Location, now: float, silent: dict[str, bytes]) -> Status | None:
+    """What the directory is; None where it is neither a run nor a sweep.
+
+    `silent` holds, by place, the files of the owners on other machines that nothing was heard of. Where it has this
+    one, the owner lives if its file has changed; else it gets this one if by the clocks its owner seems to be gone.
+    """
     files = place.modified()
     if "sweep.json" in files:
         found = _sweep(place)
@@ -80,7 +100,7 @@ def _look_at(place: Location, now: float) -> Status | None:
         return None
     checkpoints = (place / "checkpoints").modified() if found.kind == "run" else {}
     found.last_sign = max([*files.values(), *checkpoints.values()], default=None)
-    _add_owner(found, place, files, now)
+    _add_owner(found, place, files, now, silent)
     return found
 
 
@@ -148,17 +168,26 @@ def _sweep(place: Location) -> Status:
     return found
 
 
-def _add_owner(found: Status, place: Location, files: Mapping[str, float], now: float) -> None:
+def _add_owner(
+    found: Status, place: Location, files: Mapping[str, float], now: float, silent: dict[str, bytes]
+) -> None:
     """Say who writes it, and what that means for its state; `files` are those of its directory, with their times."""
     named = claims(place / OWNER)
     for name, data in named.items():
-        lately = now - files.get(name, now) < DEAD_AFTER_S + CLOCKS_S
+        key, age = f"{place.uri}/{name}", now - files.get(name, now)
         try:
             owner = read_as(Owner, data)
             found.owner = str(owner)
-            alive = owner.runs() if owner.is_here() else lately
+            if owner.is_here():
+                alive = owner.runs()
+            elif key in silent:
+                alive = data != silent[key]
+            else:
+                alive = -CLOCKS_S < age < DEAD_AFTER_S + CLOCKS_S
+                if not alive:
+                    silent[key] = data
         except RecordError:  # it ends, or begins, at this moment
-            alive = lately
+            alive = age < DEAD_AFTER_S + CLOCKS_S
         if alive:
             found.state = "running"
             return

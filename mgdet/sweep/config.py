@@ -20,6 +20,7 @@ from mgdet.errors import ConfigError
 from mgdet.evaluation.evaluator import AP, info_of, infos
 from mgdet.plugins import load_plugins, named_plugins, united
 from mgdet.storage import Place, child_uri
+from mgdet.sweep.constraints import constraint
 from mgdet.sweep.space import AnyDomain, Params, Space
 
 Mode = Literal["max", "min"]
@@ -96,6 +97,12 @@ class Sweep(Config):
     set: dict[str, Any] = Field(default={}, description="dotted keys that are the same in every trial")
     space: dict[str, AnyDomain] = Field(min_length=1, description="dotted keys that are searched")
     metric: dict[str, Mode] = Field(default={AP.name: AP.direction}, description="one or several; the first one leads")
+    constraints: tuple[str, ...] = Field(
+        default=(),
+        max_length=20,
+        description="bounds on metrics of the last evaluation, such as 'val/divergence <= 0.3': a trial that breaks "
+        "one does not win, and TPE looks elsewhere",
+    )
     trials: Annotated[int, Field(gt=0, le=MOST_TRIALS)] | Literal["auto"] = Field(
         default="auto", description="auto: every point of the grids once"
     )
@@ -105,6 +112,13 @@ class Sweep(Config):
         le=1000,
         description="trainings of each choice of values, with the seeds `seed`, `seed` + 1, ...; what they reach is "
         "judged by the mean. A sweep has `trials` times `repeat` trainings",
+    )
+    repeat_until: float | None = Field(
+        default=None,
+        gt=0.5,
+        lt=1,
+        description="a probability, such as 0.95: further repetitions of a choice are left out when with this "
+        "probability their mean would stay behind the best one; null: all are trained",
     )
     scheduler: Annotated[ASHA | Median | NoScheduler, Field(discriminator="name")] = ASHA()
     searcher: Annotated[TPE | RandomSearch, Field(discriminator="name")] = TPE()
@@ -141,6 +155,17 @@ class Sweep(Config):
                 )
         return value
 
+    @field_validator("constraints")
+    @classmethod
+    def _known_constraints(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            name = constraint(text).metric
+            if info_of(name) is None:
+                raise ValueError(
+                    f"{name!r} is not a metric of the evaluation; there are {', '.join(i.name for i in infos())}"
+                )
+        return value
+
     @field_validator("space")
     @classmethod
     def _followable(cls, value: dict[str, AnyDomain]) -> dict[str, AnyDomain]:
@@ -151,6 +176,8 @@ class Sweep(Config):
     def _consistent(self) -> Self:
         if both := sorted(self.set.keys() & self.space.keys()):
             raise ValueError(f"{', '.join(both)}: searched, and set to a value as well; take it out of one of them")
+        if self.repeat_until is not None and self.repeat == 1:
+            raise ValueError("repeat_until needs repeat: 2 or more")
         if self.repeat > 1 and "seed" in self.space:
             raise ValueError(
                 f"repeat = {self.repeat}: it sets the seed, which is searched as well; take one of them out"

@@ -12,7 +12,7 @@ from mgdet.sweep import page
 from mgdet.sweep.config import Sweep
 from mgdet.sweep.pictures import divergence_against_ap, importance_bars, parallel_coordinates
 from mgdet.sweep.table import sweep_metrics
-from mgdet.sweep.trials import Trial, front, judged, ranked, tell, values
+from mgdet.sweep.trials import Trial, front, judged, ranked, tell, values, winner_of
 from mgdet.text import csv_text
 
 _FEWEST = 4
@@ -27,9 +27,8 @@ def report(sweep: Sweep, trials: Sequence[Trial]) -> dict[str, bytes]:
     """
     files = {"trials.csv": trials_csv(sweep, trials).encode()}
     choices = judged(trials, sweep.repeat)
-    best = ranked(sweep, choices)
-    if best:
-        files["winner.yaml"] = winner_yaml(sweep, best[0], "winner").encode()
+    if best := winner_of(sweep, choices):
+        files["winner.yaml"] = winner_yaml(sweep, best, "winner").encode()
     if len(sweep.metric) > 1:
         files |= {f"front-{t.name}.yaml": winner_yaml(sweep, t, t.name).encode() for t in front(sweep, choices)}
     if seeds := seeds_csv(sweep, trials):

@@ -80,7 +80,7 @@ def as_optuna(sweep: Sweep, trial: Trial) -> FrozenTrial:
     """A trial that is done, as Optuna shows it: stopped ones are pruned, with the leading metric at each epoch."""
     found, single, lead = values(sweep, trial), len(sweep.metric) == 1, sweep.lead[0]
     state = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED}.get(trial.state, TrialState.FAIL)
-    if found is None:
+    if found is None and trial.evaluations:  # one without any was left out, or failed
         state = TrialState.FAIL
     has_values = state == TrialState.COMPLETE or (state == TrialState.PRUNED and single)
     curve = {e.epoch: e.metrics[lead] for e in trial.evaluations if math.isfinite(e.metrics.get(lead, math.nan))}

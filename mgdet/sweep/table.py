@@ -7,7 +7,8 @@ from typing import Any
 
 from mgdet.evaluation.evaluator import AP, DIVERGENCE
 from mgdet.sweep.config import Sweep
-from mgdet.sweep.trials import DONE, Trial, judged, ranked
+from mgdet.sweep.constraints import broken, constraint
+from mgdet.sweep.trials import DONE, Trial, judged, ranked, winner_of
 from mgdet.text import aligned, duration
 
 _SHOWN_DONE = 5
@@ -24,8 +25,11 @@ def table(sweep: Sweep, trials: Sequence[Trial], concurrent: int, everything: bo
     else:
         shown = [t for t in trials if t.done][-_SHOWN_DONE:] + [t for t in trials if not t.done]
     lines = [_summary(sweep, trials, concurrent)]
-    if choices := ranked(sweep, judged(trials, sweep.repeat)):
-        lines.append(f"best {headline(sweep, choices[0])}")
+    choices = judged(trials, sweep.repeat)
+    if winner := winner_of(sweep, choices):
+        lines.append(f"best {headline(sweep, winner)}")
+    elif choices and sweep.constraints:
+        lines.append(f"no trial keeps {' and '.join(sweep.constraints)} so far")
     pace = seconds_per_epoch(trials)
     rows = [_row(sweep, t, pace) for t in shown]
     return "\n".join(
@@ -38,12 +42,15 @@ def headline(sweep: Sweep, trial: Trial) -> str:
     found = ", ".join(f"{m} {trial.metrics[m]:.4f}" for m in sweep_metrics(sweep) if m in trial.metrics)
     reached = f"at epoch {trial.epoch} of {trial.epochs}: {found}" if found else "without an evaluation"
     why = f" ({trial.reason})" if trial.reason else ""
+    if found and (passed := broken(sweep.constraints, trial.metrics)):
+        why += f" (breaks {' and '.join(passed)})"
     return f"{trial.name} {trial.state} {reached}; {settings_text(trial.settings)}{why}"
 
 
 def sweep_metrics(sweep: Sweep) -> list[str]:
-    """The metrics that a table shows: AP and divergence beside those of the sweep."""
-    return list(dict.fromkeys([*sweep.metric, AP.name, DIVERGENCE.name]))
+    """The metrics that a table shows: AP and divergence beside those of the sweep and of its constraints."""
+    bounded = [constraint(text).metric for text in sweep.constraints]
+    return list(dict.fromkeys([*sweep.metric, *bounded, AP.name, DIVERGENCE.name]))
 
 
 def settings_text(settings: Mapping[str, Any]) -> str:

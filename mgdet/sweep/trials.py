@@ -21,6 +21,7 @@ from mgdet.lease import Ownership
 from mgdet.records import Count, Metrics, RecordError, plain, read_as, seal
 from mgdet.storage import Location, locate
 from mgdet.sweep.config import Sweep
+from mgdet.sweep.constraints import broken, excesses
 from mgdet.sweep.space import Params, Space
 
 State = Literal["waiting", "running", "finished", "stopped", "failed"]
@@ -103,14 +104,20 @@ class TrialStore:
     def new(self, sweep: Sweep, params: Params, settings: dict[str, Any]) -> Trial:
         """The next trial, on disk when this returns; the seed of a repetition is added to its `settings`.
 
-        Raises `ConfigError` if its experiment would not be valid.
+        Raises `ConfigError` if its experiment would not be valid, or the record cannot be written.
         """
         number = len(self.trials)
         name, settings = self._name(number), with_seed(sweep, settings, number)
         epochs = sweep.trial(name, settings).train.epochs
         trial = Trial(number=number, name=name, params=params, settings=settings, epochs=epochs)
+        try:
+            self.save(trial)
+        except OSError as error:
+            raise ConfigError(
+                f"{self._file(number)} cannot be written: {error}. Make room or mend the storage, and run the same "
+                "command: the sweep goes on, and its trials that ran go on from their checkpoints."
+            ) from error
         self.trials.append(trial)
-        self.save(trial)
         return trial
 
     def save(self, trial: Trial) -> None:
@@ -216,12 +223,27 @@ def values(sweep: Sweep, trial: Trial) -> list[float] | None:
 def ranked(sweep: Sweep, trials: Iterable[Trial]) -> list[Trial]:
     """The trials that have a value of the first metric, the best first.
 
-    A trial that ran to its end stands before every one that was stopped: those were trained for a shorter time.
+    A trial that ran to its end stands before every one that was stopped: those were trained for a shorter time. One
+    that breaks a constraint stands behind all others.
     """
     metric, mode = sweep.lead
     sign = 1 if mode == "min" else -1
     scored = [t for t in trials if t.state != "failed" and t.metrics.get(metric, float("nan")) == t.metrics.get(metric)]
-    return sorted(scored, key=lambda t: (t.state != "finished", sign * t.metrics[metric], t.number))
+    return sorted(
+        scored,
+        key=lambda t: (
+            bool(broken(sweep.constraints, t.metrics)),
+            t.state != "finished",
+            sign * t.metrics[metric],
+            t.number,
+        ),
+    )
+
+
+def winner_of(sweep: Sweep, trials: Iterable[Trial]) -> Trial | None:
+    """The best of the trials or choices, None where none has a value or all break a constraint."""
+    best = next(iter(ranked(sweep, trials)), None)
+    return None if best is None or broken(sweep.constraints, best.metrics) else best
 
 
 def front(sweep: Sweep, trials: Iterable[Trial]) -> list[Trial]:
@@ -229,7 +251,8 @@ def front(sweep: Sweep, trials: Iterable[Trial]) -> list[Trial]:
     signs = [1 if mode == "min" else -1 for mode in sweep.metric.values()]
     points = {}
     for trial in trials:
-        if trial.state == "finished" and (found := values(sweep, trial)) is not None:
+        kept = trial.state == "finished" and not broken(sweep.constraints, trial.metrics)
+        if kept and (found := values(sweep, trial)) is not None:
             points[trial.number] = (trial, [s * v for s, v in zip(signs, found, strict=True)])
 
     def beaten(mine: Sequence[float]) -> bool:
@@ -249,6 +272,8 @@ def tell(study: Study, sweep: Sweep, trial: Trial) -> None:
             values=found,
             params=trial.params,
             distributions=distributions(sweep, trial),
+            # Where Optuna's samplers look for it; the trials that they have suggested get it from `constraints_func`.
+            system_attrs={"constraints": excesses(sweep.constraints, trial.metrics)} if sweep.constraints else None,
         )
     )
 
@@ -261,7 +286,8 @@ def distributions(sweep: Sweep, trial: Trial) -> dict[str, BaseDistribution]:
 def definition(sweep: Sweep) -> dict[str, Any]:
     """The part of a sweep that decides its trials, as JSON values: sweeps that agree in it may continue each other."""
     tree = json.loads(sweep.model_dump_json(exclude={"trials", "concurrent", "max_failures", "report_every_s"}))
-    for key in ("warm_start", "repeat"):  # as in the records of versions that did not know them
+    newer = ("warm_start", "repeat", "repeat_until", "constraints")
+    for key in newer:  # as in the records of versions that did not know them
         if getattr(sweep, key) == Sweep.model_fields[key].default:
             del tree[key]
     for part in ("cluster", "tracking"):

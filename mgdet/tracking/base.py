@@ -3,6 +3,7 @@
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, ClassVar, ParamSpec
 
@@ -41,6 +42,10 @@ class Tracking(Config):
         `copies` is where the run's storage keeps copies of that file, if the directory may be lost with its machine.
         """
         return JournalTracker(directory, copies=copies, owner=owner)
+
+    def watch_machine(self, handle: RunHandle | None, node: str) -> AbstractContextManager[object]:
+        """Show, within the block, how busy this machine, called `node`, is; in one process of each machine of a run."""
+        return nullcontext()
 
     def start(self, run: NewRun) -> RunHandle | None:
         """Make the run, or reopen it; None where it is not tracked.

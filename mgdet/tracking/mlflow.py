@@ -11,6 +11,8 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TextIO
 
@@ -21,6 +23,7 @@ from mgdet.files import may_be_written
 from mgdet.text import first_line
 from mgdet.tracking.base import StoreTracking
 from mgdet.tracking.client import connect, mlflow_name, resolve_uri, shown_uri, sqlite_path
+from mgdet.tracking.machines import MachineMonitor
 from mgdet.tracking.models import has_files, log_files
 from mgdet.tracking.origin import log_data, show_model
 from mgdet.tracking.run import COPY_OF, Best, Child, Connection, ModelFiles, NewRun, Point, RunHandle, Status
@@ -59,6 +62,13 @@ class Mlflow(StoreTracking):
     )
     request_retries: int = Field(
         default=2, ge=0, le=7, description="retries of one request; MLflow's own 7 block for 4 minutes"
+    )
+    system_metrics_every_s: float | None = Field(
+        default=None,
+        ge=1,
+        le=3600,
+        description="seconds between samples of CPU, memory, disk, network and GPUs of each node, which MLflow shows "
+        "as system metrics; null: none. GPUs need the package nvidia-ml-py",
     )
     log_model: bool = Field(
         default=False,
@@ -142,6 +152,13 @@ class Mlflow(StoreTracking):
     def set_best(self, handle: RunHandle, best: Best) -> None:
         """See `StoreTracking`; MLflow's table shows it in the column Models."""
         show_model(self._client(handle.store), handle.run_id, best)
+
+    def watch_machine(self, handle: RunHandle | None, node: str) -> AbstractContextManager[object]:
+        """See `Tracking`."""
+        every = self.system_metrics_every_s
+        if handle is None or every is None or not self.enabled:
+            return nullcontext()
+        return MachineMonitor(partial(self._client, handle.store), handle.run_id, node, every, self.call_timeout_s)
 
     @property
     def wants_model(self) -> bool:

@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 LATEST_KEPT = 2  # one more than needed: should the newest be damaged, a whole one is left
 ATTEMPTS = 3
 LAST_ATTEMPTS = 8
+LOOKS = 10
+"""How often a reader looks for the best checkpoint of a training that deletes them."""
 """Attempts to write the last checkpoint of a training, a minute and a half: after it there is no next one."""
 LONGEST_WAIT_S = 30.0
 FORMAT = 1
@@ -113,7 +115,9 @@ class CheckpointStore:
             for record in (self.directory / name for name in names):
                 try:
                     found.append(read_info(record, _retry(record.read_bytes)))
-                except (RecordError, FileNotFoundError) as error:  # damaged, or deleted meanwhile
+                except FileNotFoundError:  # deleted meanwhile
+                    continue
+                except RecordError as error:
                     if record.name not in self._named:
                         self._named.add(record.name)
                         logger.warning("%s is passed over: %s", record, error)
@@ -132,6 +136,22 @@ class CheckpointStore:
     def best(self) -> CheckpointInfo | None:
         """The complete checkpoint with the best AP (the later one on a tie), or None."""
         return best_of(self.complete())
+
+    def read_best(self, read: Callable[[CheckpointInfo], T]) -> tuple[CheckpointInfo, T] | None:
+        """The best checkpoint and what `read` makes of it; None where none was evaluated.
+
+        A training that goes on deletes the best one when there is a better one: it is looked for again then.
+        """
+        for left in reversed(range(LOOKS)):
+            if (best := self.best()) is None:
+                return None
+            try:
+                return best, read(best)
+            except (CheckpointError, FileNotFoundError) as error:
+                gone = isinstance(error, FileNotFoundError) or isinstance(error.__cause__, FileNotFoundError)
+                if not gone or not left:
+                    raise
+        raise AssertionError("unreachable")
 
     def latest(self) -> tuple[CheckpointInfo, dict[str, Any]] | None:
         """The newest undamaged checkpoint with its content, or None; damaged ones are logged and passed over.
@@ -308,15 +328,21 @@ def weights_file(place: str) -> str:
     if not locate(place).is_directory():
         return place
     store = CheckpointStore(place)
-    best = best_of(store.complete()) or next(reversed(store.complete()), None)
-    if best is None:
+
+    def whole(info: CheckpointInfo) -> str:
+        path = store.path(info)
+        verify(path, _retry(path.read_bytes), info)
+        return str(path)
+
+    if found := store.read_best(whole):
+        return found[1]
+    newest = next(reversed(store.complete()), None)
+    if newest is None:
         raise CheckpointError(
             f"model.weights = {place}: a directory without a whole checkpoint. Give a run's directory, whose best "
             "checkpoint is taken, or a file checkpoints/step-*.pt"
         )
-    path = store.path(best)
-    verify(path, _retry(path.read_bytes), best)
-    return str(path)
+    return whole(newest)
 
 
 def verify(file: Location, data: bytes, info: CheckpointInfo) -> None:

@@ -55,19 +55,33 @@ class StageTimes:
 T = TypeVar("T")
 
 _measured: list[StageTimes] = []
+"""Those that count now; one that waits for its device comes after one that does not, and so within it."""
 
 
 @contextmanager
 def stage(name: str) -> Iterator[None]:
     """A stage of the training: measured where this is asked for, else it costs nothing. Stages are not nested."""
-    times = _measured[-1] if _measured else None
-    if times is None or name not in times.wanted:
+    asked = [times for times in _measured if name in times.wanted]
+    if not asked:
         yield
         return
-    start = times.now()
+    starts = [times.now() for times in asked]
     with record_function(name):
         yield
-    times.add(name, start)
+    for times, start in zip(reversed(asked), reversed(starts), strict=True):
+        times.add(name, start)
+
+
+@contextmanager
+def stages_of(device: torch.device, wanted: tuple[str, ...] = IN_A_STEP) -> Iterator[StageTimes]:
+    """Measure the `wanted` stages within the block; for `cpu` as device nothing is waited for, also with a GPU."""
+    times = StageTimes(device)
+    times.wanted = wanted
+    _measured.append(times)
+    try:
+        yield times
+    finally:
+        _measured.remove(times)
 
 
 def staged(name: str, items: Iterator[T]) -> Iterator[T]:

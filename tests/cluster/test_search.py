@@ -177,6 +177,23 @@ def test_optuna_hears_of_the_past_and_of_undefined_metrics(tmp_path):
     assert [t.state.name for t in again._study.trials] == ["COMPLETE", "FAIL", "FAIL"]
 
 
+def test_optuna_hears_by_how_much_constraints_are_broken(tmp_path, recwarn):
+    """From the trials that it suggested, and after a restart from their records."""
+    bounds = ["val/divergence <= 0.25"]
+    sweep = load_sweep(write(tmp_path, constraints=bounds), ["trials=6", "searcher.startup_trials=2"])
+    book = TrialStore(str(tmp_path / "s"), "s")
+    search = searcher(sweep, book)
+    for i, divergence in enumerate((0.5, 0.125, 0.25)):
+        search.suggest(str(i))
+        finish(book, book.trials[i], AP=i / 10, divergence=divergence)
+        search.on_trial_complete(str(i), {})
+    again = searcher(sweep, book)
+    for study in (search._study, again._study):
+        assert [list(t.system_attrs["constraints"]) for t in study.trials] == [[0.25], [-0.125], [0.0]]
+    assert isinstance(again.suggest("x"), dict)
+    assert not [w for w in recwarn if "constraint" in str(w.message)]
+
+
 WHEN = {
     "assigner.name": {"choice": ["mutual_guidance", "max_iou"]},
     SIGMA: {"uniform": [1, 4], "when": {"assigner.name": "mutual_guidance"}},

@@ -120,7 +120,7 @@ WAITING = ClusterConfig(workers=2, cpus_per_worker=3, gpu=True, scale_up_timeout
 def test_nodes_are_asked_for_until_there_is_room(asked, monkeypatch):
     """For two trials of two workers; once they fit, nothing is asked for any more."""
     looks = [resources(3, 1, nodes=n) for n in (0, 1, 3, 4)]
-    monkeypatch.setattr(session, "_resources", lambda where: looks.pop(0))
+    monkeypatch.setattr(session, "resources_of", lambda where: looks.pop(0))
     assert scale_up(WAITING, resources(4, 0), copies=2) == resources(3, 1, nodes=4)
     assert looks == []
     assert asked == [[{"CPU": 3.0, "GPU": 1.0}] * 4, []]
@@ -129,14 +129,14 @@ def test_nodes_are_asked_for_until_there_is_room(asked, monkeypatch):
 def test_waiting_for_nodes_ends(asked, monkeypatch):
     """Whether the workers fit is not said here."""
     looks = []
-    monkeypatch.setattr(session, "_resources", lambda where: looks.append(where) or resources(3, 1))
+    monkeypatch.setattr(session, "resources_of", lambda where: looks.append(where) or resources(3, 1))
     assert scale_up(WAITING, resources(4, 0)) == resources(3, 1)
     assert len(looks) == 60
     assert [len(bundles) for bundles in asked] == [2, 0]
 
 
 def test_sigterm_ends_the_wait_for_nodes(asked, monkeypatch):
-    monkeypatch.setattr(session, "_resources", lambda where: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(session, "resources_of", lambda where: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Interrupted, match="while waiting for nodes"):
         scale_up(WAITING, resources(4, 0))
     assert asked[-1] == []

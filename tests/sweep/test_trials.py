@@ -8,7 +8,9 @@ import pytest
 
 from mgdet.errors import ConfigError
 from mgdet.sweep.config import load_sweep
-from mgdet.sweep.trials import Trial, TrialStore, definition, front, judged, ranked, tell
+from mgdet.sweep.constraints import broken, excesses
+from mgdet.sweep.table import headline, table
+from mgdet.sweep.trials import Trial, TrialStore, definition, front, judged, ranked, tell, winner_of
 from tests.sweep.test_config import write
 
 
@@ -165,3 +167,39 @@ def test_the_report_has_the_spread_of_repetitions(tmp_path):
     header, row = seeds_csv(sweep, trials).splitlines()
     assert header.startswith("assigner.sigma,seeds,val/AP mean,val/AP deviation")
     assert row.startswith("2.0,2,0.3000,0.1414")
+
+
+def test_a_trial_that_breaks_a_constraint_does_not_win(tmp_path):
+    changes = {"metric": ["val/AP", "val/divergence"], "constraints": ["val/AP <= 0.6", "val/divergence<=0.3"]}
+    sweep = load_sweep(write(tmp_path, **changes))
+    kept, worse = trial(0, AP=0.4, divergence=0.3), trial(1, "stopped", 2, AP=0.5, divergence=0.1)
+    broken = [trial(2, AP=0.5, divergence=0.31), trial(3, AP=0.7, divergence=0.2), trial(4, AP=0.6)]
+    trials = [*broken, worse, kept]
+    assert [t.number for t in ranked(sweep, trials)] == [0, 1, 3, 4, 2]
+    assert winner_of(sweep, trials).number == 0
+    assert [t.number for t in front(sweep, trials)] == [0]
+    assert winner_of(sweep, broken) is None
+    assert "no trial keeps val/AP <= 0.6 and val/divergence<=0.3 so far" in table(sweep, broken, 1)
+    assert "(breaks val/divergence<=0.3)" in headline(sweep, broken[0])
+    assert "constraints" not in definition(load_sweep(write(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("val/divergence < 0.3", "expected a metric, <= or >=, and a number"),
+        ("val/divergence <= nan", "expected a metric, <= or >=, and a number"),
+        ("0.3 >= val/divergence", "expected a metric"),
+        ("val/latency_ms <= 20", "'val/latency_ms' is not a metric of the evaluation; there are val/AP,"),
+    ],
+)
+def test_constraints_that_mean_nothing(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message):
+        load_sweep(write(tmp_path, constraints=[text]))
+
+
+def test_by_how_much_a_constraint_is_broken():
+    texts = ["val/AP >= 0.5", "val/divergence <= 0.25"]
+    assert excesses(texts, {"val/AP": 0.25, "val/divergence": 0.125}) == [0.25, -0.125]
+    assert excesses(texts, {"val/AP": float("nan")}) == [1e9, 1e9]
+    assert broken(texts, {"val/AP": 0.5, "val/divergence": 0.5}) == texts[1:]
