@@ -180,7 +180,7 @@ def test_a_picture_of_8000_pixels(tmp_path):
     """Prepared, trained on for a step, evaluated and predicted in tiles; AP is that of the whole picture."""
     from mgdet.inference.evaluate import evaluate_trained
     from mgdet.inference.load import load_detector
-    from mgdet.inference.predict import predict
+    from mgdet.inference.predict import Options, predict
     from mgdet.runs.launch import train_in_process
     from tests.small import small_experiment
 
@@ -207,7 +207,8 @@ def test_a_picture_of_8000_pixels(tmp_path):
     done = evaluate_trained(trained)
     assert done.images == len(grid(height, width, 2048))
     assert "val/AP" in done.metrics
-    found = predict(trained, [str(tmp_path / "images")], str(tmp_path / "found"), score=0.0, tile=2048, batch_size=4)
+    options = Options(score=0.0, tile=2048, batch_size=4)
+    found = predict(trained, [str(tmp_path / "images")], str(tmp_path / "found"), options=options)
     assert found.images == 1
     boxes = np.array([d["bbox"] for d in json.loads((tmp_path / "found/detections.json").read_text())])
     assert found.detections == len(boxes)
