@@ -48,11 +48,14 @@ def sweep_metrics(sweep: Sweep) -> list[str]:
 
 def settings_text(settings: Mapping[str, Any]) -> str:
     """`sigma=2.31 lr=0.0004`: keys by their last part where that is enough to tell them apart."""
-    lasts = [k.rpartition(".")[2] for k in settings]
-    short = {
-        k: last if lasts.count(last) == 1 and last != "name" else k for k, last in zip(settings, lasts, strict=True)
-    }
+    short = short_names(list(settings))
     return " ".join(f"{short[k]}={f'{v:.4g}' if isinstance(v, float) else v}" for k, v in settings.items())
+
+
+def short_names(keys: Sequence[str]) -> dict[str, str]:
+    """Each key's last part where that is enough to tell it from the others, else the whole key."""
+    lasts = [k.rpartition(".")[2] for k in keys]
+    return {k: last if lasts.count(last) == 1 and last != "name" else k for k, last in zip(keys, lasts, strict=True)}
 
 
 def seconds_per_epoch(trials: Sequence[Trial]) -> float | None:
