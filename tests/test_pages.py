@@ -17,7 +17,7 @@ from mgdet.pages.chart import Line, interval, line_chart
 from mgdet.pages.document import bars, command, document, number, section, table, text
 from tests.chromium import chromium, screenshot
 
-EMPTY = {"meta", "link", "img", "br", "line", "circle", "polyline", "rect"}
+EMPTY = {"meta", "link", "img", "br", "line", "circle", "polyline", "rect", "input"}
 
 
 class Nested(HTMLParser):

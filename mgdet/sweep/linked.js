@@ -85,7 +85,7 @@ for (const input of document.querySelectorAll(".sliders input")) {
   });
 }
 
-all.addEventListener("click", () => { axes.forEach((axis, i) => reset(i)); show(); said.focus?.(); });
+all.addEventListener("click", () => { axes.forEach((axis, i) => reset(i)); show(); });
 
 for (const name of trials) {
   for (const node of of(name)) {

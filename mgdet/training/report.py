@@ -101,8 +101,8 @@ def run_page(
             section(
                 "Who learns what",
                 command(f"mgdet visualize {shlex.quote(experiment.run_uri)} --out seen"),
-                hint="This writes the microscope, seen/index.html: which priors learn which task from which object, and "
-                "why, at each kept checkpoint and under several assigners.",
+                hint="This writes the microscope, seen/index.html: which priors learn which task from which object, "
+                "and why, at each kept checkpoint and under several assigners.",
             ),
             "<section><h2>Configuration</h2><details><summary>all keys, every auto resolved</summary>"
             f"{command(experiment.to_yaml())}</details></section>",

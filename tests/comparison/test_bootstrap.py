@@ -37,7 +37,7 @@ def test_intervals_hold_no_difference_in_95_of_100_trials(runs):
 
 
 @pytest.mark.parametrize("runs", [2, 3, 5])
-@pytest.mark.parametrize("of_runs", [0.0, 1.0, 3.0])
+@pytest.mark.parametrize("of_runs", [0.0, 2.0])
 @pytest.mark.parametrize("of_groups", [0.0, 1.0])
 def test_intervals_of_groups_of_normal_numbers(runs, of_runs, of_groups):
     """Whichever part of the variance is the largest: that of images, of runs, or of how a group takes the images."""
