@@ -206,7 +206,8 @@ def test_what_is_refused(camera, tmp_path):
     trained.path = "run/best.pt"
     assert "no local directory" in refused("s3://bucket/x", camera.out)
     assert "no local directory" in refused(tmp_path / "nowhere", camera.out)
-    assert "lies in the output directory" in refused(camera.directory, tmp_path / "camera" / "..")
+    (tmp_path / LOG).touch()
+    assert "lies in the output directory" in refused(camera.directory, tmp_path)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("keep")
     assert "is not empty" in refused(camera.directory, tmp_path / "full")

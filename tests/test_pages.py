@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from benchmarks.simulated import detector, scenes
+from benchmarks.intervals import detector, scenes
 from mgdet.comparison.compare import compare_judged
 from mgdet.comparison.report import page as comparison_page
 from mgdet.data import ShapesConfig, ShardedDataset, generate_shapes

@@ -18,12 +18,12 @@ MOST = 10**6
 
 
 def write(path, frames=12, format="mp4", size=(64, 48), rate=5):
-    """A video whose frame `i` is grey of 20 times `i`, with a key frame each fourth."""
+    """A video whose frame `i` is grey of 20 times `i`, up to 240, with a key frame each fourth."""
     with av.open(str(path), "w", format=format) as container:
         stream = container.add_stream("mpeg4", rate=rate)
         stream.width, stream.height, stream.pix_fmt, stream.gop_size = *size, "yuv420p", 4
         for i in range(frames):
-            pixels = np.full((size[1], size[0], 3), 20 * i, np.uint8)
+            pixels = np.full((size[1], size[0], 3), 20 * i % 240, np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode())
     return path

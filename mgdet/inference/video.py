@@ -191,6 +191,7 @@ class DrawnVideo:
         try:
             if self.container is None:
                 may_be_written(self.path)
+                self.data.touch()  # FFmpeg opens it late
                 self.container = av.open(str(self.data), "w", format="mp4")
                 self.stream = self.container.add_stream(_encoder(), rate=self.rate.limit_denominator(1001))
                 self.stream.width, self.stream.height, self.stream.pix_fmt = width, height, "yuv420p"

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr, t, ttest_ind
 
-from benchmarks.coverage import shares, trial
-from benchmarks.simulated import detector, scenes
+from benchmarks.intervals import detector, scenes, shares, trial
 from mgdet.comparison.bootstrap import difference, image_weights
 from mgdet.comparison.judged import Judged
 from mgdet.comparison.statistics import statistics, weighted_spearman

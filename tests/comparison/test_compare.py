@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import mgdet
-from benchmarks.simulated import detector, scenes
+from benchmarks.intervals import detector, scenes
 from mgdet.cli import main
 from mgdet.comparison.compare import compare_judged
 from mgdet.comparison.judged import read_judged
