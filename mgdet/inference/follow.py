@@ -242,11 +242,13 @@ class _Work:
         logger.info("following %s, in which %d files are done", self.directory, len(self.log.done))
         while True:
             began = monotonic()
-            for version in self.watch.look(began):
+            ready = self.watch.look(began)
+            pause = max(LOOK_S, monotonic() - began)  # as long as a look, where there are very many files
+            for version in ready:
                 self._detect(version)
                 if stopped():
                     return
-            if wait(max(LOOK_S, monotonic() - began)):  # a look at very many files is no longer than the pause
+            if wait(pause):
                 return
 
     def _detect(self, version: Version) -> None:
