@@ -15,11 +15,11 @@ from mgdet.pages.chart import Dot, scatter
 from mgdet.pages.document import section, text
 from mgdet.sweep.config import Sweep
 from mgdet.sweep.pictures import height, ticks
-from mgdet.sweep.table import short_names, sweep_metrics
+from mgdet.sweep.table import short_names, sweep_metrics, value_text
 from mgdet.sweep.trials import Trial, ranked
 
 STYLE, SCRIPT = (Path(__file__).with_name(f"linked.{kind}") for kind in ("css", "js"))
-_STEP, _LEFT, _RIGHT, _TOP, _HIGH = 130, 50, 90, 34, 240
+_STEP, _LEFT, _RIGHT, _TOP, _HIGH = 130, 65, 90, 34, 240
 _LOW_COLOR, _MIDDLE, _HIGH_COLOR = (0, 114, 178), (127, 127, 127), (213, 94, 0)
 """Blue and vermilion of Okabe and Ito (2008), told apart with every kind of colour vision, on white and on black."""
 _MARKS = {"finished": "circle", "stopped": "cross"}
@@ -41,7 +41,7 @@ def axes(sweep: Sweep, trials: Sequence[Trial]) -> list[Axis]:
     found = []
     for key in sweep.space:
         heights = [height(sweep, key, trial.settings) for trial in trials]
-        texts = tuple(_text(trial.settings.get(key)) for trial in trials)
+        texts = tuple(value_text(trial.settings.get(key, "")) for trial in trials)
         found.append(Axis(key, tuple(None if math.isnan(h) else h for h in heights), texts, tuple(ticks(sweep, key))))
     for metric in sweep_metrics(sweep):
         values = [trial.metrics.get(metric, math.nan) for trial in trials]
@@ -117,7 +117,7 @@ def _parallel(drawn: Sequence[Axis], shown: Sequence[Trial], colors: Sequence[st
         ]
         anchor = "start" if i == 0 else "middle"
         parts.append(
-            f'<text class="key" x="{x - (40 if i == 0 else 0)}" y="14" text-anchor="{anchor}">'
+            f'<text class="key" x="{x - (60 if i == 0 else 0)}" y="14" text-anchor="{anchor}">'
             f"{text(_cut(names[axis.name], 20))}<title>{text(axis.name)}</title></text>"
         )
         parts.append(f'<rect class="hold" x="{x - 20}" y="{_TOP - 10}" width="40" height="{_HIGH + 20}"/></g>')
@@ -126,7 +126,7 @@ def _parallel(drawn: Sequence[Axis], shown: Sequence[Trial], colors: Sequence[st
         '<div class="wide" tabindex="0" role="region" aria-label="parallel coordinates">'
         f'<div class="parallel" style="width:{width}px"><svg viewBox="0 0 {width} {bottom + 14}" data-top="{_TOP}" '
         f'data-high="{_HIGH}" role="img" aria-label="parallel coordinates of the trials">{"".join(parts)}</svg>'
-        f'<div class="sliders" style="padding-left:{_LEFT - 45}px">{sliders}</div></div></div>'
+        f'<div class="sliders" style="padding-left:{_LEFT - _STEP // 2}px">{sliders}</div></div></div>'
     )
 
 
@@ -194,10 +194,6 @@ def _color(at: float | None) -> str:
     at = 0.5 if at is None else at
     low, high, share = (_LOW_COLOR, _MIDDLE, 2 * at) if at < 0.5 else (_MIDDLE, _HIGH_COLOR, 2 * at - 1)
     return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in zip(low, high, strict=True))
-
-
-def _text(value: object) -> str:
-    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _cut(said: str, most: int) -> str:

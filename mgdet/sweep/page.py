@@ -6,7 +6,7 @@ from mgdet.pages.document import bars, command, document, facts, number, section
 from mgdet.provenance import as_facts, made_by
 from mgdet.sweep import linked
 from mgdet.sweep.config import Sweep
-from mgdet.sweep.table import settings_text, sweep_metrics
+from mgdet.sweep.table import settings_text, sweep_metrics, value_text
 from mgdet.sweep.trials import Trial, ranked
 
 NAME = "report.html"
@@ -73,7 +73,7 @@ def _trials(sweep: Sweep, trials: Sequence[Trial], best: Sequence[Trial]) -> str
             text(trial.state),
             f"{trial.epoch}/{trial.epochs}",
             *(number(trial.metrics.get(metric), 4) for metric in metrics),
-            *(text(_plain(trial.settings.get(key, ""))) for key in keys),
+            *(text(value_text(trial.settings.get(key, ""))) for key in keys),
         ]
         for trial in shown
     ]
@@ -85,7 +85,3 @@ def _trials(sweep: Sweep, trials: Sequence[Trial], best: Sequence[Trial]) -> str
         False,
         [t.name for t in shown],
     )
-
-
-def _plain(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

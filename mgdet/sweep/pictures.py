@@ -11,6 +11,7 @@ from matplotlib.text import Text
 from mgdet.evaluation.evaluator import AP, DIVERGENCE
 from mgdet.sweep.config import Sweep
 from mgdet.sweep.space import Integers, LogUniform, Uniform
+from mgdet.sweep.table import value_text
 from mgdet.sweep.trials import Trial, front, ranked
 
 _STATES = {"finished": "o", "stopped": "x", "running": "."}
@@ -139,7 +140,7 @@ def ticks(sweep: Sweep, key: str) -> list[tuple[float, str]]:
         if isinstance(domain, Integers):
             middle = int(middle)
         options = [low, middle, high]
-    texts = [f"{o:.3g}" if isinstance(o, float) else str(o) for o in options]
+    texts = [value_text(o, 3) for o in options]
     return [(height(sweep, key, {key: o}), text) for o, text in zip(options, texts, strict=True)]
 
 
