@@ -82,9 +82,11 @@ def trial(number: int, runs: int, spread: float, images: int, samples: int) -> d
     gt = scenes(rng, images)
     weights = image_weights(images, samples, rng)
     groups = [[statistics(detector(rng, gt, spread * rng.normal()), weights) for _ in range(runs)] for _ in range(2)]
-    return {
-        name: difference(*(np.stack([run[name] for run in group]) for group in groups), images) for name in groups[0][0]
-    }
+    found = {}
+    for name in groups[0][0]:
+        base, other = (np.stack([run[name] for run in group]) for group in groups)
+        found[name] = difference(base, other, images)
+    return found
 
 
 def shares(lines: Sequence[dict[str, list[float]]]) -> Iterator[tuple[str, int, int, int]]:
