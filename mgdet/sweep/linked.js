@@ -1,9 +1,9 @@
 // Selects trials: an axis that is narrowed leaves those within it, in both charts and in the table.
 
 const axes = JSON.parse(document.getElementById("axes").textContent);
-const steps = axes.map((axis) => axis.trials.steps);
+const steps = axes.map((axis) => axis.steps);
 const ranges = steps.map((each) => [0, each.length - 1]);
-const trials = Object.keys(axes[0].trials.at);
+const trials = Object.keys(axes[0].at);
 const svg = document.querySelector(".parallel svg");
 const top_ = Number(svg.dataset.top), high = Number(svg.dataset.high);
 const said = document.querySelector(".picked output"), all = document.querySelector(".picked button");
@@ -13,7 +13,7 @@ const isNarrow = (i) => ranges[i][0] > 0 || ranges[i][1] < steps[i].length - 1;
 
 function isIn(name) {
   return axes.every((axis, i) => {
-    const at = axis.trials.at[name];
+    const at = axis.at[name];
     return !isNarrow(i) || (at !== null && at >= ranges[i][0] && at <= ranges[i][1]);
   });
 }

@@ -77,7 +77,7 @@ def linked_charts(sweep: Sweep, trials: Sequence[Trial]) -> str:
     of_lead = next(axis for axis in drawn if axis.name == lead)
     colors = [_color(at) for at in of_lead.heights]
     names = short_names([axis.name for axis in drawn])
-    data = [{"name": axis.name, "trials": _places(axis, shown)} for axis in drawn]
+    data = [{"name": axis.name, **_places(axis, shown)} for axis in drawn]
     packed = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     better = "high" if mode == "max" else "low"
     return "".join(

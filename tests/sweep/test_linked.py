@@ -57,7 +57,7 @@ def test_each_trial_has_a_line_a_point_and_a_row(made):  # noqa: F811
     for axis in data:
         heights = [at for at, _ in axis["steps"]]
         assert heights == sorted(heights)
-        assert all(at is None or 0 <= at < len(heights) for at in axis["trials"]["at"].values())
+        assert all(at is None or 0 <= at < len(heights) for at in axis["at"].values())
 
 
 def test_without_a_value_there_is_no_chart_and_no_script(made):  # noqa: F811
