@@ -30,9 +30,9 @@ def test_intervals_hold_no_difference(runs, trials):
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("runs", [1, 2, 3])
 def test_intervals_hold_no_difference_in_95_of_100_trials(runs):
-    """95 +- 2 %, and as much again for two standard errors of 500 trials."""
-    shares = held(500, runs, samples=200)
-    assert all(0.91 <= share <= 0.99 for share in shares.values()), shares
+    """At least 93 %, less three standard errors of 200 trials; costs of rare errors are held nearly always."""
+    shares = held(200, runs, samples=200)
+    assert all(share >= 0.88 for share in shares.values()), shares
 
 
 @pytest.mark.parametrize("runs", [2, 3, 5])
