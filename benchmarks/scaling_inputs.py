@@ -118,7 +118,9 @@ def _load(worker: Worker, steps: int) -> tuple[list[Batch], float]:
         start = start or time.perf_counter()
         found.append(batch)
     if len(found) < 2:
-        raise ConfigError(f"the training split has {len(found)} batch of {worker.data.train_loader.batches.batch_size} images")
+        raise ConfigError(
+            f"the training split has {len(found)} batch of {worker.data.train_loader.batches.batch_size} images"
+        )
     rate = sum(len(batch.images) for batch in found[1:]) / (time.perf_counter() - start)
     return found[:steps], rate
 

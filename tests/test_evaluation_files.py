@@ -10,11 +10,16 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from mgdet.comparison.judged import read_judged
 from mgdet.data import ShardedDataset
 from mgdet.data.pictures import Pictures
 from mgdet.evaluation.average_precision import DetectionArrays
 from mgdet.evaluation.coco import coco_ap
+from mgdet.evaluation.error_types import ERROR_TYPES, NEAR_IOU, error_costs, error_rankings, error_types
+from mgdet.evaluation.matching import coco_matches, overlaps
+from mgdet.ground_truth import GroundTruth
 from mgdet.inference.results import ResultFiles
+from tests.reference import judging as oracle
 from tests.trained_runs import call, import_job, refused, train
 
 job = import_job("evaluate")
@@ -128,6 +133,21 @@ def test_fiftyone_reads_them(written, dataset, tmp_path):
     )
     results = json.loads((written / "detections.json").read_text())
     assert loaded.count("found.detections") == len(results)
+
+
+@pytest.mark.slow
+def test_errors_of_a_trained_detector_cost_what_the_loop_says(written):
+    """From the files, so that what was written is what was analysed; one object in eight is made a crowd."""
+    judged = read_judged(str(written))
+    for crowd in (False, True):
+        iscrowd = np.arange(len(judged.gt.labels)) % 8 == 0 if crowd else judged.gt.iscrowd
+        gt = GroundTruth(**{**vars(judged.gt), "iscrowd": iscrowd})
+        near = overlaps(gt, judged.det, NEAR_IOU, same_class=False)
+        types = error_types(gt, judged.det, near, coco_matches(gt, judged.det))
+        found = error_costs(error_rankings(gt, judged.det, types), np.ones((1, len(gt.image_ids))))
+        base, expected = oracle.error_costs(gt, judged.det)
+        assert found.ap[0] == pytest.approx(base, abs=1e-12)
+        assert dict(zip(ERROR_TYPES, found.rise[0], strict=True)) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.slow

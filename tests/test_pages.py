@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from benchmarks.intervals import detector, scenes
 from mgdet.comparison.compare import compare_judged
 from mgdet.comparison.report import page as comparison_page
 from mgdet.data import ShapesConfig, ShardedDataset, generate_shapes
@@ -16,9 +17,8 @@ from mgdet.inference.results import ResultFiles
 from mgdet.pages.chart import Line, interval, line_chart
 from mgdet.pages.document import bars, command, document, number, section, table, text
 from tests.chromium import chromium, screenshot
-from tests.comparison.simulated import detector, scenes
 
-EMPTY = {"meta", "link", "img", "br", "line", "circle", "polyline", "rect"}
+EMPTY = {"meta", "link", "img", "br", "line", "circle", "polyline", "rect", "input"}
 
 
 class Nested(HTMLParser):

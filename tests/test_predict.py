@@ -1,7 +1,9 @@
 """`jobs/predict.py`: the detections of evaluation for files, in COCO's results format."""
 
 import json
+import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from pycocotools.cocoeval import COCOeval
 
 from mgdet.data import ShardedDataset, build_eval_loader
 from mgdet.evaluation.draw import draw_boxes
+from mgdet.inference import follow as following
 from mgdet.inference import predict as prediction
 from mgdet.inference.evaluate import evaluate_trained
 from mgdet.inference.load import load_detector
@@ -296,6 +299,12 @@ def test_an_earlier_result_outlives_a_failure(run, photos, tmp_path, monkeypatch
         ([".", "--score", "nan"], "allowed are 0 to 1"),
         ([".", "--batch-size", "0"], "must be at least 1"),
         ([".", "--out", "s3://bucket/x"], "must be a local directory"),
+        ([".", "--every", "0"], "must be at least 1"),
+        ([], "Give images, videos or directories, or --follow"),
+        ([".", "--follow", "."], "and not both"),
+        (["--follow", ".", "--ids", "a.json"], "leave out --ids"),
+        (["--follow", "nowhere"], "nowhere: no local directory"),
+        (["https://example.org/a.jpg"], "a URI with a scheme that pyarrow.fs knows"),
     ],
 )
 def test_wrong_input(run, tmp_path, monkeypatch, args, said):
@@ -329,3 +338,49 @@ def test_a_table_and_test_time_augmentation(run, photos, tmp_path):
         )
     assert "numbers from 0.1 to 4" in refused(call(job, run, photos, "--out", tmp_path / "b", "--tta", "mirror"))
     assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.slow
+def test_frames_of_a_video_and_images_of_a_uri(run, photos, tmp_path):
+    av = pytest.importorskip("av", reason="needs the extra `video`")
+    with av.open(str(photos / "clip.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=5)
+        stream.width = stream.height = 64
+        for row in range(3):
+            picture = np.asarray(Image.open(photos / f"{row}.jpg").convert("RGB").resize((64, 64)))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    (photos / "broken.mp4").write_text("not a video")
+    given = ("--out", tmp_path / "out", *LOW, "--draw", "--parquet", "--batch-size", 2)
+    answer = call(job, run, f"file://{photos}", *given)
+    assert answer.status == 0, answer.err
+    assert "in 6 images, 3 of them frames of videos, 1 left out as unreadable" in answer.out
+    results, images = read(tmp_path / "out")
+    frames = [i for i in images["images"] if "frame" in i]
+    assert [(i["frame"], i["seconds"], i["picture"]) for i in frames] == [
+        (k, pytest.approx(k / 5, abs=1e-3), "clip.mp4") for k in range(3)
+    ]
+    assert len(
+        COCO(str(tmp_path / "out" / "images.json")).loadRes(str(tmp_path / "out" / "detections.json")).anns
+    ) == len(results)
+    with av.open(str(tmp_path / "out" / "clip.mp4")) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 3
+
+
+@pytest.mark.slow
+def test_following_a_directory_ends_with_the_status_of_ctrl_c(run, photos, tmp_path, monkeypatch):
+    waits = []
+
+    class Stopped(following.threading.Event().__class__):
+        def wait(self, timeout=None):
+            waits.append(timeout)
+            monkeypatch.setattr(following, "SETTLED_S", -1.0)
+            if len(waits) == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+            return self.is_set()
+
+    monkeypatch.setattr(following.threading, "Event", Stopped)
+    answer = call(job, run, "--follow", photos, "--out", tmp_path / "out", *LOW)
+    assert answer.status == 130
+    assert "3 images, 0 files that cannot be read; written to" in answer.err
+    assert len(read(tmp_path / "out")[1]["images"]) == 3

@@ -7,7 +7,7 @@
 
 A run stands for its best checkpoint, which is evaluated first. Runs of a group differ in their seed. AP, AP50, AP75,
 AP by size and by class, the divergence, and the AP50 that each type of error costs get an interval from a paired
-bootstrap over images and runs.
+bootstrap over images, and from the variance between the runs of a group.
 Exit status 0: compared; 2: something you can mend; 130: interrupted.
 """
 

@@ -3,7 +3,7 @@
     %(prog)s runs/quickstart                                   # the best checkpoint of a run
     %(prog)s runs/x/checkpoints/step-00001234.pt --data data/other --split test
     %(prog)s runs/x model.postprocess.nms_iou=0.6 evaluation.backend=pycocotools --json x.json
-    %(prog)s runs/x --out judged                               # detections, and tables by class
+    %(prog)s runs/x --out judged                               # a page on its errors, detections, tables
 
 One process, on a GPU if there is one. Overrides are those that leave the weights what they are: evaluation.*,
 model.rescoring.*, model.postprocess.*, data.transform.resize.*, data.loader.*, train.batch_size, train.precision.
@@ -29,8 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         metavar="DIRECTORY",
-        help="write the detections there (COCO's results and Parquet), the objects (COCO's annotations), AP and the "
-        "score of the best F1 of each class, precision-recall curves, and all metrics: a path or URI",
+        help="write report.html there, a page on what it does wrong, the detections (COCO's results and Parquet), the "
+        "objects (COCO's annotations), AP and the score of the best F1 of each class, precision-recall curves, and all "
+        "metrics: a path or URI",
     )
     add_plugins(parser)
 

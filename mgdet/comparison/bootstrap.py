@@ -1,4 +1,4 @@
-"""Intervals of a difference between two groups of detectors, by a paired bootstrap over images and seeds."""
+"""Intervals of a difference between two groups of detectors: a paired bootstrap over images, and the runs' variance."""
 
 from typing import NamedTuple
 
@@ -29,60 +29,57 @@ def image_weights(images: int, samples: int, generator: Generator) -> Floats:
     return np.concatenate([np.ones((1, images)), drawn.astype(np.float64)])
 
 
-def difference(base: Floats, other: Floats, generator: Generator, level: float = 0.95) -> Difference:
+def difference(base: Floats, other: Floats, images: int, level: float = 0.95) -> Difference:
     """The difference of a statistic between two groups of runs, with its interval.
 
-    Each sample draws images, the same for all runs (which is what pairs them), and from each group as many of its runs
-    as it has. Drawing from `R` runs has only `(R - 1) / R` of the variance between them, so their deviations are
-    stretched by the square root of `R / (R - 1)`; and as that variance is itself known from few runs only, the
-    percentiles are moved away from the difference by the ratio of Student's t, with the degrees of freedom of Welch
-    and Satterthwaite, to the normal distribution. A group of one run says nothing of its seeds: then the interval is
-    that of the images alone.
+    The interval is the difference plus and minus its standard error times a quantile of Student's t (Efron and
+    Tibshirani, An Introduction to the Bootstrap, 1993, section 12.2). Its variance is the sum of
+
+    - what the images add: the variance of the difference over samples of the images, which are the same for all runs
+      (that pairs them), less what the runs of a group do not share, because the next part has it as well (as the
+      pigeonhole bootstrap counts it twice: Owen, Annals of Applied Statistics 1, 2007);
+    - for each group of several runs, what the runs add: the variance between them over their number.
+
+    The degrees of freedom are those of Welch and Satterthwaite, of one less than the images and one less than the runs.
+    A group of one run says nothing of its seeds: then the interval is that of the images alone.
+
+    Percentiles of the samples are not used: of a number that cannot be negative and is nearly always small, such as the
+    cost of a rare error, they hold the truth too seldom.
 
     Args:
         base: `[R1, 1 + S]`, the runs of the first group on all images and on `S` samples of them.
         other: `[R2, 1 + S]`, the second group on the same samples.
-        generator: draws the runs.
+        images: how many there are.
         level: share of intervals that hold the true difference.
     """
-    from scipy.stats import norm, t
+    from scipy.stats import t
 
     sides = [side[~np.isnan(side[:, 0])] for side in (base, other)]
-    if any(not len(side) for side in sides):
-        one, two = (float(side[:, 0].mean()) if len(side) else np.nan for side in sides)
-        return Difference(one, two, np.nan, np.nan, np.nan)
-    first, second = (float(side[:, 0].mean()) for side in sides)
+    first, second = (float(side[:, 0].mean()) if len(side) else np.nan for side in sides)
     value = second - first
-    drawn = [_drawn(side[:, 1:], generator) for side in sides]
-    deviations = drawn[1] - drawn[0] - value
-    deviations = deviations[~np.isnan(deviations)]
-    if not len(deviations):
+    if np.isnan(value):
         return Difference(first, second, value, np.nan, np.nan)
-    tail = (1 - level) / 2
-    low, high = np.quantile(deviations, [tail, 1 - tail], method="weibull")  # unbiased also for few samples
-    freedom = _freedom(sides)
-    stretch = 1.0 if np.isinf(freedom) else float(t.ppf(1 - tail, freedom) / norm.ppf(1 - tail))
-    return Difference(first, second, value, value + stretch * float(low), value + stretch * float(high))
+    together = _variance(sides[1][:, 1:].mean(axis=0) - sides[0][:, 1:].mean(axis=0))
+    several = [side for side in sides if len(side) > 1]
+    of_images = max(0.0, together - sum(_not_shared(side[:, 1:]) for side in several))
+    parts = [(of_images, images - 1), *((float(side[:, 0].var(ddof=1)) / len(side), len(side) - 1) for side in several)]
+    variance = sum(part for part, _ in parts)
+    if np.isnan(together) or variance == 0:
+        reach = np.nan if np.isnan(together) else 0.0
+    else:
+        freedom = variance**2 / sum(part**2 / free for part, free in parts if part > 0)
+        reach = float(t.ppf((1 + level) / 2, freedom)) * variance**0.5
+    return Difference(first, second, value, value - reach, value + reach)
 
 
-def _drawn(side: Floats, generator: Generator) -> Floats:
-    """The mean of a group in each sample `[S]`, over runs that are drawn anew for it."""
-    runs, samples = side.shape
-    if runs == 1:
-        return np.asarray(side[0])
-    chosen = generator.integers(runs, size=(runs, samples))
-    mean = side.mean(axis=0)
-    picked = np.take_along_axis(side, chosen, axis=0).mean(axis=0)
-    return np.asarray(mean + np.sqrt(runs / (runs - 1)) * (picked - mean))
+def _variance(values: Floats) -> float:
+    """Of what is defined; NaN of fewer than two values."""
+    known = values[~np.isnan(values)]
+    return float(known.var(ddof=1)) if len(known) > 1 else np.nan
 
 
-def _freedom(sides: list[Floats]) -> float:
-    """Degrees of freedom of the variance of the difference; infinite where no group has several runs."""
-    images = float(np.nanvar(sides[1][:, 1:].mean(axis=0) - sides[0][:, 1:].mean(axis=0)))
-    total, known = images, 0.0
-    for side in sides:
-        if len(side) > 1:
-            variance = float(side[:, 0].var(ddof=1)) / len(side)
-            total += variance
-            known += variance**2 / (len(side) - 1)
-    return total**2 / known if known else np.inf
+def _not_shared(samples: Floats) -> float:
+    """The variance that images give to the mean of `R` runs `[R, S]`, as far as each run goes its own way."""
+    runs = len(samples)
+    own = sum(_variance(run) for run in samples - samples.mean(axis=0))
+    return float(np.nan_to_num(own)) / (runs * (runs - 1))

@@ -117,7 +117,9 @@ def compare_judged(groups: Mapping[str, Sequence[Judged]], samples: int = SAMPLE
     pairs = []
     for other in others:
         names = [n for n in found[base][0] if any(n in s and s[n].size for s in found[other])]
-        rows = {n: difference(_stacked(found[base], n), _stacked(found[other], n), generator, LEVEL) for n in names}
+        rows = {
+            n: difference(_stacked(found[base], n), _stacked(found[other], n), len(gt.image_ids), LEVEL) for n in names
+        }
         rows = {n: row for n, row in rows.items() if not (np.isnan(row.base) and np.isnan(row.other))}
         pairs.append(Pair(base, other, rows, _changes(runs[0], errors[base], errors[other])))
     return Comparison(

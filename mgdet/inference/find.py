@@ -1,26 +1,30 @@
-"""The image files that a prediction takes: from files and directories by name, and by the ids of an annotation file."""
+"""The files that a prediction takes: images and videos, local or at URIs, by name and by the ids of annotations."""
 
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from mgdet.data.files import files_below, image_suffixes, name_parts
 from mgdet.data.formats.coco import read_images
 from mgdet.errors import DataError
+from mgdet.inference import video
+from mgdet.storage import Location, locate
 from mgdet.text import first_of
 
 logger = logging.getLogger(__name__)
 
 NAMED = 5
+File: TypeAlias = Path | Location
+"""A local file as the user named it, or one of a store."""
 
 
 class Images(NamedTuple):
     """The files that are taken, and what is passed over."""
 
-    paths: tuple[Path, ...]
+    paths: tuple[File, ...]
     ids: tuple[int, ...] | None
     """Of each path, from an annotation file; None: their positions, without those that cannot be read."""
     passed_over: tuple[str, ...] = ()
@@ -28,80 +32,139 @@ class Images(NamedTuple):
 
 
 def find_images(inputs: Sequence[str], out: Path, ids: str | None = None) -> Images:
-    """The image files that `inputs` name, each once: in the order given, those of a directory sorted.
+    """The image and video files that `inputs` name, each once: in the order given, those of a directory sorted.
 
-    Directories are searched with all below them, linked ones included. Hidden files, files whose suffix is not an
-    image's, and what lies in `out` (pictures of an earlier prediction) are passed over; the first two are counted.
+    Directories are searched with all below them, linked ones included. Hidden files, files whose suffix is neither an
+    image's nor a video's, and what lies in `out` (pictures of an earlier prediction) are passed over; the first two are
+    counted.
 
     Args:
-        inputs: files and directories.
+        inputs: files and directories, each a path or URI.
         out: the directory of the results.
-        ids: an annotation file in COCO's format: only its images are taken, under its ids.
+        ids: an annotation file in COCO's format: only its images are taken, under its ids, and no video.
 
     Raises:
         DataError: an input that does not exist or lies in `out` itself, no image at all, or an `ids` that is no
             annotation file or in which names are ambiguous.
     """
-    out = out.resolve()
-    found: dict[Path, tuple[Path, Path | None]] = {}  # by what is read: as it is named, and below which directory
-    other: list[str] = []
-    hidden: list[str] = []
-    unreadable: list[str] = []
+    search = _Search(out.resolve())
     for name in inputs:
-        given = Path(name)
-        if not os.path.exists(given):  # unlike Path.exists also where a directory may not be entered
-            raise DataError(f"{name}: no such file or directory. Give image files, or directories with images.")
-        if given.resolve().is_relative_to(out):
-            raise DataError(
-                f"{name} lies in the output directory {out}, where it could be overwritten. Choose another."
-            )
-        if not given.is_dir() and not given.is_file():
-            raise DataError(f"{name} is neither a file nor a directory. Give image files, or directories with images.")
-        if not given.is_dir():
-            found.setdefault(given.resolve(), (given, None))
-            continue
-        below = [path for path in files_below(given, unreadable) if not path.resolve().is_relative_to(out)]
-        images = []
-        for path in below:
-            if any(part.startswith(".") for part in path.relative_to(given).parts):
-                hidden.append(str(path))
-            elif path.suffix.lower() in image_suffixes() and (path.is_file() or path.is_symlink()):
-                images.append(path)
-            else:
-                other.append(str(path))
-        if not images:
-            logger.warning("%s: no file with the suffix of an image in it or below", name)
-        for path in images:
-            found.setdefault(path.resolve(), (path, given))
-    if not found:
+        search.add(name)
+    if not search.found:
         raise DataError(
             f"No images in {', '.join(inputs) or 'nothing'}. Taken are files with the suffixes "
-            f"{', '.join(sorted(image_suffixes()))}; name a file itself if it is called otherwise."
+            f"{', '.join(sorted(image_suffixes() | video.SUFFIXES))}; name an image itself if it is called otherwise."
         )
-    passed_over = [
-        *_counted(other, "not images by their suffix"),
-        *_counted(hidden, "hidden"),
-        *_counted(unreadable, "directories that cannot be read"),
-    ]
-    if ids is None:
-        return Images(tuple(path for path, _ in found.values()), None, tuple(passed_over))
-    return _with_ids(list(found.values()), ids, passed_over)
+    files = list(search.found.values())
+    if ids is not None:
+        return _with_ids(files, ids, search.passed_over())
+    return Images(tuple(file for file, _ in files), None, tuple(search.passed_over()))
+
+
+def is_taken(name: str) -> bool:
+    """Whether a file found in a directory is taken, by its suffix."""
+    suffix = Path(name).suffix.lower()
+    return suffix in image_suffixes() or (suffix in video.SUFFIXES and video.available())
+
+
+class _Search:
+    """Gathers files, each once."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.found: dict[str, tuple[File, File | None]] = {}
+        """By what is read: as it is named, and below which directory."""
+        self.other: list[str] = []
+        self.hidden: list[str] = []
+        self.videos: list[str] = []
+        self.unreadable: list[str] = []
+
+    def add(self, name: str) -> None:
+        """Take what one input names. Raises `DataError`."""
+        place: File = locate(name) if "://" in name else Path(name)
+        if isinstance(place, Location) and place.is_local:
+            place = Path(place.path)
+        try:
+            below = self._remote(place) if isinstance(place, Location) else self._local(place, name)
+        except OSError as error:
+            raise DataError(f"{name} cannot be read: {error}. Check the address, the rights and the store.") from error
+        if below is None:
+            self.found.setdefault(_key(place), (place, None))
+            return
+        images = []
+        for file, relative in below:
+            if any(part.startswith(".") for part in relative.split("/")):
+                self.hidden.append(str(file))
+            elif is_taken(relative):
+                images.append(file)
+            else:
+                (self.videos if video.is_video(relative) else self.other).append(str(file))
+        if not images:
+            logger.warning("%s: no file with the suffix of an image or video in it or below", name)
+        for file in images:
+            self.found.setdefault(_key(file), (file, place))
+
+    def _local(self, place: Path, name: str) -> list[tuple[File, str]] | None:
+        """The files below a directory, each with its name relative to it; None: it is a file itself."""
+        if not os.path.exists(place):  # unlike Path.exists also where a directory may not be entered
+            raise DataError(f"{name}: no such file or directory. Give image files, or directories with images.")
+        if place.resolve().is_relative_to(self.out):
+            raise DataError(
+                f"{name} lies in the output directory {self.out}, where it could be overwritten. Choose another."
+            )
+        if not place.is_dir() and not place.is_file():
+            raise DataError(f"{name} is neither a file nor a directory. Give image files, or directories with images.")
+        if not place.is_dir():
+            return None
+        below = [path for path in files_below(place, self.unreadable) if not path.resolve().is_relative_to(self.out)]
+        special = [path for path in below if not path.is_file() and not path.is_symlink()]
+        self.other += map(str, special)
+        return [(path, path.relative_to(place).as_posix()) for path in below if path not in special]
+
+    def _remote(self, place: Location) -> list[tuple[File, str]] | None:
+        if place.is_file():
+            return None
+        if not place.exists():
+            raise DataError(f"{place}: no such file or directory. Give image files, or directories with images.")
+        return sorted(_below(place, ""), key=lambda each: each[1])
+
+    def passed_over(self) -> list[str]:
+        """One text for each kind of file that was not taken."""
+        return [
+            *_counted(self.other, "not images by their suffix"),
+            *_counted(self.videos, video.NEEDS),
+            *_counted(self.hidden, "hidden"),
+            *_counted(self.unreadable, "directories that cannot be read"),
+        ]
+
+
+def _key(file: File) -> str:
+    return str(file) if isinstance(file, Location) else str(file.resolve())
+
+
+def _below(directory: Location, before: str) -> Iterator[tuple[File, str]]:
+    """All files in a directory of a store and below it, each with its name relative to the first one."""
+    for name, size in directory.children().items():
+        if size is None:
+            yield from _below(directory / name, f"{before}{name}/")
+        else:
+            yield directory / name, f"{before}{name}"
 
 
 def _counted(names: Sequence[str], why: str) -> list[str]:
     return [f"{len(names)} left out ({why}): {first_of(names, NAMED)}"] if names else []
 
 
-def _with_ids(found: Sequence[tuple[Path, Path | None]], ids: str, passed_over: Sequence[str]) -> Images:
+def _with_ids(found: Sequence[tuple[File, File | None]], ids: str, passed_over: Sequence[str]) -> Images:
     """The files that the annotation file names, under its ids: the longest common end of both names decides."""
     by_end: defaultdict[tuple[str, ...], list[tuple[int, str]]] = defaultdict(list)
     listed = read_images(Path(ids))
     for number, name in listed.items():
         by_end[name_parts(name)].append((number, name))
-    chosen: dict[int, Path] = {}
+    chosen: dict[int, File] = {}
     unlisted: list[str] = []
     for path, directory in found:
-        match = _match(path, directory, by_end)
+        match = [] if video.is_video(path.name) else _match(path, directory, by_end)
         if not match:
             unlisted.append(str(path))
             continue
@@ -130,9 +193,11 @@ def _with_ids(found: Sequence[tuple[Path, Path | None]], ids: str, passed_over: 
 
 
 def _match(
-    path: Path, directory: Path | None, by_end: dict[tuple[str, ...], list[tuple[int, str]]]
+    file: File, above: File | None, by_end: dict[tuple[str, ...], list[tuple[int, str]]]
 ) -> list[tuple[int, str]]:
     """The entries whose name is the end of the path; relative to the directory where there is one, else the longest."""
+    path, directory = (Path(each.path) if isinstance(each, Location) else each for each in (file, above))
+    assert path is not None, "a file has a path"
     if directory is not None:
         exact = by_end.get(name_parts(path.relative_to(directory).as_posix()))
         if exact:

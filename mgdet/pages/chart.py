@@ -21,6 +21,18 @@ class Line(NamedTuple):
     y: Sequence[float]
 
 
+class Dot(NamedTuple):
+    """A point of a scatter plot."""
+
+    x: float
+    y: float
+    color: str
+    mark: str
+    """`circle`, `cross` or `square`."""
+    name: str
+    """What a reader is told of it, and its `data-trial`."""
+
+
 class Span(NamedTuple):
     """From where to where an axis goes."""
 
@@ -77,6 +89,25 @@ def line_chart(
     frame = f'class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{text(title)}"'
     drawn = f"<svg {frame}>{''.join(parts)}</svg>"
     return f"<figure><h3>{text(title)}</h3>{drawn}{legend([line.name for line in lines])}</figure>"
+
+
+def scatter(title: str, dots: Sequence[Dot], x: str, y: str) -> str:
+    """Points over common axes, each with its name; there must be one."""
+    across, up = _span([dot.x for dot in dots]), _span([dot.y for dot in dots])
+    right, bottom = WIDTH - _RIGHT, HEIGHT - _BOTTOM
+    parts = _axes(across, up, x, y)
+    for dot in reversed(dots):  # the first one on top
+        a = _LEFT + (dot.x - across.low) / (across.high - across.low) * (right - _LEFT)
+        b = bottom - (dot.y - up.low) / (up.high - up.low) * (bottom - _TOP)
+        shape = {
+            "circle": f'circle cx="{a:.1f}" cy="{b:.1f}" r="4" fill="{dot.color}"',
+            "cross": f'path d="M{a - 4:.1f},{b - 4:.1f}l8,8m0,-8l-8,8" stroke="{dot.color}" stroke-width="2"',
+            "square": f'rect x="{a - 3:.1f}" y="{b - 3:.1f}" width="6" height="6" fill="none" stroke="{dot.color}"',
+        }[dot.mark]
+        said = text(f"{dot.name}: {x} {dot.x:.4f}, {y} {dot.y:.4f}")
+        parts.append(f'<{shape} data-trial="{text(dot.name)}"><title>{said}</title></{shape.split()[0]}>')
+    frame = f'class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{text(title)}"'
+    return f"<figure><svg {frame}>{''.join(parts)}</svg></figure>"
 
 
 def legend(names: Sequence[str]) -> str:

@@ -10,18 +10,19 @@ from mgdet.text import printable, redacted
 STYLE = Path(__file__).with_name("page.css")
 
 
-def document(title: str, body: Iterable[str], style: str = "") -> str:
-    """A whole page. The parts of `body` are HTML; the title is text."""
+def document(title: str, body: Iterable[str], style: str = "", script: str = "") -> str:
+    """A whole page. The parts of `body` are HTML; the title is text; a script runs when all of it is there."""
+    rights = " script-src 'unsafe-inline';" if script else ""
     return "\n".join(
         [
             "<!doctype html>",
             f'<html lang="en"><head><meta charset="utf-8"><title>{text(title)}</title>',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             '<meta http-equiv="Content-Security-Policy" '
-            "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">",
+            f"content=\"default-src 'none';{rights} img-src data:; style-src 'unsafe-inline'\">",
             f'<link rel="icon" href="data:,"><style>{STYLE.read_text()}{style}</style></head><body><main>',
             *body,
-            "</main></body></html>",
+            f"</main>{f'<script>{script}</script>' if script else ''}</body></html>",
             "",
         ]
     )
@@ -48,16 +49,25 @@ def section(title: str, *parts: str, hint: str = "") -> str:
     return f"<section><h2>{text(title)}</h2>{said}{''.join(shown)}</section>"
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "", words: bool = False) -> str:
+def table(
+    header: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    caption: str = "",
+    words: bool = False,
+    trials: Sequence[str] | None = None,
+) -> str:
     """A table whose first column names its rows; header and caption are text, cells are HTML.
 
-    With `words` the last column is aligned as text is, else all but the first one as numbers are. Where the table is
-    too wide it scrolls by itself, also by keyboard.
+    With `words` the last column is aligned as text is, else all but the first one as numbers are. `trials` are the
+    names of the trials that the rows belong to, for the script of a sweep's page: such rows can be focused. Where the
+    table is too wide it scrolls by itself, also by keyboard.
     """
+    rows = list(rows)
+    marks = [f' data-trial="{text(name)}" tabindex="0"' for name in trials] if trials is not None else [""] * len(rows)
     head = "".join(f'<th scope="col">{text(name)}</th>' for name in header)
     body = "".join(
-        f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
-        for first, *cells in rows
+        f'<tr{mark}><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
+        for mark, (first, *cells) in zip(marks, rows, strict=True)
     )
     title = f"<caption>{text(caption)}</caption>" if caption else ""
     label = text(caption or header[0] or "table")

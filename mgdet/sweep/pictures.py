@@ -11,6 +11,7 @@ from matplotlib.text import Text
 from mgdet.evaluation.evaluator import AP, DIVERGENCE
 from mgdet.sweep.config import Sweep
 from mgdet.sweep.space import Integers, LogUniform, Uniform
+from mgdet.sweep.table import value_text
 from mgdet.sweep.trials import Trial, front, ranked
 
 _STATES = {"finished": "o", "stopped": "x", "running": "."}
@@ -34,7 +35,7 @@ def parallel_coordinates(sweep: Sweep, trials: Sequence[Trial]) -> bytes | None:
     from matplotlib import colormaps
 
     for rank, trial in reversed(list(enumerate(shown))):
-        heights = [_height(sweep, key, trial.settings) for key in keys]
+        heights = [height(sweep, key, trial.settings) for key in keys]
         heights.append((trial.metrics[metric] - low) / (high - low) if high > low else 0.5)
         good = heights[-1] if mode == "max" else 1 - heights[-1]
         axes.plot(
@@ -48,7 +49,7 @@ def parallel_coordinates(sweep: Sweep, trials: Sequence[Trial]) -> bytes | None:
             markersize=4,
         )
     for x, key in enumerate(keys):
-        _axis(axes, x, _ticks(sweep, key))
+        _axis(axes, x, ticks(sweep, key))
     _axis(axes, len(keys), [(h, f"{low + h * (high - low):.3f}") for h in (0, 0.25, 0.5, 0.75, 1)])
     axes.set_xticks(range(len(keys) + 1), [*keys, metric], fontsize=9)
     axes.set(xlim=(-0.35, len(keys) + 0.45), ylim=(-0.06, 1.06), yticks=[])
@@ -68,7 +69,7 @@ def divergence_against_ap(sweep: Sweep, trials: Sequence[Trial]) -> bytes | None
     key = next(iter(sweep.space))
     figure = Figure(figsize=(6.4, 4.8), layout="constrained")
     axes = figure.subplots()
-    heights = [_height(sweep, key, t.settings) for t in shown]
+    heights = [height(sweep, key, t.settings) for t in shown]
     for state, marker in _STATES.items():
         group = [(t, h) for t, h in zip(shown, heights, strict=True) if t.state == state]
         if group:
@@ -93,8 +94,8 @@ def divergence_against_ap(sweep: Sweep, trials: Sequence[Trial]) -> bytes | None
                 fontsize=8,
             )
     bar = figure.colorbar(points, ax=axes, label=key)
-    ticks = _ticks(sweep, key)
-    bar.set_ticks([h for h, _ in ticks], labels=[text for _, text in ticks])
+    marks = ticks(sweep, key)
+    bar.set_ticks([h for h, _ in marks], labels=[text for _, text in marks])
     axes.set(xlabel=f"{DIVERGENCE.name} (lower: the tasks agree more)", ylabel=AP.name)
     axes.set_title(f"{sweep.name}: last evaluation of {len(shown)} trials", fontsize=10)
     axes.grid(alpha=0.3)
@@ -114,7 +115,7 @@ def importance_bars(sweep: Sweep, importance: Mapping[str, float]) -> bytes:
     return _png(figure)
 
 
-def _height(sweep: Sweep, key: str, settings: Mapping[str, Any]) -> float:
+def height(sweep: Sweep, key: str, settings: Mapping[str, Any]) -> float:
     """The height, 0 to 1, of a trial's value on the axis of `key`; NaN where the trial has no such key."""
     if key not in settings:
         return math.nan
@@ -129,7 +130,8 @@ def _height(sweep: Sweep, key: str, settings: Mapping[str, Any]) -> float:
     return options.index(value) / (len(options) - 1) if len(options) > 1 else 0.5
 
 
-def _ticks(sweep: Sweep, key: str) -> list[tuple[float, str]]:
+def ticks(sweep: Sweep, key: str) -> list[tuple[float, str]]:
+    """Heights on the axis of `key`, with the texts of their values."""
     domain = sweep.space[key]
     options = domain.options()
     if isinstance(domain, Uniform | LogUniform | Integers):
@@ -138,16 +140,14 @@ def _ticks(sweep: Sweep, key: str) -> list[tuple[float, str]]:
         if isinstance(domain, Integers):
             middle = int(middle)
         options = [low, middle, high]
-    texts = [f"{o:.3g}" if isinstance(o, float) else str(o) for o in options]
-    return [(_height(sweep, key, {key: o}), text) for o, text in zip(options, texts, strict=True)]
+    texts = [value_text(o, 3) for o in options]
+    return [(height(sweep, key, {key: o}), text) for o, text in zip(options, texts, strict=True)]
 
 
-def _axis(axes: Any, x: float, ticks: Sequence[tuple[float, str]]) -> None:
+def _axis(axes: Any, x: float, marks: Sequence[tuple[float, str]]) -> None:
     axes.axvline(x, color="0.75", linewidth=1, zorder=0)
-    for height, text in ticks:
-        axes.annotate(
-            text, (x, height), xytext=(6, 0), textcoords="offset points", fontsize=8, va="center", color="0.25"
-        )
+    for at, text in marks:
+        axes.annotate(text, (x, at), xytext=(6, 0), textcoords="offset points", fontsize=8, va="center", color="0.25")
 
 
 def _png(figure: Figure) -> bytes:

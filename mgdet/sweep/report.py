@@ -45,7 +45,7 @@ def report(sweep: Sweep, trials: Sequence[Trial]) -> dict[str, bytes]:
         pictures["importance.png"] = importance_bars(sweep, found)
     drawn = {name: picture for name, picture in pictures.items() if picture}
     winner = files.get("winner.yaml", b"").decode()
-    return {**files, **drawn, page.NAME: page.sweep_page(sweep, trials, drawn, found, winner).encode()}
+    return {**files, **drawn, page.NAME: page.sweep_page(sweep, trials, found, winner).encode()}
 
 
 def trials_csv(sweep: Sweep, trials: Sequence[Trial]) -> str:

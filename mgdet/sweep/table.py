@@ -55,11 +55,21 @@ def sweep_metrics(sweep: Sweep) -> list[str]:
 
 def settings_text(settings: Mapping[str, Any]) -> str:
     """`sigma=2.31 lr=0.0004`: keys by their last part where that is enough to tell them apart."""
-    lasts = [k.rpartition(".")[2] for k in settings]
-    short = {
-        k: last if lasts.count(last) == 1 and last != "name" else k for k, last in zip(settings, lasts, strict=True)
-    }
-    return " ".join(f"{short[k]}={f'{v:.4g}' if isinstance(v, float) else v}" for k, v in settings.items())
+    short = short_names(list(settings))
+    return " ".join(f"{short[k]}={value_text(v)}" for k, v in settings.items())
+
+
+def value_text(value: object, digits: int = 4) -> str:
+    """A searched value for people: a component without options by its name alone."""
+    if isinstance(value, Mapping) and set(value) == {"name"}:
+        return str(value["name"])
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
+
+
+def short_names(keys: Sequence[str]) -> dict[str, str]:
+    """Each key's last part where that is enough to tell it from the others, else the whole key."""
+    lasts = [k.rpartition(".")[2] for k in keys]
+    return {k: last if lasts.count(last) == 1 and last != "name" else k for k, last in zip(keys, lasts, strict=True)}
 
 
 def seconds_per_epoch(trials: Sequence[Trial]) -> float | None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shlex
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -96,6 +97,12 @@ def run_page(
                 analysis,
                 lambda row: decode_image(data.read_image(row), data.describe(row)),
                 data.file_name,
+            ),
+            section(
+                "Who learns what",
+                command(f"mgdet visualize {shlex.quote(experiment.run_uri)} --out seen"),
+                hint="This writes the microscope, seen/index.html: which priors learn which task from which object, "
+                "and why, at each kept checkpoint and under several assigners.",
             ),
             "<section><h2>Configuration</h2><details><summary>all keys, every auto resolved</summary>"
             f"{command(experiment.to_yaml())}</details></section>",

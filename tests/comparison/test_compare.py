@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import mgdet
+from benchmarks.intervals import detector, scenes
 from mgdet.cli import main
 from mgdet.comparison.compare import compare_judged
 from mgdet.comparison.judged import read_judged
@@ -18,7 +19,6 @@ from mgdet.evaluation.average_precision import DetectionArrays
 from mgdet.evaluation.coco import coco_ap
 from mgdet.inference.results import ResultFiles
 from mgdet.tracking import NoTracking
-from tests.comparison.simulated import detector, scenes
 
 
 @pytest.fixture(scope="module")

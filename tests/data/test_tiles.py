@@ -197,7 +197,7 @@ def test_a_picture_of_8000_pixels(tmp_path):
     from mgdet.comparison.judged import read_judged
     from mgdet.inference.evaluate import evaluate_trained
     from mgdet.inference.load import load_detector
-    from mgdet.inference.predict import predict
+    from mgdet.inference.predict import Options, predict
     from mgdet.inference.results import ResultFiles
     from mgdet.runs.launch import train_in_process
     from tests.small import small_experiment
@@ -232,7 +232,8 @@ def test_a_picture_of_8000_pixels(tmp_path):
         [x, y, x + w, y + h] for x, y, w, h in (a["bbox"] for a in content["annotations"])
     )
     assert pytest.approx(done.metrics["val/AP"], abs=1e-9) == coco_ap(judged.gt, judged.det).AP
-    found = predict(trained, [str(tmp_path / "images")], str(tmp_path / "found"), score=0.0, tile=2048, batch_size=4)
+    options = Options(score=0.0, tile=2048, batch_size=4)
+    found = predict(trained, [str(tmp_path / "images")], str(tmp_path / "found"), options=options)
     assert found.images == 1
     boxes = np.array([d["bbox"] for d in json.loads((tmp_path / "found/detections.json").read_text())])
     assert found.detections == len(boxes)

@@ -46,11 +46,11 @@ def error_types(gt, det, max_dets=100):
 
 
 def ap50(rows, objects):
-    """AP of one class from (score, right) in order, for a number of objects; None without objects."""
+    """AP of one class from (place in the order, right), for a number of objects; None without objects."""
     if objects == 0:
         return None
     points, hits = [], 0
-    for n, (_, right) in enumerate(sorted(rows, key=lambda row: -row[0]), start=1):
+    for n, (_, right) in enumerate(sorted(rows), start=1):
         hits += right
         points.append((hits / objects, hits / n))
     total = 0.0
@@ -77,7 +77,7 @@ def error_costs(gt, det):
                     if right:
                         label = gt.labels[corrects[d]]
                 if there and label == k:
-                    rows.append((det.scores[d], right))
+                    rows.append(((-det.scores[d], gt.image_ids[det.image[d]], d), right))
             if corrected == "missed":
                 objects -= sum(gt.labels[g] == k for g in missed)
             value = ap50(rows, objects)

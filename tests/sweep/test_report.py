@@ -81,12 +81,11 @@ def test_the_table_of_trials_is_in_order_of_merit(made):
 
 
 @pytest.mark.slow
-def test_the_page_has_every_trial_and_picture(made):
+def test_the_page_has_every_trial(made):
     sweep, trials = made
     page = report(sweep, trials)["report.html"].decode()
     for trial in trials:
         assert f">{trial.name}</th>" in page
-    assert page.count("data:image/png;base64,") == 2
     assert "share of each key" in page
     assert "# s-006 of the sweep s" in page, "the winner's configuration"
     assert "no trial" not in report(sweep, [])["report.html"].decode()
