@@ -31,10 +31,10 @@ def retinanet() -> int:
     return RESNET50 + pyramid(2048) + 8 * conv(256, 256) + conv(256, 9 * CLASSES) + conv(256, 9 * 4)
 
 
-def fcos(branch: bool, bins: int) -> int:
+def fcos(branch: bool, bins: int, p6: int = 256) -> int:
     """Tian et al., figure 2: towers with group norm, a factor for each level."""
     towers = 8 * (conv(256, 256) + 2 * 256)
-    return RESNET50 + pyramid(256) + towers + conv(256, CLASSES) + conv(256, 4 * (bins + 1)) + branch * conv(256, 1) + 5
+    return RESNET50 + pyramid(p6) + towers + conv(256, CLASSES) + conv(256, 4 * (bins + 1)) + branch * conv(256, 1) + 5
 
 
 def built(name: str) -> Detector:
@@ -57,9 +57,10 @@ def test_a_row_builds_and_has_the_parameters_of_its_paper(name):
         assert (experiment.train.epochs, experiment.evaluation.protocol) == (250, "voc07")
         return
     found = sum(p.numel() for p in built(name).parameters())
-    points = experiment.model.name == "fcos"
-    expected = fcos(experiment.model.quality != "none", experiment.model.bins) if points else retinanet()
-    assert found == expected
+    model = experiment.model
+    p6 = 256 if model.p6_from == "p5" else 2048
+    expected = fcos(model.quality != "none", model.bins, p6) if model.name == "fcos" else retinanet()
+    assert found == expected + model.centre_prior * CLASSES * 4  # mean and width in two directions
 
 
 def test_priors_of_an_image_of_800_x_1333_pixels():

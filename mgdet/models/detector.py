@@ -20,7 +20,7 @@ from mgdet.models.norm import Norm
 from mgdet.models.postprocess import PostProcess
 from mgdet.models.pyramid import Pyramid
 from mgdet.models.rescoring import Rescoring
-from mgdet.structures import Detections, Predictions, PriorLayout, Priors, Scores
+from mgdet.structures import CentrePrior, Detections, Predictions, PriorLayout, Priors, Scores
 
 PRIOR_PROBABILITY = 0.01
 """Score that an untrained class head gives to everything (Lin et al., ICCV 2017, section 4.1)."""
@@ -65,6 +65,11 @@ class DetectorConfig(Config):
         default=5, ge=0, le=5, description="backbone stages that train, counted from the last; 5: all"
     )
     quality: QualityKind = "none"
+    centre_prior: bool = Field(
+        default=False,
+        description="learn where the samples of each class lie around the centres of its objects, as loss.bag's "
+        "auto_assign does",
+    )
     rescoring: Rescoring = Rescoring()
     postprocess: PostProcess = PostProcess()
 
@@ -115,6 +120,7 @@ class Detector(nn.Module):
             p6_from="c5" if config.p6_from == "c5" else "p5",
             norm=config.fpn_norm,
         )
+        self.centre_prior = LearnedCentrePrior(num_classes) if config.centre_prior else None
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
         self._priors: dict[tuple[int, int, str], Priors] = {}
@@ -135,7 +141,8 @@ class Detector(nn.Module):
         priors = self._remember_priors(images, features)
         boxes = self.coder.decode(deltas.float(), priors)
         quality = None if quality is None else quality.float()
-        return Predictions(priors, logits.float(), deltas.float(), boxes, quality)
+        centre = None if self.centre_prior is None else self.centre_prior()
+        return Predictions(priors, logits.float(), deltas.float(), boxes, quality, centre)
 
     def scores(self, predictions: Predictions) -> Scores:
         """Scores `[B, A, C]` by name, computed when they are looked at; the last one ranks the detections."""
@@ -163,6 +170,19 @@ class Detector(nn.Module):
                 self.anchor_generator, key[:2], grids, images.device, self.config.layout, self.prior_offset
             )
         return self._priors[key]
+
+
+class LearnedCentrePrior(nn.Module):
+    """AutoAssign's centre prior: mean and width of a Gaussian for each class, in strides, 0 and 1 before training."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(torch.zeros(num_classes, 2))
+        self.sigma = nn.Parameter(torch.ones(num_classes, 2))
+
+    def forward(self) -> CentrePrior:
+        """What it has learned."""
+        return CentrePrior(self.mean, self.sigma)
 
 
 def flatten_map(output: Tensor, channels: int) -> Tensor:

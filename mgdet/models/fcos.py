@@ -56,8 +56,10 @@ class FCOSConfig(DetectorConfig):
         description="each distance is the mean of a distribution over 0 to so many strides, which loss.distribution "
         "teaches (Generalized Focal Loss: 16); 0: the distance itself",
     )
-    quality: Literal["none", "centerness", "iou"] = Field(
-        default="centerness", description="what the branch beside the boxes predicts; iou: IoU rescoring in its place"
+    quality: Literal["none", "centerness", "iou", "objectness"] = Field(
+        default="centerness",
+        description="what the branch beside the boxes predicts; iou: IoU rescoring in its place; objectness: what "
+        "loss.bag makes of it (AutoAssign, DW)",
     )
     postprocess: FCOSPostProcess = FCOSPostProcess()
 

@@ -38,8 +38,10 @@ class RetinaNetConfig(DetectorConfig):
     coder_weights: tuple[Weight, Weight, Weight, Weight] = Field(
         default=(1.0, 1.0, 1.0, 1.0), description="of dx, dy, dw, dh; (10, 10, 5, 5) is SSD's variance coding"
     )
-    quality: Literal["none", "iou"] = Field(
-        default="none", description="iou: a branch predicts the IoU of each box (Wu et al., 2020)"
+    quality: Literal["none", "iou", "objectness"] = Field(
+        default="none",
+        description="iou: a branch predicts the IoU of each box (Wu et al., 2020); objectness: a branch says what "
+        "loss.bag makes of it (AutoAssign, DW)",
     )
 
     @property
@@ -59,7 +61,7 @@ class RetinaNet(Detector):
         super().__init__(config, num_classes)
         per_location = config.anchors.per_location
         self.head = RetinaNetHead(config.channels, per_location, num_classes, norm_layer=norm_layer(config.head_norm))
-        self.quality = nn.Conv2d(config.channels, per_location, 3, padding=1) if config.quality == "iou" else None
+        self.quality = nn.Conv2d(config.channels, per_location, 3, padding=1) if config.quality != "none" else None
         if self.quality is not None:
             nn.init.normal_(self.quality.weight, std=0.01)
             nn.init.zeros_(self.quality.bias)  # type: ignore[arg-type]  # the layer has one

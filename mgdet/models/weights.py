@@ -22,6 +22,8 @@ NEW_IN_BODY = f"{BODY}output_norms."
 """What of it no classification network has: it keeps its initial values."""
 QUALITY_BRANCHES = ("quality.", "head.regression_head.bbox_ctrness.")
 """Where RetinaNet and FCOS keep the branch that predicts a box's quality."""
+CENTRE_PRIOR = "centre_prior."
+"""Where a detector keeps what AutoAssign learns of each class."""
 IMAGENET = ("imagenet", "imagenet_v1")
 NAMED_WEIGHTS = ("none", *IMAGENET, "coco_v1", "coco_v2")
 """Values of `model.weights` that are no path; not every detector has both of COCO's."""
@@ -141,9 +143,11 @@ def _load(
         theirs = state[head + "bias"].numel() // network.config.layout.per_location
         other = f"{theirs} classes there, {network.num_classes} here"
     if other:
-        state = {k: v for k, v in state.items() if not k.startswith(head)}
+        state = {k: v for k, v in state.items() if not k.startswith((head, CENTRE_PRIOR))}
         notes.append(f"weights: class head re-initialised ({other})")
-        own = {k: v for k, v in own.items() if not k.startswith(head)}
+        own = {k: v for k, v in own.items() if not k.startswith((head, CENTRE_PRIOR))}
+    elif any(k.startswith(CENTRE_PRIOR) for k in own.keys() ^ state.keys()):  # one side has learned none
+        own, state = ({k: v for k, v in s.items() if not k.startswith(CENTRE_PRIOR)} for s in (own, state))
     own, state = _without_branch(network, own, state, notes)
     mismatched = [k for k, v in state.items() if k in own and own[k].shape != v.shape]
     unexpected = [k for k in state if k not in own]
