@@ -1,41 +1,33 @@
-"""The feature pyramid (Lin et al., CVPR 2017) over any backbone, from torchvision's parts."""
-
-from typing import Literal
+"""A pyramid of maps over any backbone."""
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelP6P7
 
 from mgdet.errors import ConfigError
 from mgdet.models.backbones.base import STRIDES
-from mgdet.models.norm import Norm, norm_layer
+from mgdet.models.necks import FPN, Neck
+from mgdet.models.norm import Norm
 
 PROBE = 64
 """Side in pixels of the black image that finds out a backbone's maps."""
 
 
 class Pyramid(nn.Module):
-    """P3 to P7 over a backbone's maps; parameter names are those of torchvision's `BackboneWithFPN`.
+    """A neck over a backbone's maps, P3 to P7 by default, under the names of torchvision's `BackboneWithFPN`.
 
     `body` gives a list of maps at strides 8, 16 and 32 for images `[B, 3, H, W]`. Raises `ConfigError`, which begins
     with `name`, where it does not.
     """
 
     def __init__(
-        self, body: nn.Module, name: str, *, channels: int, p6_from: Literal["p5", "c5"], norm: Norm = "none"
+        self, body: nn.Module, name: str, *, channels: int, p6_from: str, norm: Norm = "none", neck: Neck | None = None
     ) -> None:
         super().__init__()
         self.body = body
-        widths = _channels_of_maps(body, name)
-        self.fpn = FeaturePyramidNetwork(
-            widths,
-            channels,
-            LastLevelP6P7(channels if p6_from == "p5" else widths[-1], channels),
-            norm_layer(norm),
-        )
+        self.fpn = (neck or FPN()).build(_channels_of_maps(body, name), channels, p6_from, norm)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Five maps `[B, channels, H/2^l, W/2^l]`, from P3 to P7."""
+        """Maps `[B, channels, H/2^l, W/2^l]` from P3 on."""
         maps: dict[str, Tensor] = self.fpn({str(i): m for i, m in enumerate(self.body(images))})
         return maps
 

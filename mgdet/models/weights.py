@@ -1,7 +1,7 @@
 """Initial weights: torchvision's ImageNet and COCO weights, or a checkpoint of ours."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -16,6 +16,8 @@ from mgdet.storage import locate
 from mgdet.structures import read_categories
 from mgdet.text import first_of
 
+CLASS_HEAD = "head.classification_head.cls_logits."
+"""Where a detector keeps the layers that depend on the number of classes."""
 BODY = "backbone.body."
 """Where a detector keeps its backbone."""
 NEW_IN_BODY = f"{BODY}output_norms."
@@ -27,6 +29,11 @@ CENTRE_PRIOR = "centre_prior."
 IMAGENET = ("imagenet", "imagenet_v1")
 NAMED_WEIGHTS = ("none", *IMAGENET, "coco_v1", "coco_v2")
 """Values of `model.weights` that are no path; not every detector has both of COCO's."""
+
+
+def class_outputs(state: Mapping[str, Tensor]) -> int:
+    """Outputs of the class layer in a state dict, those of one location; 0 where there is none."""
+    return next((v.numel() for k, v in state.items() if k.startswith(CLASS_HEAD) and k.endswith("bias")), 0)
 
 
 def initialise(network: Detector, config: DetectorConfig, classes: Sequence[str] = ()) -> list[str]:
@@ -137,15 +144,14 @@ def _load(
     notes = [f"weights: {source}"]
     own = network.state_dict()
     state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked") or k in own}
-    head = "head.classification_head.cls_logits."
-    other_number = head + "bias" in state and state[head + "bias"].shape != own[head + "bias"].shape
-    if other_number and not other:
-        theirs = state[head + "bias"].numel() // network.config.layout.per_location
+    outputs = class_outputs(state)
+    if outputs and outputs != class_outputs(own) and not other:
+        theirs = outputs // network.config.layout.per_location
         other = f"{theirs} classes there, {network.num_classes} here"
     if other:
-        state = {k: v for k, v in state.items() if not k.startswith((head, CENTRE_PRIOR))}
+        state = {k: v for k, v in state.items() if not k.startswith((CLASS_HEAD, CENTRE_PRIOR))}
         notes.append(f"weights: class head re-initialised ({other})")
-        own = {k: v for k, v in own.items() if not k.startswith((head, CENTRE_PRIOR))}
+        own = {k: v for k, v in own.items() if not k.startswith((CLASS_HEAD, CENTRE_PRIOR))}
     elif any(k.startswith(CENTRE_PRIOR) for k in own.keys() ^ state.keys()):  # one side has learned none
         own, state = ({k: v for k, v in s.items() if not k.startswith(CENTRE_PRIOR)} for s in (own, state))
     own, state = _without_branch(network, own, state, notes)

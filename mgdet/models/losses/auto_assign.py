@@ -1,4 +1,4 @@
-"""AutoAssign's loss: one confidence for each object, and the centre prior that is learned with it (Zhu et al., 2020)."""
+"""AutoAssign's loss: a confidence of each object, and the centre prior that is learned with it (Zhu et al., 2020)."""
 
 from typing import Literal
 
