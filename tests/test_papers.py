@@ -109,7 +109,7 @@ def test_priors_of_an_image_of_800_x_1333_pixels():
 
 @pytest.mark.slow
 def test_priors_of_mutual_guidances_networks():
-    """`prior_box.py` at a24bbe4: 6 anchors in the middle of each cell of 40, 20, 10 and 5; no side above the image's."""
+    """`prior_box.py` at a24bbe4: 6 anchors in the middle of each cell of 40, 20, 10 and 5, no longer than the image."""
     experiment = load("voc320_resnet18_fpn_mutual_guidance")
     network = experiment.model.build(VOC_CLASSES).eval()
     with torch.no_grad():
