@@ -6,8 +6,14 @@
 
 `test` adds the metrics of the test split as `test/...` to each run of the MLflow experiment `study`, and leaves those
 alone that have them. `page` reads only the store. It refuses runs that differ in more than their arm and seed, and two
-runs of one arm and seed. An assigner of your own has its row after
-`mgdet tune configs/studies/bccd_retinanet.yaml name=study-mine 'space.assigner={grid: [{name: mine}]}' plugins=[mine]`.
+runs of one arm and seed. An assigner of your own, or one of mgdet's that is no arm yet, gets its row by one command:
+
+    python benchmarks/study.py arm mine plugins=[mine]     # trains it, looks at `test`, and writes the page
+
+It trains the assigner `mine` with the seeds and the budget of a study (`--study`, by default bccd_retinanet), and that
+study's baseline where the store has none. What else is particular to the arm follows as `key=value`:
+`arm dw model.quality=objectness loss.cls.weight=0 loss.box.weight=0 loss.bag.name=dw`. The same command goes on with
+what was stopped.
 """
 
 import argparse
@@ -347,9 +353,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("command", choices=("test", "page", "arm"))
     parser.add_argument("arm", nargs="?", help="of `arm`: the name of the assigner")
     parser.add_argument("settings", nargs="*", help="of `arm`: key=value of the sweep or of its experiment")
-    parser.add_argument(
-        "--study", default="bccd_retinanet", help="of `arm`: below configs/studies (default: %(default)s)"
-    )
+    parser.add_argument("--study", default="bccd_retinanet", help="of `arm`: one of configs/studies (%(default)s)")
     parser.add_argument("--store", default="auto", help="MLflow's tracking URI; default: as mgdet's")
     parser.add_argument("--experiment", default=EXPERIMENT, help="of MLflow (default: %(default)s)")
     parser.add_argument("--split", default=SPLIT, help="whose metrics are shown (default: %(default)s)")
