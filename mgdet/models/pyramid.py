@@ -24,7 +24,10 @@ class Pyramid(nn.Module):
     ) -> None:
         super().__init__()
         self.body = body
-        self.fpn = (neck or FPN()).build(_channels_of_maps(body, name), channels, p6_from, norm)
+        neck = neck or FPN()
+        self.fpn = neck.build(_channels_of_maps(body, name), channels, p6_from, norm)
+        if neck.inputs < len(STRIDES):
+            _freeze_what_is_not_used(body, neck.inputs)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Maps `[B, channels, H/2^l, W/2^l]` from P3 on."""
@@ -50,3 +53,19 @@ def _channels_of_maps(body: nn.Module, name: str) -> list[int]:
         shown = ", ".join(" x ".join(f"{s:g}" for s in sides) for sides in found)
         raise ConfigError(f"{name}: gives maps at strides {shown}; the pyramid needs 8, 16, 32")
     return [m.shape[1] for m in maps]
+
+
+@torch.enable_grad()
+def _freeze_what_is_not_used(body: nn.Module, maps: int) -> None:
+    """Parameters that only later maps depend on do not train: DDP would wait for their gradient."""
+    trained = [p for p in body.parameters() if p.requires_grad]
+    if not trained:
+        return
+    training = body.training
+    body.eval()
+    found: list[Tensor] = body(torch.zeros(1, 3, PROBE, PROBE))
+    used = torch.stack([m.sum() for m in found[:maps]]).sum()
+    body.train(training)
+    for parameter, gradient in zip(trained, torch.autograd.grad(used, trained, allow_unused=True), strict=True):
+        if gradient is None:
+            parameter.requires_grad_(False)

@@ -21,6 +21,11 @@ class Neck(Config):
     name: str
 
     @property
+    def inputs(self) -> int:
+        """How many of the backbone's three maps it takes, from stride 8 on."""
+        return 3
+
+    @property
     @abstractmethod
     def strides(self) -> tuple[int, ...]:
         """Of its maps, the finest first."""

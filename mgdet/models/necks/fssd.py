@@ -21,6 +21,11 @@ class Fused(Neck):
     maps: int = Field(default=3, ge=2, le=3, description="maps of the backbone that are fused, from stride 8 on")
 
     @property
+    def inputs(self) -> int:
+        """`maps`."""
+        return self.maps
+
+    @property
     def strides(self) -> tuple[int, ...]:
         """From 8 on."""
         return tuple(8 * 2**level for level in range(self.levels))
