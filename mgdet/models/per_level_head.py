@@ -41,8 +41,8 @@ class PerLevelHead(nn.Module):
 
 
 def _layers(inputs: int, outputs: int, levels: int, bias: float = 0.0) -> nn.ModuleList:
-    layers = nn.ModuleList(nn.Conv2d(inputs, outputs, 3, padding=1) for _ in range(levels))
+    layers = [nn.Conv2d(inputs, outputs, 3, padding=1) for _ in range(levels)]
     for layer in layers:
         nn.init.normal_(layer.weight, std=0.01)
-        nn.init.constant_(layer.bias, bias)
-    return layers
+        nn.init.constant_(layer.bias, bias)  # type: ignore[arg-type]  # the layer has one
+    return nn.ModuleList(layers)

@@ -20,7 +20,7 @@ class PAFPN(Fused):
     """
 
     name: Literal["pafpn"] = "pafpn"
-    maps: Literal[2] = Field(default=2, description="maps of the backbone that are fused, from stride 8 on")  # type: ignore[assignment]  # fewer are allowed
+    maps: Literal[2] = Field(default=2, description="maps of the backbone that are fused, from stride 8 on")
 
     def build(self, widths: Sequence[int], channels: int, p6_from: str, norm: Norm) -> nn.Module:
         """See `Neck`."""
@@ -40,9 +40,10 @@ class Context(nn.Module):
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         """`[B, channels, H, W]` at stride 8."""
-        fine, coarse = self.fine(maps[0]), self.coarse(maps[1])
+        fine: Tensor = self.fine(maps[0])
+        enlarged: Tensor = interpolate(self.coarse(maps[1]), size=fine.shape[-2:])
         context: Tensor = self.context(maps[1].mean(dim=(2, 3), keepdim=True))
-        return context + fine + interpolate(coarse, size=fine.shape[-2:])
+        return fine + enlarged + context
 
 
 class BottomUp(nn.Module):
