@@ -132,7 +132,10 @@ class RetinaNet(Detector):
         logits, deltas, quality = [], [], []
         for feature, cell in zip(features, self.anchor_generator.cell_anchors, strict=True):
             out, centre = head(feature), centres(feature, image_size, self.prior_offset)
-            size = (cell[0, 2:] - cell[0, :2]).to(centre.device).view(2, 1, 1)
+            width, height = (cell[0, 2:] - cell[0, :2]).to(centre.device)
+            if self.priors_fit_image:
+                width, height = width.clamp(max=image_size[1]), height.clamp(max=image_size[0])
+            size = torch.stack([width, height]).view(2, 1, 1)
             raw = out.boxes.float() / out.boxes.new_tensor(self.coder_weights).float().view(4, 1, 1)
             half = 0.5 * raw[:, 2:].clamp(max=MAX_LOG_RATIO).exp() * size
             middle = centre + raw[:, :2] * size

@@ -22,8 +22,8 @@ BODY = "backbone.body."
 """Where a detector keeps its backbone."""
 NEW_IN_BODY = f"{BODY}output_norms."
 """What of it no classification network has: it keeps its initial values."""
-QUALITY_BRANCHES = ("quality.", "head.regression_head.bbox_ctrness.")
-"""Where RetinaNet and FCOS keep the branch that predicts a box's quality."""
+QUALITY_BRANCHES = ("quality.", "head.quality.", "head.regression_head.bbox_ctrness.")
+"""Where RetinaNet, a head for each level and all other heads keep the branch that predicts a box's quality."""
 CENTRE_PRIOR = "centre_prior."
 """Where a detector keeps what AutoAssign learns of each class."""
 IMAGENET = ("imagenet", "imagenet_v1")
