@@ -20,7 +20,7 @@ class PAFPN(Fused):
     """
 
     name: Literal["pafpn"] = "pafpn"
-    maps: Literal[2] = Field(default=2, description="maps of the backbone that are fused, from stride 8 on")
+    maps: int = Field(default=2, ge=2, le=2, description="maps of the backbone that are fused, from stride 8 on")
 
     def build(self, widths: Sequence[int], channels: int, p6_from: str, norm: Norm) -> nn.Module:
         """See `Neck`."""
