@@ -16,9 +16,11 @@ from mgdet.assign import (
     ATSS,
     DDOD,
     DLA,
+    DW,
     OTA,
     PAA,
     Assigner,
+    AutoAssign,
     CenterSampling,
     FreeAnchor,
     MaxIoU,
@@ -56,7 +58,21 @@ def assigners_for(priors: Priors) -> list[Assigner]:
     """Those that are defined for such priors."""
     own = [CenterSampling()] if priors.layout.points else [MaxIoU(), MutualGuidance(count="iou")]
     guided = [MutualGuidance(count="dynamic_k"), MutualGuidance(count="mean_std"), MutualLabeling()]
-    return [*own, ATSS(), TaskAligned(), SimOTA(), *guided, FreeAnchor(), PAA(), OTA(), DDOD(), DLA(), MuSu()]
+    return [
+        *own,
+        ATSS(),
+        TaskAligned(),
+        SimOTA(),
+        *guided,
+        FreeAnchor(),
+        PAA(),
+        OTA(),
+        DDOD(),
+        DLA(),
+        MuSu(),
+        AutoAssign(),
+        DW(),
+    ]
 
 
 def seconds(action: Callable[[], object], repeat: int, device: torch.device) -> float:

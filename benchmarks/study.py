@@ -6,8 +6,14 @@
 
 `test` adds the metrics of the test split as `test/...` to each run of the MLflow experiment `study`, and leaves those
 alone that have them. `page` reads only the store. It refuses runs that differ in more than their arm and seed, and two
-runs of one arm and seed. An assigner of your own has its row after
-`mgdet tune configs/studies/bccd_retinanet.yaml name=study-mine 'space.assigner={grid: [{name: mine}]}' plugins=[mine]`.
+runs of one arm and seed. An assigner of your own, or one of mgdet's that is no arm yet, gets its row by one command:
+
+    python benchmarks/study.py arm mine plugins=[mine]     # trains it, looks at `test`, and writes the page
+
+It trains the assigner `mine` with the seeds and the budget of a study (`--study`, by default bccd_retinanet), and that
+study's baseline where the store has none. What else is particular to the arm follows as `key=value`:
+`arm dw model.quality=objectness loss.cls.weight=0 loss.box.weight=0 loss.bag.name=dw`. The same command goes on with
+what was stopped.
 """
 
 import argparse
@@ -20,14 +26,20 @@ from typing import Any, NamedTuple
 
 from study_numbers import Paired, across_arms, holm, paired, seeds_needed, within_arms
 
+import mgdet
+from mgdet.config_yaml import flatten
 from mgdet.errors import ConfigError, MgdetError
+from mgdet.sweep.config import load_sweep
+from mgdet.sweep.space import Space
 from mgdet.tracking.client import connect, mlflow_name, resolve_uri
 
 EXPERIMENT, SPLIT, BASELINE = "study", "test", "baseline"
 AP, MORE_AP = "AP", ("AP50", "AP75", "APs", "APm", "APl")
 DIVERGENCES = ("divergence", "divergence_pre_nms", "divergence_recall")
+STUDIES = Path(__file__).resolve().parents[1] / "configs" / "studies"
+OF_THE_ARM = ("assigner.", "loss.", "model.quality", "model.rescoring.", "model.centre_prior")
 MAY_DIFFER = (
-    *("name", "seed", "storage", "assigner.", "loss.", "model.quality", "model.rescoring.", "cluster.", "tracking."),
+    *("name", "seed", "storage", *OF_THE_ARM, "cluster.", "tracking."),
     *("evaluation.", "data.loader.", "plugins", "train.log_every", "train.keep_best"),
 )
 """Parameters in which the runs of one table may differ; every other one is the budget."""
@@ -121,6 +133,38 @@ def _require_one_budget(table: tuple[str, str], runs: Sequence[Run]) -> None:
                     f"{table}: {first.name} has {key} = {mine} and {run.name} {other}: a table compares runs that "
                     "differ in their arm and seed alone"
                 )
+
+
+def train_arm(client: Any, args: argparse.Namespace) -> None:
+    """Train an arm with the seeds and the budget of a study, and the study's baseline unless the store has one.
+
+    Raises:
+        ConfigError: no such study, assigner or key.
+    """
+    path = STUDIES / f"{args.study}.yaml"
+    if not path.exists():
+        known = ", ".join(sorted(p.stem for p in STUDIES.glob("*.yaml")))
+        raise ConfigError(f"--study {args.study}: no such study; there are {known}")
+    where = [f"tracking.experiment={args.experiment}"]
+    where += [] if args.store == "auto" else [f"tracking.uri={args.store}"]
+    shared = [setting for setting in args.settings if not setting.startswith(OF_THE_ARM)]
+    study = load_sweep(path, [*shared, *where])
+    settings = Space(study.space).settings(study.points[0])
+    tree = flatten(study.experiment(settings).shown())
+    table = Run("", "", {key: str(value) for key, value in tree.items()}, {}, "").table
+    arms = {args.arm: args.settings}
+    if not _has_baseline(client, args.experiment, table):
+        arms[settings["assigner"]["name"]] = shared
+    for assigner, changed in arms.items():
+        called = f"study-{args.study}-{assigner}".replace("_", "-")
+        one = f"space.assigner={{grid: [{{name: {assigner}}}]}}"
+        mgdet.tune(str(path), [f"name={called}", one, *where, *changed])
+
+
+def _has_baseline(client: Any, experiment: str, table: tuple[str, str]) -> bool:
+    if client.get_experiment_by_name(experiment) is None:
+        return False
+    return any(run.table == table and run.arm == BASELINE for run in read_runs(client, experiment))
 
 
 def values(arm: Mapping[int, Run], metric: str) -> dict[int, float]:
@@ -306,18 +350,27 @@ def look_at_test(client: Any, runs: Sequence[Run], split: str) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a sub-command; 2 where something can be mended."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("test", "page"))
+    parser.add_argument("command", choices=("test", "page", "arm"))
+    parser.add_argument("arm", nargs="?", help="of `arm`: the name of the assigner")
+    parser.add_argument("settings", nargs="*", help="of `arm`: key=value of the sweep or of its experiment")
+    parser.add_argument("--study", default="bccd_retinanet", help="of `arm`: one of configs/studies (%(default)s)")
     parser.add_argument("--store", default="auto", help="MLflow's tracking URI; default: as mgdet's")
     parser.add_argument("--experiment", default=EXPERIMENT, help="of MLflow (default: %(default)s)")
     parser.add_argument("--split", default=SPLIT, help="whose metrics are shown (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("docs/evidence.md"))
-    args = parser.parse_args(arguments)
+    args = parser.parse_intermixed_args(arguments)
     try:
         client = connect(resolve_uri(args.store), 60, 2)
+        if args.command == "arm":
+            if args.arm is None:
+                raise ConfigError("arm: which assigner? Give its name, such as `arm mine plugins=[mine]`")
+            train_arm(client, args)
         runs = read_runs(client, args.experiment)
-        if args.command == "test":
+        if args.command in ("test", "arm"):
             print(f"{look_at_test(client, runs, args.split)} of {len(runs)} runs were looked at on {args.split}")
-            return 0
+            if args.command == "test":
+                return 0
+            runs = read_runs(client, args.experiment)
         missing = [run.name for run in runs if f"{args.split}/{AP}" not in run.metrics]
         if missing or not runs:
             raise ConfigError(

@@ -12,6 +12,8 @@ import yaml
 from pydantic import Field, model_validator
 
 from mgdet.assign import AssignerConfig, MutualGuidance
+from mgdet.assign.auto_assign import AutoAssignWeights
+from mgdet.assign.dw import DualWeights
 from mgdet.config_base import ByField, Config
 from mgdet.config_files import EXPERIMENTS, PAPERS, find
 from mgdet.config_yaml import Overrides, flatten, on_base, read_tree, set_value, settings_of, validate_as
@@ -68,8 +70,33 @@ class Experiment(Config):
                 "loss.distribution teaches distributions of distances, and this detector predicts none: use "
                 "model.name=fcos with model.bins=16, or loss.distribution=null"
             )
-        if bins and self.loss.bag is not None:
-            raise ValueError("loss.bag compares offsets, and model.bins makes them distributions: use model.bins=0")
+        if bins and self.loss.bag is not None and self.loss.bag.name == "free_anchor":
+            raise ValueError(
+                "loss.bag.name=free_anchor compares offsets, and model.bins makes them distributions: use model.bins=0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _whole_objects_suit_the_rest(self) -> Self:
+        """What only a loss of whole objects teaches has one, and such a loss weighs as the assigner does."""
+        bag = self.loss.bag
+        kind = bag.name if bag else "none"
+        if self.model.quality == "objectness" and kind not in ("auto_assign", "dw"):
+            raise ValueError(
+                "model.quality=objectness has no target of its own: use loss.bag.name=auto_assign or dw, or another "
+                "model.quality"
+            )
+        if self.model.centre_prior and kind != "auto_assign":
+            raise ValueError("model.centre_prior is taught by loss.bag.name=auto_assign alone: use both or neither")
+        for base in (AutoAssignWeights, DualWeights):
+            if isinstance(bag, base) and isinstance(self.assigner, base):
+                for key in base.model_fields:
+                    one, other = getattr(self.assigner, key), getattr(bag, key)
+                    if one != other:
+                        raise ValueError(
+                            f"assigner.{key} = {one} and loss.bag.{key} = {other}: the labels are weighed as the loss "
+                            f"weighs; set both to one value"
+                        )
         return self
 
     @model_validator(mode="after")

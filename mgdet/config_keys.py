@@ -54,7 +54,9 @@ def _union(key: str, field: FieldInfo, models: Sequence[type[BaseModel]]) -> Ite
     """`key.name`, what all variants have alike, and then what each has of its own."""
     default = getattr(field.default, "name", None)
     allowed = {name: summary(m) for m in models for name in tags(m)}
-    one_of = f"one of {', '.join(allowed)}"
+    optional = type(None) in typing.get_args(field.annotation)
+    default = "null" if optional and default is None else default
+    one_of = f"{'null or ' * optional}one of {', '.join(allowed)}"
     yield Key(f"{key}.name", one_of, default, _meaning(field) or "which of these", allowed)
     of_each = {"|".join(tags(m)): [k for k in keys_of(m, f"{key}.") if k.key != f"{key}.name"] for m in models}
     first, *others = of_each.values()

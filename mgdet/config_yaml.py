@@ -229,7 +229,10 @@ def _takes(variant: type[BaseModel], key: str, value: Any) -> bool:
 
 
 def _with_default_names(tree: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
-    """`assigner: {sigma: 3}` without a name means the default assigner, here and at every other union."""
+    """`assigner: {sigma: 3}` without a name means the default assigner, here and at every other union.
+
+    Where the default is that there is none, the first member is meant.
+    """
     out = dict(tree)
     for key, field in model.model_fields.items():
         value = out.get(key)
@@ -238,6 +241,8 @@ def _with_default_names(tree: dict[str, Any], model: type[BaseModel]) -> dict[st
         default, members = field.default, variants(field)
         if "name" not in value and isinstance(default, BaseModel) and tags(type(default)):
             value = {"name": dict(default)["name"], **value}
+        elif "name" not in value and default is None and members and tags(members[0]):
+            value = {"name": tags(members[0])[0], **value}
         chosen = [m for m in members if value.get("name") in tags(m)] or members[:1]
         out[key] = _with_default_names(value, chosen[0]) if chosen else value
     return out

@@ -156,6 +156,14 @@ class Priors(Shared):
 
 
 @dataclass(frozen=True, eq=False)
+class CentrePrior(Shared):
+    """Where the samples of each class lie: a learned Gaussian around the centres of its objects, in strides."""
+
+    mean: Tensor  # [C, 2] x and y
+    sigma: Tensor  # [C, 2]
+
+
+@dataclass(frozen=True, eq=False)
 class Predictions(Value):
     """What the network says about each prior, over all levels."""
 
@@ -164,6 +172,14 @@ class Predictions(Value):
     deltas: Tensor  # [B, A, 4] raw box regression, in the coder's units; [B, A, 4 * (n + 1)] where it is distributions
     boxes: Tensor  # [B, A, 4] decoded boxes, pixels
     quality: Tensor | None = None  # [B, A] logits of the predicted localization quality
+    centre_prior: CentrePrior | None = None  # of a detector that learns one
+
+    def centre_of(self, labels: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+        """Mean and width `[..., 2]` of the centre prior of classes `[...]`; 0 and `sigma` where none is learned."""
+        if self.centre_prior is not None:
+            return self.centre_prior.mean[labels], self.centre_prior.sigma[labels]
+        mean = self.boxes.new_zeros(*labels.shape, 2)
+        return mean, torch.full_like(mean, sigma)
 
     def detach(self) -> Self:
         """The same values cut from the graph and in float32: what assigners see."""

@@ -31,16 +31,48 @@ def retinanet() -> int:
     return RESNET50 + pyramid(2048) + 8 * conv(256, 256) + conv(256, 9 * CLASSES) + conv(256, 9 * 4)
 
 
-def fcos(branch: bool, bins: int) -> int:
+def fcos(branch: bool, bins: int, p6: int = 256) -> int:
     """Tian et al., figure 2: towers with group norm, a factor for each level."""
     towers = 8 * (conv(256, 256) + 2 * 256)
-    return RESNET50 + pyramid(256) + towers + conv(256, CLASSES) + conv(256, 4 * (bins + 1)) + branch * conv(256, 1) + 5
+    return RESNET50 + pyramid(p6) + towers + conv(256, CLASSES) + conv(256, 4 * (bins + 1)) + branch * conv(256, 1) + 5
 
 
-def built(name: str) -> Detector:
+def tood() -> int:
+    """The authors' `tood_head.py` with group norm: six shared convolutions, two attentions, two alignments."""
+    tower = 6 * (256 * 256 * 9 + 2 * 256)
+    task = conv(1536, 32, 1) + conv(32, 6, 1) + 1536 * 256 + 2 * 256
+    alignment = 2 * conv(1536, 64, 1) + conv(64, 1) + conv(64, 8)
+    return RESNET50 + pyramid(256) + tower + 2 * task + conv(256, CLASSES) + conv(256, 4) + alignment + 5
+
+
+VOC_CLASSES, VOC_LEVELS = 20, 4
+RESNET18, VGG16 = 11_689_512 - 513_000, 14_714_688 + 2 * 4224
+"""Parameters of the backbones with their norms and without classifiers."""
+
+
+def normed(inputs: int, outputs: int, side: int = 3) -> int:
+    """The official `BasicConv`: a convolution with bias and a batch norm."""
+    return conv(inputs, outputs, side) + 2 * outputs
+
+
+def mutual_guidance(backbone: str, neck: str) -> int:
+    """The networks of the official code at a24bbe4 (`fssd.py`, `retinanet.py`) and 51dbb17 (`pafpn.py`), 320 pixels."""
+    widths = (512, 512) if backbone == "vgg16" else (128, 256, 512)
+    top_down = VOC_LEVELS * (normed(256, 256, 1) + normed(256, 256))
+    bottom_up = (2 * VOC_LEVELS - 1) * normed(256, 256)
+    if neck == "pafpn":
+        found = 3 * normed(512, 256, 1) + VOC_LEVELS * normed(256, 256) + top_down + bottom_up
+    else:
+        fused = sum(normed(width, 256, 1) for width in widths) + normed(256 * len(widths), 256)
+        found = fused + (VOC_LEVELS - 1) * normed(256, 256) + top_down * (neck == "fpn")
+    head = VOC_LEVELS * (conv(256, 6 * VOC_CLASSES) + conv(256, 6 * 4))
+    return (VGG16 if backbone == "vgg16" else RESNET18) + found + head
+
+
+def built(name: str, classes: int = CLASSES) -> Detector:
     """The network of a row, without memory."""
     with torch.device("meta"):
-        return load(name).model.build(CLASSES)
+        return load(name).model.build(classes)
 
 
 def test_every_row_has_a_configuration_and_every_configuration_a_row():
@@ -53,13 +85,18 @@ def test_a_row_builds_and_has_the_parameters_of_its_paper(name):
     experiment = load(name)
     assert experiment.name == name
     if name.startswith("voc320"):
-        assert experiment.model.anchors.per_location == 6
+        _, backbone, neck, *_ = name.split("_")
+        assert sum(p.numel() for p in built(name, VOC_CLASSES).parameters()) == mutual_guidance(backbone, neck)
         assert (experiment.train.epochs, experiment.evaluation.protocol) == (250, "voc07")
         return
     found = sum(p.numel() for p in built(name).parameters())
-    points = experiment.model.name == "fcos"
-    expected = fcos(experiment.model.quality != "none", experiment.model.bins) if points else retinanet()
-    assert found == expected
+    model = experiment.model
+    p6 = 256 if model.p6_from == "p5" else 2048
+    if model.head == "task_aligned":
+        assert found == tood()
+        return
+    expected = fcos(model.quality != "none", model.bins, p6) if model.name == "fcos" else retinanet()
+    assert found == expected + model.centre_prior * CLASSES * 4  # mean and width in two directions
 
 
 def test_priors_of_an_image_of_800_x_1333_pixels():
@@ -71,7 +108,31 @@ def test_priors_of_an_image_of_800_x_1333_pixels():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in papers.ROWS if name.startswith("coco")])
+def test_priors_of_mutual_guidances_networks():
+    """`prior_box.py` at a24bbe4: 6 anchors in the middle of each cell of 40, 20, 10 and 5, no longer than the image."""
+    experiment = load("voc320_resnet18_fpn_mutual_guidance")
+    network = experiment.model.build(VOC_CLASSES).eval()
+    with torch.no_grad():
+        out = network(torch.zeros(1, 3, 320, 320, dtype=torch.uint8), torch.tensor([[320, 320]]))
+    assert out.priors.level_counts == tuple(6 * side * side for side in (40, 20, 10, 5))
+    assert sum(out.priors.level_counts) == 12_750
+    expected = set()
+    for level, side in enumerate((40, 20, 10, 5)):
+        for base in (24 * 2**level, 24 * 2**level * 2**0.5):
+            for w, h in ((base, base), (base * 2**0.5, base / 2**0.5), (base / 2**0.5, base * 2**0.5)):
+                expected.add((320 / side / 2, round(min(w, 320), 2), round(min(h, 320), 2)))
+    first = torch.tensor([0, *out.priors.level_counts]).cumsum(0)[:-1]
+    boxes = torch.cat([out.priors.boxes[start : start + 6] for start in first.tolist()])
+    centre, size = 0.5 * (boxes[:, :2] + boxes[:, 2:]), boxes[:, 2:] - boxes[:, :2]
+    torch.testing.assert_close(centre[:, 0], centre[:, 1])
+    found = {
+        (round(x, 2), round(w, 2), round(h, 2)) for x, (w, h) in zip(centre[:, 0].tolist(), size.tolist(), strict=True)
+    }
+    assert found == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", papers.ROWS)
 def test_a_row_takes_a_step(name):
     """Its assigner and losses on a tiny network, before and after the warm-up of its assigner."""
     tiny = ["model.backbone=mobilenet_v3_small", "model.norm=own", "model.channels=32", "model.trainable_layers=5"]
@@ -102,7 +163,7 @@ def test_the_list_and_a_row_are_printed(capsys):
     assert "39.4 AP" in shown
     assert "mgdet train coco_atss_r50 cluster.workers=8" in shown
     assert "not run" in shown
-    assert main.main(["papers", "coco_tood"]) == 2
+    assert main.main(["papers", "coco_other"]) == 2
     assert "no such row" in capsys.readouterr().err
 
 

@@ -11,7 +11,6 @@ from PIL import Image
 
 import mgdet
 from mgdet import plugins
-from mgdet.cli import prepare
 from mgdet.config import load, validate
 from mgdet.config_base import ByField, ByName
 from mgdet.data import formats
@@ -20,22 +19,9 @@ from mgdet.evaluation import evaluator
 from mgdet.inference.load import load_detector
 from mgdet.runs.launch import train_in_process
 from mgdet.sweep.config import load_sweep
+from tests.outside import BEST_K, as_before  # noqa: F401  # a fixture of all tests here
 from tests.small import small_experiment
 from tests.trained_runs import call, import_job, refused
-
-BEST_K = """
-from typing import Literal
-
-from pydantic import Field
-
-from mgdet.assign.atss import ATSS
-from mgdet.config_base import Config
-
-
-class BestK(ATSS):
-    name: Literal["best_few"] = "best_few"
-    k: int = Field(default=9, ge=1)
-"""
 
 COUNT = """
 from mgdet.evaluation.metric import Metric, MetricInfo, joined
@@ -108,27 +94,6 @@ class Lines(DataFormat):
 
 OPTIMIZER = "mgdet.training.optimizers import SGD"
 FAST = {"train": {"optimizer": {"name": "best_few"}}}
-
-
-@pytest.fixture(autouse=True)
-def as_before(monkeypatch):
-    """Path, modules, unions, loss terms, metrics and formats are afterwards what they were."""
-    monkeypatch.setattr(evaluator, "METRICS", list(evaluator.METRICS))
-    monkeypatch.setattr(formats, "FORMATS", list(formats.FORMATS))
-    monkeypatch.setattr(prepare, "FORMATS", formats.FORMATS)
-    members = {union: union.members for union in ByName.unions}
-    modules, path = set(sys.modules), list(sys.path)
-    monkeypatch.setattr(plugins, "_loaded", {})
-    monkeypatch.setattr(plugins, "_brought", {})
-    yield
-    for union, before in members.items():
-        union.set_members(before)
-    for node in ByField.nodes:
-        node.set_added(())
-    sys.path[:] = path
-    for name in [n for n in sys.modules if n.startswith(("outside", "my_"))]:
-        if name not in modules:
-            del sys.modules[name]
 
 
 @pytest.fixture

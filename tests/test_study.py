@@ -12,6 +12,7 @@ from mgdet.config_yaml import flatten
 from mgdet.errors import ConfigError
 from mgdet.sweep.config import load_sweep
 from mgdet.sweep.space import Space
+from tests.outside import BEST_K, as_before  # noqa: F401  # a fixture of all tests here
 
 with pytest.MonkeyPatch.context() as patch:  # as for a script that is started there
     patch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
@@ -169,6 +170,46 @@ def test_an_assigner_of_ones_own_has_a_row_and_an_experiment_must_be_there():
     assert "mine" in study.tables(found)["bccd", "retinanet"]
     with pytest.raises(ConfigError, match="no experiment"):
         study.read_runs(Store([]), "other")
+
+
+@pytest.mark.slow
+def test_one_command_gives_an_assigner_from_outside_its_row(tmp_path, monkeypatch):
+    """Trained with the study's seeds beside its baseline, looked at on the test split, and on the page."""
+    (tmp_path / "my_best.py").write_text(BEST_K)
+    monkeypatch.chdir(tmp_path)
+    store, trained = Store([]), []
+
+    def tune(path, overrides):
+        sweep = load_sweep(path, overrides)
+        for point in sweep.points:
+            tree = flatten(sweep.experiment(Space(sweep.space).settings(point)).shown())
+            trained.append((tree["assigner.name"], tree["seed"], tuple(tree["plugins"])))
+            run = fake_run(tree["assigner.name"], tree["seed"], 0.5 + 0.01 * len(trained))
+            run.data.params.update({key: str(value) for key, value in tree.items()})
+            run.data.metrics = {}
+            store.runs.append(run)
+
+    def look(client, runs, split):
+        for run in client.runs:
+            run.data.metrics.setdefault("test/AP", 0.5 if run.data.params.get("assigner.name") == "max_iou" else 0.6)
+        return len(runs)
+
+    monkeypatch.setattr(study.mgdet, "tune", tune)
+    monkeypatch.setattr(study, "connect", lambda *_: store)
+    monkeypatch.setattr(study, "look_at_test", look)
+    monkeypatch.setattr(study, "draw", lambda *_: [])
+    command = ["arm", "best_few", "plugins=[my_best]", "assigner.top_k=3", "--out", str(tmp_path / "page.md")]
+    assert study.main(command) == 0
+    assert {name for name, _, _ in trained} == {"best_few", "max_iou"}
+    assert [seed for name, seed, _ in trained if name == "best_few"] == list(range(8))
+    assert all(brought == ("my_best",) for _, _, brought in trained)
+    assert "| best_few | 8 | 0.600 | +0.100 [+0.100, +0.100] |" in (tmp_path / "page.md").read_text()
+    trained.clear()
+    store.runs = [run for run in store.runs if run.data.params.get("assigner.name") != "best_few"]
+    assert study.main(command) == 0
+    assert {name for name, _, _ in trained} == {"best_few"}  # the store has a baseline
+    assert study.main(["arm"]) == 2
+    assert study.main(["arm", "best_few", "--study", "other"]) == 2
 
 
 @pytest.mark.slow

@@ -3,10 +3,12 @@
 from typing import Annotated
 
 from mgdet.assign.atss import ATSS
+from mgdet.assign.auto_assign import AutoAssign
 from mgdet.assign.base import Assigner
 from mgdet.assign.center_sampling import CenterSampling
 from mgdet.assign.ddod import DDOD
 from mgdet.assign.dla import DLA
+from mgdet.assign.dw import DW
 from mgdet.assign.free_anchor import FreeAnchor
 from mgdet.assign.max_iou import MaxIoU
 from mgdet.assign.musu import MuSu
@@ -33,6 +35,8 @@ AssignerConfig = Annotated[
     | DDOD
     | DLA
     | MuSu
+    | AutoAssign
+    | DW
     | Permutation,
     ByName(),
 ]
@@ -41,10 +45,12 @@ __all__ = [
     "ATSS",
     "DDOD",
     "DLA",
+    "DW",
     "OTA",
     "PAA",
     "Assigner",
     "AssignerConfig",
+    "AutoAssign",
     "CenterSampling",
     "FreeAnchor",
     "MaxIoU",

@@ -119,6 +119,12 @@ def owned_labels(owners: Ownership) -> Labels:
     return hard_labels(owners.owner, owners.owner >= 0)
 
 
+def weighted_labels(owners: Ownership) -> Labels:
+    """The same, weighted by the criterion; 1 for what was adopted without being worth anything."""
+    labels = owned_labels(owners)
+    return labels.replace(weight=torch.where(owners.raw > 0, owners.raw, labels.weight))
+
+
 def ranked_labels(owners: Ownership, counts: Counts, ignore: bool = False) -> Labels:
     """Each object's best priors are positive, as many as `counts` says; with `ignore` the next ones are ignored."""
     positive = owners.best(counts.positive)

@@ -11,13 +11,14 @@ from mgdet.assign.geometry import (
     CandidateKind,
     Sides,
     around,
+    box_centres,
     footprint_places,
     nearest_per_level,
     outer_levels,
 )
-from mgdet.assign.pieces import Criterion
+from mgdet.assign.pieces import Criterion, Quality
 from mgdet.assign.places import ALL, At, Places, indices, take
-from mgdet.boxes import box_area, pairwise_iou
+from mgdet.boxes import box_area, giou, iou, pairwise_iou
 from mgdet.structures import Predictions, Priors, Targets
 
 REMEMBERED = 2**22
@@ -78,6 +79,35 @@ def centerness(priors: Priors) -> Criterion:
         return (horizontal * vertical).sqrt()
 
     return Criterion(quality, around(priors).touching)
+
+
+def centre_gaussian(boxes: Tensor, priors: Priors, mean: Tensor, sigma: Tensor) -> Tensor:
+    """AutoAssign's centre prior G of priors for objects, `[B, g, n]` (Zhu et al., 2020, section 3.3).
+
+    A Gaussian of the distance of the centres in strides, with mean and width `[B, g, 2]` in x and y.
+    """
+    distance = (box_centres(priors.boxes) - box_centres(boxes).unsqueeze(-2)) / priors.strides[:, None]
+    return torch.exp(-0.5 * ((distance - mean.unsqueeze(-2)) / sigma.unsqueeze(-2)) ** 2).prod(dim=-1)
+
+
+def confidence(predictions: Predictions, power: float, fit: str = "giou") -> Quality:
+    """AutoAssign's P and DW's t, in `tie_safe_dtype`: score of the object's class, times how well the box fits.
+
+    The fit is exp(-`power` * GIoU loss), or IoU^`power`. A quality branch's output is a factor of the score.
+    """
+    score, places, dtype = class_score(predictions), Places(predictions.boxes), tie_safe_dtype(predictions.logits)
+    branch = None if predictions.quality is None else sigmoid(predictions.quality).nan_to_num(nan=0.0)
+
+    def quality(boxes: Tensor, labels: Tensor, at: At) -> Tensor:
+        p, decoded = score.quality(boxes, labels, at).to(dtype), places.at(at).unsqueeze(-3)
+        if branch is not None:
+            p = p * take(branch, at).unsqueeze(1)
+        if fit == "iou":
+            return p * iou(decoded, boxes.unsqueeze(-2)).to(dtype) ** power
+        overlap = giou(decoded, boxes.unsqueeze(-2)).nan_to_num(nan=-1.0, posinf=-1.0, neginf=-1.0).clamp(-1, 1)
+        return p * torch.exp(-power * (1 - overlap.to(dtype)))
+
+    return quality
 
 
 def amplified(prior: Criterion, predictions: Predictions, sigma: float, form: str = "power") -> Criterion:

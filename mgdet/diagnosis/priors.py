@@ -17,9 +17,10 @@ from mgdet.diagnosis.annotations import ious
 from mgdet.diagnosis.base import Case, Data, Finding, Split
 from mgdet.models import RetinaNetConfig
 from mgdet.models.anchors import AnchorConfig
-from mgdet.models.fcos import STRIDES
 from mgdet.text import first_of
 
+FINEST = 8
+"""Stride of the finest level, in pixels; that of each further one is twice as large."""
 POSITIVE = 0.5
 """The IoU that an anchor needs where the assigner has no `positive_iou`."""
 MANY = 0.05
@@ -63,7 +64,8 @@ def best_ious(inputs: Inputs, shapes: list[NDArray[np.float64]], offset: float) 
     """
     centres = (inputs.boxes[:, :2] + inputs.boxes[:, 2:]) / 2
     found = np.zeros((len(inputs.boxes), len(shapes)))
-    for level, (stride, sides) in enumerate(zip(STRIDES, shapes, strict=True)):
+    for level, sides in enumerate(shapes):
+        stride = FINEST * 2**level
         grid = -(-inputs.padded // stride)
         step = (inputs.padded // grid)[:, ::-1]  # (x, y): not exactly the stride where the grid does not divide it
         cell = (centres / step - offset).round().clip(0, grid[:, ::-1] - 1)
@@ -105,13 +107,13 @@ def _below_stride(seen: _Seen) -> Iterator[Finding]:
     cases = []
     for split, things, inputs in seen:
         sides = inputs.boxes[:, 2:] - inputs.boxes[:, :2]
-        for k in np.flatnonzero(sides.max(axis=1) < STRIDES[0]).tolist():
+        for k in np.flatnonzero(sides.max(axis=1) < FINEST).tolist():
             cases.append(_case(split, int(things[k]), f"{sides[k, 0]:.1f} x {sides[k, 1]:.1f} pixels of the input"))
     total = sum(len(things) for _, things, _ in seen)
     if cases:
         what = (
             f"{len(cases)} of {total} objects ({len(cases) / total:.1%}) are smaller than the finest stride, "
-            f"{STRIDES[0]} pixels, at this input size: a larger data.transform.resize or tiles would help"
+            f"{FINEST} pixels, at this input size: a larger data.transform.resize or tiles would help"
         )
         yield Finding("below_stride", tuple(cases), what)
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mgdet.boxes import clip_to_image
+from mgdet.models.anchors import within_image
 from mgdet.models.detector import Detector, normalise
 from mgdet.structures import Priors
 
@@ -76,7 +77,7 @@ class DetectionGraph(nn.Module):
         """
         detector = self.detector
         features = list(detector.backbone(normalise(images, sizes, detector.mean, detector.std)).values())
-        logits, deltas, quality = detector.predict(features)
+        logits, deltas, quality = detector.predict(features, (images.shape[-2], images.shape[-1]))
         anchors, counts = self._anchors(images, features)
         priors = Priors(anchors, anchors.new_zeros(0), (), detector.config.layout)  # coders look at the boxes alone
         boxes = detector.coder.decode(deltas, priors)
@@ -108,7 +109,10 @@ class DetectionGraph(nn.Module):
             y, x = y[:, None].expand(height, width).flatten(), x[None].expand(height, width).flatten()
             levels.append((torch.stack([x, y, x, y], dim=1).unsqueeze(1) + cell).flatten(0, 1))
             counts.append(height * width * len(cell))
-        return torch.cat(levels), counts
+        anchors = torch.cat(levels)
+        if self.detector.priors_fit_image:
+            anchors = within_image(anchors, (images.shape[-2], images.shape[-1]))
+        return anchors, counts
 
     def _scores(self, logits: Tensor, quality: Tensor | None) -> Tensor:
         """The scores `[B, N, C]` that rank the detections; 0 where the threshold is not passed."""

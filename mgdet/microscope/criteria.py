@@ -8,8 +8,10 @@ from mgdet.assign import (
     ATSS,
     DDOD,
     DLA,
+    DW,
     PAA,
     Assigner,
+    AutoAssign,
     CenterSampling,
     FreeAnchor,
     MaxIoU,
@@ -19,9 +21,9 @@ from mgdet.assign import (
     SimOTA,
     TaskAligned,
 )
-from mgdet.assign.criteria import class_score, prior_iou, product, regressed_iou
+from mgdet.assign.criteria import class_score, confidence, prior_iou, product, regressed_iou
 from mgdet.assign.mutual import MutualAssigner
-from mgdet.assign.pieces import Criterion
+from mgdet.assign.pieces import Criterion, Quality
 from mgdet.assign.places import ALL, At, take
 from mgdet.structures import Predictions
 
@@ -84,6 +86,10 @@ def _of_each_task(assigner: DDOD | MuSu, predictions: Predictions) -> Rankings:
     return Rankings(ranking("u^θ · p^α", (alpha, theta)), ranking("p · u^θα", (1.0, theta * alpha)))
 
 
+def _rounded(quality: Quality) -> Quality:
+    return lambda boxes, labels, at: quality(boxes, labels, at).float()
+
+
 def _of_both_tasks(assigner: Assigner, predictions: Predictions) -> Ranking | None:
     priors, overlap = predictions.priors, regressed_iou(predictions)
     if isinstance(assigner, MaxIoU | ATSS | FreeAnchor | PAA):
@@ -100,6 +106,11 @@ def _of_both_tasks(assigner: Assigner, predictions: Predictions) -> Ranking | No
     if isinstance(assigner, TaskAligned):
         powers = (assigner.alpha, assigner.beta)
         return Ranking("t = p^α · u^β", product(class_score(predictions), overlap, powers, predictions.logits))
+    if isinstance(assigner, AutoAssign):
+        return Ranking("P = p · exp(-GIoU loss)", Criterion(_rounded(confidence(predictions, assigner.box_weight))))
+    if isinstance(assigner, DW):
+        t = confidence(predictions, assigner.beta, assigner.fit)
+        return Ranking("t, consistency", Criterion(_rounded(t)))
     if isinstance(assigner, SimOTA):
         cost = assigner.cost(predictions)
 

@@ -16,7 +16,10 @@ class AnchorConfig(Config):
     """RetinaNet's anchors (Lin et al., ICCV 2017, section 4): `scales` sizes in an octave times the aspect ratios."""
 
     sizes: tuple[Annotated[float, Field(ge=1, le=16_384)], ...] = Field(
-        default=(32, 64, 128, 256, 512), min_length=5, max_length=5, description="smallest side on P3..P7, pixels"
+        default=(32, 64, 128, 256, 512),
+        min_length=1,
+        max_length=8,
+        description="smallest side on each level of the pyramid, P3 to P7 by default, pixels",
     )
     scales: int = Field(default=3, ge=1, le=8, description="sizes per octave")
     ratios: tuple[Annotated[float, Field(ge=0.01, le=100)], ...] = Field(
@@ -33,6 +36,10 @@ class AnchorConfig(Config):
         lt=1,
         description="where anchors are centred in their cell, in strides from its upper left: 0 as in torchvision and "
         "MMDetection, 0.5 as in Mutual Guidance",
+    )
+
+    fit_image: bool = Field(
+        default=False, description="no side is longer than the image's, as in Mutual Guidance; false: as long as it is"
     )
 
     @property
@@ -73,10 +80,12 @@ def grid_priors(
     device: torch.device,
     layout: PriorLayout,
     offset: float = 0.0,
+    fit_image: bool = False,
 ) -> Priors:
     """The priors of every level for a padded `image_size` (height, width) and the levels' `grids` (height, width).
 
-    Location (i, j) of a level is at `(i + offset) * stride` in each direction.
+    Location (i, j) of a level is at `(i + offset) * stride` in each direction. With `fit_image` no side of a prior is
+    longer than the image's.
     """
     strides = [(image_size[0] // h, image_size[1] // w) for h, w in grids]
     generator.set_cell_anchors(torch.float32, device)
@@ -86,4 +95,13 @@ def grid_priors(
     counts = tuple(len(level) for level in levels)
     stride = torch.tensor([float(max(s)) for s in strides], device=device)
     of_prior = stride.repeat_interleave(torch.tensor(counts, device=device))
-    return Priors(torch.cat(levels).float(), of_prior, counts, layout)
+    boxes = torch.cat(levels).float()
+    return Priors(within_image(boxes, image_size) if fit_image else boxes, of_prior, counts, layout)
+
+
+def within_image(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """Boxes `[A, 4]` around the same centres, no side longer than that of an image (height, width)."""
+    centre, half = 0.5 * (boxes[:, :2] + boxes[:, 2:]), 0.5 * (boxes[:, 2:] - boxes[:, :2])
+    x, y = half.unbind(1)
+    half = torch.stack([x.clamp(max=0.5 * image_size[1]), y.clamp(max=0.5 * image_size[0])], dim=1)
+    return torch.cat([centre - half, centre + half], dim=1)

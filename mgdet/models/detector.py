@@ -2,8 +2,8 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, ValidationInfo, field_validator
@@ -16,12 +16,14 @@ from mgdet.models.backbones import Backbone, BackboneConfig, BackboneNorm, ResNe
 from mgdet.models.backbones.base import MEAN, STD
 from mgdet.models.coder import Coder
 from mgdet.models.losses.quality import QualityKind
+from mgdet.models.necks import FPN, NeckConfig
 from mgdet.models.norm import Norm
 from mgdet.models.postprocess import PostProcess
 from mgdet.models.pyramid import Pyramid
 from mgdet.models.rescoring import Rescoring
-from mgdet.structures import Detections, Predictions, PriorLayout, Priors, Scores
+from mgdet.structures import CentrePrior, Detections, Predictions, PriorLayout, Priors, Scores
 
+HeadKind = Literal["towers", "task_aligned", "per_level"]
 PRIOR_PROBABILITY = 0.01
 """Score that an untrained class head gives to everything (Lin et al., ICCV 2017, section 4.1)."""
 REMEMBERED_SHAPES = 64
@@ -60,20 +62,33 @@ class DetectorConfig(Config):
         description="norm of the backbone; own: the one that it was published with (bn; ln for ConvNeXt and Swin); "
         "frozen_bn only makes sense with weights",
     )
+    neck: NeckConfig = Field(
+        default=FPN(), description="what makes the pyramid; a name alone stands for the neck of this name"
+    )
     fpn_norm: Norm = Field(default="none", description="norm of the pyramid's convolutions")
     head_norm: Norm = Field(default="none", description="norm of the head's convolutions")
+    head: HeadKind = Field(
+        default="towers",
+        description="towers: four convolutions for each task, shared by the levels; task_aligned: TOOD's T-head, six "
+        "convolutions that the tasks share (one anchor per location); per_level: one for each task and level",
+    )
     channels: int = Field(default=256, ge=8, le=2048, multiple_of=8, description="width of pyramid and head")
     p6_from: str = "p5"
     trainable_layers: int = Field(
         default=5, ge=0, le=5, description="backbone stages that train, counted from the last; 5: all"
     )
     quality: QualityKind = "none"
+    centre_prior: bool = Field(
+        default=False,
+        description="learn where the samples of each class lie around the centres of its objects, as loss.bag's "
+        "auto_assign does",
+    )
     rescoring: Rescoring = Rescoring()
     postprocess: PostProcess = PostProcess()
 
-    @field_validator("backbone", mode="before")
+    @field_validator("backbone", "neck", mode="before")
     @classmethod
-    def _backbone_by_name(cls, value: Any) -> Any:
+    def _by_name(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
 
     @field_validator("norm")
@@ -95,8 +110,9 @@ class DetectorConfig(Config):
 class Detector(nn.Module):
     """Backbone, pyramid and head; parameter names are those of torchvision's detectors.
 
-    A subclass sets `head`, `coder`, `anchor_generator` and `prior_offset` (where in its cell a location lies, in
-    strides), and says in `predict` what its head makes of the pyramid.
+    A subclass sets `head`, `coder`, `anchor_generator`, `prior_offset` (where in its cell a location lies, in strides)
+    and perhaps `priors_fit_image` (no side of a prior is longer than the image's), and says in `predict` what its head
+    makes of the pyramid.
     """
 
     mean: Tensor
@@ -105,6 +121,7 @@ class Detector(nn.Module):
     coder: Coder
     anchor_generator: AnchorGenerator
     prior_offset: float
+    priors_fit_image: bool = False
 
     def __init__(self, config: DetectorConfig, num_classes: int) -> None:
         super().__init__()
@@ -115,22 +132,27 @@ class Detector(nn.Module):
             config.backbone(config.norm, config.trainable_layers, pretrained.frozen_eps if pretrained else None),
             f"model.backbone = {config.backbone}",
             channels=config.channels,
-            p6_from="c5" if config.p6_from == "c5" else "p5",
+            p6_from=config.p6_from,
             norm=config.fpn_norm,
+            neck=config.neck,
         )
+        self.centre_prior = LearnedCentrePrior(num_classes) if config.centre_prior else None
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
         self._priors: dict[tuple[int, int, str], Priors] = {}
         self._compiled: Callable[[Tensor, Tensor], Outputs] | None = None
 
     @abstractmethod
-    def predict(self, features: list[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Logits `[B, A, C]`, deltas `[B, A, 4]` and quality logits `[B, A]` from the maps of the pyramid."""
+    def predict(self, features: list[Tensor], image_size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Logits `[B, A, C]`, deltas `[B, A, 4]` and quality logits `[B, A]` from the maps of the pyramid.
+
+        `image_size` is the height and width of the padded images.
+        """
 
     @property
     @abstractmethod
-    def class_layer(self) -> nn.Conv2d:
-        """The layer that depends on the number of classes."""
+    def class_layers(self) -> Sequence[nn.Conv2d]:
+        """The layers that depend on the number of classes: one, or one for each level."""
 
     def forward(self, images: Tensor, sizes: Tensor) -> Predictions:
         """Predict for `images` `[B, 3, H, W]` uint8 RGB with unpadded `sizes` `[B, 2]` (height, width)."""
@@ -139,12 +161,13 @@ class Detector(nn.Module):
         priors = self._remember_priors(images, features)
         boxes = self.coder.decode(deltas.float(), priors)
         quality = None if quality is None else quality.float()
-        return Predictions(priors, logits.float(), deltas.float(), boxes, quality)
+        centre = None if self.centre_prior is None else self.centre_prior()
+        return Predictions(priors, logits.float(), deltas.float(), boxes, quality, centre)
 
     def outputs(self, images: Tensor, sizes: Tensor) -> "Outputs":
         """The maps of the pyramid, and what `predict` makes of them: all that has weights."""
         features = list(self.backbone(normalise(images, sizes, self.mean, self.std)).values())
-        return features, *self.predict(features)
+        return features, *self.predict(features, (images.shape[-2], images.shape[-1]))
 
     def compile_outputs(self, few_shapes: bool, backend: str = "inductor") -> None:
         """Compile `outputs` for training with `torch.compile`, at the first call for each shape.
@@ -169,10 +192,11 @@ class Detector(nn.Module):
         return detections, self.scores(predictions)
 
     def reset_class_head(self) -> None:
-        """Fresh weights for the layer that depends on the number of classes."""
-        nn.init.normal_(self.class_layer.weight, std=0.01)
+        """Fresh weights for the layers that depend on the number of classes."""
         bias = -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY)
-        nn.init.constant_(self.class_layer.bias, bias)  # type: ignore[arg-type]  # the layer has one
+        for layer in self.class_layers:
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.constant_(layer.bias, bias)  # type: ignore[arg-type]  # the layer has one
 
     def _remember_priors(self, images: Tensor, features: list[Tensor]) -> Priors:
         key = (images.shape[-2], images.shape[-1], str(images.device))
@@ -181,16 +205,28 @@ class Detector(nn.Module):
                 self._priors.clear()
             grids = [(f.shape[-2], f.shape[-1]) for f in features]
             self._priors[key] = grid_priors(
-                self.anchor_generator, key[:2], grids, images.device, self.config.layout, self.prior_offset
+                self.anchor_generator,
+                key[:2],
+                grids,
+                images.device,
+                self.config.layout,
+                self.prior_offset,
+                self.priors_fit_image,
             )
         return self._priors[key]
 
 
-def flatten_map(output: Tensor, channels: int) -> Tensor:
-    """`[B, P * channels, H, W]` of one level as `[B, H * W * P, channels]`, the priors of a location together."""
-    batch, _, height, width = output.shape
-    out = output.view(batch, -1, channels, height, width).permute(0, 3, 4, 1, 2)
-    return out.reshape(batch, -1, channels)
+class LearnedCentrePrior(nn.Module):
+    """AutoAssign's centre prior: mean and width of a Gaussian for each class, in strides, 0 and 1 before training."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(torch.zeros(num_classes, 2))
+        self.sigma = nn.Parameter(torch.ones(num_classes, 2))
+
+    def forward(self) -> CentrePrior:
+        """What it has learned."""
+        return CentrePrior(self.mean, self.sigma)
 
 
 def normalise(images: Tensor, sizes: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -1,21 +1,24 @@
 """FCOS (Tian et al., ICCV 2019, and arXiv 2006.09214) from torchvision's parts, on whole batch tensors."""
 
-from collections.abc import Mapping
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSRegressionHead
 
 from mgdet.models.coder import DistributionCoder, PointCoder
-from mgdet.models.detector import CocoWeights, Detector, DetectorConfig, flatten_map
+from mgdet.models.detector import CocoWeights, Detector, DetectorConfig
+from mgdet.models.levels import flatten_map
 from mgdet.models.norm import Norm, norm_layer
 from mgdet.models.postprocess import PostProcess
+from mgdet.models.task_aligned_head import TaskAlignedHead, centres, corners, distances, moved
 from mgdet.structures import PriorLayout
 
-STRIDES = (8, 16, 32, 64, 128)
+MOST_LOG_DISTANCE = 10.0
+"""Bound of the logarithm of a distance in strides that the task-aligned head predicts."""
 FIRST_REACH = 4.0
 """Strides from a point to each side of the box that it predicts before training: ATSS's square of 8 strides."""
 
@@ -37,6 +40,11 @@ class FCOSConfig(DetectorConfig):
     }
 
     name: Literal["fcos"] = "fcos"
+    head: Literal["towers", "task_aligned"] = Field(
+        default="towers",
+        description="towers: four convolutions for each task, shared by the levels; task_aligned: TOOD's T-head, six "
+        "convolutions that the tasks share",
+    )
     head_norm: Norm = Field(default="gn", description="norm of the head's convolutions")
     p6_from: Literal["p5", "c5"] = Field(default="p5", description="input of P6")
     point_offset: float = Field(
@@ -56,10 +64,18 @@ class FCOSConfig(DetectorConfig):
         description="each distance is the mean of a distribution over 0 to so many strides, which loss.distribution "
         "teaches (Generalized Focal Loss: 16); 0: the distance itself",
     )
-    quality: Literal["none", "centerness", "iou"] = Field(
-        default="centerness", description="what the branch beside the boxes predicts; iou: IoU rescoring in its place"
+    quality: Literal["none", "centerness", "iou", "objectness"] = Field(
+        default="centerness",
+        description="what the branch beside the boxes predicts; iou: IoU rescoring in its place; objectness: what "
+        "loss.bag makes of it (AutoAssign, DW)",
     )
     postprocess: FCOSPostProcess = FCOSPostProcess()
+
+    @model_validator(mode="after")
+    def _head_predicts_distances(self) -> Self:
+        if self.head == "task_aligned" and self.bins:
+            raise ValueError("model.head=task_aligned predicts distances, not distributions: use model.bins=0")
+        return self
 
     @property
     def layout(self) -> PriorLayout:
@@ -72,7 +88,7 @@ class FCOSConfig(DetectorConfig):
 
 
 class FCOS(Detector):
-    """A point at each location of five levels predicts the distances to the sides of its box, in strides.
+    """A point at each location of every level predicts the distances to the sides of its box, in strides.
 
     Before training every point predicts the square of 8 strides around it (torchvision starts from empty boxes), so
     that assigners which look at predicted boxes see something from the first step on. With `bins` all of them are
@@ -82,22 +98,35 @@ class FCOS(Detector):
     def __init__(self, config: FCOSConfig, num_classes: int) -> None:
         super().__init__(config, num_classes)
         self.bins = config.bins
-        head = _Head(config.channels, num_classes, config.head_norm, with_quality=config.quality != "none")
-        if self.bins:
-            head.predict_distributions(config.channels, self.bins)
-        self.head = head
-        self.scales = nn.Parameter(torch.ones(len(STRIDES))) if config.level_scale else None
+        self.strides = config.neck.strides
+        self.head = self._head(config, num_classes)
+        self.scales = nn.Parameter(torch.ones(len(self.strides))) if config.level_scale else None
         self.coder = PointCoder() if not config.bins else DistributionCoder(config.bins)
-        self.anchor_generator = AnchorGenerator(tuple((s,) for s in STRIDES), ((1.0,),) * len(STRIDES))
+        self.anchor_generator = AnchorGenerator(tuple((s,) for s in self.strides), ((1.0,),) * len(self.strides))
         self.prior_offset = config.point_offset
 
-    @property
-    def class_layer(self) -> nn.Conv2d:
-        """The last convolution of the classification tower."""
-        return self.head.classification_head.cls_logits  # type: ignore[union-attr, return-value]  # torchvision is untyped
+    @staticmethod
+    def _head(config: FCOSConfig, num_classes: int) -> nn.Module:
+        with_quality = config.quality != "none"
+        if config.head == "task_aligned":
+            return TaskAlignedHead(config.channels, num_classes, 4, config.head_norm, with_quality)
+        head = _Head(config.channels, num_classes, config.head_norm, with_quality)
+        if config.bins:
+            head.predict_distributions(config.channels, config.bins)
+        return head
 
-    def predict(self, features: list[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """See `Detector.predict`; distances are never negative. With `bins` the deltas are logits, see the coder."""
+    @property
+    def class_layers(self) -> Sequence[nn.Conv2d]:
+        """The last convolution of the classification tower."""
+        return [self.head.classification_head.cls_logits]  # type: ignore[union-attr, list-item]  # torchvision is untyped
+
+    def predict(self, features: list[Tensor], image_size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """See `Detector.predict`; distances are never negative. With `bins` the deltas are logits, see the coder.
+
+        The distances of a task-aligned head may be negative: it reads each side at another place than the location.
+        """
+        if isinstance(self.head, TaskAlignedHead):
+            return self._predict_aligned(self.head, features, image_size)
         boxes = self.head.regression_head
         towers = [boxes.conv(f) for f in features]  # type: ignore[union-attr, operator]  # torchvision is untyped
         raw = [boxes.bbox_reg(t) for t in towers]  # type: ignore[union-attr, operator]  # as above
@@ -112,6 +141,21 @@ class FCOS(Detector):
             maps = [flatten_map(boxes.bbox_ctrness(t), 1) for t in towers]  # type: ignore[union-attr, operator]
             quality = torch.cat(maps, dim=1).squeeze(-1)
         return self.head.classification_head(features), torch.cat(deltas, dim=1), quality  # type: ignore[operator]
+
+    def _predict_aligned(
+        self, head: TaskAlignedHead, features: list[Tensor], image_size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Distances are exp(x) strides, as published, and their corners are moved."""
+        logits, deltas, quality = [], [], []
+        for level, (feature, stride) in enumerate(zip(features, self.strides, strict=True)):
+            out, centre = head(feature), centres(feature, image_size, self.prior_offset)
+            reach = out.boxes.float().clamp(max=MOST_LOG_DISTANCE).exp() * stride
+            reach = reach if self.scales is None else reach * self.scales[level]
+            sides = distances(centre, moved(corners(centre, reach), out.offsets)) / stride
+            logits.append(flatten_map(out.logits, self.num_classes))
+            deltas.append(flatten_map(sides, 4))
+            quality += [] if out.quality is None else [flatten_map(out.quality, 1)]
+        return torch.cat(logits, 1), torch.cat(deltas, 1), torch.cat(quality, 1).squeeze(-1) if quality else None
 
 
 class _Head(nn.Module):

@@ -1,41 +1,36 @@
-"""The feature pyramid (Lin et al., CVPR 2017) over any backbone, from torchvision's parts."""
-
-from typing import Literal
+"""A pyramid of maps over any backbone."""
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelP6P7
 
 from mgdet.errors import ConfigError
 from mgdet.models.backbones.base import STRIDES
-from mgdet.models.norm import Norm, norm_layer
+from mgdet.models.necks import FPN, Neck
+from mgdet.models.norm import Norm
 
 PROBE = 64
 """Side in pixels of the black image that finds out a backbone's maps."""
 
 
 class Pyramid(nn.Module):
-    """P3 to P7 over a backbone's maps; parameter names are those of torchvision's `BackboneWithFPN`.
+    """A neck over a backbone's maps, P3 to P7 by default, under the names of torchvision's `BackboneWithFPN`.
 
     `body` gives a list of maps at strides 8, 16 and 32 for images `[B, 3, H, W]`. Raises `ConfigError`, which begins
     with `name`, where it does not.
     """
 
     def __init__(
-        self, body: nn.Module, name: str, *, channels: int, p6_from: Literal["p5", "c5"], norm: Norm = "none"
+        self, body: nn.Module, name: str, *, channels: int, p6_from: str, norm: Norm = "none", neck: Neck | None = None
     ) -> None:
         super().__init__()
         self.body = body
-        widths = _channels_of_maps(body, name)
-        self.fpn = FeaturePyramidNetwork(
-            widths,
-            channels,
-            LastLevelP6P7(channels if p6_from == "p5" else widths[-1], channels),
-            norm_layer(norm),
-        )
+        neck = neck or FPN()
+        self.fpn = neck.build(_channels_of_maps(body, name), channels, p6_from, norm)
+        if neck.inputs < len(STRIDES):
+            _freeze_what_is_not_used(body, neck.inputs)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Five maps `[B, channels, H/2^l, W/2^l]`, from P3 to P7."""
+        """Maps `[B, channels, H/2^l, W/2^l]` from P3 on."""
         maps: dict[str, Tensor] = self.fpn({str(i): m for i, m in enumerate(self.body(images))})
         return maps
 
@@ -58,3 +53,19 @@ def _channels_of_maps(body: nn.Module, name: str) -> list[int]:
         shown = ", ".join(" x ".join(f"{s:g}" for s in sides) for sides in found)
         raise ConfigError(f"{name}: gives maps at strides {shown}; the pyramid needs 8, 16, 32")
     return [m.shape[1] for m in maps]
+
+
+@torch.enable_grad()
+def _freeze_what_is_not_used(body: nn.Module, maps: int) -> None:
+    """Parameters that only later maps depend on do not train: DDP would wait for their gradient."""
+    trained = [p for p in body.parameters() if p.requires_grad]
+    if not trained:
+        return
+    training = body.training
+    body.eval()
+    found: list[Tensor] = body(torch.zeros(1, 3, PROBE, PROBE))
+    used = torch.stack([m.sum() for m in found[:maps]]).sum()
+    body.train(training)
+    for parameter, gradient in zip(trained, torch.autograd.grad(used, trained, allow_unused=True), strict=True):
+        if gradient is None:
+            parameter.requires_grad_(False)

@@ -1,7 +1,7 @@
 """Initial weights: torchvision's ImageNet and COCO weights, or a checkpoint of ours."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -16,15 +16,24 @@ from mgdet.storage import locate
 from mgdet.structures import read_categories
 from mgdet.text import first_of
 
+CLASS_HEAD = "head.classification_head.cls_logits."
+"""Where a detector keeps the layers that depend on the number of classes."""
 BODY = "backbone.body."
 """Where a detector keeps its backbone."""
 NEW_IN_BODY = f"{BODY}output_norms."
 """What of it no classification network has: it keeps its initial values."""
-QUALITY_BRANCHES = ("quality.", "head.regression_head.bbox_ctrness.")
-"""Where RetinaNet and FCOS keep the branch that predicts a box's quality."""
+QUALITY_BRANCHES = ("quality.", "head.quality.", "head.regression_head.bbox_ctrness.")
+"""Where RetinaNet, a head for each level and all other heads keep the branch that predicts a box's quality."""
+CENTRE_PRIOR = "centre_prior."
+"""Where a detector keeps what AutoAssign learns of each class."""
 IMAGENET = ("imagenet", "imagenet_v1")
 NAMED_WEIGHTS = ("none", *IMAGENET, "coco_v1", "coco_v2")
 """Values of `model.weights` that are no path; not every detector has both of COCO's."""
+
+
+def class_outputs(state: Mapping[str, Tensor]) -> int:
+    """Outputs of the class layer in a state dict, those of one location; 0 where there is none."""
+    return next((v.numel() for k, v in state.items() if k.startswith(CLASS_HEAD) and k.endswith("bias")), 0)
 
 
 def initialise(network: Detector, config: DetectorConfig, classes: Sequence[str] = ()) -> list[str]:
@@ -135,15 +144,16 @@ def _load(
     notes = [f"weights: {source}"]
     own = network.state_dict()
     state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked") or k in own}
-    head = "head.classification_head.cls_logits."
-    other_number = head + "bias" in state and state[head + "bias"].shape != own[head + "bias"].shape
-    if other_number and not other:
-        theirs = state[head + "bias"].numel() // network.config.layout.per_location
+    outputs = class_outputs(state)
+    if outputs and outputs != class_outputs(own) and not other:
+        theirs = outputs // network.config.layout.per_location
         other = f"{theirs} classes there, {network.num_classes} here"
     if other:
-        state = {k: v for k, v in state.items() if not k.startswith(head)}
+        state = {k: v for k, v in state.items() if not k.startswith((CLASS_HEAD, CENTRE_PRIOR))}
         notes.append(f"weights: class head re-initialised ({other})")
-        own = {k: v for k, v in own.items() if not k.startswith(head)}
+        own = {k: v for k, v in own.items() if not k.startswith((CLASS_HEAD, CENTRE_PRIOR))}
+    elif any(k.startswith(CENTRE_PRIOR) for k in own.keys() ^ state.keys()):  # one side has learned none
+        own, state = ({k: v for k, v in s.items() if not k.startswith(CENTRE_PRIOR)} for s in (own, state))
     own, state = _without_branch(network, own, state, notes)
     mismatched = [k for k, v in state.items() if k in own and own[k].shape != v.shape]
     unexpected = [k for k in state if k not in own]

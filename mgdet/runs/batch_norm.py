@@ -73,7 +73,7 @@ def _layer_with_one_value(model: DetectorConfig, height: int, width: int) -> str
             module.register_forward_pre_hook(look(name))
     with suppress(_Found), torch.no_grad():
         image = torch.empty(1, 3, height, width, device="meta")
-        network.predict(list(network.backbone(image).values()))
+        network.predict(list(network.backbone(image).values()), (height, width))
     return next(iter(found), None)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from mgdet.config import validate
 from mgdet.data.fingerprint import describe_data
 from mgdet.errors import CheckpointError
+from mgdet.models.weights import class_outputs
 from mgdet.plugins import load_plugins
 from mgdet.text import first_line
 from mgdet.training.checkpoint import UNFIT
@@ -33,7 +34,7 @@ def replay(path: str, plugins: Sequence[str] = ()) -> Iterator[str]:
     capture = load_capture(path)
     experiment = validate(capture["config"], "the capture's configuration")
     try:
-        outputs = capture["model"]["head.classification_head.cls_logits.bias"].numel()
+        outputs = class_outputs(capture["model"])
         network = experiment.model.build(outputs // experiment.model.layout.per_location)
         network.load_state_dict(capture["model"])
     except UNFIT as error:

@@ -8,8 +8,10 @@ from mgdet.assign import (
     ATSS,
     DDOD,
     DLA,
+    DW,
     OTA,
     PAA,
+    AutoAssign,
     FreeAnchor,
     MaxIoU,
     MuSu,
@@ -116,7 +118,7 @@ def crowd(seed: int, objects: int = 12) -> Inputs:
     "assigner",
     [
         *(MaxIoU(), ATSS(), TaskAligned(), SimOTA(), SimOTA(version="yolox-0.3.0"), MutualGuidance(), MutualLabeling()),
-        *(FreeAnchor(), PAA(), OTA(), DDOD(), DLA(), MuSu(), Permutation()),
+        *(FreeAnchor(), PAA(), OTA(), DDOD(), DLA(), MuSu(), AutoAssign(), DW(), Permutation()),
     ],
     ids=lambda a: f"{a.name} {getattr(a, 'version', '')}".strip(),
 )

@@ -12,8 +12,10 @@ from mgdet.assign import (
     ATSS,
     DDOD,
     DLA,
+    DW,
     OTA,
     PAA,
+    AutoAssign,
     CenterSampling,
     FreeAnchor,
     MaxIoU,
@@ -44,7 +46,7 @@ from tests.assign.helpers import (
     tasks,
 )
 from tests.reference import assigners as oracle
-from tests.reference import published, shelf
+from tests.reference import published, shelf, weighting
 
 
 class Case(NamedTuple):
@@ -63,7 +65,7 @@ class Case(NamedTuple):
     @property
     def soft(self) -> bool:
         """Weights are soft targets."""
-        return self.make in (TaskAligned, MuSu)
+        return self.make in (TaskAligned, MuSu, AutoAssign, DW)
 
     def inputs(self, seed: int, **options) -> Inputs:
         """A random batch on the case's priors."""
@@ -94,7 +96,7 @@ SEVERAL_PER_LOCATION: list[tuple[type, dict[str, Any]]] = [
     (MutualLabeling, {"direction": "both", "count": "mean_std", "criterion": "amplified"}),
     (MutualLabeling, {"direction": "both", "count": "dynamic_k", "criterion": "score"}),
     (FreeAnchor, {"bag": 7}),
-    *((make, {}) for make in (PAA, OTA, DDOD, DLA, MuSu, Permutation)),
+    *((make, {}) for make in (PAA, OTA, DDOD, DLA, MuSu, AutoAssign, DW, Permutation)),
 ]
 """What is also tried with three anchors at a place, to save time."""
 
@@ -120,6 +122,9 @@ def make_cases() -> dict[str, Case]:
         (DDOD, shelf.assign_ddod, {}),
         (DLA, shelf.assign_dla, {}),
         (MuSu, shelf.assign_musu, {}),
+        (AutoAssign, weighting.assign_auto_assign, {}),
+        (DW, weighting.assign_dw, {}),
+        (DW, weighting.assign_dw, {"fit": "iou", "negatives": "fixed"}),
         (Permutation, shelf.assign_permutation, {}),
         (Permutation, shelf.assign_permutation, {"of": "mutual_guidance", "redraw": "never"}),
         (Permutation, shelf.assign_permutation, {"of": "atss", "floor": 0.3}),
@@ -158,7 +163,7 @@ def make_cases() -> dict[str, Case]:
 
 
 CASES = make_cases()
-SHELF = (FreeAnchor, PAA, OTA, DDOD, DLA, MuSu, Permutation)
+SHELF = (FreeAnchor, PAA, OTA, DDOD, DLA, MuSu, AutoAssign, DW, Permutation)
 
 
 def cover() -> set[str]:

@@ -11,8 +11,10 @@ from mgdet.assign import (
     ATSS,
     DDOD,
     DLA,
+    DW,
     OTA,
     PAA,
+    AutoAssign,
     CenterSampling,
     FreeAnchor,
     MaxIoU,
@@ -36,7 +38,7 @@ from tests.assign.helpers import (
     pyramid,
     table_inputs,
 )
-from tests.reference import shelf
+from tests.reference import shelf, weighting
 
 OBJECT = (0.0, 0.0, 10.0, 10.0)
 METHODS = {
@@ -46,6 +48,8 @@ METHODS = {
     MuSu: shelf.assign_musu,
     PAA: shelf.assign_paa,
     OTA: shelf.assign_ota,
+    AutoAssign: weighting.assign_auto_assign,
+    DW: weighting.assign_dw,
     Permutation: shelf.assign_permutation,
 }
 

@@ -39,8 +39,8 @@ def untrained(directory: Path, name: str, **changes) -> Trained:
     experiment = small_experiment(directory, **{**copy.deepcopy(MODELS[name]), **low, "name": name, **changes})
     torch.manual_seed(0)
     detector = experiment.model.build(len(CLASSES)).eval().requires_grad_(False)
-    torch.nn.init.normal_(detector.class_layer.weight, std=0.5)  # scores from 0 to 1, each of its own
-    torch.nn.init.zeros_(detector.class_layer.bias)
+    torch.nn.init.normal_(detector.class_layers[0].weight, std=0.5)  # scores from 0 to 1, each of its own
+    torch.nn.init.zeros_(detector.class_layers[0].bias)
     categories = tuple(Category(10 + i, name) for i, name in enumerate(CLASSES))
     where = str(directory / "runs" / name / "checkpoints" / "step-00000006.pt")
     return Trained(detector, experiment, categories, torch.device("cpu"), where, 2, 6, False, 1, 2, {})

@@ -12,7 +12,19 @@ import pytest
 import torch
 from PIL import Image
 
-from mgdet.assign import ATSS, DDOD, CenterSampling, MaxIoU, MuSu, MutualGuidance, MutualLabeling, SimOTA, TaskAligned
+from mgdet.assign import (
+    ATSS,
+    DDOD,
+    DW,
+    AutoAssign,
+    CenterSampling,
+    MaxIoU,
+    MuSu,
+    MutualGuidance,
+    MutualLabeling,
+    SimOTA,
+    TaskAligned,
+)
 from mgdet.assign.geometry import Sides
 from mgdet.assign.ignore import ignore_regions
 from mgdet.assign.places import ALL
@@ -44,6 +56,8 @@ ASSIGNERS = {
         "simota": SimOTA(),
         "ddod": DDOD(),
         "musu": MuSu(),
+        "auto_assign": AutoAssign(),
+        "dw": DW(),
     },
 }
 NEAR = 4

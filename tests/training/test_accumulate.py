@@ -35,7 +35,7 @@ def build(tmp_path, **changes):
     torch.manual_seed(0)
     experiment = small_experiment(tmp_path, **changes)
     network = experiment.model.build(CLASSES).train()
-    torch.nn.init.normal_(network.class_layer.weight, std=0.1)  # scores that differ, as those of a trained network
+    torch.nn.init.normal_(network.class_layers[0].weight, std=0.1)  # scores that differ, as those of a trained network
     return experiment, network
 
 

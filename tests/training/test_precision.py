@@ -281,7 +281,7 @@ def test_a_step_that_overflows_is_left_out_with_half_the_scale(tmp_path, fast):
 def test_what_no_scale_can_mend_stops_the_training(tmp_path, fast):
     worker = start(tmp_path, train__precision="fp16")
     with torch.no_grad():
-        worker.detector.class_layer.bias.fill_(float("nan"))
+        worker.detector.class_layers[0].bias.fill_(float("nan"))
     worker.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
     worker.data.train_loader.start(0)
     batch = next(iter(worker.data.train_loader))

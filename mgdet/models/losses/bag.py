@@ -1,4 +1,6 @@
-"""FreeAnchor's loss: of the bag of an object one prior must be good at both tasks (Zhang et al., NeurIPS 2019)."""
+"""Losses of whole objects, and FreeAnchor's: of an object's bag one prior must be good (Zhang et al., NeurIPS 2019)."""
+
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -13,7 +15,11 @@ from mgdet.structures import IGNORED, Predictions, Targets
 TINY = 1e-12
 
 
-class FreeAnchorLoss(LossTerm):
+class BagTerm(LossTerm):
+    """A loss of whole objects: their priors are learned together, for both tasks."""
+
+
+class FreeAnchorLoss(BagTerm):
     """alpha * positive bags + (1 - alpha) * negatives, divided by the number of objects that have a bag.
 
     A bag are the priors that are positive for an object in classification, whatever assigner chose them. With
@@ -26,6 +32,7 @@ class FreeAnchorLoss(LossTerm):
     It teaches both tasks: give `loss.cls` and `loss.box` the weight 0.
     """
 
+    name: Literal["free_anchor"] = "free_anchor"
     alpha: float = Field(default=0.5, ge=0, le=1, description="share of the bags in the loss")
     gamma: float = Field(default=2.0, ge=0, le=1000, description="how much easy negatives are turned down")
     bag: int = Field(default=50, ge=1, le=10_000, description="negatives are divided by this times the objects")

@@ -26,10 +26,11 @@ class LossInputs:
 class Term(NamedTuple):
     """The value of a loss term on one worker's micro-batch."""
 
-    value: Tensor  # scalar with a gradient: the sum over all priors, before the term's weight
+    value: Tensor  # scalar with a gradient: the sum over all priors, before the term's weight; or `[n]` such parts
     normaliser: Tensor | None = None
-    """Scalar. The value is divided by the sum of the normalisers over the micro-batches of an optimizer step and their
-    mean over workers, at least 1. None: the value is a mean already, and counts by the micro-batch's share of images.
+    """Of the same shape. Each value is divided by the sum of its normalisers over the micro-batches of an optimizer
+    step and their mean over workers, at least 1. None: the value is a mean already, and counts by the micro-batch's
+    share of images.
     """
 
 

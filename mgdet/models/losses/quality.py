@@ -10,8 +10,8 @@ from mgdet.models.losses.base import LossInputs, LossTerm, Term
 from mgdet.models.losses.targets import box_targets, centerness, own_iou
 from mgdet.structures import Predictions
 
-QualityKind = Literal["none", "centerness", "iou"]
-"""What a quality branch predicts; `none`: there is no such branch."""
+QualityKind = Literal["none", "centerness", "iou", "objectness"]
+"""What a quality branch predicts; `none`: there is no such branch. An objectness has no target of its own."""
 
 
 class QualityLoss(LossTerm):
@@ -31,8 +31,8 @@ class QualityLoss(LossTerm):
         return binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="none")
 
     def term(self, inputs: LossInputs) -> Term | None:
-        """The mean over the localization positives; None for a detector without a quality branch."""
-        if inputs.quality == "none":
+        """The mean over the localization positives; None for a detector without a quality branch that has a target."""
+        if inputs.quality in ("none", "objectness"):
             return None
         predictions = inputs.predictions
         boxes, positive = box_targets(inputs.assignment.loc, inputs.targets, predictions.priors)

@@ -2,14 +2,15 @@
 
 from collections.abc import Callable
 from functools import reduce
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from mgdet.config_base import Config
+from mgdet.config_base import ByName, Config
 from mgdet.models.coder import Coder
+from mgdet.models.losses.auto_assign import AutoAssignLoss
 from mgdet.models.losses.bag import FreeAnchorLoss
 from mgdet.models.losses.base import LossInputs, LossTerm, Term
 from mgdet.models.losses.box import BoxLoss, L1Loss
@@ -17,10 +18,12 @@ from mgdet.models.losses.classification import ClassLoss, FocalLoss
 from mgdet.models.losses.contrast import TaskContrastLoss
 from mgdet.models.losses.correlation import CorrelationLoss
 from mgdet.models.losses.distribution import DistributionFocalLoss
+from mgdet.models.losses.dw import DualWeightingLoss
 from mgdet.models.losses.quality import QualityKind, QualityLoss
 from mgdet.models.losses.targets import full_precision, is_positive
 from mgdet.structures import Assignment, Predictions, Targets
 
+BagLoss = Annotated[FreeAnchorLoss | AutoAssignLoss | DualWeightingLoss, ByName()]
 OverStep = Callable[[Tensor], Tensor]
 """From this batch's normalisers to those of the optimizer step: the sum over its micro-batches, the mean over workers.
 
@@ -52,9 +55,9 @@ class LossConfig(Config):
     distribution: DistributionFocalLoss | None = Field(
         default=None, description="teaches the distributions of model.bins; null: no such term"
     )
-    bag: FreeAnchorLoss | None = Field(
+    bag: BagLoss | None = Field(
         default=None,
-        description="FreeAnchor's loss, in place of cls and box, whose weight is 0 then; null: no such term",
+        description="a loss of whole objects, in place of cls and box, whose weight is 0 then; null: no such term",
     )
 
     def __call__(
@@ -91,7 +94,9 @@ class LossConfig(Config):
         present = {name: term for name, term in found.items() if term is not None}
         divisors = _divisors(present, over_step)
         terms = {
-            name: configured[name].weight * term.value * (share if term.normaliser is None else 1.0) / divisors[name]
+            name: (
+                configured[name].weight * term.value * (share if term.normaliser is None else 1.0) / divisors[name]
+            ).sum()
             for name, term in present.items()
         }
         shown = {name: term.detach() for name, term in terms.items()}
@@ -102,8 +107,10 @@ def _divisors(terms: dict[str, Term], over_step: OverStep) -> dict[str, Tensor |
     """What each term is divided by; all normalisers are summed and averaged at once, in one collective."""
     own = {name: term.normaliser for name, term in terms.items() if term.normaliser is not None}
     dtype = next(iter(terms.values())).value.dtype
-    means = over_step(torch.stack([n.to(dtype) for n in own.values()])).clamp(min=1).unbind()
-    return {**dict.fromkeys(terms, 1.0), **dict(zip(own, means, strict=True))}
+    flat = [n.to(dtype).reshape(-1) for n in own.values()]
+    means = torch.split(over_step(torch.cat(flat)).clamp(min=1), [len(n) for n in flat])
+    shaped = {name: mean.view_as(n) for (name, n), mean in zip(own.items(), means, strict=True)}
+    return {**dict.fromkeys(terms, 1.0), **shaped}
 
 
 def _counts(assignment: Assignment) -> dict[str, Tensor]:
