@@ -124,10 +124,10 @@ class _PlainLoader(yaml.SafeLoader):
         except (ValueError, LookupError, AttributeError, OverflowError) as error:
             shown = str(node.value)[:40] if isinstance(node, yaml.ScalarNode) else "this"
             raise _wrong(f"{shown!r} is no {node.tag.removeprefix(_TAG)}", node.start_mark) from error
-        if type(value) in (int, float) and isinstance(node, yaml.ScalarNode) and _OTHER_BASE.search(node.value):
-            raise _wrong(f"{node.value[:40]!r} is {value} to YAML; write that, or a text in quotes", node.start_mark)
         if wrong := _unfit(value):
             raise _wrong(wrong, node.start_mark)
+        if type(value) in (int, float) and isinstance(node, yaml.ScalarNode) and _OTHER_BASE.search(node.value):
+            raise _wrong(f"{node.value[:40]!r} is {value} to YAML; write that, or a text in quotes", node.start_mark)
         return value
 
     def _extent(self, node: yaml.Node, mark: yaml.Mark) -> tuple[int, int]:
