@@ -148,7 +148,8 @@ def test_clocks_that_are_an_hour_apart_decide_nothing(file, holder, monkeypatch,
     machine, clock = lease._machine(), time.time
     monkeypatch.setattr(lease, "_machine", lambda: f"not {machine}")
     monkeypatch.setattr(lease.time, "time", lambda: clock() + hours * 3600)
-    os.utime(Path("/", file.path), (clock() + hours * 3600,) * 2)
+    (name,) = claims(file)
+    os.utime(Path("/", file.path).with_name(name), (clock() + hours * 3600,) * 2)
     refused(file, f"process {holder.pid}")
     os.kill(holder.pid, signal.SIGKILL)
     with owned(file, WHAT):

@@ -78,7 +78,7 @@ def test_the_network_begins_with_equal_bins():
     [
         (["loss.distribution.weight=0.25"], "this detector predicts none"),
         (["model.bins=16", "loss.box.name=l1"], "compares offsets: use loss.box.name=giou"),
-        (["model.bins=16", "loss.bag.bag=50"], "loss.bag compares offsets"),
+        (["model.bins=16", "loss.bag.bag=50"], "loss.bag.name=free_anchor compares offsets"),
     ],
 )
 def test_what_does_not_go_together_is_refused(settings, message):
