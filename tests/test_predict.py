@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -371,7 +373,7 @@ def test_frames_of_a_video_and_images_of_a_uri(run, photos, tmp_path):
 def test_following_a_directory_ends_with_the_status_of_ctrl_c(run, photos, tmp_path, monkeypatch):
     waits = []
 
-    class Stopped(following.threading.Event().__class__):
+    class Stopped(threading.Event):
         def wait(self, timeout=None):
             waits.append(timeout)
             monkeypatch.setattr(following, "SETTLED_S", -1.0)
@@ -379,7 +381,7 @@ def test_following_a_directory_ends_with_the_status_of_ctrl_c(run, photos, tmp_p
                 os.kill(os.getpid(), signal.SIGINT)
             return self.is_set()
 
-    monkeypatch.setattr(following.threading, "Event", Stopped)
+    monkeypatch.setattr(following, "threading", SimpleNamespace(Event=Stopped))  # only there: a lease waits too
     answer = call(job, run, "--follow", photos, "--out", tmp_path / "out", *LOW)
     assert answer.status == 130
     assert "3 images, 0 files that cannot be read; written to" in answer.err

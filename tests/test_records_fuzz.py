@@ -112,8 +112,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     begin(locate(run / "journal"))
     shutil.copy(run / "metrics.jsonl", run / "journal" / "part-00000.jsonl")
     with owned(locate(run / OWNER), "the run"):
-        (data,) = claims(locate(run / OWNER)).values()
-        kept = unseal(data)
+        (mine,) = claims(locate(run / OWNER)).values()
+        kept = unseal(mine)
     (run / OWNER).write_bytes(seal({**kept, "started": kept["started"] + 1}))  # its process is gone
     sweep = load_sweep(write(directory))
     trials = TrialStore(str(root / "runs" / "s"), "s")
