@@ -12,9 +12,11 @@ from pydantic import (
     GetJsonSchemaHandler,
     ModelWrapValidatorHandler,
     SerializationInfo,
+    SerializerFunctionWrapHandler,
     TypeAdapter,
     create_model,
     field_validator,
+    model_serializer,
     model_validator,
 )
 from pydantic_core import CoreSchema, core_schema
@@ -60,6 +62,20 @@ class Config(BaseModel):
             elif isinstance(one, list | tuple):
                 waiting += one
         return value
+
+
+class NamedConfig(Config):
+    """A member of a union that is written as its `name` alone where it has no other key."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+    @model_serializer(mode="wrap")
+    def _as_name(self, handler: SerializerFunctionWrapHandler) -> Any:
+        tree = handler(self)
+        return self.name if set(tree) == {"name"} else tree
 
 
 class Extensible:

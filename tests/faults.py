@@ -3,9 +3,13 @@
 import itertools
 import json
 import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 
 from mgdet.config import Experiment
@@ -18,6 +22,20 @@ class Cost(NamedTuple):
     steps_repeated: int
     seconds: float
     """The longest silence between two steps."""
+
+
+@contextmanager
+def disk_of(mib: int, place: Path) -> Iterator[Path]:
+    """A disk of so many MiB at `place`; the test is skipped where none can be mounted."""
+    place.mkdir()
+    options = ["-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", str(place)]
+    made = subprocess.run(["mount", *options], capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(f"no file system can be mounted here: {made.stderr.strip()}")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", place], check=True)
 
 
 def step_records(journal: Path) -> list[dict[str, Any]]:

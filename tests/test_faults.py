@@ -10,7 +10,6 @@ import itertools
 import logging
 import os
 import shutil
-import subprocess
 import time
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from mgdet.tracking import Mlflow
 from mgdet.training import checkpoint
 from mgdet.training.checkpoint import ATTEMPTS, LAST_ATTEMPTS, CheckpointStore, UnsavedError
 from mgdet.training.loop import Worker
-from tests.faults import cost, note, same, step_records, weights
+from tests.faults import cost, disk_of, note, same, step_records, weights
 from tests.small import small_experiment
 from tests.tracking_servers import Gate, Server, wait_for
 
@@ -308,13 +307,8 @@ def test_an_artifact_store_that_cannot_be_written(tmp_path, caplog):
 @pytest.fixture
 def small_disk(tmp_path):
     """A disk of 256 MiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", disk], capture_output=True, text=True)
-    if made.returncode:
-        pytest.skip(f"no file system can be mounted here: {made.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", "-l", disk], check=True)
+    with disk_of(256, tmp_path / "disk") as disk:
+        yield disk
 
 
 @pytest.mark.exhaustive

@@ -83,13 +83,14 @@ def prepare(experiment: Experiment, cpus: float, gpus: float) -> tuple[Experimen
     experiment = absolute(experiment)
     if experiment.tracking.wants_model:
         require_packages()
+    by_hardware = "auto" in (experiment.train.precision, experiment.train.compile)
     images = training_images(experiment.data)
     resolved, reasons = resolve(
         experiment,
         num_images=images,
         cpus=cpus,
         gpus=gpus,
-        begun=found_by_run(experiment),
+        begun=found_by_run(experiment) if by_hardware else None,
         needs_weights=needs_weights(experiment),
     )
     for caution in out_of_reach(experiment, resolved, images):

@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from tests.cluster.runs import checkpoints, experiment, job, wait
 from tests.cluster.test_nodes import latest, sizes
 from tests.cluster.test_submit import settings
 from tests.cluster.test_tune import write
-from tests.faults import same, weights
+from tests.faults import disk_of, same, weights
 from tests.forked import Job
 from tests.tracking_servers import wait_for
 
@@ -85,13 +84,8 @@ def test_elastic_workers_below_their_minimum_wait_for_a_node_and_say_so(tmp_path
 @pytest.fixture
 def small_disk(tmp_path):
     """A disk of 64 MiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", disk], capture_output=True, text=True)
-    if made.returncode:
-        pytest.skip(f"no file system can be mounted here: {made.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", "-l", disk], check=True)
+    with disk_of(64, tmp_path / "disk") as disk:
+        yield disk
 
 
 def test_the_disk_of_a_node_fills(tmp_path, small_disk, shared_cluster, undisturbed):

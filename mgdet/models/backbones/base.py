@@ -2,14 +2,12 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
-from pydantic import model_serializer
-from pydantic_core.core_schema import SerializerFunctionWrapHandler
 from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
 
-from mgdet.config_base import Config
+from mgdet.config_base import NamedConfig
 from mgdet.errors import ConfigError
 from mgdet.models.download import fetch
 from mgdet.models.norm import exchange_batch_norms
@@ -28,7 +26,7 @@ Stages: TypeAlias = Sequence[Sequence[str]]
 """Names of modules, in the order in which they run: the stem first, the deepest stage last."""
 
 
-class Backbone(Config):
+class Backbone(NamedConfig):
     """A classification network without its classifier, made to give maps at strides 8, 16 and 32.
 
     Subclasses have a `name`, or several, by which the configuration tells them apart; a backbone without further keys
@@ -37,8 +35,6 @@ class Backbone(Config):
 
     norms: ClassVar[tuple[BackboneNorm, ...]] = ("bn", "frozen_bn", "gn")
     why_no_other_norm: ClassVar[str] = "only a norm of the channels of a map can take the place of its batch norms"
-
-    name: str
 
     def __call__(
         self, norm: BackboneNorm = "own", trainable_layers: int = ALL, frozen_eps: float | None = None
@@ -94,14 +90,6 @@ class Backbone(Config):
             allowed = " or ".join(f"model.norm={n}" for n in self.norms)
             raise ConfigError(f"{norm} does not go with the backbone {self}: {self.why_no_other_norm}; set {allowed}")
         return norm
-
-    def __str__(self) -> str:
-        return self.name
-
-    @model_serializer(mode="wrap")
-    def _as_name(self, handler: SerializerFunctionWrapHandler) -> Any:
-        tree = handler(self)
-        return self.name if set(tree) == {"name"} else tree
 
 
 class TorchvisionBackbone(Backbone):

@@ -2,23 +2,18 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
 
-from pydantic import model_serializer
-from pydantic_core.core_schema import SerializerFunctionWrapHandler
 from torch import nn
 
-from mgdet.config_base import Config
+from mgdet.config_base import NamedConfig
 from mgdet.models.norm import Norm, norm_layer
 
 
-class Neck(Config):
+class Neck(NamedConfig):
     """Makes maps of equal width, at strides 8, 16, 32 and so on, of a backbone's maps at strides 8, 16 and 32.
 
     Subclasses have a `name`, or several; a neck without further keys is written as that name alone.
     """
-
-    name: str
 
     @property
     def inputs(self) -> int:
@@ -40,14 +35,6 @@ class Neck(Config):
             p6_from: `c5` or `p5`, for a neck that makes P6 from either.
             norm: of its convolutions.
         """
-
-    def __str__(self) -> str:
-        return self.name
-
-    @model_serializer(mode="wrap")
-    def _as_name(self, handler: SerializerFunctionWrapHandler) -> Any:
-        tree = handler(self)
-        return self.name if set(tree) == {"name"} else tree
 
 
 def block(inputs: int, outputs: int, norm: Norm, side: int = 3, stride: int = 1) -> nn.Sequential:
