@@ -7,8 +7,8 @@ import torch
 
 from mgdet.errors import CheckpointError, ConfigError, Interrupted
 from mgdet.records import plain
-from mgdet.runs.launch import needs_weights, prepare
-from mgdet.runs.record import moved_along, open_run, save_run
+from mgdet.runs.launch import prepare
+from mgdet.runs.record import begun_with, moved_along, open_run, save_run
 from mgdet.storage import seen_from
 from mgdet.tracking import NullTracker
 from mgdet.training.checkpoint import CheckpointStore
@@ -77,7 +77,7 @@ def test_a_run_that_goes_on_needs_no_weights_to_begin_with(tmp_path):
     worker = Worker(resolved, CPU, NullTracker(), stop_asked=iter([True]).__next__)
     with pytest.raises(Interrupted, match="stopped on request"):
         worker.run()
-    assert not needs_weights(e)
+    assert begun_with(e) is not None
     Path(e.model.weights).unlink()
     Worker(prepare(e, 1, 0)[0], CPU, NullTracker()).run()
     with pytest.raises(CheckpointError, match=r"not a file"):

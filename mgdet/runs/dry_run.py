@@ -10,7 +10,8 @@ from torch import Tensor
 from mgdet.config import Experiment
 from mgdet.data.findings import examine_data
 from mgdet.data.order import micro_batch
-from mgdet.runs.launch import needs_weights, prepare
+from mgdet.runs.launch import prepare
+from mgdet.runs.record import begun_with
 from mgdet.runs.resources import arithmetic, check_fits, this_machine
 from mgdet.structures import Assignment, Batch, Labels
 from mgdet.tracking import NullTracker
@@ -38,9 +39,8 @@ def dry_run(experiment: Experiment) -> str:
     device = torch.device("cuda" if experiment.cluster.gpu else "cpu")
     with tempfile.TemporaryDirectory() as directory:
         train = experiment.train.model_copy(update={"batch_size": share, "accumulate": 1})
-        model = (
-            experiment.model if needs_weights(experiment) else experiment.model.model_copy(update={"weights": "none"})
-        )
+        weights = {} if begun_with(experiment) is None else {"weights": "none"}
+        model = experiment.model.model_copy(update=weights)
         alone = experiment.model_copy(update={"storage": directory, "train": train, "model": model})
         worker = Worker(alone, World(0, 1, device), NullTracker())
         found = examine_data(experiment.data)

@@ -27,7 +27,7 @@ from mgdet.provenance import as_tags, made_by
 from mgdet.runs.memory import check_batch_fits
 from mgdet.runs.record import (
     Summary,
-    found_by_run,
+    begun_with,
     journal_copies,
     log_directory,
     open_run,
@@ -83,15 +83,15 @@ def prepare(experiment: Experiment, cpus: float, gpus: float) -> tuple[Experimen
     experiment = absolute(experiment)
     if experiment.tracking.wants_model:
         require_packages()
-    by_hardware = "auto" in (experiment.train.precision, experiment.train.compile)
+    before = begun_with(experiment)
     images = training_images(experiment.data)
     resolved, reasons = resolve(
         experiment,
         num_images=images,
         cpus=cpus,
         gpus=gpus,
-        begun=found_by_run(experiment) if by_hardware else None,
-        needs_weights=needs_weights(experiment),
+        begun=before,
+        needs_weights=before is None,
     )
     for caution in out_of_reach(experiment, resolved, images):
         logger.warning("%s", caution)
@@ -103,11 +103,6 @@ def prepare(experiment: Experiment, cpus: float, gpus: float) -> tuple[Experimen
         )
     check_batch_fits(resolved)
     return resolved, reasons
-
-
-def needs_weights(experiment: Experiment) -> bool:
-    """Whether a training begins, with `model.weights`; else it goes on from a checkpoint. Raises `CheckpointError`."""
-    return not CheckpointStore(experiment.run_uri).committed()
 
 
 def training_images(data: DataConfig) -> int:

@@ -222,15 +222,17 @@ def _defaults_of_newer_keys(experiment: Experiment, identity: dict[str, Any]) ->
     return {key: value for key, value in plain(known.identity()).items() if key not in identity}
 
 
-def found_by_run(experiment: Experiment) -> dict[str, Any]:
-    """What the keys `FOUND` stand for in the run of this storage and name that has trained up to a checkpoint.
+def begun_with(experiment: Experiment) -> dict[str, Any] | None:
+    """What the keys `FOUND` stand for in the run of this storage and name; None where it has no checkpoint.
 
-    Empty if there is none. Raises `ConfigError` where its record is damaged or cannot be read.
+    Raises:
+        ConfigError: the storage cannot be used, or the run's record is damaged.
+        CheckpointError: its checkpoints cannot be read.
     """
     record = read_record(locate(experiment.run_uri) / "run.json", "learned")
-    if record is None or not CheckpointStore(experiment.run_uri).committed():
-        return {}
-    return {key: record.identity[key] for key in FOUND if key in record.identity}
+    if not CheckpointStore(experiment.run_uri).committed():
+        return None
+    return {} if record is None else {key: record.identity[key] for key in FOUND if key in record.identity}
 
 
 def _from_checkpoint(store: CheckpointStore, wanted: dict[str, Any]) -> Record | None:
