@@ -11,13 +11,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from mgdet.evaluation.evaluator import AP
 from mgdet.text import first_line
 from mgdet.tracking import Tracker
 from mgdet.tracking.run import Point
-from mgdet.training.profile import BESIDES, IN_A_STEP, stages_of
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +26,7 @@ LOGGED: dict[str, tuple[str, str]] = {
     "mgdet_loss": ("train/loss", "the training loss"),
     "mgdet_learning_rate": ("train/lr", "the learning rate"),
     "mgdet_bad_images": ("train/bad_images", "images that are left out because they cannot be read"),
-    "mgdet_ap": (AP.name, "average precision of the last evaluation"),
+    "mgdet_ap": ("val/AP", "average precision of the last evaluation"),
     "mgdet_evaluation_seconds": ("val/seconds", "seconds of the last evaluation"),
 }
 """What is exported of the tracked metrics: their names there, and what they are."""
@@ -86,7 +82,12 @@ class ExportingTracker:
     """
 
     def __init__(self, tracker: Tracker, exported: Exported) -> None:
-        self._tracker, self._exported = tracker, exported
+        # Here, because the process that controls the workers needs `Exported` alone, and waits for each import.
+        import torch
+
+        from mgdet.training.profile import BESIDES, IN_A_STEP, stages_of
+
+        self._tracker, self._exported, self._parts = tracker, exported, IN_A_STEP
         self._open = ExitStack()
         # Of the host's clock also on a GPU: to wait for its kernels would cost what is measured.
         self._times = self._open.enter_context(stages_of(torch.device("cpu"), IN_A_STEP + BESIDES))
@@ -122,7 +123,7 @@ class ExportingTracker:
     def _export_parts(self, step: int) -> None:
         """What has passed since the last call, in a mean step."""
         wall, show = self._times.wall, self._exported.set
-        spent = {part: wall[part] - self._before.get(part, 0.0) for part in IN_A_STEP}
+        spent = {part: wall[part] - self._before.get(part, 0.0) for part in self._parts}
         show(STEP, step)
         show(SAVES, self._times.calls["save"])
         show(SAVE_STALL, wall["save"])
@@ -131,4 +132,4 @@ class ExportingTracker:
                 show(STEP_PART, seconds / (step - self._step), part)
         if (whole := sum(spent.values())) > 0:
             show(LOADER_WAIT, spent["wait"] / whole)
-        self._before, self._step = {part: wall[part] for part in IN_A_STEP}, step
+        self._before, self._step = {part: wall[part] for part in self._parts}, step

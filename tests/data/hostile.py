@@ -188,6 +188,15 @@ def annotations() -> dict[str, BadAnnotations]:
         "a list": (b"[]", "expected an object"),
         "a hundred thousand brackets": (nested, "not JSON"),
         "a number of 10,000 digits": (whole.replace(b"240", b"9" * 10_000), "not JSON|finite|number"),
+        "a list twice": (whole[:-1] + b', "annotations": []}', "'annotations' stands twice"),
+        "a key twice in an entry": (
+            whole.replace(b'"bbox":', b'"bbox": [1, 2, 3, 4], "bbox":', 1),
+            "'bbox' stands twice",
+        ),
+        "a mask of another image": (
+            _first(thing, bbox=None, segmentation={"size": [4, 4], "counts": [0, 16]}),
+            "of 4 x 4 pixels",
+        ),
         "no images": (_changed(lambda c: c.update(images=[])), "Give at least one"),
         "no classes": (_changed(lambda c: c.update(categories=[])), "Give at least one"),
         "no list of images": (_changed(lambda c: c.pop("images")), "Give an 'instances' file"),

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from mgdet.data.formats.masks import mask_bounds
+from mgdet.errors import DataError
 from tests.data.scenes import Scene, refused, said
 
 
@@ -91,3 +93,32 @@ def test_runs_that_are_not_the_mask_have_no_bounds(counts: object) -> None:
     assert mask_bounds({"size": [3, 4], "counts": [3, 4, 5]}) == (1.0, 0.0, 2.0, 3.0)
     assert mask_bounds({"size": [3, 4], "counts": "345"}) == (1.0, 0.0, 2.0, 3.0)
     assert mask_bounds({"size": [3, 4], "counts": counts}) is None
+
+
+def test_a_mask_of_another_size_than_its_image_is_refused(scene: Scene) -> None:
+    """Its bounds are in pixels of another image."""
+    thing = scene.annotations[0]
+    thing["segmentation"] = rle(thing.pop("bbox"), True)
+    scene.content["images"][0].update(width=640, height=480)
+    assert "has only a mask, of 48 x 64 pixels (height x width); its image is said to have 480 x 640" in refused(scene)
+
+
+def test_masks_say_the_size_of_an_image_that_has_none(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    """So they are known to be of another frame where the file has another size: here of half of it."""
+    scene.prepare()
+    expected = scene.dataset().ground_truth().boxes[:2].tolist()
+    for thing in scene.annotations[:2]:
+        thing["segmentation"] = rle(thing.pop("bbox"), True)
+    del scene.content["images"][0]["width"]
+    scene.prepare()
+    assert scene.dataset().ground_truth().boxes[:2].tolist() == expected
+    picture = scene.images / scene.content["images"][0]["file_name"]
+    with Image.open(picture) as found:
+        found.resize((128, 96)).save(picture)
+    with caplog.at_level(logging.WARNING):
+        scene.prepare()
+    assert scene.dataset().ground_truth().boxes[:2].tolist() == [[2 * v for v in box] for box in expected]
+    assert "another size" in said(caplog)
+    scene.annotations[1]["segmentation"] = {"size": [4, 4], "counts": [0, 16]}
+    with pytest.raises(DataError, match="of 4 x 4 pixels"):
+        scene.prepare()

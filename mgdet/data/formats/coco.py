@@ -4,6 +4,8 @@ import gc
 import json
 import math
 import os
+import reprlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +21,7 @@ from mgdet.data.formats.base import (
     raise_it,
     read_annotation_file,
 )
-from mgdet.data.formats.masks import mask_bounds
+from mgdet.data.formats.masks import mask_bounds, mask_size
 from mgdet.errors import DataError
 from mgdet.text import first_of
 
@@ -172,14 +174,30 @@ def _content(path: Path) -> dict[str, list[Any]]:
 def _load(path: Path) -> Any:
     text = read_annotation_file(path, "JSON")
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_each_key_once)
     except json.JSONDecodeError as error:
         raise DataError(
             f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}. Is it complete? "
             "Export it again."
         ) from error
+    except _TwiceError as error:
+        raise DataError(
+            f"{path}: {error}. Which of them counts is not defined. Correct the annotation file."
+        ) from error
     except (ValueError, RecursionError) as error:  # another encoding, or a number of thousands of digits
         raise DataError(f"{path} is not JSON: {error}. Give an annotation file in COCO's format.") from error
+
+
+class _TwiceError(ValueError):
+    """An object of JSON that has a key twice."""
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        twice = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
+        raise _TwiceError(f"the key {twice!r} stands twice in an object, {reprlib.repr(content)}")
+    return content
 
 
 def _categories(entries: list[Any], where: str, refuse: Refuse) -> dict[int, str]:
@@ -243,6 +261,14 @@ def _add_object(entry: Any, at: str, images: dict[int, AnnotatedImage], categori
             f"{at} (id {number}) has category_id {category_id}; allowed are the ids in 'categories': "
             f"{first_of(sorted(categories))}. Correct either."
         )
+    if from_mask and (size := mask_size(entry["segmentation"])):  # its bounds are in pixels of that image
+        image = images[image_id]
+        if image.size not in (None, size):
+            raise DataError(
+                f"{at} (id {number}) has only a mask, of {size[0]} x {size[1]} pixels (height x width); its image is "
+                f"said to have {image.size[0]} x {image.size[1]}. Correct either."
+            )
+        images[image_id] = image._replace(size=size)
     images[image_id].objects.append(
         AnnotatedObject(
             categories[category_id],

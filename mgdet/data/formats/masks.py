@@ -12,13 +12,18 @@ def mask_bounds(segmentation: Any) -> Bounds | None:
     """The smallest box around a segmentation; None where it is none, is malformed, or has no area."""
     try:
         if isinstance(segmentation, dict):
-            height, width = segmentation["size"]
-            bounds = _rle_bounds(segmentation["counts"], int(height), int(width))
+            height, width = map(int, segmentation["size"])
+            bounds = _rle_bounds(segmentation["counts"], height, width)
         else:
             bounds = _polygon_bounds(segmentation)
     except (KeyError, IndexError, TypeError, ValueError, OverflowError):
         return None
     return bounds if bounds and bounds[2] > 0 and bounds[3] > 0 and all(map(math.isfinite, bounds)) else None
+
+
+def mask_size(segmentation: Any) -> tuple[int, int] | None:
+    """(height, width) of the image that a run-length encoded mask is of; None for polygons."""
+    return (int(segmentation["size"][0]), int(segmentation["size"][1])) if isinstance(segmentation, dict) else None
 
 
 def _polygon_bounds(segmentation: Any) -> Bounds | None:
