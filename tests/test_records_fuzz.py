@@ -29,7 +29,7 @@ from mgdet.provenance import made_by
 from mgdet.records import plain, seal, unseal
 from mgdet.runs.compare import compare_configuration, compare_data, compare_origin, table
 from mgdet.runs.launch import training_data
-from mgdet.runs.record import Record, found_by_run, open_run, read_record, save_run, summarise, write_record
+from mgdet.runs.record import Record, begun_with, open_run, read_record, save_run, summarise, write_record
 from mgdet.storage import Location, locate
 from mgdet.structures import read_categories
 from mgdet.sweep.config import Sweep, load_sweep
@@ -159,7 +159,7 @@ def read(place: Place) -> dict[str, list[str]]:
             return []
         rows = compare_origin(record.made_by, made_by(), False) + compare_configuration(record.identity, e)
         table([*rows, *compare_data(record.data, place.data)])
-        return [repr(record), repr(found_by_run(e)), repr(data_of_run(e))]
+        return [repr(record), repr(begun_with(e)), repr(data_of_run(e))]
 
     def of_the_newest() -> list[str]:
         newest = store.latest()

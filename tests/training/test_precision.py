@@ -10,7 +10,7 @@ from mgdet.errors import ConfigError, NonFiniteError
 from mgdet.records import seal, unseal
 from mgdet.runs import resolve as resolving
 from mgdet.runs.launch import prepare
-from mgdet.runs.record import found_by_run, open_run, save_run
+from mgdet.runs.record import begun_with, open_run, save_run
 from mgdet.runs.resolve import resolve
 from mgdet.tracking import NullTracker
 from mgdet.training import evaluate, precision, step
@@ -163,7 +163,7 @@ def test_auto_continues_what_was_asked_for_by_name(tmp_path, on):
 
 def test_a_run_that_never_reached_a_checkpoint_is_chosen_for_anew(tmp_path, on):
     experiment = small_experiment(tmp_path, train__precision="auto")
-    assert found_by_run(experiment) == {}
+    assert begun_with(experiment) is None
     save_run(
         experiment,
         experiment.model_copy(update={"train": experiment.train.model_copy(update={"precision": "bf16"})}),
