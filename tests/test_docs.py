@@ -64,6 +64,18 @@ for settings in json.loads(sys.argv[1]):
 """
 
 
+BETWEEN = "=== the next command\n"
+RUN_EACH = f"""
+import json, sys
+from mgdet.cli.main import main
+
+for arguments in json.loads(sys.argv[1]):
+    print({BETWEEN!r}, end="", flush=True)
+    if main(arguments):
+        sys.exit(1)
+"""
+
+
 class Example(NamedTuple):
     """A worked example of docs/architecture.md."""
 
@@ -152,14 +164,14 @@ def test_every_worked_example_runs(extended):
     assert all(f"`{e.changed}` |" in table for e in examples if e.changed)
     examples = examples[:-1]  # those of a training
     data = ("data.uri=shapes", "data.generate.train=4", "data.generate.val=2", "data.generate.size=64")
-    for e in examples:
-        command = ("-m", "mgdet", *e.arguments, *data, *TINY, "--dry-run")
-        said = run_there(root, *command).stdout
+    commands = [[*e.arguments, *data, *TINY, "--dry-run"] for e in examples]
+    texts = run_there(root, "-c", RUN_EACH, json.dumps(commands)).stdout.split(BETWEEN)
+    for e, said in zip(examples, texts[1:], strict=True):
         assert "dry run: everything works" in said
         chosen = {k: yaml.safe_load(v) for k, _, v in (a.partition("=") for a in e.arguments[2:]) if k != "plugins"}
         shown = flatten(yaml.safe_load(re.search(r"^name: (.*\n)+?(?=[\w.]+ = )", said, re.M)[0]))
         assert chosen == {k: shown[k] for k in chosen}
-    refused = run_there(root, *command, example("an assigner").misspelt, status=2)
+    refused = run_there(root, "-m", "mgdet", *commands[0], example("an assigner").misspelt, status=2)
     assert "unknown key assigner.kk. Did you mean assigner.k?" in refused.stderr
     misspelt = [[*e.arguments[2:], e.misspelt] for e in examples if e.misspelt]
     answers = run_there(root, "-c", LOAD_EACH, json.dumps(misspelt)).stdout.splitlines()
