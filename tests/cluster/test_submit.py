@@ -38,7 +38,7 @@ def settings(tmp_path, epochs):
         *("python", "jobs/train.py", "configs/quickstart.yaml", shapes, f"train.epochs={epochs}"),
         *(f"data.uri={tmp_path}/shapes", f"storage={tmp_path}/runs", "train.evaluate_every=1"),
         *("data.transform.resize={name: fixed, height: 64, width: 64}", "train.checkpoint_every_steps=2"),
-        *("cluster.workers=2", "cluster.cpus_per_worker=1", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"),
+        *("cluster.workers=1", "cluster.cpus_per_worker=1", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"),
     ]
 
 
@@ -120,7 +120,7 @@ def test_a_submitted_sweep(tmp_path, upload):
             "scheduler={name: none}",
             "train.precision=fp32",
             "model.weights=none",
-            *(o for o in overrides if o != "cluster.workers=2"),
+            *(o for o in overrides if o != "cluster.workers=1"),
         )
         sweep = ("python", "jobs/tune.py", "configs/sweeps/quick.yaml", *small)
         done = head.job("submit", "--working-dir", upload, "--", *sweep)

@@ -1,6 +1,7 @@
 """Any damage to a data set's manifest or shards is `DataError`, or changes nothing that is read: no traceback, no hang.
 
-Each example is read in another process, because a reader of broken files might end the one that it runs in.
+In the exhaustive tier each example is read in another process, because a reader of broken files might end the one that
+it runs in.
 """
 
 import hashlib
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from mgdet.data import ShapesConfig, ShardedDataset, generate_shapes
 from mgdet.errors import DataError
 from mgdet.records import seal, unseal
+from tests.conftest import runs
 from tests.data.damages import forget_proofs, shard_of
 from tests.fuzzing import HITS, change, hit
 
@@ -76,12 +78,20 @@ class Reader:
         raise AssertionError(reason)
 
 
+class Here:
+    """Reads data sets in this process: for few examples, another one would take longer to start."""
+
+    def read(self, root: Path) -> str:
+        """What `read` says there."""
+        return read(str(root))
+
+
 class Place(NamedTuple):
     """A whole data set, and a directory in which copies of it are damaged."""
 
     whole: Path
     directory: Path
-    reader: Reader
+    reader: Reader | Here
     says: str
     """What is read there."""
 
@@ -92,14 +102,17 @@ class Place(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def reader() -> Iterator[Reader]:
+def reader(request: pytest.FixtureRequest) -> Iterator[Reader | Here]:
+    if not runs(request.config, "exhaustive"):
+        yield Here()
+        return
     reader = Reader()
     yield reader
     reader.process.kill()
 
 
 @pytest.fixture(scope="module")
-def proven(tmp_path_factory: pytest.TempPathFactory, reader: Reader) -> Place:
+def proven(tmp_path_factory: pytest.TempPathFactory, reader: Reader | Here) -> Place:
     directory = tmp_path_factory.mktemp("proven")
     generate_shapes(str(directory / "whole"), ShapesConfig(train=5, val=2, size=48))
     return Place(directory / "whole", directory, reader, reader.read(directory / "whole"))
