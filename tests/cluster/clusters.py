@@ -3,9 +3,11 @@
 import contextlib
 import functools
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -44,9 +46,13 @@ def free_ports(count):
 
 
 class Head:
-    """`ray start --head` in a process group of its own; `environment` adds to that of its processes."""
+    """`ray start --head` in a process group of its own; `environment` adds to that of its processes.
 
-    def __init__(self, directory: Path, environment: Mapping[str, str] = MappingProxyType({})) -> None:
+    Its directory, which is removed at its end, has a short path: those of Ray's sockets have 107 bytes at most.
+    """
+
+    def __init__(self, environment: Mapping[str, str] = MappingProxyType({})) -> None:
+        directory = Path(tempfile.mkdtemp(prefix="mgdet-head-", dir="/tmp"))
         self.gcs, self.dashboard, agent, metrics, runtime_env = free_ports(5)
         self.env = {
             **{k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "PYTHONPATH")},
@@ -60,7 +66,6 @@ class Head:
         command += [f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}"]
         command += [f"--runtime-env-agent-port={runtime_env}", f"--temp-dir={directory}", "--block"]
         self.log = directory / "head.log"
-        directory.mkdir(parents=True, exist_ok=True)
         with open(self.log, "w") as log:
             self.process = subprocess.Popen(command, env=self.env, stdout=log, stderr=log, start_new_session=True)
 
@@ -85,6 +90,7 @@ class Head:
         deadline = time.time() + 120
         while not self._takes_jobs():
             assert time.time() < deadline, self.log.read_text()
+            assert self.process.poll() is None, self.log.read_text()
             time.sleep(0.5)
         return self
 
@@ -109,6 +115,7 @@ class Head:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(family, timeout=30)
+        shutil.rmtree(self.log.parent, ignore_errors=True)
 
 
 def ray_children():

@@ -26,7 +26,7 @@ FULL = "No space left on device"
 
 def test_two_submits_of_one_run_at_once(tmp_path):
     """One trains to its end, the other one ends with a sentence and writes nothing."""
-    head = Head(Path("/tmp") / f"mgdet-head-{os.getpid()}").wait()
+    head = Head().wait()
     try:
         command = ["--", *settings(tmp_path, 3)]
         for name in ("one", "two"):

@@ -56,7 +56,7 @@ def assert_only_the_upload_is_used(done, head):
 @pytest.mark.slow
 def test_a_submitted_job(tmp_path, upload):
     """It says what is wrong, can be stopped, and goes on to its end with the uploaded package on driver and workers."""
-    head = Head(Path("/tmp") / f"mgdet-head-{os.getpid()}").wait()
+    head = Head().wait()
     try:
         wrong = head.job("submit", "--working-dir", upload, "--", "python", "jobs/train.py", "train.epoch=1")
         assert wrong.returncode != 0
@@ -88,7 +88,7 @@ def test_a_submitted_job(tmp_path, upload):
 @pytest.mark.exhaustive
 def test_submitted_evaluation_and_prediction(tmp_path, upload):
     """Of a run that was submitted too."""
-    head = Head(Path("/tmp") / f"mgdet-head-{os.getpid()}-use").wait()
+    head = Head().wait()
     try:
         done = head.job("submit", "--working-dir", upload, "--", *settings(tmp_path, 1))
         assert done.returncode == 0, done.stdout + done.stderr
@@ -113,7 +113,7 @@ def test_submitted_evaluation_and_prediction(tmp_path, upload):
 def test_a_submitted_sweep(tmp_path, upload):
     """Its trials run and its winner is named, with the uploaded package."""
     _, _, _, *overrides = settings(tmp_path, 1)
-    head = Head(Path("/tmp") / f"mgdet-head-{os.getpid()}-sweep").wait()
+    head = Head().wait()
     try:
         small = (
             "trials=2",
