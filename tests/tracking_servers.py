@@ -65,12 +65,12 @@ class Server:
 
 
 class Gate:
-    """Passes requests to a server; each waits `delay` seconds first, or for ever (`held`) where that is None."""
+    """Passes requests to a server; each waits `delay` seconds, or is held until `release` where that is None."""
 
     def __init__(self, port: int) -> None:
         self.delay: float | None = 0.0
         self.arrived = self.held = self.answered = 0
-        self._closed = threading.Event()
+        self._closed, self._released = threading.Event(), threading.Event()
         gate = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -79,7 +79,9 @@ class Gate:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 delay = gate.delay
                 gate.held += delay is None
-                if gate._closed.wait(delay):
+                if delay is None:
+                    gate._released.wait()
+                if gate._closed.wait(delay or 0.0):
                     return
                 upstream = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
                 headers = {k: v for k, v in self.headers.items() if k.lower() not in ("host", "accept-encoding")}
@@ -105,8 +107,14 @@ class Gate:
         self.uri = f"http://127.0.0.1:{self._http.server_port}"
         threading.Thread(target=self._http.serve_forever, daemon=True).start()
 
+    def release(self) -> None:
+        """Pass on what is held, and hold nothing any more."""
+        self.delay = 0.0
+        self._released.set()
+
     def close(self) -> None:
         """Let nothing through any more."""
         self._closed.set()
+        self._released.set()
         self._http.shutdown()
         self._http.server_close()
