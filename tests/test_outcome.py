@@ -34,6 +34,13 @@ def test_the_same_is_equal():
     assert len(outcome()["weights"]) == 3
 
 
+def test_what_is_measured_by_time_is_left_out():
+    values = {}
+    for metric in ("train/images_per_s", "val/seconds", "time/data", "system/cpu_utilization_percentage"):
+        add(values, {(metric, 1): 0.5})
+    assert values == {}
+
+
 @pytest.mark.parametrize(
     ("change", "name"),
     [
