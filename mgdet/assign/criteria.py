@@ -104,10 +104,16 @@ def confidence(predictions: Predictions, power: float, fit: str = "giou") -> Qua
             p = p * take(branch, at).unsqueeze(1)
         if fit == "iou":
             return p * iou(decoded, boxes.unsqueeze(-2)).to(dtype) ** power
-        overlap = giou(decoded, boxes.unsqueeze(-2)).nan_to_num(nan=-1.0, posinf=-1.0, neginf=-1.0).clamp(-1, 1)
+        overlap = defined_giou(decoded, boxes.unsqueeze(-2))
         return p * torch.exp(-power * (1 - overlap.to(dtype)))
 
     return quality
+
+
+def defined_giou(decoded: Tensor, boxes: Tensor) -> Tensor:
+    """Elementwise GIoU; -1, that of boxes infinitely apart, where a coordinate is not finite or an area overflows."""
+    defined = decoded.isfinite().all(dim=-1)
+    return giou(decoded, boxes).where(defined, -1.0).nan_to_num(nan=-1.0, posinf=-1.0, neginf=-1.0).clamp(-1, 1)
 
 
 def amplified(prior: Criterion, predictions: Predictions, sigma: float, form: str = "power") -> Criterion:

@@ -8,10 +8,9 @@ from pydantic import Field
 from torch import Tensor
 
 from mgdet.assign.base import Assigner, owned_labels
-from mgdet.assign.criteria import focal_absent, focal_present, over_classes, own_pairs, prior_iou
+from mgdet.assign.criteria import defined_giou, focal_absent, focal_present, over_classes, own_pairs, prior_iou
 from mgdet.assign.ownership import Ownership
 from mgdet.assign.places import known_empty, put, where_set
-from mgdet.boxes import giou
 from mgdet.structures import Assignment, Predictions, Priors, Targets
 
 STEPS, TOLERANCE, SPREAD = 100, 1e-3, 1e-6
@@ -54,7 +53,7 @@ class PAA(Assigner):
         absent = torch.zeros(owner.shape, dtype=torch.float64, device=owner.device)
         put(absent, at, over_classes(focal_absent, logits, at).double())
         own = logits.gather(2, label[..., None]).squeeze(2)
-        fit = giou(predictions.boxes, boxes).nan_to_num(nan=-1.0, posinf=-1.0, neginf=-1.0).clamp(-1, 1)
+        fit = defined_giou(predictions.boxes, boxes)
         loss = absent - focal_absent(own) + focal_present(own) + self.box_weight * (1 - fit)
         return torch.where(candidate, loss, 0.0).float()
 

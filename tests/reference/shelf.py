@@ -158,11 +158,14 @@ def classification_cost(image: Image, g: int, a: int) -> float:
 
 
 def box_cost(image: Image, g: int, a: int) -> float:
-    """1 - GIoU, 2 where that is undefined."""
-    box = [float(v) for v in image.decoded[a]]
+    """1 - GIoU, 2 where a coordinate is not finite or the area of the box around both is beyond float32."""
+    box, own = [float(v) for v in image.decoded[a]], [float(v) for v in image.boxes[g]]
     if not all(math.isfinite(v) for v in box):
         return 2.0
-    fit = giou_of(box, [float(v) for v in image.boxes[g]])
+    width, height = max(box[2], own[2]) - min(box[0], own[0]), max(box[3], own[3]) - min(box[1], own[1])
+    if max(width, 0.0) * max(height, 0.0) > np.finfo(np.float32).max:
+        return 2.0
+    fit = giou_of(box, own)
     return 1 - min(1.0, max(-1.0, fit))
 
 
