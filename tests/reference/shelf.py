@@ -163,7 +163,7 @@ def box_cost(image: Image, g: int, a: int) -> float:
     if not all(math.isfinite(v) for v in box):
         return 2.0
     width, height = max(box[2], own[2]) - min(box[0], own[0]), max(box[3], own[3]) - min(box[1], own[1])
-    if max(width, 0.0) * max(height, 0.0) > np.finfo(np.float32).max:
+    if max(width, 0.0) * max(height, 0.0) > float(np.finfo(np.float32).max):
         return 2.0
     fit = giou_of(box, own)
     return 1 - min(1.0, max(-1.0, fit))
