@@ -19,7 +19,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mgdet import lease
-from mgdet.cluster.tune import _open
 from mgdet.config import Experiment
 from mgdet.data.schema import read_manifest
 from mgdet.data.shapes import generate_shapes
@@ -33,6 +32,7 @@ from mgdet.runs.record import Record, begun_with, open_run, read_record, save_ru
 from mgdet.storage import Location, locate
 from mgdet.structures import read_categories
 from mgdet.sweep.config import Sweep, load_sweep
+from mgdet.sweep.record import open_sweep
 from mgdet.sweep.trials import TrialStore, definition
 from mgdet.tracking import copies
 from mgdet.tracking.copies import JournalCopies, begin
@@ -183,7 +183,7 @@ def read(place: Place) -> dict[str, list[str]]:
     def of_the_sweep() -> list[str]:
         trials = TrialStore(str(run.parent / "s"), "s")
         trials.require(place.sweep)
-        _open(place.sweep, str(run.parent / "s"))
+        open_sweep(place.sweep, str(run.parent / "s"))
         known = read_record(locate(run.parent / "s" / "sweep.json"), "definition")
         return [repr(trial) for trial in trials.trials] + [repr(known)]
 

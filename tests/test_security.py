@@ -12,7 +12,6 @@ import pytest
 import torch
 import yaml
 
-from mgdet.cluster.tune import _open
 from mgdet.config import load, validate
 from mgdet.data import read_manifest
 from mgdet.errors import ConfigError, DataError, MgdetError
@@ -20,6 +19,7 @@ from mgdet.models import initialise
 from mgdet.runs.record import open_run, save_run
 from mgdet.storage import locate
 from mgdet.sweep.config import load_sweep
+from mgdet.sweep.record import open_sweep
 from mgdet.sweep.trials import TrialStore
 from mgdet.text import has_password, redacted
 from mgdet.training.nonfinite import load_capture
@@ -422,7 +422,7 @@ def test_records_are_json_and_nothing_else(tmp_path, canary, record, content):
     directory, read = {
         "run.json": (Path(small.run_uri), lambda: open_run(small)),
         "dataset.json": (tmp_path / "data", lambda: read_manifest(str(tmp_path / "data"))),
-        "sweep.json": (Path(uri), lambda: _open(sweep, uri)),
+        "sweep.json": (Path(uri), lambda: open_sweep(sweep, uri)),
         "trial.json": (Path(uri) / "s-000", lambda: TrialStore(uri, "s")),
     }[record]
     directory.mkdir(parents=True)

@@ -14,7 +14,6 @@ from mgdet.cluster.session import check_shared, scale_up, session
 from mgdet.cluster.train import run_trial
 from mgdet.config import Experiment, validate
 from mgdet.data.findings import examine_data
-from mgdet.data.fingerprint import data_differences, proven_equal
 from mgdet.errors import LASTING, ClusterError, ConfigError, Interrupted
 from mgdet.lease import Ownership
 from mgdet.plugins import load_plugins
@@ -23,11 +22,8 @@ from mgdet.runs.config import ClusterConfig
 from mgdet.runs.launch import HEADLINES, absolute, data_sets, training_data, training_images
 from mgdet.runs.record import (
     Record,
-    differences,
     log_directory,
-    moved_along,
     own,
-    read_record,
     set_apart,
     summarise,
     write_record,
@@ -39,6 +35,7 @@ from mgdet.signals import on_stop, received
 from mgdet.storage import child_uri, locate
 from mgdet.sweep.config import Sweep
 from mgdet.sweep.page import NAME as REPORT
+from mgdet.sweep.record import open_sweep, require_data_of_sweep, require_data_of_trial
 from mgdet.sweep.report import report
 from mgdet.sweep.table import headline, table
 from mgdet.sweep.trials import FAILURE, Trial, TrialStore, definition, judged, winner_of
@@ -87,14 +84,14 @@ def run_sweep(sweep: Sweep, *, retry_failed: bool = False) -> Outcome:
     """
     first = absolute(next(sweep.corners())[1])  # storage, cluster and tracking belong to the sweep, not to a trial
     uri = child_uri(first.storage, sweep.name)
-    _open(sweep, uri)
+    open_sweep(sweep, uri)
     with own(locate(uri), f"the sweep {uri}") as owner:
         return _run(sweep, first, uri, retry_failed, owner)
 
 
 def _run(sweep: Sweep, first: Experiment, uri: str, retry_failed: bool, owner: Ownership) -> Outcome:
     """Run or continue the sweep, of which this process is the owner."""
-    known = _open(sweep, uri)
+    known = open_sweep(sweep, uri)
     earlier_trials(sweep)  # refused before anything is started
     file = locate(uri) / "sweep.json"
     known, copied = set_apart(known, file, "definition", owner)
@@ -105,7 +102,7 @@ def _run(sweep: Sweep, first: Experiment, uri: str, retry_failed: bool, owner: O
         concurrent = how_many(sweep, cluster, resources)
         logger.info("%s", trial_arithmetic(sweep, cluster, concurrent, resources))
         data = _check_corners(sweep, cluster)
-        _refuse_other_data(uri, known.data if known else {}, data)
+        require_data_of_sweep(uri, known.data if known else {}, data)
         check_shared({"storage": first.storage, "data.uri": first.data.uri})
         store = TrialStore(uri, sweep.name, owner)
         store.require(sweep)
@@ -185,64 +182,6 @@ def trial_arithmetic(sweep: Sweep, cluster: ClusterConfig, concurrent: int, reso
         f"own process, which reserves none; {describe(resources)}, room for {resources.slots(cluster)} workers: "
         f"{concurrent} trials at a time"
     )
-
-
-def _open(sweep: Sweep, uri: str) -> Record | None:
-    """The record of the existing sweep, or None. Raises `ConfigError` where something else is there."""
-    directory = locate(uri)
-    record = read_record(directory / "sweep.json", "definition")
-    if record is None:
-        if (directory / "run.json").exists():
-            raise ConfigError(f"{uri} is a training, not a sweep; give the sweep another name=")
-        return None
-    wanted = moved_along(definition(sweep), record.identity, str(directory), record.place)
-    if different := differences(_completed(record.identity, wanted), wanted):
-        raise ConfigError(
-            f"the sweep {uri} exists with another definition:\n{different}\n"
-            f"The same storage and name continue a sweep. Give this one another name (name={sweep.name}-2), or the "
-            "definition of the existing one; trials, concurrent and max_failures may change."
-        )
-    logger.info("the sweep %s is continued", uri)
-    return record
-
-
-def _completed(there: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
-    """The definition `there`, with the keys of its searcher that the version which wrote it did not have."""
-    known, asked = there.get("searcher"), wanted["searcher"]
-    if not isinstance(known, dict) or known.get("name") != asked["name"]:
-        return there
-    return {**there, "searcher": {**asked, **known}}
-
-
-def _refuse_other_data(uri: str, there: dict[str, Any], here: dict[str, Any]) -> None:
-    """Raise `ConfigError` where a data set of the sweep is not the one that it began with; both by location.
-
-    One that was moved is known by its content. Sweeps of earlier versions do not know their data.
-    """
-    lines = [
-        f"{place}: {line}" for place in here if place in there for line in data_differences(there[place], here[place])
-    ]
-    moved = [place for place in here if there and place not in there]
-    lines += [
-        f"{place}: none of those that it began with, {', '.join(there)}"
-        for place in moved
-        if not any(proven_equal(known, here[place]) for known in there.values())
-    ]
-    if lines:
-        raise ConfigError(
-            f"the sweep {uri} was begun with other data:\n  "
-            + "\n  ".join(lines)
-            + "\nIts trials could not be compared. "
-            "Give the sweep another name=, or set data.uri to the data set that it began with."
-        )
-
-
-def _require_data_of_sweep(trial: Experiment) -> None:
-    """Raise `ConfigError` where the data set of a trial was prepared again since its sweep began."""
-    record = read_record(locate(trial.storage) / "sweep.json", "definition")
-    if record is not None:
-        training_images(trial.data)  # draws what is to be drawn
-        _refuse_other_data(trial.storage, record.data, {trial.data.uri: training_data(trial.data)[1]})
 
 
 def _check_corners(sweep: Sweep, cluster: ClusterConfig) -> dict[str, Any]:
@@ -358,7 +297,7 @@ def _trial(config: dict[str, Any], tracking: Tracking, parent_run_id: str | None
         known = summarise(experiment, last=True)
         if known is not None and known.metrics and not known.already_finished:
             tune.report({"epoch": known.epoch, **known.metrics})  # a driver that was killed may not have heard of it
-        _require_data_of_sweep(experiment)
+        require_data_of_trial(experiment)
         run_trial(experiment, parent_run_id, TuneReportCallback())
     except Interrupted:
         return  # no failure: the sweep knows that it asked for it

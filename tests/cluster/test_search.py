@@ -13,11 +13,11 @@ from ray.tune.search import Searcher
 
 from mgdet.cluster.recorder import Recorder
 from mgdet.cluster.search import ResumingSearcher, build_scheduler
-from mgdet.cluster.tune import _open
 from mgdet.errors import ConfigError
 from mgdet.runs.record import Record, write_record
 from mgdet.storage import locate
 from mgdet.sweep.config import load_sweep
+from mgdet.sweep.record import open_sweep
 from mgdet.sweep.report import report
 from mgdet.sweep.trials import FAILURE, TrialStore, definition
 from mgdet.tracking import Mlflow, RunHandle
@@ -232,7 +232,7 @@ def test_a_record_without_the_searchers_newer_keys_is_continued(tmp_path):
     for known, refused in ((there, False), ({**there, "searcher": {**there["searcher"], "seed": 1}}, True)):
         write_record(locate(tmp_path / "s" / "sweep.json"), "definition", Record(known, {}))
         with pytest.raises(ConfigError, match="another definition") if refused else nullcontext():
-            assert _open(sweep, str(tmp_path / "s")) is not None
+            assert open_sweep(sweep, str(tmp_path / "s")) is not None
 
 
 def test_what_tune_keeps_in_the_sweeps_directory_holds_no_password(tmp_path):

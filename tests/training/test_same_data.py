@@ -22,6 +22,7 @@ from mgdet.runs.record import Record, open_run, save_run, write_record
 from mgdet.storage import locate
 from mgdet.structures import Category
 from mgdet.sweep.config import load_sweep
+from mgdet.sweep.record import require_data_of_sweep, require_data_of_trial
 from mgdet.tracking import NullTracker
 from mgdet.training.checkpoint import CheckpointStore
 from mgdet.training.distributed import World
@@ -361,29 +362,29 @@ def test_a_sweep_goes_on_with_the_data_that_it_was_begun_with(tmp_path):
     ((place, found),) = before.items()
     assert place == str(tmp_path / "shapes")
     assert found["splits"].keys() == {"train", "val"}
-    tune._refuse_other_data("runs/s", before, tune._check_corners(sweep, cluster))
-    tune._refuse_other_data("runs/s", {}, before)
-    tune._refuse_other_data("runs/s", before, {"elsewhere": found})
+    require_data_of_sweep("runs/s", before, tune._check_corners(sweep, cluster))
+    require_data_of_sweep("runs/s", {}, before)
+    require_data_of_sweep("runs/s", before, {"elsewhere": found})
     other = copy.deepcopy(found)
     other["splits"]["val"]["content"] = "0" * 64
     with pytest.raises(ConfigError, match="elsewhere: none of those that it began with"):
-        tune._refuse_other_data("runs/s", before, {"elsewhere": other})
+        require_data_of_sweep("runs/s", before, {"elsewhere": other})
     swap_classes(next(sweep.corners())[1])
     with pytest.raises(ConfigError, match=r"the sweep runs/s was begun with other data:\n .*shapes: class 'disk'"):
-        tune._refuse_other_data("runs/s", before, tune._check_corners(sweep, cluster))
+        require_data_of_sweep("runs/s", before, tune._check_corners(sweep, cluster))
 
 
 def test_no_trial_of_a_sweep_begins_on_other_data(tmp_path):
     """Prepared again while the sweep is running: a trial that starts afterwards has no record of its own yet."""
     trial = next(load_sweep(write(tmp_path)).corners())[1].model_copy(update={"storage": str(tmp_path / "s")})
-    tune._require_data_of_sweep(trial)  # there is no record of a sweep
+    require_data_of_trial(trial)  # there is no record of a sweep
     training_images(trial.data)
     found = {trial.data.uri: training_data(trial.data)[1]}
     write_record(locate(tmp_path / "s" / "sweep.json"), "definition", Record({}, {}, found))
-    tune._require_data_of_sweep(trial)
+    require_data_of_trial(trial)
     swap_classes(trial)
     with pytest.raises(ConfigError, match=r"was begun with other data:\n .*shapes: class 'disk'"):
-        tune._require_data_of_sweep(trial)
+        require_data_of_trial(trial)
 
 
 def test_a_capture_knows_its_data(tmp_path, data):
