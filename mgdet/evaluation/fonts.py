@@ -10,13 +10,7 @@ import logging
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
-from matplotlib.font_manager import findSystemFonts
-from matplotlib.ft2font import FT2Font
-
 logger = logging.getLogger(__name__)
-
-DEJAVU = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
 
 
 class Drawable(NamedTuple):
@@ -31,23 +25,37 @@ def drawable(text: str) -> Drawable:
     """The text as it can be drawn. Control characters are always escaped."""
     text = "".join(c if c.isprintable() else _escaped(c) for c in text)
     wanted = frozenset(map(ord, text))
-    if wanted <= _characters(DEJAVU):
-        return Drawable(text, DEJAVU)
-    lacking = wanted - _characters(DEJAVU)
+    base = dejavu()
+    if wanted <= _characters(base):
+        return Drawable(text, base)
+    lacking = wanted - _characters(base)
     for font in _fonts_of_the_machine():
         if wanted <= _characters(font):
             return Drawable(text, font)
     _say_once()
-    return Drawable("".join(_escaped(c) if ord(c) in lacking else c for c in text), DEJAVU)
+    return Drawable("".join(_escaped(c) if ord(c) in lacking else c for c in text), base)
 
 
 def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode() if character.isascii() else f"\\u{ord(character):04x}"
 
 
+# Matplotlib is imported where it is needed: most processes that import this module draw nothing.
+
+
+@functools.cache
+def dejavu() -> Path:
+    """The font that Matplotlib brings along."""
+    import matplotlib
+
+    return Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
+
+
 @functools.cache
 def _characters(font: Path) -> frozenset[int]:
     """The characters of a font, none where the file cannot be used."""
+    from matplotlib.ft2font import FT2Font
+
     try:
         return frozenset(FT2Font(str(font)).get_charmap())
     except (OSError, RuntimeError, ValueError, TypeError):
@@ -56,6 +64,8 @@ def _characters(font: Path) -> frozenset[int]:
 
 @functools.cache
 def _fonts_of_the_machine() -> tuple[Path, ...]:
+    from matplotlib.font_manager import findSystemFonts
+
     return tuple(sorted(map(Path, findSystemFonts())))
 
 

@@ -3,16 +3,16 @@
 import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-from matplotlib.figure import Figure
-from matplotlib.text import Text
+from typing import TYPE_CHECKING, Any
 
 from mgdet.evaluation.evaluator import AP, DIVERGENCE
 from mgdet.sweep.config import Sweep
 from mgdet.sweep.space import Integers, LogUniform, Uniform
 from mgdet.sweep.table import value_text
 from mgdet.sweep.trials import Trial, front, ranked
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _STATES = {"finished": "o", "stopped": "x", "running": "."}
 _COLORS = "viridis"
@@ -30,7 +30,7 @@ def parallel_coordinates(sweep: Sweep, trials: Sequence[Trial]) -> bytes | None:
         return None
     keys = list(sweep.space)
     low, high = min(t.metrics[metric] for t in shown), max(t.metrics[metric] for t in shown)
-    figure = Figure(figsize=(2.2 + 1.9 * (len(keys) + 1), 5.2), layout="constrained")
+    figure = _figure(2.2 + 1.9 * (len(keys) + 1), 5.2)
     axes = figure.subplots()
     from matplotlib import colormaps
 
@@ -67,7 +67,7 @@ def divergence_against_ap(sweep: Sweep, trials: Sequence[Trial]) -> bytes | None
     if not shown:
         return None
     key = next(iter(sweep.space))
-    figure = Figure(figsize=(6.4, 4.8), layout="constrained")
+    figure = _figure(6.4, 4.8)
     axes = figure.subplots()
     heights = [height(sweep, key, t.settings) for t in shown]
     for state, marker in _STATES.items():
@@ -105,7 +105,7 @@ def divergence_against_ap(sweep: Sweep, trials: Sequence[Trial]) -> bytes | None
 
 def importance_bars(sweep: Sweep, importance: Mapping[str, float]) -> bytes:
     """One bar for each key, the most important on top."""
-    figure = Figure(figsize=(6.4, 1.2 + 0.45 * len(importance)), layout="constrained")
+    figure = _figure(6.4, 1.2 + 0.45 * len(importance))
     axes = figure.subplots()
     items = list(importance.items())[::-1]
     bars = axes.barh([k for k, _ in items], [v for _, v in items], color="#3b6ea5")
@@ -150,7 +150,16 @@ def _axis(axes: Any, x: float, marks: Sequence[tuple[float, str]]) -> None:
         axes.annotate(text, (x, at), xytext=(6, 0), textcoords="offset points", fontsize=8, va="center", color="0.25")
 
 
-def _png(figure: Figure) -> bytes:
+def _figure(width: float, height: float) -> "Figure":
+    """An empty one, in inches. Matplotlib is imported late: every trial imports this module, and none draws."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _png(figure: "Figure") -> bytes:
+    from matplotlib.text import Text
+
     for text in figure.findobj(Text):
         text.set_parse_math(False)  # values may hold a $
     buffer = io.BytesIO()

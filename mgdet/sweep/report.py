@@ -10,7 +10,6 @@ import yaml
 
 from mgdet.sweep import page
 from mgdet.sweep.config import Sweep
-from mgdet.sweep.pictures import divergence_against_ap, importance_bars, parallel_coordinates
 from mgdet.sweep.table import sweep_metrics
 from mgdet.sweep.trials import Trial, front, judged, ranked, tell, values, winner_of
 from mgdet.text import csv_text
@@ -25,6 +24,9 @@ def report(sweep: Sweep, trials: Sequence[Trial]) -> dict[str, bytes]:
     `winner.yaml` is a configuration that `mgdet train` runs as it is, under a name of its own. With several metrics
     there is one, `front-<trial>.yaml`, for each trial of the Pareto front as well.
     """
+    # Here: the process of each trial imports this module, and Matplotlib takes a third of a second.
+    from mgdet.sweep.pictures import divergence_against_ap, importance_bars, parallel_coordinates
+
     files = {"trials.csv": trials_csv(sweep, trials).encode()}
     choices = judged(trials, sweep.repeat)
     if best := winner_of(sweep, choices):

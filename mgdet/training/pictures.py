@@ -3,16 +3,18 @@
 import io
 import logging
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from matplotlib.figure import Figure
 
 from mgdet.evaluation.coco import CocoAP
-from mgdet.evaluation.plots import detections_figure, per_class_table, pr_curves, score_iou_figure
 from mgdet.evaluation.task_divergence import Divergence
 from mgdet.structures import Category, Detections, pad_targets
 from mgdet.tracking import Tracker
 from mgdet.training.evaluate import Evaluated, Samples
+
+if TYPE_CHECKING:  # Matplotlib takes a third of a second, and one process of a training draws
+    from matplotlib.figure import Figure
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +24,8 @@ def log_pictures(tracker: Tracker, evaluated: Evaluated, categories: Sequence[Ca
 
     A picture that cannot be drawn costs a warning only.
     """
+    from mgdet.evaluation.plots import per_class_table, pr_curves, score_iou_figure
+
     result = evaluated.result
     coco = result.of(CocoAP)
     figures: dict[str, Callable[[], Figure]] = {
@@ -40,8 +44,10 @@ def log_pictures(tracker: Tracker, evaluated: Evaluated, categories: Sequence[Ca
             logger.warning("%s was not drawn: %s", name, error)
 
 
-def samples_figure(samples: Samples, categories: Sequence[Category]) -> Figure:
+def samples_figure(samples: Samples, categories: Sequence[Category]) -> "Figure":
     """A figure of the sample images with their objects and detections."""
+    from mgdet.evaluation.plots import detections_figure
+
     height = max(i.shape[1] for i in samples.images)
     width = max(i.shape[2] for i in samples.images)
     images = torch.zeros(len(samples.images), 3, height, width, dtype=torch.uint8)

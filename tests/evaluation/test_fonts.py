@@ -10,7 +10,7 @@ from matplotlib.font_manager import findSystemFonts
 
 from mgdet.evaluation import fonts
 from mgdet.evaluation.draw import draw_boxes
-from mgdet.evaluation.fonts import DEJAVU, drawable
+from mgdet.evaluation.fonts import dejavu, drawable
 
 GREY = torch.full((3, 120, 160), 120, dtype=torch.uint8)
 
@@ -40,8 +40,8 @@ def test_what_no_font_has_is_escaped_and_told_once(
     drawable.cache_clear()
     fonts._say_once.cache_clear()
     with caplog.at_level(logging.WARNING):
-        assert drawable("猫 0.9") == ("\\u732b 0.9", DEJAVU)
-        assert drawable("狗 0.8") == ("\\u72d7 0.8", DEJAVU)
+        assert drawable("猫 0.9") == ("\\u732b 0.9", dejavu())
+        assert drawable("狗 0.8") == ("\\u72d7 0.8", dejavu())
     assert len(caplog.records) == 1
     drawable.cache_clear()
 
@@ -53,7 +53,7 @@ def test_a_font_that_has_the_characters_is_taken(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(fonts, "_characters", lambda f: frozenset(map(ord, "猫 0.9")) if f == own else before(f))
     drawable.cache_clear()
     assert drawable("猫 0.9") == ("猫 0.9", own)
-    assert drawable("Größe α Ж") == ("Größe α Ж", DEJAVU)
+    assert drawable("Größe α Ж") == ("Größe α Ж", dejavu())
     drawable.cache_clear()
 
 
