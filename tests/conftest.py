@@ -70,28 +70,3 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if getattr(item.obj, "is_hypothesis_test", False):
                 item.add_marker("exhaustive")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _no_pictures(request):
-    """In the unit tier a training draws no pictures and no report: they take longer than all of its steps."""
-    if runs(request.config, "slow") or runs(request.config, "exhaustive"):
-        yield
-        return
-    from mgdet.training import loop
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "log_pictures", lambda *args: None)
-        patch.setattr(loop, "log_report", lambda *args: None)
-        yield
-
-
-@pytest.fixture
-def pictures(monkeypatch):
-    """A training draws its pictures and writes its report."""
-    from mgdet.training import loop
-    from mgdet.training.pictures import log_pictures
-    from mgdet.training.report import log_report
-
-    monkeypatch.setattr(loop, "log_pictures", log_pictures)
-    monkeypatch.setattr(loop, "log_report", log_report)

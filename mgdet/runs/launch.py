@@ -224,7 +224,8 @@ def _launch(
         best = _best(summary, splits[-1])
         if handle:
             tracking.show_best(handle, best)
-            tracking.note(handle, REPORT, _in_words(summary))
+            if tracking.report:
+                tracking.note(handle, REPORT, _in_words(summary))
     except (KeyboardInterrupt, Interrupted):
         status = "KILLED"
         raise

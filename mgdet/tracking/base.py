@@ -29,6 +29,11 @@ class Tracking(Config):
     """
 
     name: str
+    report: bool = Field(
+        default=True,
+        description="whether a training ends with pictures, tables of classes and the page report.html, which takes "
+        "some seconds",
+    )
 
     def __call__(
         self,

@@ -394,7 +394,7 @@ class Worker:
         self.tracker.log({**metrics, **extra}, step=self.position.step)
         shown = [f"{k} {metrics[k]:.3f}" for k in headlines(metrics, brief=True)]
         logger.info("epoch %d: %s (%.0f s)", self.position.epoch, ", ".join(shown), seconds)
-        if last and evaluated is not None:
+        if last and evaluated is not None and self.experiment.tracking.report:
             start = time.perf_counter()
             log_pictures(self.tracker, evaluated, self.data.categories)
             self.tracker.log({"time/pictures": time.perf_counter() - start}, step=self.position.step)

@@ -13,7 +13,6 @@ from mgdet.errors import ConfigError, DataError
 from mgdet.runs.launch import prepare, training_data
 from mgdet.runs.record import save_run
 from mgdet.tracking import NullTracker
-from mgdet.training import loop
 from mgdet.training.distributed import World
 from mgdet.training.loop import Worker
 from mgdet.training.step import forward
@@ -141,7 +140,6 @@ def work(rank, directory, limit):
     dist.init_process_group(
         "gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2, timeout=timedelta(seconds=60)
     )
-    loop.log_pictures = loop.log_report = lambda *args: None
     world = World.current(CPU)
     worker = Worker(spoilt(Path(directory), range(6), data__max_bad_images=limit), world, NullTracker())
     try:

@@ -31,9 +31,8 @@ class Recorder(NullTracker):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("pictures")
 def test_the_last_evaluation_leaves_every_picture_and_table(tmp_path):
-    experiment, _ = prepare(small_experiment(tmp_path, train__epochs=1), cpus=1, gpus=0)
+    experiment, _ = prepare(small_experiment(tmp_path, train__epochs=1, tracking__report=True), cpus=1, gpus=0)
     recorder = Recorder()
     Worker(experiment, World(0, 1, torch.device("cpu")), recorder).run()
     pictures = {"pictures/pr_curves.png", "pictures/score_against_iou.png", "pictures/detections.png"}
