@@ -50,5 +50,5 @@ def small_experiment(directory: Path, **changes: Any) -> Experiment:
         for parent in parents:
             node = node.setdefault(parent, {})
         node[leaf] = value
-    tree["tracking"].setdefault("report", False)
+    tree["tracking"].setdefault("pictures", False)
     return validate(tree, "test")

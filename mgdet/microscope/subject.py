@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -185,8 +186,8 @@ def choose_images(dataset: ShardedDataset, ids: Sequence[int] | None) -> list[in
     if not len(dataset):
         raise DataError(f"{place}, has no images. Give another split.")
     if ids is None:
-        full = [row for row in range(len(dataset)) if not dataset.annotation(row).iscrowd.all()]
-        return (full or list(range(len(dataset))))[:IMAGES]
+        full = (row for row in range(len(dataset)) if not dataset.annotation(row).iscrowd.all())
+        return list(islice(full, IMAGES)) or list(range(len(dataset)))[:IMAGES]
     rows = {int(number): row for row, number in enumerate(dataset.image_ids)}
     if unknown := [number for number in dict.fromkeys(ids) if number not in rows]:
         raise DataError(
@@ -240,6 +241,11 @@ def choose_assigners(experiment: Experiment, asked: Sequence[str] | None) -> dic
     if not asked:
         raise ConfigError("no assigners were named. Give some, or leave the option out for all.")
     return {text: _read(text, own).resolved_for(layout) for text in asked}
+
+
+def first_defined(names: Sequence[str], own: str, layout: PriorLayout) -> dict[str, Assigner]:
+    """The first of these assigners, but for `own`, that is defined for such priors, by its name; empty if none is."""
+    return dict(islice(_defined([name for name in names if name != own], layout).items(), 1))
 
 
 def _defined(names: Sequence[str], layout: PriorLayout) -> Mapping[str, Assigner]:

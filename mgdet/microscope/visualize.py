@@ -76,7 +76,7 @@ def visualize(
     subject.require_categories(dataset.categories, uri)
     chosen = choose_assigners(subject.experiment, assigners)
     batches = list(read_images(dataset, subject.experiment, choose_images(dataset, images)))
-    pictures = tuple(_picture(batch, dataset.file_name(int(batch.positions[0]))) for batch in batches)
+    pictures = tuple(picture_of(batch, dataset.file_name(int(batch.positions[0]))) for batch in batches)
 
     shown: dict[tuple[int, int], Shown] = {}
     experiment = subject.experiment
@@ -128,7 +128,8 @@ def _write_pictures(findings: Findings, directory: Path) -> Iterator[Path]:
         yield Path(file.file.path)
 
 
-def _picture(batch: Batch, file_name: str) -> Picture:
+def picture_of(batch: Batch, file_name: str) -> Picture:
+    """The image of a batch of one, as `read_images` gives it."""
     height, width = batch.sizes[0].tolist()
     targets = batch.targets
     return Picture(

@@ -224,7 +224,7 @@ def _launch(
         best = _best(summary, splits[-1])
         if handle:
             tracking.show_best(handle, best)
-            if tracking.report:
+            if tracking.pictures:
                 tracking.note(handle, REPORT, _in_words(summary))
     except (KeyboardInterrupt, Interrupted):
         status = "KILLED"

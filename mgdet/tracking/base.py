@@ -29,10 +29,10 @@ class Tracking(Config):
     """
 
     name: str
-    report: bool = Field(
+    pictures: bool = Field(
         default=True,
-        description="whether a training ends with pictures, tables of classes and the page report.html, which takes "
-        "some seconds",
+        description="whether a training draws: pictures, tables and the page report.html of its last evaluation, and "
+        "who learns what at its first, middle and last one",
     )
 
     def __call__(

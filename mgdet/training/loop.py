@@ -27,17 +27,16 @@ from mgdet.training.checkpoint import FORMAT, UNFIT, CheckpointInfo, CheckpointS
 from mgdet.training.compile import compile_for_training
 from mgdet.training.data import open_data
 from mgdet.training.distributed import World
-from mgdet.training.evaluate import Evaluated, evaluate
+from mgdet.training.drawing import Drawing
+from mgdet.training.evaluate import evaluate
 from mgdet.training.generators import generator_state, make_reproducible, set_generator_state
 from mgdet.training.nonfinite import capture, non_finite_error
 from mgdet.training.optim import EMA, build_optimizer
 from mgdet.training.origin import data_of, refuse_other_data, tell_other_evaluation
-from mgdet.training.pictures import log_pictures
 from mgdet.training.position import Position
 from mgdet.training.precision import emulation, gradient_scaler
 from mgdet.training.profile import Profile, stage, staged
 from mgdet.training.progress import Lines, ProgressLog, Throughput, progress_line, show, training_progress
-from mgdet.training.report import log_report
 from mgdet.training.saver import Saver
 from mgdet.training.schedules import Span
 from mgdet.training.step import StepSums, accumulate_gradients
@@ -87,8 +86,8 @@ class Worker:
         self.position = Position().on(world.size, self.data.train_loader.batches.batch_size)
         self._lines = Lines()
         self._profile = Profile(train.profile if world.is_main else 0, world.device, experiment.run_uri, tracker)
-        self._evaluated: Evaluated | None = None
-        """The last evaluation of the training, on rank 0."""
+        drawn = world.is_main and experiment.tracking.pictures
+        self._drawing = Drawing(tracker, experiment, self.data.val, world.device) if drawn else None
         if newest is not None:
             self._resume(newest, state)
         self._set_rate()
@@ -127,11 +126,11 @@ class Worker:
             evaluated = last or (epoch + 1) % self.experiment.train.evaluate_every == 0
             if evaluated:
                 with stage("evaluate"):
-                    self._evaluate(last)
+                    self._evaluate()
             self._save(self.position.metrics if evaluated else {}, last)
             self._profile.end()
-            if last and self._evaluated is not None:
-                log_report(self.tracker, self.experiment, self.data.val, self._evaluated)
+            if last and self._drawing:
+                self._drawing.finish()
             if evaluated:
                 self.on_evaluation({"epoch": epoch + 1, "step": self.position.step, **self.position.metrics})
             if not last and self.stop_asked():
@@ -370,7 +369,7 @@ class Worker:
             bad.add(self.world.share(new))
         return {"train/bad_images": float(len(bad.known))} if bad.known else {}
 
-    def _evaluate(self, last: bool) -> None:
+    def _evaluate(self) -> None:
         network = self.ema.module if self.ema else self.detector
         for module in {self.detector, network}:
             self.world.sync_buffers(module)
@@ -394,8 +393,5 @@ class Worker:
         self.tracker.log({**metrics, **extra}, step=self.position.step)
         shown = [f"{k} {metrics[k]:.3f}" for k in headlines(metrics, brief=True)]
         logger.info("epoch %d: %s (%.0f s)", self.position.epoch, ", ".join(shown), seconds)
-        if last and evaluated is not None and self.experiment.tracking.report:
-            start = time.perf_counter()
-            log_pictures(self.tracker, evaluated, self.data.categories)
-            self.tracker.log({"time/pictures": time.perf_counter() - start}, step=self.position.step)
-            self._evaluated = evaluated
+        if self._drawing and evaluated is not None:
+            self._drawing.after_evaluation(evaluated, network, self.position)

@@ -18,7 +18,7 @@ from mgdet.evaluation.coco import CocoAP
 from mgdet.evaluation.evaluator import AP, DIVERGENCE, headlines
 from mgdet.evaluation.page import evaluation_sections, worst_images
 from mgdet.pages.chart import Line, line_chart
-from mgdet.pages.document import command, document, facts, grid, number, section, text
+from mgdet.pages.document import command, document, facts, grid, number, picture, section, text
 from mgdet.provenance import as_facts
 from mgdet.records import RecordError, unseal
 from mgdet.storage import locate
@@ -41,7 +41,13 @@ _CURVES: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 
 
-def log_report(tracker: Tracker, experiment: Experiment, data: ShardedDataset, evaluated: Evaluated) -> None:
+def log_report(
+    tracker: Tracker,
+    experiment: Experiment,
+    data: ShardedDataset,
+    evaluated: Evaluated,
+    labels: bytes | None = None,
+) -> None:
     """Write the page into the directory of the run, and log it. Whatever fails costs a warning only.
 
     Args:
@@ -49,10 +55,11 @@ def log_report(tracker: Tracker, experiment: Experiment, data: ShardedDataset, e
         experiment: of the training.
         data: the split on which it is evaluated.
         evaluated: the last evaluation.
+        labels: a PNG of who learns what.
     """
     start = time.perf_counter()
     try:
-        page = run_page(experiment, data, evaluated, tracker.points(), _record(experiment)).encode()
+        page = run_page(experiment, data, evaluated, tracker.points(), _record(experiment), labels).encode()
         (locate(experiment.run_uri) / NAME).replace(page)
         tracker.artifact(page, NAME)
     except Exception as error:
@@ -75,8 +82,9 @@ def run_page(
     evaluated: Evaluated,
     points: Iterable[Point],
     record: Mapping[str, Any],
+    labels: bytes | None = None,
 ) -> str:
-    """The page; `points` are all metrics of the run, and `record` is what `run.json` holds."""
+    """The page; `points` are all metrics of the run, `record` is what `run.json` holds, `labels` see `log_report`."""
     found, truth = evaluated.result.of(CocoAP), data.ground_truth()
     curves = _curves(points)
     metrics = evaluated.result.metrics()
@@ -100,6 +108,7 @@ def run_page(
             ),
             section(
                 "Who learns what",
+                picture(labels, "png", "priors that learn each task, after the last epoch") if labels else "",
                 command(f"mgdet visualize {shlex.quote(experiment.run_uri)} --out seen"),
                 hint="This writes the microscope, seen/index.html: which priors learn which task from which object, "
                 "and why, at each kept checkpoint and under several assigners.",
