@@ -64,7 +64,7 @@ def test_elastic_workers_below_their_minimum_wait_for_a_node_and_say_so(tmp_path
         place = {"cluster__address": cluster.address, "cluster__cpus_per_worker": 1}
         elastic = {"cluster__resize_interval_s": 2, "cluster__start_timeout_s": 10}
         changes = {"data__generate__train": 24, "train__epochs": 1000, "train__evaluate_every": 500}
-        e = experiment(tmp_path, "least", (2, 4), train__batch_size=4, **changes, **place, **elastic)
+        e = experiment(tmp_path, "least", (2, 3), train__batch_size=6, **changes, **place, **elastic)
         process = job(e, tmp_path, log)
         try:
             wait(process, lambda: latest(e) >= 4)
