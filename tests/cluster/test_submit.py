@@ -42,12 +42,18 @@ def settings(tmp_path, epochs):
     ]
 
 
-def assert_only_the_upload_is_used(done, head):
+def submit(head, name, upload, *command):
+    """Exit status of `ray job submit`, and all that the job wrote: what the command shows of it may lack lines."""
+    done = head.job("submit", "--submission-id", name, "--working-dir", upload, "--", *command)
+    return done.returncode, head.client.get_job_logs(name)
+
+
+def assert_only_the_upload_is_used(written, head):
     """Driver and workers have imported the uploaded package; what workers print stands in the files of the session."""
     files = [path.read_text() for path in head.log.parent.rglob("logs/worker-*.out")]
     workers = [text for text in files if ":actor_name:RayTrainWorker" in text]
     assert workers
-    for text in (done.stdout, *workers):
+    for text in (written, *workers):
         places = {line.split("mgdet of ")[1] for line in text.splitlines() if "mgdet of " in line}
         assert places
         assert all("working_dir_files" in p for p in places), places
@@ -58,9 +64,9 @@ def test_a_submitted_job(tmp_path, upload):
     """It says what is wrong, can be stopped, and goes on to its end with the uploaded package on driver and workers."""
     head = Head().wait()
     try:
-        wrong = head.job("submit", "--working-dir", upload, "--", "python", "jobs/train.py", "train.epoch=1")
-        assert wrong.returncode != 0
-        assert "unknown key train.epoch. Did you mean train.epochs?" in wrong.stdout + wrong.stderr
+        status, written = submit(head, "wrong", upload, "python", "jobs/train.py", "train.epoch=1")
+        assert status != 0
+        assert "unknown key train.epoch. Did you mean train.epochs?" in written
 
         train = [*settings(tmp_path, 10), "train.evaluate_every=10"]
         submitted = head.job("submit", "--no-wait", "--submission-id", "first", "--working-dir", upload, "--", *train)
@@ -70,12 +76,12 @@ def test_a_submitted_job(tmp_path, upload):
         head.stop("first")
         assert "the same command goes on" in head.client.get_job_logs("first")
 
-        again = head.job("submit", "--working-dir", upload, "--", *train)
-        assert again.returncode == 0, again.stdout + again.stderr
-        assert "resuming at epoch" in again.stdout
-        assert "RayTrainWorker" not in again.stdout  # the driver speaks
-        assert "val/AP " in again.stdout
-        assert_only_the_upload_is_used(again, head)
+        status, written = submit(head, "again", upload, *train)
+        assert status == 0, written
+        assert "resuming at epoch" in written
+        assert "RayTrainWorker" not in written  # the driver speaks
+        assert "val/AP " in written
+        assert_only_the_upload_is_used(written, head)
         unpacked = [p for p in head.log.parent.rglob("working_dir_files/_ray_pkg_*") if p.is_dir()]
         assert unpacked
         for package in unpacked:
@@ -90,20 +96,19 @@ def test_submitted_evaluation_and_prediction(tmp_path, upload):
     """Of a run that was submitted too."""
     head = Head().wait()
     try:
-        done = head.job("submit", "--working-dir", upload, "--", *settings(tmp_path, 1))
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert_only_the_upload_is_used(done, head)
+        status, written = submit(head, "train", upload, *settings(tmp_path, 1))
+        assert status == 0, written
+        assert_only_the_upload_is_used(written, head)
         run = f"{tmp_path}/runs/quickstart"
-        evaluated = head.job("submit", "--working-dir", upload, "--", "python", "jobs/evaluate.py", run)
-        assert evaluated.returncode == 0, evaluated.stdout + evaluated.stderr
-        assert "val/AP " in evaluated.stdout
+        status, written = submit(head, "evaluate", upload, "python", "jobs/evaluate.py", run)
+        assert status == 0, written
+        assert "val/AP " in written
         photo = tmp_path / "photo.png"
         Image.new("RGB", (64, 64)).save(photo)
         found = f"{tmp_path}/found"
-        predict = ("python", "jobs/predict.py", run, photo, "--out", found)
-        predicted = head.job("submit", "--working-dir", upload, "--", *predict)
-        assert predicted.returncode == 0, predicted.stdout + predicted.stderr
-        assert "detections in 1 images" in predicted.stdout
+        status, written = submit(head, "predict", upload, "python", "jobs/predict.py", run, photo, "--out", found)
+        assert status == 0, written
+        assert "detections in 1 images" in written
         assert (tmp_path / "found" / "detections.json").exists()
     finally:
         head.kill()
@@ -123,11 +128,11 @@ def test_a_submitted_sweep(tmp_path, upload):
             *(o for o in overrides if o != "cluster.workers=1"),
         )
         sweep = ("python", "jobs/tune.py", "configs/sweeps/quick.yaml", *small)
-        done = head.job("submit", "--working-dir", upload, "--", *sweep)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert "train the winner" in done.stdout
+        status, written = submit(head, "sweep", upload, *sweep)
+        assert status == 0, written
+        assert "train the winner" in written
         assert len(list((tmp_path / "runs").rglob("trial.json"))) == 2
-        places = {line.split("mgdet of ")[1] for line in done.stdout.splitlines() if "mgdet of " in line}
+        places = {line.split("mgdet of ")[1] for line in written.splitlines() if "mgdet of " in line}
         assert places
         assert all("working_dir_files" in p for p in places), places
     finally:
