@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -237,7 +237,13 @@ def choose_assigners(experiment: Experiment, asked: Sequence[str] | None) -> dic
     """
     own, layout = experiment.assigner, experiment.model.layout
     if asked is None:
-        return {own.name: own.resolved_for(layout), **_defined([name for name in COMPARED if name != own.name], layout)}
+        found: dict[str, Assigner] = {own.name: own.resolved_for(layout)}
+        for name in COMPARED:
+            if name != own.name and (assigner := _defined(name, layout)):
+                found[name] = assigner
+            elif name != own.name:
+                logger.info("assigner %s is not shown: it is not defined for %s", name, layout)
+        return found
     if not asked:
         raise ConfigError("no assigners were named. Give some, or leave the option out for all.")
     return {text: _read(text, own).resolved_for(layout) for text in asked}
@@ -245,17 +251,16 @@ def choose_assigners(experiment: Experiment, asked: Sequence[str] | None) -> dic
 
 def first_defined(names: Sequence[str], own: str, layout: PriorLayout) -> dict[str, Assigner]:
     """The first of these assigners, but for `own`, that is defined for such priors, by its name; empty if none is."""
-    return dict(islice(_defined([name for name in names if name != own], layout).items(), 1))
+    found = ((name, _defined(name, layout)) for name in names if name != own)
+    return next(({name: assigner} for name, assigner in found if assigner), {})
 
 
-def _defined(names: Sequence[str], layout: PriorLayout) -> Mapping[str, Assigner]:
-    found = {}
-    for name in names:
-        try:
-            found[name] = validate_as(_Named, {"assigner": {"name": name}}, "assigners").assigner.resolved_for(layout)
-        except ConfigError:  # as max_iou for points
-            logger.info("assigner %s is not shown: it is not defined for %s", name, layout)
-    return found
+def _defined(name: str, layout: PriorLayout) -> Assigner | None:
+    """An assigner by its name; None where it is not defined for such priors, as `max_iou` for points."""
+    try:
+        return validate_as(_Named, {"assigner": {"name": name}}, "assigners").assigner.resolved_for(layout)
+    except ConfigError:
+        return None
 
 
 def _read(text: str, own: Assigner) -> Assigner:
