@@ -61,7 +61,7 @@ def experiment(directory, name="small", **changes):
 
 
 def tracked(directory, uri, **settings):
-    return experiment(directory, tracking={"uri": uri, **SENDS_SOON, **settings})
+    return experiment(directory, tracking={"uri": uri, "pictures": True, **SENDS_SOON, **settings})
 
 
 def journal(e):

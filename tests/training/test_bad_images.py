@@ -108,8 +108,8 @@ def test_a_data_set_that_is_prepared_again_ends_the_training_and_is_refused_afte
     worker = Worker(experiment, ALONE, NullTracker())
     evaluate = worker._evaluate
 
-    def then_somebody_prepares(last):
-        evaluate(last)
+    def then_somebody_prepares():
+        evaluate()
         generate_shapes(experiment.data.uri, ShapesConfig(train=6, val=3, size=64, seed=1), overwrite=True)
 
     worker._evaluate = then_somebody_prepares
