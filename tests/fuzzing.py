@@ -1,5 +1,6 @@
 """Random damage to files: to their bytes, and to the values of what is JSON."""
 
+from copy import deepcopy
 from typing import Any
 
 from hypothesis import strategies as st
@@ -66,6 +67,6 @@ def change(content: Any, data: st.DataObject, more: st.SearchStrategy[Any] = ODD
         for key in above:
             node = node[key]
         if data.draw(st.booleans()):
-            node[last] = data.draw(more)
+            node[last] = deepcopy(data.draw(more))  # the next change may be within it, and `sampled_from` keeps its own
         else:
             node.pop(last)

@@ -37,7 +37,7 @@ from mgdet.sweep.trials import TrialStore, definition
 from mgdet.tracking import copies
 from mgdet.tracking.copies import JournalCopies, begin
 from mgdet.tracking.journal import Journal
-from mgdet.training.checkpoint import CheckpointStore, weights_file
+from mgdet.training.checkpoint import UNFIT, CheckpointStore, weights_file
 from mgdet.training.origin import data_of, data_of_run, learned_of
 from mgdet.training.position import Position
 from tests.fuzzing import HITS, ODD, change, hit
@@ -170,7 +170,7 @@ def read(place: Place) -> dict[str, list[str]]:
         for judge in (lambda: Position.read(state["position"]), lambda: read_categories(state.get("categories"))):
             try:
                 lines.append(repr(judge()))
-            except ValueError as error:
+            except UNFIT as error:
                 lines.append(f"refused: {error}")
         return lines
 
