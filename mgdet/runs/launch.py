@@ -117,7 +117,10 @@ def training_images(data: DataConfig) -> int:
 def training_data(data: DataConfig) -> tuple[str, Fingerprint]:
     """The name of the data set, and the fingerprint of the two splits that a training uses. Raises `DataError`."""
     manifest = read_manifest(data.uri)
-    return manifest.name, fingerprint(manifest, [data.train_split, data.val_split])
+    splits = [data.train_split, data.val_split]
+    for name in splits:
+        manifest.split(name, data.uri)
+    return manifest.name, fingerprint(manifest, splits)
 
 
 def data_sets(data: DataConfig, name: str, found: Fingerprint) -> tuple[DataSet, ...]:
