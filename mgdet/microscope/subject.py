@@ -238,10 +238,10 @@ def choose_assigners(experiment: Experiment, asked: Sequence[str] | None) -> dic
     own, layout = experiment.assigner, experiment.model.layout
     if asked is None:
         found: dict[str, Assigner] = {own.name: own.resolved_for(layout)}
-        for name in COMPARED:
-            if name != own.name and (assigner := _defined(name, layout)):
+        for name in (name for name in COMPARED if name != own.name):
+            if assigner := _defined(name, layout):
                 found[name] = assigner
-            elif name != own.name:
+            else:
                 logger.info("assigner %s is not shown: it is not defined for %s", name, layout)
         return found
     if not asked:

@@ -1,12 +1,14 @@
 """The whole way: load, examine, write pictures, page and tables."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from mgdet.assign import Assigner
+from mgdet.config import Experiment
 from mgdet.config_yaml import Overrides
 from mgdet.data.dataset import ShardedDataset
 from mgdet.errors import DataError
@@ -14,8 +16,9 @@ from mgdet.inference.output import JsonFile, OutputFile, empty_directory
 from mgdet.microscope.numbers import Findings, Moment, Picture, Shown, examine
 from mgdet.microscope.page import page
 from mgdet.microscope.pictures import draw, file_name
-from mgdet.microscope.subject import Subject, choose_assigners, choose_images, find_subject, read_images
+from mgdet.microscope.subject import choose_assigners, choose_images, find_subject, read_images
 from mgdet.microscope.tables import parquet, summary
+from mgdet.models import Detector
 from mgdet.structures import Batch, unique_names
 from mgdet.training.precision import autocast
 
@@ -79,27 +82,65 @@ def visualize(
     pictures = tuple(picture_of(batch, dataset.file_name(int(batch.positions[0]))) for batch in batches)
 
     shown: dict[tuple[int, int], Shown] = {}
-    experiment = subject.experiment
     for m, state in enumerate(subject.states):
         detector = state.load()
-        for p, batch in enumerate(batch.to(subject.device) for batch in batches):
-            with torch.no_grad(), autocast(subject.device, experiment.train.precision):
-                predictions = detector(batch.images, batch.sizes)
-            overlap = experiment.train.ignore_overlap
-            shown[m, p] = examine(
-                predictions, batch.targets, chosen, near=near, ignore_overlap=overlap, epoch=state.epoch
-            )
+        for p, batch in enumerate(batches):
+            shown[m, p] = look(detector, batch, subject.experiment, subject.device, chosen, state.epoch, near)
         logger.info("%s: %d images under %d assigners", state.name, len(batches), len(chosen))
-    findings = Findings(
-        about=_about(subject, uri, name),
+    moments = tuple(Moment(s.name, s.step, s.epoch) for s in subject.states)
+    network = "trained: the weights of its checkpoints, in evaluation mode"
+    if subject.trained is None:
+        seed = subject.experiment.seed
+        network = f"UNTRAINED: the network before its first step, seed {seed}; its scores and boxes mean nothing yet"
+    about = {"source": subject.source, "network": network}
+    return write(findings_of(about, subject.experiment, dataset, chosen, pictures, moments, shown), directory)
+
+
+@torch.no_grad()
+def look(
+    detector: Detector,
+    batch: Batch,
+    experiment: Experiment,
+    device: torch.device,
+    assigners: Mapping[str, Assigner],
+    epoch: int,
+    near: int = NEAR,
+) -> Shown:
+    """What a detector in evaluation mode, after so many epochs, predicts for a batch of one image, and who learns."""
+    here = batch.to(device)
+    with autocast(device, experiment.train.precision):
+        predictions = detector(here.images, here.sizes)
+    overlap = experiment.train.ignore_overlap
+    return examine(predictions, here.targets, assigners, near=near, ignore_overlap=overlap, epoch=epoch)
+
+
+def findings_of(
+    about: Mapping[str, str],
+    experiment: Experiment,
+    dataset: ShardedDataset,
+    assigners: Mapping[str, Assigner],
+    pictures: tuple[Picture, ...],
+    moments: tuple[Moment, ...],
+    shown: Mapping[tuple[int, int], Shown],
+) -> Findings:
+    """All that is shown of an experiment; `about` says from which `source` and of what `network`."""
+    model = experiment.model
+    return Findings(
+        about={
+            "source": about["source"],
+            "name": experiment.name,
+            "network": about["network"],
+            "detector": f"{model.name} ({model.backbone}), {model.layout}",
+            "data": f"{dataset.uri}, split {dataset.split}",
+            "assigner": experiment.assigner.name,
+        },
         classes=tuple(unique_names(dataset.categories)),
-        points=experiment.model.layout.points,
-        assigners=chosen,
+        points=model.layout.points,
+        assigners=assigners,
         pictures=pictures,
-        moments=tuple(Moment(s.name, s.step, s.epoch) for s in subject.states),
+        moments=moments,
         shown=shown,
     )
-    return write(findings, directory)
 
 
 def write(findings: Findings, directory: Path) -> Written:
@@ -140,20 +181,3 @@ def picture_of(batch: Batch, file_name: str) -> Picture:
         labels=targets.labels[0].numpy(),
         crowds=targets.regions[0].numpy(),
     )
-
-
-def _about(subject: Subject, uri: str, split: str) -> dict[str, str]:
-    """What is shown, in words."""
-    experiment = subject.experiment
-    network = "trained: the weights of its checkpoints, in evaluation mode"
-    if subject.trained is None:
-        seed = experiment.seed
-        network = f"UNTRAINED: the network before its first step, seed {seed}; its scores and boxes mean nothing yet"
-    return {
-        "source": subject.source,
-        "name": experiment.name,
-        "network": network,
-        "detector": f"{experiment.model.name} ({experiment.model.backbone}), {experiment.model.layout}",
-        "data": f"{uri}, split {split}",
-        "assigner": experiment.assigner.name,
-    }

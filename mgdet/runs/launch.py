@@ -16,7 +16,7 @@ from mgdet.config import Experiment
 from mgdet.data.config import DataConfig
 from mgdet.data.findings import examine_data
 from mgdet.data.fingerprint import Fingerprint, describe_data, fingerprint, short
-from mgdet.data.schema import read_manifest
+from mgdet.data.schema import Manifest, read_manifest
 from mgdet.data.shapes import ensure_shapes
 from mgdet.errors import ClusterError, ConfigError, Interrupted
 from mgdet.evaluation.evaluator import AP, DIVERGENCE
@@ -109,18 +109,21 @@ def training_images(data: DataConfig) -> int:
     """Make or check the data set; returns how many images its training split has. Raises `DataError`."""
     if data.generate is not None:
         ensure_shapes(data.uri, data.generate)
-    manifest = read_manifest(data.uri)
-    manifest.split(data.val_split, data.uri)
-    return manifest.split(data.train_split, data.uri).images
+    return _manifest(data).splits[data.train_split].images
 
 
 def training_data(data: DataConfig) -> tuple[str, Fingerprint]:
     """The name of the data set, and the fingerprint of the two splits that a training uses. Raises `DataError`."""
+    manifest = _manifest(data)
+    return manifest.name, fingerprint(manifest, [data.train_split, data.val_split])
+
+
+def _manifest(data: DataConfig) -> Manifest:
+    """That of the data set, which has both splits. Raises `DataError`."""
     manifest = read_manifest(data.uri)
-    splits = [data.train_split, data.val_split]
-    for name in splits:
-        manifest.split(name, data.uri)
-    return manifest.name, fingerprint(manifest, splits)
+    for split in (data.val_split, data.train_split):
+        manifest.split(split, data.uri)
+    return manifest
 
 
 def data_sets(data: DataConfig, name: str, found: Fingerprint) -> tuple[DataSet, ...]:

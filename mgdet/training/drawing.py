@@ -8,20 +8,17 @@ import torch
 from mgdet.config import Experiment
 from mgdet.data.dataset import ShardedDataset
 from mgdet.models import Detector
-from mgdet.structures import unique_names
 from mgdet.text import first_line
 from mgdet.tracking import Tracker
 from mgdet.training.evaluate import Evaluated
 from mgdet.training.pictures import log_pictures
 from mgdet.training.position import Position
-from mgdet.training.precision import autocast
 from mgdet.training.report import log_report
 
 logger = logging.getLogger(__name__)
 
 SHARE = 0.01
 """Of the time of a training that the microscope may take; one image is always looked at."""
-MOST_IMAGES = 8
 CONTROLS = ("max_iou", "center_sampling", "atss")
 """The first of these that is defined for the detector, and is not the training's own, is shown beside that."""
 
@@ -42,6 +39,7 @@ class Drawing:
         self._began, self._spent = time.perf_counter(), 0.0
         self._last: Evaluated | None = None
         self._labels: bytes | None = None
+        """A picture of who learns what after the last epoch, for the page of the training."""
 
     def after_evaluation(self, evaluated: Evaluated, network: Detector, position: Position) -> None:
         """Draw what belongs to an evaluation of `network`, after the epochs and steps of `position`."""
@@ -67,11 +65,11 @@ class Drawing:
 
     def _look(self, network: Detector, position: Position) -> None:
         """Log the microscope's page of the network as it is; `mgdet visualize` shows more of a run's checkpoints."""
-        from mgdet.microscope.numbers import Findings, Moment, Picture, Shown, examine
+        from mgdet.microscope.numbers import Moment, Picture, Shown
         from mgdet.microscope.page import page
         from mgdet.microscope.pictures import draw
         from mgdet.microscope.subject import choose_images, first_defined, read_images
-        from mgdet.microscope.visualize import NEAR, picture_of
+        from mgdet.microscope.visualize import findings_of, look, picture_of
 
         experiment, own = self._experiment, self._experiment.assigner
         layout = experiment.model.layout
@@ -82,45 +80,23 @@ class Drawing:
         was_training = network.training
         network.eval()
         try:
-            for batch in read_images(self._data, experiment, choose_images(self._data, None)[:MOST_IMAGES]):
-                here = batch.to(self._device)
-                with torch.no_grad(), autocast(self._device, experiment.train.precision):
-                    predictions = network(here.images, here.sizes)
-                shown[0, len(pictures)] = examine(
-                    predictions,
-                    here.targets,
-                    assigners,
-                    near=NEAR,
-                    ignore_overlap=experiment.train.ignore_overlap,
-                    epoch=position.epoch,
-                )
+            for batch in read_images(self._data, experiment, choose_images(self._data, None)):
+                shown[0, len(pictures)] = look(network, batch, experiment, self._device, assigners, position.epoch)
                 pictures.append(picture_of(batch, self._data.file_name(int(batch.positions[0]))))
                 if time.perf_counter() > until:
                     break
         finally:
             network.train(was_training)
         when = f"step {position.step} (epoch {position.epoch})"
-        findings = Findings(
-            about={
-                "source": experiment.run_uri,
-                "name": experiment.name,
-                "network": f"as it was evaluated after {when}",
-                "detector": f"{experiment.model.name} ({experiment.model.backbone}), {layout}",
-                "data": f"{experiment.data.uri}, split {self._data.split}",
-                "assigner": own.name,
-            },
-            classes=tuple(unique_names(self._data.categories)),
-            points=layout.points,
-            assigners=assigners,
-            pictures=tuple(pictures),
-            moments=(Moment(when, position.step, position.epoch),),
-            shown=shown,
-        )
+        about = {"source": experiment.run_uri, "network": f"as it was evaluated after {when}"}
+        moment = Moment(when, position.step, position.epoch)
+        findings = findings_of(about, experiment, self._data, assigners, tuple(pictures), (moment,), shown)
         self._tracker.artifact(page(findings), f"microscope/epoch-{position.epoch}.html")
-        self._labels = draw(findings, 0, 0)
+        if position.epoch == experiment.train.epochs:
+            self._labels = draw(findings, 0, 0)
 
 
 def moments(epochs: int, every: int) -> set[int]:
     """The epochs after which the first, the middle and the last evaluation are, of one after `every` epochs."""
-    evaluated = [epoch for epoch in range(1, epochs + 1) if epoch == epochs or epoch % every == 0]
+    evaluated = [*range(every, epochs, every), epochs]
     return {evaluated[0], evaluated[len(evaluated) // 2], evaluated[-1]}

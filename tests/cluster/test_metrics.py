@@ -12,6 +12,7 @@ import pytest
 from mgdet.cluster import metrics
 from mgdet.cluster.metrics import EXPORTED, PART, RUN, Exported, ExportingTracker
 from mgdet.errors import Interrupted
+from mgdet.evaluation.evaluator import AP
 from mgdet.runs.stop import StopRequest
 from mgdet.tracking import NullTracker
 from mgdet.training.profile import _measured, stage
@@ -54,6 +55,7 @@ def test_what_is_tracked_and_the_parts_of_steps_are_exported(monkeypatch):
     assert seen["mgdet_images_per_second", None] == 8
     assert seen["mgdet_step", None] == 12
     assert seen["mgdet_ap", None] == 0.25
+    assert metrics.LOGGED["mgdet_ap"][0] == AP.name
     assert seen["mgdet_step_part_seconds", "wait"] == 0.5, "a second in two steps"
     assert seen["mgdet_step_part_seconds", "forward"] == 1
     assert seen["mgdet_loader_wait_share", None] == pytest.approx(1 / 3)

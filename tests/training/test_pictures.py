@@ -90,6 +90,6 @@ def test_what_is_drawn_changes_nothing(tmp_path, monkeypatch, caplog):
     expected = trained("off", False)
     assert trained("on", True) == expected
     assert "was not drawn" not in caplog.text
-    monkeypatch.setattr("mgdet.microscope.numbers.examine", lambda *args, **options: 1 / 0)
+    monkeypatch.setattr("mgdet.microscope.visualize.examine", lambda *args, **options: 1 / 0)
     assert trained("broken", True) == expected
     assert caplog.text.count("was not drawn: division by zero") == 3
