@@ -6,7 +6,7 @@ Weights: every tensor of the last checkpoint, which are the weights, their movin
 generators. Metrics: of that checkpoint, every value in `metrics.jsonl` but for lines marked as replays, every value in
 MLflow, every evaluation in a trial's record. States: which checkpoint is the best, the state of each MLflow run, and of
 each trial. A step that stands twice or is missing is a difference like any other. Times, what is measured by time and
-what is measured of the machine are left out: see `MEASURED`.
+what is measured of the machine are left out: see `LEFT_OUT`.
 """
 
 import contextlib
@@ -18,10 +18,11 @@ from pathlib import Path
 
 import torch
 
+from mgdet.runs.compare import MEASURED
 from mgdet.sweep.trials import Trial
 from mgdet.training.checkpoint import CheckpointStore
 
-MEASURED = ("train/images_per_s", "val/seconds", "time/", "system/")
+LEFT_OUT = (*MEASURED, "system/")
 """Metrics, or the beginnings of their names, that two equal runs do not share."""
 Values = dict[str, tuple[str, ...]]
 """What stands under a name, written so that equal text means equal bits; once each where nothing is doubled."""
@@ -62,7 +63,7 @@ def journal_values(lines: Iterable[str]) -> tuple[Values, int, int]:
 def add(values: Values, metrics: Mapping[tuple[str, int], float | str], prefix: str = "") -> None:
     """Put values of (metric, step) beside what stands there; `repr` of a float tells every bit."""
     for (metric, step), value in metrics.items():
-        if not metric.startswith(MEASURED):
+        if not metric.startswith(LEFT_OUT):
             name = f"{prefix}{metric} of step {step}"
             values[name] = (*values.get(name, ()), repr(float(value)))
 
