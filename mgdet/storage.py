@@ -1,5 +1,6 @@
 """Files of runs and data sets: a local path or any URI that `pyarrow.fs` opens (`s3://`, `gs://`, `file://`, ...)."""
 
+import errno
 import os
 import posixpath
 import shutil
@@ -18,6 +19,9 @@ from pydantic import AfterValidator
 from mgdet.errors import DataError
 from mgdet.files import absolute, may_be_written, require_regular
 from mgdet.text import has_password
+
+_READS = 10
+"""How often a file is read that changes while it is read."""
 
 
 @dataclass(frozen=True)
@@ -97,10 +101,26 @@ class Location:
         return self.filesystem.open_output_stream(self.path, compression=None)  # also where its name ends in .gz
 
     def read_bytes(self) -> bytes:
-        """The content of the file."""
+        """The content of the file, never a mixture of two, also while somebody else replaces or removes it."""
         self._require_regular()
-        with self.filesystem.open_input_stream(self.path, compression=None) as stream:
-            return bytes(stream.read())
+        # An object store is asked for the size of a file, and then for so many bytes of what is there by then
+        for _ in range(_READS):
+            data, failure = b"", None
+            with self._open_stream() as stream:
+                version = stream.metadata()
+                try:
+                    data = bytes(stream.read())
+                except OSError as error:
+                    failure = error
+            if failure is None and self.is_local:
+                return data
+            with self._open_stream() as stream:  # raises `FileNotFoundError` where the file has gone
+                unchanged = stream.metadata() == version
+            if unchanged and failure is not None:
+                raise failure
+            if unchanged:
+                return data
+        raise OSError(errno.EAGAIN, f"the file changed each of the {_READS} times that it was read", str(self))
 
     def write(self, data: bytes) -> None:
         """Create or replace the file. A reader, or a crash, may meet a part of it on a local disk: see `replace`."""
@@ -145,6 +165,9 @@ class Location:
     def clear(self) -> None:
         """Remove everything in the directory."""
         self.filesystem.delete_dir_contents(self.path)
+
+    def _open_stream(self) -> Any:
+        return self.filesystem.open_input_stream(self.path, compression=None)
 
     def _require_regular(self) -> None:
         if self.is_local:

@@ -13,7 +13,7 @@ from mgdet.lease import OWNER, claims, owned
 from mgdet.records import unseal
 from mgdet.runs.compare import compare_metrics
 from mgdet.runs.reproduce import journal_of
-from mgdet.storage import locate
+from mgdet.storage import Location, locate
 from mgdet.training.checkpoint import CheckpointStore
 from tests.buckets import experiment_in_a_bucket as experiment
 from tests.buckets import job
@@ -79,6 +79,37 @@ def test_a_bucket_that_is_not_there_is_named(uri, tmp_path):
     assert "Traceback" not in done.output
 
 
+def meanwhile(monkeypatch, *acts):
+    """Let another process do something between the opening of a file and the reading of it, once for each opening."""
+    opened, left = Location._open_stream, list(acts)
+
+    def open_stream(self):
+        stream = opened(self)
+        if left:
+            left.pop(0)()
+        return stream
+
+    monkeypatch.setattr(Location, "_open_stream", open_stream)
+
+
+def test_a_file_that_is_replaced_or_removed_while_it_is_read(uri, monkeypatch):
+    """A store gives as many bytes as it said, of whatever is there by then."""
+    file = locate(uri("changing"))
+    for before, now in [(b"a long one", b"short"), (b"short", b"a long one"), (b"one", b"two"), (b"", b"more")]:
+        file.write(before)
+        meanwhile(monkeypatch, lambda now=now: file.write(now))
+        assert file.read_bytes() == now, (before, now)
+    meanwhile(monkeypatch, file.delete)
+    with pytest.raises(FileNotFoundError):
+        file.read_bytes()
+    file.write(b"old")
+    meanwhile(monkeypatch, lambda: (file.delete(), file.write(b"other")))
+    assert file.read_bytes() == b"other"
+    meanwhile(monkeypatch, *(lambda n=n: file.write(b"%d" % n) for n in range(40)))
+    with pytest.raises(OSError, match="changed each of the 10 times"):
+        file.read_bytes()
+
+
 # --- owners
 
 CONTEXT = multiprocessing.get_context("spawn")  # AWS's library does not survive a fork
@@ -94,12 +125,16 @@ def on_machine(machine: str, **seconds: float) -> None:
 def compete(place, number, begin, over, owners):
     """One of several that start together, each on a machine of its own; the winner stays until all know."""
     on_machine(f"machine {number}", BEAT_S=0.2, DEAD_AFTER_S=60.0, _POLL_S=0.1)
-    begin.wait(600)
-    with contextlib.suppress(OwnedError), owned(locate(place) / OWNER, "the run"):
-        owners.put(number)
+    try:
+        begin.wait(600)
+        with contextlib.suppress(OwnedError), owned(locate(place) / OWNER, "the run"):
+            owners.put(number)
+            over.wait(600)
+            return
         over.wait(600)
-        return
-    over.wait(600)
+    except BaseException:
+        over.abort()  # the others need not wait
+        raise
 
 
 def test_one_owner_in_a_bucket(uri):
