@@ -6,19 +6,27 @@
     %(prog)s runs/x s3://bucket/photos --out found --tta flip,scales --parquet
     %(prog)s runs/x aerial.tif --tile 1024 --overlap 0.2 --out found
     %(prog)s runs/x --follow /srv/camera --out found
+    %(prog)s runs/x s3://bucket/photos --out s3://bucket/found --workers 8 --address 10.0.0.1:6379
 
 Writes detections.json, a list in COCO's results format with boxes (x, y, width, height) in pixels of the upright
 original, images.json, which says what its image ids mean, and with --draw a picture of each image and a video of each
-video. Frames are called clip.mp4#000123. Videos need the extra `video`: pip install 'mgdet[video]'.
+video. Frames are called clip.mp4#000123. Videos need the extra `video`: pip install 'mgdet[video]'. Parquet files are
+tables of images, such as the shards of a prepared data set: a row each, with its file in the column `image`.
 --follow detects in each file that appears in a directory as soon as it is finished, until Ctrl-C; the same command
 then goes on. Every file found so far is a line of DIR/followed.jsonl, the other files are written at the end.
+--workers detects in so many processes of a Ray cluster. Which of them end on the way does not matter: the same command
+goes on after a stop, and the results are the same.
 Exit status 0: written; 2: something you can mend, such as no readable image; 130: interrupted.
 """
 
 import argparse
 import logging
+from typing import TYPE_CHECKING
 
 from mgdet.cli.run import Command, add_plugins
+
+if TYPE_CHECKING:  # both import PyTorch
+    from mgdet.inference.predict import Options, Predicted
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +58,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-pixels", type=int, metavar="N", help="width times height of an image, at most")
     parser.add_argument("--tile", type=int, default=0, metavar="N", help="cut larger images into tiles of N x N pixels")
     parser.add_argument("--overlap", type=float, default=0.2, metavar="F", help="of neighbouring tiles (default 0.2)")
+    parser.add_argument(
+        "--workers",
+        metavar="N",
+        type=_count,
+        help="detect in N processes of a Ray cluster; auto: one for each GPU, or else for each CPU",
+    )
+    parser.add_argument("--address", help="of the Ray cluster (default: RAY_ADDRESS if set, else this machine alone)")
+    parser.add_argument("--cpus-per-worker", metavar="N", type=float, help="of each process (default 1 without a GPU)")
     add_plugins(parser)
+
+
+def _count(text: str) -> int | str:
+    return text if text == "auto" else int(text)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -63,22 +83,46 @@ def run(args: argparse.Namespace) -> int:
         raise DataError(
             "--follow goes on with what is in --out, under ids of its own: leave out --ids and --overwrite."
         )
-    from mgdet.inference.follow import follow
-    from mgdet.inference.load import load_detector
-    from mgdet.inference.predict import Options, predict
+    if args.workers is not None and (args.follow is not None or args.overwrite):
+        raise DataError("--workers goes on with what is in --out: leave out --follow and --overwrite.")
+    if args.workers is None and (args.address or args.cpus_per_worker is not None):
+        raise DataError("--address and --cpus-per-worker are for a cluster: give --workers too, or leave them out.")
+    from mgdet.inference.predict import Options
 
-    trained = load_detector(args.checkpoint, plugins=args.plugin)
-    logger.info("%s", trained)
     given = {name: getattr(args, name) for name in Options._fields if name != "views"}
     options = Options(**given, views=tuple(word.strip() for word in args.tta.split(",") if word.strip()))
-    if args.follow is not None:
-        follow(trained, args.follow, args.out, options)
-    done = predict(trained, args.images, args.out, overwrite=args.overwrite, ids=args.ids, options=options)
+    done = _here(args, options) if args.workers is None else _on_cluster(args, options)
     frames = f", {done.frames} of them frames of videos" if done.frames else ""
     left_out = f", {len(done.unreadable)} left out as unreadable (named above)" if done.unreadable else ""
     passed_over = f"; {'; '.join(done.passed_over)}" if done.passed_over else ""
     print(f"{done.detections} detections in {done.images} images{frames}{left_out}; written to {args.out}{passed_over}")
     return 0
+
+
+def _here(args: argparse.Namespace, options: "Options") -> "Predicted":
+    from mgdet.inference.follow import follow
+    from mgdet.inference.load import load_detector
+    from mgdet.inference.predict import predict
+
+    trained = load_detector(args.checkpoint, plugins=args.plugin)
+    logger.info("%s", trained)
+    if args.follow is not None:
+        follow(trained, args.follow, args.out, options)
+    return predict(trained, args.images, args.out, overwrite=args.overwrite, ids=args.ids, options=options)
+
+
+def _on_cluster(args: argparse.Namespace, options: "Options") -> "Predicted":
+    from mgdet.cluster.fleet import predict_on_cluster
+    from mgdet.config_yaml import validate_as
+    from mgdet.errors import DataError
+    from mgdet.runs.config import ClusterConfig
+
+    if args.workers == 0:
+        raise DataError("--workers 0: there must be at least one. Leave it out to detect in this process.")
+    asked = {"workers": args.workers, "address": args.address, "cpus_per_worker": args.cpus_per_worker or "auto"}
+    config = validate_as(ClusterConfig, asked, "the command line")
+    named = {"ids": args.ids, "options": options, "plugins": args.plugin}
+    return predict_on_cluster(args.checkpoint, args.images, args.out, config, **named)
 
 
 COMMAND = Command(

@@ -1,4 +1,4 @@
-"""The files that a prediction takes: images and videos, local or at URIs, by name and by the ids of annotations."""
+"""The files that a prediction takes, local or at URIs: images, videos, and tables of images."""
 
 import logging
 import os
@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeAlias
 from mgdet.data.files import files_below, image_suffixes, name_parts
 from mgdet.data.formats.coco import read_images
 from mgdet.errors import DataError
-from mgdet.inference import video
+from mgdet.inference import table, video
 from mgdet.storage import Location, locate
 from mgdet.text import first_of
 
@@ -31,29 +31,30 @@ class Images(NamedTuple):
     """One text for each kind of file that is left out: how many, why, and the first names."""
 
 
-def find_images(inputs: Sequence[str], out: Path, ids: str | None = None) -> Images:
-    """The image and video files that `inputs` name, each once: in the order given, those of a directory sorted.
+def find_images(inputs: Sequence[str], out: File, ids: str | None = None) -> Images:
+    """The files that `inputs` name, each once: in the order given, those of a directory sorted.
 
-    Directories are searched with all below them, linked ones included. Hidden files, files whose suffix is neither an
-    image's nor a video's, and what lies in `out` (pictures of an earlier prediction) are passed over; the first two are
-    counted.
+    Directories are searched with all below them, linked ones included. Hidden files, files whose suffix is not that of
+    an image, a video or a table (`mgdet.inference.table`), and what lies in `out` (pictures of an earlier prediction)
+    are passed over; the first two are counted.
 
     Args:
         inputs: files and directories, each a path or URI.
         out: the directory of the results.
-        ids: an annotation file in COCO's format: only its images are taken, under its ids, and no video.
+        ids: an annotation file in COCO's format: only its images are taken, under its ids, and no video or table.
 
     Raises:
         DataError: an input that does not exist or lies in `out` itself, no image at all, or an `ids` that is no
             annotation file or in which names are ambiguous.
     """
-    search = _Search(out.resolve())
+    search = _Search(out)
     for name in inputs:
         search.add(name)
     if not search.found:
         raise DataError(
             f"No images in {', '.join(inputs) or 'nothing'}. Taken are files with the suffixes "
-            f"{', '.join(sorted(image_suffixes() | video.SUFFIXES))}; name an image itself if it is called otherwise."
+            f"{', '.join(sorted(image_suffixes() | video.SUFFIXES | {table.SUFFIX}))}; name an image itself if it is "
+            "called otherwise."
         )
     files = list(search.found.values())
     if ids is not None:
@@ -64,14 +65,21 @@ def find_images(inputs: Sequence[str], out: Path, ids: str | None = None) -> Ima
 def is_taken(name: str) -> bool:
     """Whether a file found in a directory is taken, by its suffix."""
     suffix = Path(name).suffix.lower()
-    return suffix in image_suffixes() or (suffix in video.SUFFIXES and video.available())
+    return suffix in image_suffixes() or table.is_table(name) or (suffix in video.SUFFIXES and video.available())
+
+
+def is_many(name: str) -> bool:
+    """Whether a file holds more than one picture, by its suffix."""
+    return video.is_video(name) or table.is_table(name)
 
 
 class _Search:
     """Gathers files, each once."""
 
-    def __init__(self, out: Path) -> None:
-        self.out = out
+    def __init__(self, out: File) -> None:
+        self.out = Path(out.path) if isinstance(out, Location) and out.is_local else out
+        if isinstance(self.out, Path):
+            self.out = self.out.resolve()
         self.found: dict[str, tuple[File, File | None]] = {}
         """By what is read: as it is named, and below which directory."""
         self.other: list[str] = []
@@ -100,7 +108,7 @@ class _Search:
             else:
                 (self.videos if video.is_video(relative) else self.other).append(str(file))
         if not images:
-            logger.warning("%s: no file with the suffix of an image or video in it or below", name)
+            logger.warning("%s: no file with the suffix of an image, video or table in it or below", name)
         for file in images:
             self.found.setdefault(_key(file), (file, place))
 
@@ -108,7 +116,7 @@ class _Search:
         """The files below a directory, each with its name relative to it; None: it is a file itself."""
         if not os.path.exists(place):  # unlike Path.exists also where a directory may not be entered
             raise DataError(f"{name}: no such file or directory. Give image files, or directories with images.")
-        if place.resolve().is_relative_to(self.out):
+        if self._in_out(place):
             raise DataError(
                 f"{name} lies in the output directory {self.out}, where it could be overwritten. Choose another."
             )
@@ -116,7 +124,7 @@ class _Search:
             raise DataError(f"{name} is neither a file nor a directory. Give image files, or directories with images.")
         if not place.is_dir():
             return None
-        below = [path for path in files_below(place, self.unreadable) if not path.resolve().is_relative_to(self.out)]
+        below = [path for path in files_below(place, self.unreadable) if not self._in_out(path)]
         special = [path for path in below if not path.is_file() and not path.is_symlink()]
         self.other += map(str, special)
         return [(path, path.relative_to(place).as_posix()) for path in below if path not in special]
@@ -126,7 +134,15 @@ class _Search:
             return None
         if not place.exists():
             raise DataError(f"{place}: no such file or directory. Give image files, or directories with images.")
-        return sorted(_below(place, ""), key=lambda each: each[1])
+        return sorted((each for each in _below(place, "") if not self._in_out(each[0])), key=lambda each: each[1])
+
+    def _in_out(self, file: File) -> bool:
+        """Whether a file lies in the directory of the results, or is that directory."""
+        if isinstance(file, Path):
+            return isinstance(self.out, Path) and file.resolve().is_relative_to(self.out)
+        if isinstance(self.out, Path) or file.filesystem != self.out.filesystem:
+            return False
+        return f"{file.path}/".startswith(f"{self.out.path}/")
 
     def passed_over(self) -> list[str]:
         """One text for each kind of file that was not taken."""
@@ -164,7 +180,7 @@ def _with_ids(found: Sequence[tuple[File, File | None]], ids: str, passed_over: 
     chosen: dict[int, File] = {}
     unlisted: list[str] = []
     for path, directory in found:
-        match = [] if video.is_video(path.name) else _match(path, directory, by_end)
+        match = [] if is_many(path.name) else _match(path, directory, by_end)
         if not match:
             unlisted.append(str(path))
             continue

@@ -21,7 +21,7 @@ from mgdet.inference.output import empty_directory
 from mgdet.inference.photos import Photo, groups, photos_of
 from mgdet.inference.predict import Finder, Options
 from mgdet.inference.video import is_video
-from mgdet.inference.written import Names, Pictures, Results, coco_results, described
+from mgdet.inference.written import Names, Part, Pictures, Results, coco_results, described
 from mgdet.lease import OWNER, owned
 from mgdet.records import plain
 from mgdet.signals import on_stop
@@ -285,7 +285,5 @@ class _Work:
 
     def write(self) -> None:
         """Write the files of a prediction from the lines. Raises `DataError`."""
-        results = Results(self.out, self.find.trained.categories, self.find.options.parquet)
-        for line in self.log.lines():
-            results.add(line.get("images", []), line.get("detections", []))
-        results.write()
+        results = Results(str(self.out), self.find.trained.categories, self.find.options.parquet)
+        results.write(lambda: (Part(x.get("images", []), x.get("detections", [])) for x in self.log.lines()))

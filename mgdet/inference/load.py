@@ -98,7 +98,24 @@ def load_detector(
             the checkpoint needs and that was not named.
     """
     load_plugins(plugins, (Path(),))
-    path, state = _read(checkpoint)
+    return build_detector(read_detector(checkpoint), overrides, device)
+
+
+class Read(NamedTuple):
+    """A checkpoint that was read, which can be sent to other processes."""
+
+    path: str
+    state: dict[str, Any]
+
+
+def read_detector(checkpoint: str) -> Read:
+    """Read a checkpoint, as `load_detector` takes it. Raises `CheckpointError`."""
+    return Read(*_read(checkpoint))
+
+
+def build_detector(read: Read, overrides: Overrides = (), device: torch.device | None = None) -> Trained:
+    """What `load_detector` gives and raises, for a checkpoint that was read; plugins must be loaded."""
+    path, state = read
     asked = {key: value for key, value, _ in settings_of(overrides)}
     experiment = _experiment(path, state, asked)
     categories = _categories(path, state)

@@ -1,12 +1,18 @@
 """Files of results, which are never seen half written."""
 
 import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from mgdet.errors import DataError
 from mgdet.files import absolute, may_be_written
 from mgdet.storage import child_uri, locate
+
+_AT_ONCE = 1000
+"""Elements of a list that are written at once."""
 
 
 class OutputFile:
@@ -34,8 +40,15 @@ class OutputFile:
 
     def write_bytes(self, content: bytes) -> None:
         """Replace the whole file. Raises `DataError`."""
+        with self.replacing() as stream:
+            stream.write(content)
+
+    @contextmanager
+    def replacing(self) -> Iterator[Any]:
+        """Replace the whole file by what the block writes to this `pyarrow.NativeFile`. Raises `DataError`."""
         try:
-            self.file.replace(content)
+            with self.file.replacing() as stream:
+                yield stream
         except OSError as error:
             raise self._unwritable(error) from error
 
@@ -49,10 +62,19 @@ class JsonFile(OutputFile):
     def write(self, value: Any) -> None:
         """Write a plain value, replacing the whole file; a list has one element a line. Raises `DataError`."""
         if isinstance(value, list):
-            text = "[\n" + ",\n".join(json.dumps(element) for element in value) + "\n]\n"
+            self.write_list(value)
         else:
-            text = json.dumps(value, indent=1) + "\n"
-        self.write_bytes(text.encode())
+            self.write_bytes(f"{json.dumps(value, indent=1)}\n".encode())
+
+    def write_list(self, elements: Iterable[Any], before: str = "", after: str = "") -> None:
+        """Write a list as its elements come, one a line, between two pieces of JSON. Raises `DataError`."""
+        lines, separator = map(json.dumps, elements), ""
+        with self.replacing() as stream:
+            stream.write(f"{before}[\n".encode())
+            while some := list(islice(lines, _AT_ONCE)):
+                stream.write((separator + ",\n".join(some)).encode())
+                separator = ",\n"
+            stream.write(f"\n]{after}\n".encode())
 
 
 def empty_directory(out: str, overwrite: bool) -> Path:

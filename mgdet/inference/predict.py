@@ -18,7 +18,7 @@ from mgdet.inference.load import Trained
 from mgdet.inference.output import empty_directory
 from mgdet.inference.photos import Photo, Reader, groups
 from mgdet.inference.prediction import Prediction
-from mgdet.inference.written import Names, Pictures, Results, coco_results, described, found_in
+from mgdet.inference.written import Names, Part, Pictures, Results, coco_results, described, found_in
 from mgdet.structures import Detections
 from mgdet.tiles import OVERLAP, grid, keep_of_tiles
 from mgdet.training.precision import autocast
@@ -161,19 +161,21 @@ def predict(
     files = find_images(inputs, directory, ids)
     made = not directory.exists()
     reader = Reader(find.max_pixels, options.every)
-    results = Results(directory, trained.categories, options.parquet)
+    results = Results(str(directory), trained.categories, options.parquet)
+    every = Part([], [])
     pictures = Pictures(directory, Names()) if options.draw else None
     try:
         for photos in groups(_read_all(files, reader), find.at_once):
             found = find(photos)
-            results.add(described(photos, found, pictures), coco_results(photos, found))
-        if not results.images:
+            every.images.extend(described(photos, found, pictures))
+            every.found.extend(coco_results(photos, found))
+        if not every.images:
             raise DataError(
                 f"None of the {len(files.paths)} images can be read; nothing was written. The log says why."
             )
         if pictures is not None:
             pictures.close()
-        results.write()
+        results.write(lambda: [every])
     except BaseException:
         if pictures is not None:
             pictures.discard()
@@ -182,9 +184,14 @@ def predict(
         raise
     passed_over = [*files.passed_over]
     if reader.damaged:
-        passed_over.append(f"of damaged videos (named above) what can be read is taken: {len(reader.damaged)}")
-    frames = sum("frame" in image for image in results.images)
-    return Predicted(len(results.images), tuple(reader.unreadable), len(results.found), tuple(passed_over), frames)
+        passed_over.append(damaged(len(reader.damaged)))
+    frames = sum("frame" in image for image in every.images)
+    return Predicted(len(every.images), tuple(reader.unreadable), len(every.found), tuple(passed_over), frames)
+
+
+def damaged(count: int) -> str:
+    """What is said of damaged files of which a part was read."""
+    return f"of damaged videos and tables (named above) what can be read is taken: {count}"
 
 
 def _in_views(words: Sequence[str]) -> Find:

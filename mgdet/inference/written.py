@@ -1,9 +1,9 @@
 """What a prediction writes: COCO's results, what their image ids mean, a table, and pictures and videos with boxes."""
 
-import io
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,35 +13,47 @@ from mgdet.inference.output import JsonFile, OutputFile
 from mgdet.inference.photos import Photo
 from mgdet.inference.prediction import Prediction, predictions
 from mgdet.inference.video import DrawnVideo
+from mgdet.storage import child_uri
 from mgdet.structures import Category, Detections
+
+
+class Part(NamedTuple):
+    """Some of the images of a prediction."""
+
+    images: list[dict[str, Any]]
+    """As `Photo.described` has them."""
+    found: list[dict[str, Any]]
+    """The results in them, in COCO's format."""
 
 
 class Results:
     """`images.json`, `detections.json`, which is written last, and `detections.parquet` if a table is wanted.
 
+    Args:
+        directory: a local path or a `pyarrow.fs` URI.
+        categories: the classes of the detector.
+        parquet: whether a table is wanted.
+
     Raises:
         DataError: the directory cannot be written to.
     """
 
-    def __init__(self, directory: Path, categories: Sequence[Category], parquet: bool) -> None:
+    def __init__(self, directory: str, categories: Sequence[Category], parquet: bool) -> None:
         self.categories = categories
-        self.table = OutputFile(str(directory / "detections.parquet")) if parquet else None
-        self.files = {name: JsonFile(str(directory / f"{name}.json")) for name in ("images", "detections")}
-        self.images: list[dict[str, Any]] = []
-        self.found: list[dict[str, Any]] = []
+        self.table = OutputFile(child_uri(directory, "detections.parquet")) if parquet else None
+        self.images = JsonFile(child_uri(directory, "images.json"))
+        self.detections = JsonFile(child_uri(directory, "detections.json"))
 
-    def add(self, images: Iterable[dict[str, Any]], found: Iterable[dict[str, Any]]) -> None:
-        """Gather images, as `Photo.described` has them, and the results in them."""
-        self.images += images
-        self.found += found
-
-    def write(self) -> None:
-        """Write all files. Raises `DataError`."""
-        categories = [{"id": c.id, "name": c.name} for c in self.categories]
-        self.files["images"].write({"images": self.images, "categories": categories})
+    def write(self, parts: Callable[[], Iterable[Part]]) -> None:
+        """Write all files from the parts, which are asked for anew for each of them. Raises `DataError`."""
+        categories = json.dumps([{"id": c.id, "name": c.name} for c in self.categories])
+        images = (image for part in parts() for image in part.images)
+        self.images.write_list(images, '{"images": ', f',\n"categories": {categories}}}')
         if self.table is not None:
-            self.table.write_bytes(_parquet(self.images, self.found))
-        self.files["detections"].write(self.found)
+            frames = any("frame" in image for part in parts() for image in part.images)
+            with self.table.replacing() as stream:
+                _write_parquet(stream, parts(), frames)
+        self.detections.write_list(result for part in parts() for result in part.found)
 
 
 def coco_results(photos: Sequence[Photo], found: Sequence[Prediction]) -> list[dict[str, Any]]:
@@ -108,7 +120,10 @@ class Pictures:
         texts = [f"{name} {score:.2f}" for name, score in zip(found.names, found.scores.tolist(), strict=True)]
         picture = draw_boxes(photo.pixels, found.boxes.tolist(), found.labels.tolist(), texts)
         if photo.frame is None:
-            path = self.directory / self.names.free(photo.name, ".png")
+            source = photo.name
+            if photo.row is not None:  # by its number: a table may call it what no file can be called
+                source = f"{PurePosixPath(photo.row.table).stem}-{photo.row.number:06d}.png"
+            path = self.directory / self.names.free(source, ".png")
             try:
                 may_be_written(path)
                 picture.save(path)
@@ -136,25 +151,25 @@ class Pictures:
         self.video = None
 
 
-def _parquet(images: Sequence[dict[str, Any]], results: Sequence[dict[str, Any]]) -> bytes:
+def _write_parquet(stream: Any, parts: Iterable[Part], frames: bool) -> None:
     """A row for each of COCO's results, with corners in pixels, as an evaluation has them; frames with their time."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    boxes = np.array([r["bbox"] for r in results], dtype=np.float64).reshape(-1, 4)
-    boxes = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
-    columns = {
-        "image_id": pa.array([r["image_id"] for r in results], pa.int64()),
-        "file_name": pa.array([r["file_name"] for r in results], pa.string()),
-        "category_id": pa.array([r["category_id"] for r in results], pa.int64()),
-        "category": pa.array([r["category_name"] for r in results], pa.string()),
-        "score": pa.array([r["score"] for r in results], pa.float64()),
-        **{name: pa.array(boxes[:, k]) for k, name in enumerate(("x1", "y1", "x2", "y2"))},
-    }
-    if any("frame" in image for image in images):
-        by_id = {image["id"]: image for image in images}
-        for name, kind in (("video", pa.string()), ("frame", pa.int64()), ("seconds", pa.float64())):
-            columns[name] = pa.array([by_id[r["image_id"]].get(name) for r in results], kind)
-    out = io.BytesIO()
-    pq.write_table(pa.table(columns), out)
-    return out.getvalue()
+    corners = ("x1", "y1", "x2", "y2")
+    kinds = {"image_id": pa.int64(), "file_name": pa.string(), "category_id": pa.int64(), "category": pa.string()}
+    kinds |= {"score": pa.float64(), **dict.fromkeys(corners, pa.float64())}
+    of_frames = {"video": pa.string(), "frame": pa.int64(), "seconds": pa.float64()} if frames else {}
+    schema = pa.schema({**kinds, **of_frames})
+    with pq.ParquetWriter(stream, schema) as writer:
+        for part in parts:
+            boxes = np.array([r["bbox"] for r in part.found], dtype=np.float64).reshape(-1, 4)
+            boxes = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+            columns: dict[str, Any] = {name: boxes[:, k] for k, name in enumerate(corners)}
+            for name in kinds.keys() - columns.keys():
+                key = "category_name" if name == "category" else name
+                columns[name] = [result[key] for result in part.found]
+            if frames:
+                by_id = {image["id"]: image for image in part.images}
+                columns |= {name: [by_id[r["image_id"]].get(name) for r in part.found] for name in of_frames}
+            writer.write_table(pa.table(columns, schema))

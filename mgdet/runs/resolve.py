@@ -1,7 +1,7 @@
 """Replace every `auto` of an experiment by the value it stands for here, and say why."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from mgdet.data.order import optimizer_steps
 from mgdet.errors import ConfigError
 from mgdet.models.weights import require_file
 from mgdet.runs.batch_norm import check_batch_norm
+from mgdet.runs.config import ClusterConfig
 from mgdet.training.compile import resolve_compile
 from mgdet.training.precision import Precision, hardware
 from mgdet.training.schedules import Span
@@ -48,24 +49,9 @@ def resolve(
     def known(key: str) -> tuple[Any, str] | None:
         return (begun[key], "the run began with it") if begun and key in begun else None
 
-    cluster = experiment.cluster
-    gpu = cluster.gpu
-    if gpu == "auto":
-        gpu = gpus >= 1
-        found("cluster.gpu", gpu, f"the cluster has {gpus:g} GPUs")
-    if gpu and gpus < 1:
-        raise ConfigError("cluster.gpu = true, but there is no GPU; set cluster.gpu=false or auto, or another cluster")
-    workers: int | tuple[int, int]
-    if cluster.workers == "auto":
-        workers = int(gpus) if gpu else max(1, min(2, int(cpus)))
-        found("cluster.workers", workers, "one per GPU" if gpu else f"{cpus:g} CPUs, at most 2 without a GPU")
-    else:
-        workers = cluster.workers
-    cpus_each = cluster.cpus_per_worker
-    if cpus_each == "auto":
-        most = max(1, workers[1] if isinstance(workers, tuple) else workers)
-        cpus_each = float(max(1, min(16, int(cpus / most))))
-        found("cluster.cpus_per_worker", cpus_each, f"{cpus:g} CPUs for {most} workers, at most 16 each")
+    cluster = resolve_cluster(experiment.cluster, cpus, gpus, found)
+    gpu, workers, cpus_each = bool(cluster.gpu), cluster.workers, float(cluster.cpus_per_worker)
+    assert workers != "auto", "it was resolved"
 
     if needs_weights:
         require_file(experiment.model.weights)
@@ -106,7 +92,7 @@ def resolve(
     return (
         experiment.model_copy(
             update={
-                "cluster": cluster.model_copy(update={"gpu": gpu, "workers": workers, "cpus_per_worker": cpus_each}),
+                "cluster": cluster,
                 "assigner": assigner,
                 "train": train.model_copy(
                     update={
@@ -121,6 +107,34 @@ def resolve(
         ),
         reasons,
     )
+
+
+def resolve_cluster(
+    config: ClusterConfig, cpus: float, gpus: float, found: Callable[[str, object, str], None]
+) -> ClusterConfig:
+    """The configuration without any `auto`; `found(key, value, reason)` is called for each value that was found.
+
+    Raises:
+        ConfigError: there is no GPU, and it asks for one.
+    """
+    gpu = config.gpu
+    if gpu == "auto":
+        gpu = gpus >= 1
+        found("cluster.gpu", gpu, f"the cluster has {gpus:g} GPUs")
+    if gpu and gpus < 1:
+        raise ConfigError("cluster.gpu = true, but there is no GPU; set cluster.gpu=false or auto, or another cluster")
+    workers: int | tuple[int, int]
+    if config.workers == "auto":
+        workers = int(gpus) if gpu else max(1, min(2, int(cpus)))
+        found("cluster.workers", workers, "one per GPU" if gpu else f"{cpus:g} CPUs, at most 2 without a GPU")
+    else:
+        workers = config.workers
+    cpus_each = config.cpus_per_worker
+    if cpus_each == "auto":
+        most = max(1, workers[1] if isinstance(workers, tuple) else workers)
+        cpus_each = float(max(1, min(16, int(cpus / most))))
+        found("cluster.cpus_per_worker", cpus_each, f"{cpus:g} CPUs for {most} workers, at most 16 each")
+    return config.model_copy(update={"gpu": gpu, "workers": workers, "cpus_per_worker": cpus_each})
 
 
 def out_of_reach(asked: Experiment, resolved: Experiment, num_images: int) -> list[str]:

@@ -112,10 +112,16 @@ class Lines:
 
 
 class ProgressLog:
-    """Counts images and logs a line every few seconds: how many are done, of how many, the rate, the time left."""
+    """Counts images and logs a line every few seconds: how many are done, of how many, the rate, the time left.
 
-    def __init__(self, what: str, total: int) -> None:
-        self.what, self.total, self.done = what, total, 0
+    Args:
+        what: is being done to them, such as `evaluated`.
+        total: how many there are.
+        before: how many of them were done before.
+    """
+
+    def __init__(self, what: str, total: int, before: int = 0) -> None:
+        self.what, self.total, self.before, self.done = what, total, before, before
         self.start = time.monotonic()
         self._lines = Lines(SECONDS_BETWEEN_LINES)
 
@@ -133,7 +139,7 @@ class ProgressLog:
     def add(self, images: int) -> None:
         """Count this many more `images` as done, and log a line if one is due."""
         self.done += images
-        rate = self.done / self.seconds
+        rate = (self.done - self.before) / self.seconds
         left = duration((self.total - self.done) / rate) if rate else "?"
         if show(Progress(self.what, self.done, self.total, f"{rate:.1f} img/s, {left} left")) or not self._lines.due():
             return

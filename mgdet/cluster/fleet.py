@@ -1,0 +1,185 @@
+"""A prediction on a Ray cluster: Ray Data gives portions of the files to processes that hold the detector."""
+
+import json
+import logging
+import os
+import pickle
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mgdet.cluster.session import check_shared, scale_up, session
+from mgdet.errors import ClusterError, MgdetError
+from mgdet.inference.load import read_detector
+from mgdet.inference.portions import Done, Plan, Portion, Work
+from mgdet.inference.predict import Options, Predicted
+from mgdet.plugins import load_plugins
+from mgdet.runs.config import ClusterConfig
+from mgdet.runs.resolve import resolve_cluster
+from mgdet.runs.resources import arithmetic, check_fits
+from mgdet.storage import locate
+from mgdet.text import first_line
+
+logger = logging.getLogger(__name__)
+
+_GOES_ON = "What was found is kept: the same command goes on."
+_LEAVE_S = 1.0
+"""The longest wait for lines that are on their way to the screen."""
+_MOST_BLOCKS = 4096
+"""Ray Data keeps some numbers of each block; with more portions than this a block holds several."""
+
+
+def predict_on_cluster(
+    checkpoint: str,
+    inputs: Sequence[str],
+    out: str,
+    config: ClusterConfig,
+    *,
+    ids: str | None = None,
+    options: Options = Options(),  # noqa: B008  # it cannot be changed
+    plugins: Sequence[str] = (),
+) -> Predicted:
+    """Detect in files with the processes of a cluster; see `mgdet.inference.portions`.
+
+    Args:
+        checkpoint: as for `load_detector`.
+        inputs: as for `predict`; local ones must be seen by all nodes.
+        out: a directory, which must be empty, absent or of an earlier call: a local path or a `pyarrow.fs` URI.
+        config: which cluster, and how many processes with how much of it.
+        ids: as for `predict`.
+        options: how it detects.
+        plugins: as for `load_detector`.
+
+    Raises:
+        MgdetError: anything that the user can mend; its message says how. What was found stays, and the same call goes
+            on with it.
+    """
+    load_plugins(plugins, (Path(),))
+    plan = Plan(read_detector(checkpoint), inputs, out, ids=ids, options=options)
+    with session(config) as there:
+        resources = scale_up(config, there)
+        cluster = _resolved(config, resources.cpus, resources.gpus)
+        check_fits(cluster, resources)
+        logger.info("%s", arithmetic(cluster, resources))
+        if locate(out).is_local:
+            check_shared({"--out": out})
+        return plan.run(partial(_spread, config=cluster, plugins=plugins))
+
+
+def _resolved(config: ClusterConfig, cpus: float, gpus: float) -> ClusterConfig:
+    """The configuration without any `auto`: a process for each GPU, or else for each CPU.
+
+    Without a GPU each process has one CPU, however many there are: how many threads compute shows in the last bits.
+    """
+    on_cpus = not (gpus if config.gpu == "auto" else config.gpu)
+    if on_cpus and config.cpus_per_worker == "auto":
+        config = config.model_copy(update={"cpus_per_worker": 1.0})
+    if on_cpus and config.workers == "auto":
+        each = float(config.cpus_per_worker)
+        config = config.model_copy(update={"workers": max(1, int(cpus // each))})
+    return resolve_cluster(config, cpus, gpus, lambda key, value, why: logger.info("%s = %s (%s)", key, value, why))
+
+
+def _spread(work: Work, portions: Sequence[Portion], config: ClusterConfig, plugins: Sequence[str]) -> Iterator[Done]:
+    """Do the portions in the connected cluster; those of a process that is lost are given to another one."""
+    import ray
+    import ray.data
+
+    from mgdet.cluster.restarts import root
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False  # the driver's own shows images
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what happens is said here
+    items = [{"portion": json.dumps(portion)} for portion in portions]
+    resources = config.of_one_worker()
+    threads = max(1, int(resources["CPU"]))
+    size = min(int(config.most), len(portions))
+    try:
+        rows = ray.data.from_items(items, override_num_blocks=min(len(items), _MOST_BLOCKS)).map_batches(
+            _Process,
+            batch_size=1,
+            fn_constructor_args=([ray.put(work)], list(plugins), bool(config.gpu), threads),
+            compute=ray.data.ActorPoolStrategy(size=size),
+            num_cpus=resources["CPU"],
+            num_gpus=resources.get("GPU", 0.0),
+        )
+        answers = iter(rows.iter_rows())
+        with _unsaid(b"has constructor arguments in the object store"):
+            first = next(answers)
+        for row in chain([first], answers):
+            answer = pickle.loads(row["answer"])
+            if isinstance(answer, BaseException):
+                raise answer
+            yield answer
+    except ray.exceptions.RayError as error:
+        raise ClusterError(f"the prediction stopped: {first_line(root(error))}. {_GOES_ON}") from error
+
+
+@contextmanager
+def _unsaid(text: bytes) -> Iterator[None]:
+    """Keep lines with this text off the screen within the block.
+
+    Ray's core calls the way in which Ray Data starts each of its actors an error, writes that past Python, and has no
+    option not to. The reference that it misses lives as long as the prediction.
+    """
+    sys.stderr.flush()
+    shown, (end, begin) = os.dup(2), os.pipe()
+
+    def pass_on() -> None:
+        while lines := os.read(end, 1 << 16):
+            os.write(shown, b"".join(line for line in lines.splitlines(keepends=True) if text not in line))
+
+    thread = threading.Thread(target=pass_on, name="unsaid", daemon=True)
+    os.dup2(begin, 2)
+    os.close(begin)
+    thread.start()
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(shown, 2)  # which closes the last way into the pipe, so that its reader ends
+        thread.join(_LEAVE_S)
+        if not thread.is_alive():  # otherwise a process that was started meanwhile may still write there
+            os.close(end)
+            os.close(shown)
+
+
+class _Process:
+    """One of the processes: holds the detector and does one portion after another.
+
+    Args:
+        work: a reference to the work in a list, so that Ray passes it on as it is.
+        plugins: which it needs.
+        gpu: whether it computes on the GPU that Ray gave it.
+        threads: which compute, without a GPU.
+    """
+
+    def __init__(self, work: list[Any], plugins: list[str], gpu: bool, threads: int) -> None:
+        import ray
+
+        load_plugins(plugins)
+        torch.set_num_threads(threads)
+        self._work: Work = ray.get(work[0])
+        self._work.begin(torch.device("cuda" if gpu else "cpu"))
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
+        return {"answer": [pickle.dumps(self._answer(*json.loads(text))) for text in batch["portion"]]}
+
+    def _answer(self, number: int, files: list[list[str]], ids: list[int] | None) -> Done | MgdetError:
+        """What was done, or an error: of one that is raised Ray Data keeps the text alone."""
+        try:
+            return self._work(
+                Portion(number, tuple((address, name) for address, name in files), tuple(ids) if ids else None)
+            )
+        except MgdetError as error:
+            return error
+        except Exception as error:
+            logger.exception("portion %d", number)
+            return ClusterError(f"the prediction stopped: {type(error).__name__}: {first_line(error)}. {_GOES_ON}")

@@ -1,0 +1,113 @@
+"""Predictions on a Ray cluster: the results of one process, whichever of the processes end on the way."""
+
+import psutil
+import pytest
+
+from mgdet.cluster import fleet
+from mgdet.cluster.fleet import predict_on_cluster
+from mgdet.errors import ClusterError, DataError
+from mgdet.inference import portions
+from mgdet.inference.load import load_detector
+from mgdet.inference.portions import Plan
+from mgdet.inference.predict import Options, predict
+from mgdet.runs.config import ClusterConfig
+from tests.cluster.clusters import ray_children
+from tests.trained_runs import import_job, train
+
+pytestmark = pytest.mark.slow
+LOW = Options(score=0.006)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("fleet")
+    train(directory, "retinanet", train__epochs=1, data__generate__train=16)
+    return str(directory / "runs" / "retinanet")
+
+
+@pytest.fixture
+def photos(run, tmp_path, monkeypatch):
+    """16 images in eight portions."""
+    from mgdet.data import ShardedDataset
+
+    monkeypatch.setattr(portions, "SIZE", 2)
+    dataset = ShardedDataset(load_detector(run).experiment.data.uri, "train")
+    directory = tmp_path / "photos"
+    directory.mkdir()
+    for row in range(16):
+        (directory / f"{row:02d}.jpg").write_bytes(dataset.read_image(row))
+    return directory
+
+
+def processes():
+    """Those that hold a detector."""
+    found = []
+    for process in ray_children():
+        try:
+            if "MapWorker" in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.Error:  # it has ended
+            continue
+    return found
+
+
+def test_processes_that_are_killed_change_nothing(shared, run, photos, tmp_path, monkeypatch, capfd):
+    """Both are killed when the first portion is done; the first try ends there, with one portion kept."""
+    predict(load_detector(run), [str(photos)], str(tmp_path / "one"), options=LOW)
+    config = ClusterConfig(address=shared["cluster__address"], workers=2)
+    spread, killed, given = fleet._spread, [], []
+
+    def disturbed(work, wanted, **how):
+        given.append(len(wanted))
+        for count, done in enumerate(spread(work, wanted, **how)):
+            if count == 0:
+                for process in processes():
+                    process.kill()
+                    killed.append(process.pid)
+            yield done
+            if len(given) == 1:
+                raise RuntimeError("the driver ends")
+
+    monkeypatch.setattr(fleet, "_spread", disturbed)
+    out = tmp_path / "two"
+    with pytest.raises(RuntimeError):
+        predict_on_cluster(run, [str(photos)], str(out), config, options=LOW)
+    job = import_job("predict")
+    from tests.trained_runs import call
+
+    arguments = ["--score", 0.006, "--workers", 2, "--address", shared["cluster__address"]]
+    answer = call(job, run, photos, "--out", out, *arguments)
+    assert answer.status == 0, answer.err
+    assert len(killed) >= 3, "of two tries, of which the second has seven portions or fewer for two processes"
+    assert given[0] == 8
+    assert 1 <= given[1] <= 7
+    assert f"detections in 16 images; written to {out}" in answer.out
+    for name in ("detections.json", "images.json"):
+        assert (out / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+    assert "constructor arguments" not in capfd.readouterr().err
+
+
+def test_errors_of_a_process_are_those_of_the_command(shared, run, photos, tmp_path):
+    asked = {"address": shared["cluster__address"], "workers": 1}
+    config = ClusterConfig(**asked)
+
+    class Gone(Plan):
+        def run(self, spread):
+            (photos / "03.jpg").unlink()
+            return super().run(spread)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fleet, "Plan", Gone)
+        with pytest.raises(DataError, match=r"03\.jpg was listed, and is not there on"):
+            predict_on_cluster(run, [str(photos)], str(tmp_path / "out"), config, options=LOW)
+
+    class Broken(portions.Work):  # local, so that it is sent as it is
+        def __call__(self, portion):
+            raise ValueError("a fault of the program")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(portions, "Work", Broken)
+        with pytest.raises(ClusterError, match="the prediction stopped: ValueError: a fault of the program"):
+            predict_on_cluster(run, [str(photos)], str(tmp_path / "other"), config, options=LOW)
+    with pytest.raises(ClusterError, match="the workers do not fit: 50 workers x 1 CPUs = 50 CPUs"):
+        predict_on_cluster(run, [str(photos)], str(tmp_path / "other"), ClusterConfig(**{**asked, "workers": 50}))
