@@ -1,4 +1,4 @@
-"""A prediction in portions, whoever does them: `tests/cluster/test_fleet.py` does them on Ray."""
+"""Predictions and evaluations in portions, whoever does them: `tests/cluster/test_fleet.py` does them on Ray."""
 
 import io
 import json
@@ -14,11 +14,14 @@ from PIL import Image
 
 from mgdet.data import ShardedDataset
 from mgdet.errors import DataError, Interrupted
-from mgdet.inference import portions
+from mgdet.inference import evaluate_shared, predict_shared
+from mgdet.inference.evaluate import evaluate_trained
+from mgdet.inference.evaluate_shared import JudgingPlan
 from mgdet.inference.find import Images
 from mgdet.inference.load import load_detector, read_detector
-from mgdet.inference.portions import Plan, portions_of
-from mgdet.inference.predict import Options, predict
+from mgdet.inference.predict import Options, damaged, predict
+from mgdet.inference.predict_shared import PredictionPlan, portions_of
+from mgdet.inference.results import ResultFiles
 from mgdet.inference.table import rows
 from mgdet.storage import locate
 from tests.trained_runs import train
@@ -36,7 +39,7 @@ def run(tmp_path_factory):
 @pytest.fixture
 def photos(run, tmp_path, monkeypatch):
     """Six images, of which two are a portion; one is damaged."""
-    monkeypatch.setattr(portions, "SIZE", 2)
+    monkeypatch.setattr(predict_shared, "SIZE", 2)
     data = load_detector(run).experiment.data.uri
     directory = tmp_path / "photos"
     directory.mkdir()
@@ -62,18 +65,18 @@ def written(out):
 
 
 def plan(run, inputs, out, options=LOW, **given):
-    return Plan(read_detector(run), [str(path) for path in inputs], str(out), options=options, **given)
+    return PredictionPlan(read_detector(run), [str(path) for path in inputs], str(out), options=options, **given)
 
 
 # --- which files are a portion
 
 
 def test_portions_have_whole_batches_and_what_holds_many_pictures_is_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(portions, "SIZE", 5)
+    monkeypatch.setattr(predict_shared, "SIZE", 5)
     names = ["a.jpg", "b.jpg", "c.jpg", "d.jpg", "e.jpg", "f.mp4", "g.parquet", "h.jpg", "i.PARQUET"]
     files = Images(tuple(tmp_path / name for name in names), tuple(range(10, 19)))
     found = portions_of(files, 2)
-    assert [[os.path.basename(address) for address, _ in p.files] for p in found] == [
+    assert [[os.path.basename(address) for address, _, _ in p.content] for p in found] == [
         ["a.jpg", "b.jpg", "c.jpg", "d.jpg"],
         ["e.jpg"],
         ["f.mp4"],
@@ -82,8 +85,8 @@ def test_portions_have_whole_batches_and_what_holds_many_pictures_is_alone(tmp_p
         ["i.PARQUET"],
     ]
     assert [p.number for p in found] == [0, 1, 2, 3, 4, 5]
-    assert [number for p in found for number in p.ids] == list(range(10, 19))
-    assert [len(p.files) for p in portions_of(files._replace(ids=None), 7)] == [5, 1, 1, 1, 1]
+    assert [number for p in found for _, _, number in p.content] == list(range(10, 19))
+    assert [p.images for p in portions_of(files._replace(ids=None), 7)] == [5, 1, 1, 1, 1]
 
 
 # --- the results
@@ -137,13 +140,13 @@ def test_it_goes_on_after_any_end(run, photos, tmp_path):
     small = LOW._replace(parquet=False)
     with pytest.raises(RuntimeError):
         plan(run, [photos], out, small).run(some)
-    with pytest.raises(Interrupted, match="4 of 6 files are done; the same command goes on"):
+    with pytest.raises(Interrupted, match="4 of 6 images are done; the same command goes on"):
         plan(run, [photos], out, small).run(stopped)
     assert done == [0, 1]
     assert sorted(os.listdir(out)) == ["portions"]
-    file = out / "portions" / "000001.json"
+    file = out / "portions" / "000001.portion"
     file.write_bytes(file.read_bytes().replace(b"score", b"shore", 1))
-    with pytest.raises(DataError, match=r"000001.json is damaged. Delete it"):
+    with pytest.raises(DataError, match=r"000001.portion is damaged. Delete it"):
         plan(run, [photos], out, small).run(here)
     file.unlink()
     plan(run, [photos], out, small).run(here)
@@ -195,6 +198,53 @@ def test_a_file_that_a_process_does_not_see_is_no_unreadable_one(run, photos, tm
     (photos / "val-1.jpg").unlink()
     with pytest.raises(DataError, match=r"val-1.jpg was listed, and is not there on .*All nodes must see the images"):
         wanted.run(here)
+
+
+# --- evaluations
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1, 2, 64])
+def test_the_numbers_and_files_are_those_of_one_evaluation(run, tmp_path, monkeypatch, size):
+    """Also of a training whose two workers had shards of their own."""
+    monkeypatch.setattr(evaluate_shared, "SIZE", size)
+    shared_by_two = load_detector(run)._replace(shards=2, batch_size=2)
+    monkeypatch.setattr(evaluate_shared, "build_detector", lambda *args: shared_by_two)
+    one, two = tmp_path / "one", tmp_path / "two"
+    expected = evaluate_trained(shared_by_two, split="train", files=ResultFiles.below(str(one)))
+
+    plan = JudgingPlan(read_detector(run), (), None, "train", str(two))
+    assert plan.run(lambda work, wanted: here(work, wanted, reversed)) == expected
+    assert len(plan.portions) == {1: 4, 2: 4, 64: 1}[size]
+    assert sorted(os.listdir(one)) == sorted(os.listdir(two))
+    for name in ("detections.json", "annotations.json", "classes.csv", "analysis.json", "metrics.json"):
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_an_evaluation_goes_on_and_another_one_does_not(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate_shared, "SIZE", 1)
+    read, out = read_detector(run), str(tmp_path / "out")
+
+    def killed(work, wanted):
+        yield from here(work, wanted[:1])
+        raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError):
+        JudgingPlan(read, ["train.batch_size=1"], None, "val", out).run(killed)
+    with pytest.raises(DataError, match="begun with another overrides"):
+        JudgingPlan(read, ["train.batch_size=1", "model.postprocess.nms_iou=0.6"], None, "val", out).run(here)
+    with pytest.raises(DataError, match="begun with another split, data"):
+        JudgingPlan(read, ["train.batch_size=1"], None, "train", out).run(here)
+    done = []
+
+    def counted(work, wanted):
+        done.append([portion.number for portion in wanted])
+        yield from here(work, wanted)
+
+    found = JudgingPlan(read, ["train.batch_size=1"], None, "val", out).run(counted)
+    assert done == [[1, 2]]
+    assert found == evaluate_trained(load_detector(run, ["train.batch_size=1"]))
 
 
 # --- tables of images
@@ -275,4 +325,4 @@ def test_detections_in_a_prepared_data_set(run, tmp_path):
     assert (tmp_path / "two" / "part-00000-000001.png").is_file()
     mixed = table(tmp_path / "mixed.parquet", image=[dataset.read_image(0), b"no image", None])
     done = predict(load_detector(run), [str(mixed)], str(tmp_path / "three"), options=LOW)
-    assert (done.images, done.passed_over) == (1, (portions.damaged(1),))
+    assert (done.images, done.passed_over) == (1, (damaged(1),))

@@ -4,9 +4,11 @@
     %(prog)s runs/x/checkpoints/step-00001234.pt --data data/other --split test
     %(prog)s runs/x model.postprocess.nms_iou=0.6 evaluation.backend=pycocotools --json x.json
     %(prog)s runs/x --out judged                               # a page on its errors, detections, tables
+    %(prog)s runs/x --out judged --workers 2                   # in two processes of a Ray cluster
 
-One process, on a GPU if there is one. Overrides are those that leave the weights what they are: evaluation.*,
-model.rescoring.*, model.postprocess.*, data.transform.resize.*, data.loader.*, train.batch_size, train.precision.
+One process, on a GPU if there is one, unless --workers says how many; the numbers are the same. Overrides are those
+that leave the weights what they are: evaluation.*, model.rescoring.*, model.postprocess.*, data.transform.resize.*,
+data.loader.*, train.batch_size, train.precision.
 Exit status 0: evaluated; 2: something you can mend; 130: interrupted.
 """
 
@@ -14,6 +16,7 @@ import argparse
 import logging
 
 from mgdet.cli.complete import add_overrides
+from mgdet.cli.fleet import add_fleet, fleet_of
 from mgdet.cli.run import Command, add_plugins
 from mgdet.text import printable
 
@@ -33,21 +36,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "objects (COCO's annotations), AP and the score of the best F1 of each class, precision-recall curves, and all "
         "metrics: a path or URI",
     )
+    add_fleet(parser, "evaluate")
     add_plugins(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print the table of the training and the AP of each class."""
+    from mgdet.errors import DataError
     from mgdet.inference.evaluate import described, evaluate_trained
     from mgdet.inference.load import load_detector
     from mgdet.inference.output import JsonFile
     from mgdet.inference.results import ResultFiles
 
-    trained = load_detector(args.checkpoint, args.overrides, plugins=args.plugin)
     target = JsonFile(args.json) if args.json else None
-    files = ResultFiles.below(args.out) if args.out else None
-    logger.info("%s", trained)
-    done = evaluate_trained(trained, args.data, args.split, files)
+    if fleet := fleet_of(args):
+        from mgdet.cluster.fleet import evaluate_on_cluster
+
+        if not args.out:
+            raise DataError("--workers keeps what is done in --out: give it, a directory that all nodes see or a URI.")
+        where = {"overrides": args.overrides, "data": args.data, "split": args.split, "plugins": args.plugin}
+        trained, done = evaluate_on_cluster(args.checkpoint, args.out, fleet, **where)
+    else:
+        trained = load_detector(args.checkpoint, args.overrides, plugins=args.plugin)
+        files = ResultFiles.below(args.out) if args.out else None
+        logger.info("%s", trained)
+        done = evaluate_trained(trained, args.data, args.split, files)
     if target:
         target.write(described(trained, done))
     print_table(done.metrics, f"{done.images} ({done.data}, {done.split})", done.protocol)

@@ -23,10 +23,12 @@ import argparse
 import logging
 from typing import TYPE_CHECKING
 
+from mgdet.cli.fleet import add_fleet, fleet_of
 from mgdet.cli.run import Command, add_plugins
 
 if TYPE_CHECKING:  # both import PyTorch
     from mgdet.inference.predict import Options, Predicted
+    from mgdet.runs.config import ClusterConfig
 
 logger = logging.getLogger(__name__)
 
@@ -58,19 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-pixels", type=int, metavar="N", help="width times height of an image, at most")
     parser.add_argument("--tile", type=int, default=0, metavar="N", help="cut larger images into tiles of N x N pixels")
     parser.add_argument("--overlap", type=float, default=0.2, metavar="F", help="of neighbouring tiles (default 0.2)")
-    parser.add_argument(
-        "--workers",
-        metavar="N",
-        type=_count,
-        help="detect in N processes of a Ray cluster; auto: one for each GPU, or else for each CPU",
-    )
-    parser.add_argument("--address", help="of the Ray cluster (default: RAY_ADDRESS if set, else this machine alone)")
-    parser.add_argument("--cpus-per-worker", metavar="N", type=float, help="of each process (default 1 without a GPU)")
+    add_fleet(parser, "detect")
     add_plugins(parser)
-
-
-def _count(text: str) -> int | str:
-    return text if text == "auto" else int(text)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -83,15 +74,14 @@ def run(args: argparse.Namespace) -> int:
         raise DataError(
             "--follow goes on with what is in --out, under ids of its own: leave out --ids and --overwrite."
         )
-    if args.workers is not None and (args.follow is not None or args.overwrite):
+    fleet = fleet_of(args)
+    if fleet and (args.follow is not None or args.overwrite):
         raise DataError("--workers goes on with what is in --out: leave out --follow and --overwrite.")
-    if args.workers is None and (args.address or args.cpus_per_worker is not None):
-        raise DataError("--address and --cpus-per-worker are for a cluster: give --workers too, or leave them out.")
     from mgdet.inference.predict import Options
 
     given = {name: getattr(args, name) for name in Options._fields if name != "views"}
     options = Options(**given, views=tuple(word.strip() for word in args.tta.split(",") if word.strip()))
-    done = _here(args, options) if args.workers is None else _on_cluster(args, options)
+    done = _on_cluster(args, options, fleet) if fleet else _here(args, options)
     frames = f", {done.frames} of them frames of videos" if done.frames else ""
     left_out = f", {len(done.unreadable)} left out as unreadable (named above)" if done.unreadable else ""
     passed_over = f"; {'; '.join(done.passed_over)}" if done.passed_over else ""
@@ -111,16 +101,9 @@ def _here(args: argparse.Namespace, options: "Options") -> "Predicted":
     return predict(trained, args.images, args.out, overwrite=args.overwrite, ids=args.ids, options=options)
 
 
-def _on_cluster(args: argparse.Namespace, options: "Options") -> "Predicted":
+def _on_cluster(args: argparse.Namespace, options: "Options", config: "ClusterConfig") -> "Predicted":
     from mgdet.cluster.fleet import predict_on_cluster
-    from mgdet.config_yaml import validate_as
-    from mgdet.errors import DataError
-    from mgdet.runs.config import ClusterConfig
 
-    if args.workers == 0:
-        raise DataError("--workers 0: there must be at least one. Leave it out to detect in this process.")
-    asked = {"workers": args.workers, "address": args.address, "cpus_per_worker": args.cpus_per_worker or "auto"}
-    config = validate_as(ClusterConfig, asked, "the command line")
     named = {"ids": args.ids, "options": options, "plugins": args.plugin}
     return predict_on_cluster(args.checkpoint, args.images, args.out, config, **named)
 

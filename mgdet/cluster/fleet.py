@@ -1,4 +1,4 @@
-"""A prediction on a Ray cluster: Ray Data gives portions of the files to processes that hold the detector."""
+"""Predictions and evaluations on a Ray cluster: Ray Data gives their portions to processes that hold the detector."""
 
 import json
 import logging
@@ -16,20 +16,23 @@ from typing import Any
 import torch
 
 from mgdet.cluster.session import check_shared, scale_up, session
+from mgdet.config_yaml import Overrides
 from mgdet.errors import ClusterError, MgdetError
-from mgdet.inference.load import read_detector
-from mgdet.inference.portions import Done, Plan, Portion, Work
+from mgdet.inference.evaluate import Evaluation
+from mgdet.inference.evaluate_shared import JudgingPlan
+from mgdet.inference.load import Trained, read_detector
+from mgdet.inference.portions import Done, Portion, Work
 from mgdet.inference.predict import Options, Predicted
+from mgdet.inference.predict_shared import PredictionPlan
 from mgdet.plugins import load_plugins
 from mgdet.runs.config import ClusterConfig
 from mgdet.runs.resolve import resolve_cluster
 from mgdet.runs.resources import arithmetic, check_fits
-from mgdet.storage import locate
 from mgdet.text import first_line
 
 logger = logging.getLogger(__name__)
 
-_GOES_ON = "What was found is kept: the same command goes on."
+_GOES_ON = "What is done is kept: the same command goes on."
 _LEAVE_S = 1.0
 """The longest wait for lines that are on their way to the screen."""
 _MOST_BLOCKS = 4096
@@ -46,7 +49,7 @@ def predict_on_cluster(
     options: Options = Options(),  # noqa: B008  # it cannot be changed
     plugins: Sequence[str] = (),
 ) -> Predicted:
-    """Detect in files with the processes of a cluster; see `mgdet.inference.portions`.
+    """Detect in files with the processes of a cluster; see `PredictionPlan`.
 
     Args:
         checkpoint: as for `load_detector`.
@@ -62,15 +65,38 @@ def predict_on_cluster(
             on with it.
     """
     load_plugins(plugins, (Path(),))
-    plan = Plan(read_detector(checkpoint), inputs, out, ids=ids, options=options)
+    plan = PredictionPlan(read_detector(checkpoint), inputs, out, ids=ids, options=options)
+    with _cluster(config, {"--out": out}) as cluster:
+        return plan.run(partial(_spread, config=cluster, plugins=plugins))
+
+
+def evaluate_on_cluster(
+    checkpoint: str,
+    out: str,
+    config: ClusterConfig,
+    *,
+    overrides: Overrides = (),
+    data: str | None = None,
+    split: str | None = None,
+    plugins: Sequence[str] = (),
+) -> tuple[Trained, Evaluation]:
+    """Evaluate a checkpoint with the processes of a cluster; see `JudgingPlan`. Arguments and errors likewise."""
+    load_plugins(plugins, (Path(),))
+    plan = JudgingPlan(read_detector(checkpoint), overrides, data, split, out)
+    with _cluster(config, {"--out": out, "--data": plan.dataset.uri}) as cluster:
+        return plan.trained, plan.run(partial(_spread, config=cluster, plugins=plugins))
+
+
+@contextmanager
+def _cluster(config: ClusterConfig, places: dict[str, str]) -> Iterator[ClusterConfig]:
+    """Connect to a cluster whose nodes see the places; gives the configuration without any `auto`."""
     with session(config) as there:
         resources = scale_up(config, there)
         cluster = _resolved(config, resources.cpus, resources.gpus)
         check_fits(cluster, resources)
         logger.info("%s", arithmetic(cluster, resources))
-        if locate(out).is_local:
-            check_shared({"--out": out})
-        return plan.run(partial(_spread, config=cluster, plugins=plugins))
+        check_shared(places)
+        yield cluster
 
 
 def _resolved(config: ClusterConfig, cpus: float, gpus: float) -> ClusterConfig:
@@ -119,7 +145,7 @@ def _spread(work: Work, portions: Sequence[Portion], config: ClusterConfig, plug
                 raise answer
             yield answer
     except ray.exceptions.RayError as error:
-        raise ClusterError(f"the prediction stopped: {first_line(root(error))}. {_GOES_ON}") from error
+        raise ClusterError(f"the work stopped: {first_line(root(error))}. {_GOES_ON}") from error
 
 
 @contextmanager
@@ -152,7 +178,7 @@ def _unsaid(text: bytes) -> Iterator[None]:
 
 
 class _Process:
-    """One of the processes: holds the detector and does one portion after another.
+    """One of the processes: does one portion after another with the same detector.
 
     Args:
         work: a reference to the work in a list, so that Ray passes it on as it is.
@@ -172,14 +198,12 @@ class _Process:
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
         return {"answer": [pickle.dumps(self._answer(*json.loads(text))) for text in batch["portion"]]}
 
-    def _answer(self, number: int, files: list[list[str]], ids: list[int] | None) -> Done | MgdetError:
+    def _answer(self, number: int, images: int, content: Any) -> Done | MgdetError:
         """What was done, or an error: of one that is raised Ray Data keeps the text alone."""
         try:
-            return self._work(
-                Portion(number, tuple((address, name) for address, name in files), tuple(ids) if ids else None)
-            )
+            return self._work(Portion(number, images, content))
         except MgdetError as error:
             return error
         except Exception as error:
             logger.exception("portion %d", number)
-            return ClusterError(f"the prediction stopped: {type(error).__name__}: {first_line(error)}. {_GOES_ON}")
+            return ClusterError(f"the work stopped: {type(error).__name__}: {first_line(error)}. {_GOES_ON}")

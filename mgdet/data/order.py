@@ -216,6 +216,11 @@ class EvalBatches(Sampler[list[int]]):
             yield list(self.rows[first : first + self.batch_size])
 
 
+def eval_batches(num_images: int, batch_size: int, world: int) -> list[list[int]]:
+    """The batches of all ranks, those of the first one first."""
+    return [b for rank in range(world) for b in EvalBatches(num_images, batch_size=batch_size, world=world, rank=rank)]
+
+
 def micro_batch(batch_size: int, workers: int, accumulate: int) -> int:
     """Images in a micro-batch of one worker. Raises `ConfigError` where the global batch cannot be split evenly."""
     size, rest = divmod(batch_size, workers * accumulate)

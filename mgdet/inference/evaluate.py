@@ -85,11 +85,7 @@ def judge(
     the assigner of the training which objects the priors would learn from; an object in several tiles has no such
     number.
     """
-    uri, name = data or trained.experiment.data.uri, split or trained.experiment.data.val_split
-    dataset = ShardedDataset(uri, name, trained.experiment.data.loader.cache_mib * 2**20)
-    require_categories(trained, dataset.categories, uri)
-    if data is None:
-        _tell_other_data(trained, dataset)
+    dataset = open_split(trained, data, split)
     pictures, truth = Pictures(dataset), dataset.ground_truth()
     counted = count_positives and not pictures.are_cut
     counts = PositiveCounts(truth, trained.experiment.assigner) if counted else None
@@ -104,8 +100,29 @@ def judge(
         **watch,
     )
     assert evaluated is not None, "one process has the whole result"
-    done = Evaluation(metrics, uri, name, dataset.num_images, trained.experiment.evaluation.protocol)
-    return Judgement(done, pictures, evaluated, {} if counts is None else counts.counts)
+    return Judgement(
+        evaluation_of(metrics, trained, dataset), pictures, evaluated, {} if counts is None else counts.counts
+    )
+
+
+def evaluation_of(metrics: dict[str, float], trained: Trained, dataset: ShardedDataset) -> Evaluation:
+    """The metrics with what they are of."""
+    return Evaluation(metrics, dataset.uri, dataset.split, dataset.num_images, trained.experiment.evaluation.protocol)
+
+
+def open_split(trained: Trained, data: str | None = None, split: str | None = None) -> ShardedDataset:
+    """The split that `evaluate_trained` means, whose classes are those of the detector.
+
+    Raises:
+        DataError: no data set there, or no such split.
+        ConfigError: its classes are not those of the checkpoint.
+    """
+    uri, name = data or trained.experiment.data.uri, split or trained.experiment.data.val_split
+    dataset = ShardedDataset(uri, name, trained.experiment.data.loader.cache_mib * 2**20)
+    require_categories(trained, dataset.categories, uri)
+    if data is None:
+        _tell_other_data(trained, dataset)
+    return dataset
 
 
 def _tell_other_data(trained: Trained, dataset: ShardedDataset) -> None:

@@ -59,9 +59,38 @@ def evaluate(
     No collective runs on the accelerator here and none depends on how many images a rank has: shards may be uneven or
     empty. Raises `DataError` on every rank where an image was not seen exactly once.
     """
+    evaluator = Evaluator(ground_truth, config)
+    samples, seconds = see(network, loader, evaluator, world, precision, watch)
+    states = world.gather(evaluator.state())
+    evaluated: Evaluated | None = None
+    outcome: dict[str, float] | Exception = {}
+    if states is not None:
+        try:
+            merged = evaluator.merge(states)
+            result = merged.compute()
+            of_metrics = {name: evaluator.seconds[name] + merged.seconds[name] for name in merged.seconds}
+            evaluated = Evaluated(result, samples, {**seconds, **of_metrics})
+            outcome = result.metrics()
+        except Exception as error:  # the other ranks wait for an answer, whatever it is
+            outcome = error
+    outcome = world.broadcast(outcome)
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome, evaluated
+
+
+@torch.no_grad()
+def see(
+    network: Detector,
+    loader: Iterable[Batch],
+    evaluator: Evaluator,
+    world: World,
+    precision: Asked = "fp32",
+    watch: Watch = lambda batch, predictions: None,
+) -> tuple[Samples, dict[str, float]]:
+    """Show an evaluator what a network finds in batches; some images of rank 0, and the seconds of each of `PARTS`."""
     was_training = network.training
     network.eval()
-    evaluator = Evaluator(ground_truth, config)
     samples = Samples([], [], [], [], [])
     seconds = dict.fromkeys(PARTS, 0.0)
     for host_batch in _timed(loader, seconds):
@@ -80,23 +109,7 @@ def evaluate(
         if world.is_main:
             _keep_samples(samples, host_batch, detections)
     network.train(was_training)
-
-    states = world.gather(evaluator.state())
-    evaluated: Evaluated | None = None
-    outcome: dict[str, float] | Exception = {}
-    if states is not None:
-        try:
-            merged = evaluator.merge(states)
-            result = merged.compute()
-            of_metrics = {name: evaluator.seconds[name] + merged.seconds[name] for name in merged.seconds}
-            evaluated = Evaluated(result, samples, {**seconds, **of_metrics})
-            outcome = result.metrics()
-        except Exception as error:  # the other ranks wait for an answer, whatever it is
-            outcome = error
-    outcome = world.broadcast(outcome)
-    if isinstance(outcome, Exception):
-        raise outcome
-    return outcome, evaluated
+    return samples, seconds
 
 
 def _timed(loader: Iterable[Batch], seconds: dict[str, float]) -> Iterator[Batch]:

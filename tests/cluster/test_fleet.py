@@ -1,18 +1,22 @@
 """Predictions on a Ray cluster: the results of one process, whichever of the processes end on the way."""
 
+import json
+import os
+
 import psutil
 import pytest
 
 from mgdet.cluster import fleet
 from mgdet.cluster.fleet import predict_on_cluster
 from mgdet.errors import ClusterError, DataError
-from mgdet.inference import portions
+from mgdet.inference import evaluate_shared, predict_shared
+from mgdet.inference.evaluate import evaluate_trained
 from mgdet.inference.load import load_detector
-from mgdet.inference.portions import Plan
 from mgdet.inference.predict import Options, predict
+from mgdet.inference.predict_shared import PredictionPlan
 from mgdet.runs.config import ClusterConfig
 from tests.cluster.clusters import ray_children
-from tests.trained_runs import import_job, train
+from tests.trained_runs import call, import_job, train
 
 pytestmark = pytest.mark.slow
 LOW = Options(score=0.006)
@@ -30,7 +34,7 @@ def photos(run, tmp_path, monkeypatch):
     """16 images in eight portions."""
     from mgdet.data import ShardedDataset
 
-    monkeypatch.setattr(portions, "SIZE", 2)
+    monkeypatch.setattr(predict_shared, "SIZE", 2)
     dataset = ShardedDataset(load_detector(run).experiment.data.uri, "train")
     directory = tmp_path / "photos"
     directory.mkdir()
@@ -73,8 +77,6 @@ def test_processes_that_are_killed_change_nothing(shared, run, photos, tmp_path,
     with pytest.raises(RuntimeError):
         predict_on_cluster(run, [str(photos)], str(out), config, options=LOW)
     job = import_job("predict")
-    from tests.trained_runs import call
-
     arguments = ["--score", 0.006, "--workers", 2, "--address", shared["cluster__address"]]
     answer = call(job, run, photos, "--out", out, *arguments)
     assert answer.status == 0, answer.err
@@ -91,23 +93,37 @@ def test_errors_of_a_process_are_those_of_the_command(shared, run, photos, tmp_p
     asked = {"address": shared["cluster__address"], "workers": 1}
     config = ClusterConfig(**asked)
 
-    class Gone(Plan):
+    class Gone(PredictionPlan):
         def run(self, spread):
             (photos / "03.jpg").unlink()
             return super().run(spread)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fleet, "Plan", Gone)
+        patch.setattr(fleet, "PredictionPlan", Gone)
         with pytest.raises(DataError, match=r"03\.jpg was listed, and is not there on"):
             predict_on_cluster(run, [str(photos)], str(tmp_path / "out"), config, options=LOW)
 
-    class Broken(portions.Work):  # local, so that it is sent as it is
+    class Broken(predict_shared.Prediction):  # local, so that it is sent as it is
         def __call__(self, portion):
             raise ValueError("a fault of the program")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(portions, "Work", Broken)
-        with pytest.raises(ClusterError, match="the prediction stopped: ValueError: a fault of the program"):
+        patch.setattr(predict_shared, "Prediction", Broken)
+        with pytest.raises(ClusterError, match="the work stopped: ValueError: a fault of the program"):
             predict_on_cluster(run, [str(photos)], str(tmp_path / "other"), config, options=LOW)
     with pytest.raises(ClusterError, match="the workers do not fit: 50 workers x 1 CPUs = 50 CPUs"):
         predict_on_cluster(run, [str(photos)], str(tmp_path / "other"), ClusterConfig(**{**asked, "workers": 50}))
+
+
+def test_an_evaluation_has_the_numbers_of_one_process(shared, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate_shared, "SIZE", 1)
+    expected = evaluate_trained(load_detector(run, ["train.batch_size=1"]))
+    out, address = tmp_path / "judged", shared["cluster__address"]
+    arguments = ["--out", out, "--workers", 1, "--address", address, "--json", tmp_path / "metrics.json"]
+    answer = call(import_job("evaluate"), run, "train.batch_size=1", *arguments)
+    assert answer.status == 0, answer.err
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    assert found["metrics"] == expected.metrics
+    assert json.loads((out / "metrics.json").read_text()) == found
+    assert "report.html" in os.listdir(out)
+    assert "portions" not in os.listdir(out)

@@ -1,0 +1,46 @@
+"""The options of the sub-commands that a Ray cluster can carry out."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # its packages take a while to import
+    from mgdet.runs.config import ClusterConfig
+
+
+def add_fleet(parser: argparse.ArgumentParser, does: str) -> None:
+    """Add `--workers` and what is said with it; `does` is what each of them does."""
+    parser.add_argument(
+        "--workers",
+        metavar="N",
+        type=_count,
+        help=f"{does} in N processes of a Ray cluster; auto: one for each GPU, or else for each CPU",
+    )
+    parser.add_argument("--address", help="of the Ray cluster (default: RAY_ADDRESS if set, else this machine alone)")
+    parser.add_argument(
+        "--cpus-per-worker", metavar="N", type=float, help="CPUs of each process (default 1 without a GPU)"
+    )
+
+
+def fleet_of(args: argparse.Namespace) -> "ClusterConfig | None":
+    """The cluster that the options ask for, None without one.
+
+    Raises:
+        ConfigError: a value that is not allowed.
+        DataError: options that mean nothing together.
+    """
+    from mgdet.config_yaml import validate_as
+    from mgdet.errors import DataError
+    from mgdet.runs.config import ClusterConfig
+
+    if args.workers is None:
+        if args.address or args.cpus_per_worker is not None:
+            raise DataError("--address and --cpus-per-worker are for a cluster: give --workers too, or leave them out.")
+        return None
+    if args.workers == 0:
+        raise DataError("--workers 0: there must be at least one. Leave it out to use this process.")
+    asked = {"workers": args.workers, "address": args.address, "cpus_per_worker": args.cpus_per_worker or "auto"}
+    return validate_as(ClusterConfig, asked, "the command line")
+
+
+def _count(text: str) -> int | str:
+    return text if text == "auto" else int(text)
