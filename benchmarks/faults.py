@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TESTS = (
     *("tests/test_faults.py", "tests/test_copies.py", "tests/training/test_nonfinite.py"),
     "tests/cluster/test_faults.py",
+    "tests/cluster/test_notice.py",
 )
 NODES = "tests/cluster/test_nodes.py"
 

@@ -5,11 +5,12 @@ import functools
 import logging
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
+from mgdet.cluster import notice
 from mgdet.cluster.metrics import Exported, ExportingTracker
 from mgdet.cluster.relay import SendToDriver, speak_through_driver, workers_heard
 from mgdet.cluster.session import check_shared, resources_of, scale_up, session
@@ -77,49 +78,33 @@ def _on_cluster(
     trial: bool = False,
 ) -> None:
     import ray
-    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
 
-    from mgdet.cluster.restarts import Restarts, cause_of
+    from mgdet.cluster.restarts import cause_of
 
     cluster: ClusterConfig = experiment.cluster
-
-    trainer = TorchTrainer(
-        _worker_main,
-        train_loop_config={
-            "experiment": experiment.model_dump(mode="json"),
-            "handle": handle,
-            "owner": owner,
-            "trial": trial,
-            "screen": has_screen(),
-            "level": max(logging.getLogger("mgdet").getEffectiveLevel(), logging.WARNING if trial else logging.NOTSET),
-        },
-        torch_config=TorchConfig(timeout_s=int(cluster.collective_timeout_s)),
-        scaling_config=ScalingConfig(
-            num_workers=cluster.workers,  # a pair: elastic
-            elastic_resize_monitor_interval_s=cluster.resize_interval_s,
-            use_gpu=bool(cluster.gpu),
-            resources_per_worker=cluster.of_one_worker(),
-        ),
-        run_config=RunConfig(
-            # Ray keeps only its own bookkeeping here: checkpoints are ours, and resuming does not depend on Ray
-            name=f"attempt-{uuid.uuid4().hex[:8]}",
-            storage_path=child_uri(experiment.run_uri, "ray"),
-            failure_config=FailureConfig(max_failures=cluster.max_failures),
-            callbacks=[*callbacks, Restarts(cluster.max_failures, experiment.name, trial)],
-            logging_config=LoggingConfig(log_level="WARNING"),
-        ),
-    )
+    task = {
+        "experiment": experiment.model_dump(mode="json"),
+        "handle": handle,
+        "owner": owner,
+        "trial": trial,
+        "screen": has_screen(),
+        "level": max(logging.getLogger("mgdet").getEffectiveLevel(), logging.WARNING if trial else logging.NOTSET),
+    }
     again = "Nothing that was saved is lost: the same command continues from the last checkpoint."
     # Ray asks each worker at every poll: that finds one that hangs where no short collective waits for it.
     limits = {"RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": f"{cluster.collective_timeout_s:g}"}
     if isinstance(cluster.workers, tuple):
         limits["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = f"{cluster.start_timeout_s:g}"
     stop = StopRequest(experiment.run_uri)
+    outcome: Any = None
     try:
         told = contextlib.nullcontext() if trial else shortage_told(cluster, lambda: resources_of("the cluster"))
         with environment(limits), stop.offered(), on_stop(stop.create), told:
-            outcome = trainer.fit().return_value
+            while outcome is None or outcome.get("leaving"):
+                outcome = _trainer(experiment, task, callbacks).fit().return_value or {}
+                if outcome.get("leaving"):
+                    how = outcome["interrupted"].partition(";")[0]
+                    logger.warning("a machine goes away: %s; starting again on those that stay", how)
     except ray.exceptions.OutOfMemoryError as error:
         raise ClusterError(
             f"Ray's memory monitor ended the process that controls the training ({first_line(error)}). {MEMORY_REMEDY} "
@@ -135,8 +120,37 @@ def _on_cluster(
         if isinstance(cause, ray.exceptions.OutOfMemoryError):  # Ray's memory monitor has ended a worker
             again = f"{MEMORY_REMEDY} {again}"
         raise ClusterError(f"training stopped after {cluster.max_failures} restarts: {text}\n{again}") from error
-    if isinstance(outcome, dict) and "interrupted" in outcome:
+    if "interrupted" in outcome:
         raise Interrupted(outcome["interrupted"])
+
+
+def _trainer(experiment: Experiment, task: dict[str, Any], callbacks: Sequence[Any]) -> Any:
+    """A Ray trainer of the rest of the training."""
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from mgdet.cluster.restarts import Restarts
+
+    cluster = experiment.cluster
+    return TorchTrainer(
+        _worker_main,
+        train_loop_config=task,
+        torch_config=notice.listens(TorchConfig(timeout_s=int(cluster.collective_timeout_s))),
+        scaling_config=ScalingConfig(
+            num_workers=cluster.workers,  # a pair: elastic
+            elastic_resize_monitor_interval_s=cluster.resize_interval_s,
+            use_gpu=bool(cluster.gpu),
+            resources_per_worker=cluster.of_one_worker(),
+        ),
+        run_config=RunConfig(
+            # Ray keeps only its own bookkeeping here: checkpoints are ours, and resuming does not depend on Ray
+            name=f"attempt-{uuid.uuid4().hex[:8]}",
+            storage_path=child_uri(experiment.run_uri, "ray"),
+            failure_config=FailureConfig(max_failures=cluster.max_failures),
+            callbacks=[*callbacks, Restarts(cluster.max_failures, experiment.name, bool(task["trial"]))],
+            logging_config=LoggingConfig(log_level="WARNING"),
+        ),
+    )
 
 
 def _worker_main(task: dict[str, Any]) -> dict[str, Any]:
@@ -153,7 +167,7 @@ def _worker_main(task: dict[str, Any]) -> dict[str, Any]:
     try:
         return {"metrics": _train(task, to_driver)}
     except Interrupted as error:
-        return {"interrupted": str(error)}
+        return {"interrupted": str(error), "leaving": task.get("leaving", False)}
     finally:
         to_driver.settle()
 
@@ -184,7 +198,10 @@ def _train(task: dict[str, Any], to_driver: SendToDriver) -> dict[str, float]:
 
     def stop_asked() -> bool:
         # Over the gradients' process group, whose timeout finds a worker that hangs; host collectives wait an hour.
-        return bool(world.mean(torch.tensor(float(world.is_main and stop.exists()), device=world.device)))
+        mine = [float(world.is_main and stop.exists()), float(notice.given())]
+        asked, leaving = world.mean(torch.tensor(mine, device=world.device)).tolist()
+        task["leaving"] = bool(leaving) and not asked
+        return bool(asked or leaving)
 
     # Ray names some of its loggers after their files; they print every report of every worker
     for chatty in ("faster_coco_eval", *(n for n in logging.root.manager.loggerDict if "ray/train" in n)):
@@ -201,11 +218,14 @@ def _train(task: dict[str, Any], to_driver: SendToDriver) -> dict[str, float]:
         tracker.close()
 
 
-def _machine_watched(experiment: Experiment, handle: RunHandle | None) -> contextlib.AbstractContextManager[object]:
-    """Show how busy this node is, in one worker of each node."""
+@contextlib.contextmanager
+def _machine_watched(experiment: Experiment, handle: RunHandle | None) -> Iterator[None]:
+    """Show how busy this node is, and see whether it goes away, in one worker of each node."""
     import ray.train
     import ray.util
 
     if ray.train.get_context().get_local_rank():
-        return contextlib.nullcontext()
-    return experiment.tracking.watch_machine(handle, ray.util.get_node_ip_address())
+        yield
+        return
+    with notice.node_watched(), experiment.tracking.watch_machine(handle, ray.util.get_node_ip_address()):
+        yield

@@ -37,6 +37,7 @@ from mgdet.training.position import Position
 from mgdet.training.precision import emulation, gradient_scaler
 from mgdet.training.profile import Profile, stage, staged
 from mgdet.training.progress import Lines, ProgressLog, Throughput, progress_line, show, training_progress
+from mgdet.training.question import Question
 from mgdet.training.saver import Saver
 from mgdet.training.schedules import Span
 from mgdet.training.step import StepSums, accumulate_gradients
@@ -45,8 +46,6 @@ logger = logging.getLogger(__name__)
 
 GRACE_S = 2.0
 """The longest wait for a checkpoint that is being written at a second signal, which ends a training at once."""
-STEPS_BETWEEN_QUESTIONS = 10
-"""Optimizer steps between two checks for a request to stop, each of which costs a small collective."""
 
 OnEvaluation = Callable[[dict[str, float]], None]
 """Called on every rank with `epoch`, `step` and the metrics; who relies on their checkpoint calls `Worker.settle`."""
@@ -85,6 +84,7 @@ class Worker:
         self.saver = Saver(self.store, tracker.secure)  # whoever goes on from a checkpoint logs only what comes after
         self.position = Position().on(world.size, self.data.train_loader.batches.batch_size)
         self._lines = Lines()
+        self._question = Question(world, self.position.step)
         self._profile = Profile(train.profile if world.is_main else 0, world.device, experiment.run_uri, tracker)
         drawn = world.is_main and experiment.tracking.pictures
         self._drawing = Drawing(tracker, experiment, self.data.val, world.device) if drawn else None
@@ -282,8 +282,9 @@ class Worker:
                 clock, sums = Throughput(), StepSums()
             if left and train.checkpoint_every_steps and self.position.step % train.checkpoint_every_steps == 0:
                 self._save({})
-            if left and self.position.step % min(STEPS_BETWEEN_QUESTIONS, log_every) == 0:
+            if left and self._question.due(self.position.step):
                 self._stop_if_asked()
+                self._question.agree(self.position.step, log_every)
         self.position.epoch, self.position.micro_step, self.position.done = epoch + 1, 0, []
 
     def _stop_if_asked(self) -> None:

@@ -1,0 +1,37 @@
+"""When the workers of a training ask each other whether to stop."""
+
+import time
+
+import torch
+
+from mgdet.training.distributed import World
+
+MOST_STEPS = 10
+"""Optimizer steps between two questions, at most, each of which costs two small collectives."""
+SECONDS = 2.0
+"""Fewer steps where they would take longer: a machine that goes away gives some seconds of notice."""
+
+
+class Question:
+    """Which step is the next after which all workers ask: the same one on all of them.
+
+    Args:
+        world: the workers.
+        step: the one at which they begin.
+    """
+
+    def __init__(self, world: World, step: int) -> None:
+        self._world, self._next = world, 0
+        self._step, self._at = step, time.perf_counter()
+
+    def due(self, step: int) -> bool:
+        """Whether to ask after this step."""
+        return step >= self._next
+
+    def agree(self, step: int, most: int) -> None:
+        """Agree on the next step, from how long one takes: `most` of them later at the latest. A collective."""
+        now = time.perf_counter()
+        pace = torch.tensor((now - self._at) / max(1, step - self._step), device=self._world.device)
+        pause = SECONDS / max(float(self._world.mean(pace)), 1e-6)
+        self._next = step + max(1, min(MOST_STEPS, most, int(pause)))
+        self._step, self._at = step, now
