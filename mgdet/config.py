@@ -129,7 +129,7 @@ class Experiment(Config):
 def identity_of(tree: Mapping[str, Any]) -> dict[str, Any]:
     """`Experiment.identity` of a plain tree, such as one that was written down earlier, which need not be valid now."""
     besides = ("cluster", "tracking", "storage", "evaluation", "plugins")
-    how_often = ("evaluate_every", "checkpoint_every_steps", "keep_best", "log_every", "profile")
+    how_often = ("evaluate_every", "checkpoint_every_steps", "checkpoint_every_s", "keep_best", "log_every", "profile")
     rest = {k: v for k, v in tree.items() if k not in besides}
     rest["data"] = {k: v for k, v in tree["data"].items() if k not in ("loader", "max_bad_images")}
     rest["train"] = {k: v for k, v in tree["train"].items() if k not in how_often}

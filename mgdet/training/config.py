@@ -62,6 +62,13 @@ class TrainConfig(Config):
     checkpoint_every_steps: int | None = Field(
         default=None, ge=1, le=10**9, description="also within an epoch; null: at its end"
     )
+    checkpoint_every_s: float | None = Field(
+        default=10,
+        gt=0,
+        le=1e9,
+        description="also within an epoch, after so many seconds, or less often where saving would take more than 2 % "
+        "of the time or keep the storage busy for more than a tenth of it; null: not by time",
+    )
     keep_best: int = Field(
         default=1, ge=1, le=1_000_000, description="checkpoints kept by val/AP, beside the two latest"
     )

@@ -284,7 +284,9 @@ class Worker:
                 self._save({})
             if left and self._question.due(self.position.step):
                 self._stop_if_asked()
-                self._question.agree(self.position.step, log_every)
+                every_s = train.checkpoint_every_s if self.world.is_main else None
+                if self._question.agree(self.position.step, log_every, every_s is not None and self.saver.due(every_s)):
+                    self._save({})
         self.position.epoch, self.position.micro_step, self.position.done = epoch + 1, 0, []
 
     def _stop_if_asked(self) -> None:

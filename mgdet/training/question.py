@@ -1,4 +1,4 @@
-"""When the workers of a training ask each other whether to stop."""
+"""When the workers of a training ask each other whether to stop, or to save."""
 
 import time
 
@@ -28,10 +28,14 @@ class Question:
         """Whether to ask after this step."""
         return step >= self._next
 
-    def agree(self, step: int, most: int) -> None:
-        """Agree on the next step, from how long one takes: `most` of them later at the latest. A collective."""
+    def agree(self, step: int, most: int, save: bool = False) -> bool:
+        """Agree on the next step, from how long one takes: `most` of them later at the latest. A collective.
+
+        Returns whether any worker wishes to `save` now, the same on all of them.
+        """
         now = time.perf_counter()
-        pace = torch.tensor((now - self._at) / max(1, step - self._step), device=self._world.device)
-        pause = SECONDS / max(float(self._world.mean(pace)), 1e-6)
-        self._next = step + max(1, min(MOST_STEPS, most, int(pause)))
+        mine = torch.tensor([(now - self._at) / max(1, step - self._step), float(save)], device=self._world.device)
+        pace, saves = self._world.mean(mine).tolist()
+        self._next = step + max(1, min(MOST_STEPS, most, int(SECONDS / max(pace, 1e-6))))
         self._step, self._at = step, now
+        return bool(saves)

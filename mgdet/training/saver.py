@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 TOLERATED_WAIT_S = 1.0
 """A step that waits longer for the checkpoint before is told, once."""
+STALL_SHARE, WRITING_SHARE = 0.02, 0.1
+"""Of the time between checkpoints that are made by time: the most that a step waits, and that one is being written."""
 
 
 class Saver:
@@ -38,6 +40,14 @@ class Saver:
         self._kept: dict[str, Any] | None = None
         self._outcome: Future[str] | None = None
         self._told = False
+        self._begun, self._stalled, self._took = time.monotonic(), 0.0, 0.0
+
+    def due(self, every_s: float) -> bool:
+        """Whether `every_s` seconds have passed since the newest checkpoint, or as many more as its cost asks for."""
+        if self._outcome is not None and not self._outcome.done():
+            return False
+        pause = max(every_s, self._stalled / STALL_SHARE, self._took / WRITING_SHARE)
+        return time.monotonic() - self._begun >= pause
 
     def save(self, state: dict[str, Any], *, last: bool = False, **about: Any) -> None:
         """Copy the state and start to write it; `about` and errors are those of `CheckpointStore.save`.
@@ -55,6 +65,8 @@ class Saver:
                 waited,
             )
         self._kept = on_host(state, self._kept)
+        self._begun = time.monotonic()
+        self._stalled = self._begun - start
         self._outcome = Future()
         arguments = (self._outcome, self._kept, last, about)
         # A daemon: a storage that hangs must not keep the process from ending at a second signal.
@@ -69,9 +81,11 @@ class Saver:
         return self._outcome.result(within_s) if self._outcome else ""
 
     def _write(self, outcome: Future[str], state: dict[str, Any], last: bool, about: dict[str, Any]) -> None:
+        begun = self._begun
         try:
             self._secure()
             self.store.save(state, **about, attempts=LAST_ATTEMPTS if last else ATTEMPTS)
+            self._took = time.monotonic() - begun
         except CheckpointError as error:
             if not last:  # no reason to stop training: the next save may succeed
                 logger.error("%s; training goes on, the newest checkpoint stays the one before", error)

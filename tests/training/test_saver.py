@@ -4,6 +4,7 @@ import errno
 import hashlib
 import io
 import threading
+from concurrent.futures import Future
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from mgdet.training.checkpoint import CheckpointStore, tensors_in
 from mgdet.training.distributed import World
 from mgdet.training.loop import Worker
 from mgdet.training.saver import Saver, on_host
+from tests.faults import same, weights
 from tests.small import STATEFUL, small_experiment
 
 CPU = World(0, 1, torch.device("cpu"))
@@ -157,6 +159,46 @@ def test_a_training_that_waits_for_its_storage_says_so_once(store, monkeypatch, 
         writer.save(state(step), step=step, **ABOUT)
     writer.settle()
     assert caplog.text.count("train.checkpoint_every_steps") == 1
+
+
+@pytest.mark.parametrize(
+    ("stalled", "took", "pause"), [(0.0, 0.0, 10), (0.15, 0.5, 10), (0.4, 0.5, 20), (0.15, 3.0, 30), (1.0, 26.0, 260)]
+)
+def test_checkpoints_by_time_cost_little_of_it(store, monkeypatch, stalled, took, pause):
+    now = [1000.0]
+    monkeypatch.setattr(saver.time, "monotonic", lambda: now[0])
+    writer = Saver(store)
+    assert not writer.due(10)
+    now[0] += 10
+    assert writer.due(10)
+    writer._stalled, writer._took = stalled, took
+    now[0] = 1000 + pause - 0.1
+    assert not writer.due(10)
+    now[0] = 1000 + pause + 0.1
+    assert writer.due(10)
+    writer._outcome = Future()
+    assert not writer.due(10), "one at a time"
+
+
+@pytest.mark.slow
+def test_a_training_saves_by_time_within_an_epoch(tmp_path, monkeypatch):
+    """At each question here; the weights are those of a training that saves at its end."""
+    monkeypatch.setattr(Saver, "due", lambda self, every_s: self.settle() == "")
+    saved, save = [], Worker._save
+
+    def noted(self, *args):
+        saved.append(self.position.step)
+        save(self, *args)
+
+    monkeypatch.setattr(Worker, "_save", noted)
+    trained = []
+    for every_s in (10, None):
+        changes = {"train__epochs": 1, "train__log_every": 1, "data__generate__train": 12}
+        e = small_experiment(tmp_path, name=f"{every_s}", train__checkpoint_every_s=every_s, **changes)
+        Worker(prepare(e, 1, 0)[0], CPU, NullTracker()).run()
+        trained.append(weights(e))
+    assert saved == [1, 2, 3, 4, 5, 6, 6]
+    assert same(*trained)
 
 
 @pytest.mark.slow
