@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -89,6 +91,36 @@ def test_the_table_has_each_detection(written, dataset):
         assert (row["image_id"], row["category_id"]) == (result["image_id"], result["category_id"])
         assert row["score"] == result["score"]
         assert (row["file_name"], row["category"]) == (files[row["image_id"]], names[row["category_id"]])
+
+
+@pytest.mark.exhaustive
+def test_fiftyone_reads_both(written, dataset):
+    """Its own loaders of objects and of predictions, where `MGDET_FIFTYONE` is a Python that has it."""
+    python = os.environ.get("MGDET_FIFTYONE")
+    if not python:
+        pytest.skip("MGDET_FIFTYONE names no Python with FiftyOne")
+    script = Path(__file__).with_name("outside_fiftyone.py")
+    files = [written / "annotations.json", written / "detections.json"]
+    done = subprocess.run([python, script, *files], cwd=written, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    theirs = json.loads(done.stdout.splitlines()[-1])
+    names = {category.id: category.name for category in dataset.categories}
+    truth = dataset.ground_truth()
+    sizes = {int(i): (truth.widths[k], truth.heights[k]) for k, i in enumerate(truth.image_ids)}
+    for key, file, with_score in (("truth", files[0], False), ("found", files[1], True)):
+        read = json.loads(file.read_text())
+        expected: dict[str, list[list[object]]] = {}
+        for each in read["annotations"] if isinstance(read, dict) else read:
+            width, height = sizes[each["image_id"]]
+            x, y, w, h = each["bbox"]
+            score = [each["score"]] if with_score else []
+            box = [x / width, y / height, w / width, h / height]
+            expected.setdefault(str(each["image_id"]), []).append([names[each["category_id"]], *score, *box])
+        assert len(expected) > 1
+        assert theirs[key].keys() == expected.keys()
+        for image, rows in expected.items():
+            assert [row[0] for row in theirs[key][image]] == [row[0] for row in rows]
+            np.testing.assert_allclose([r[1:] for r in theirs[key][image]], [r[1:] for r in rows], atol=1e-9)
 
 
 @pytest.mark.slow
