@@ -1,5 +1,6 @@
 """Read a prepared data set: annotations in flat arrays, images by row."""
 
+import json
 import logging
 import time
 from collections import OrderedDict
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from mgdet.data import mapped
 from mgdet.data.fingerprint import rows_checksum
 from mgdet.data.integrity import (
     REMEDY,
@@ -22,6 +24,7 @@ from mgdet.data.integrity import (
     read_annotations,
     read_footer,
 )
+from mgdet.data.mapped import Flat
 from mgdet.data.schema import ROW_GROUP_BYTES, Manifest, Record, SplitInfo, read_manifest
 from mgdet.data.tiles import tiles_of
 from mgdet.errors import DataError
@@ -38,6 +41,10 @@ CACHED_ROW_GROUPS = 20
 CACHE_BYTES = CACHED_ROW_GROUPS * ROW_GROUP_BYTES
 """Bytes of encoded images that each process keeps in memory by default: all those groups, whatever the files weigh."""
 
+_ARRAYS = 1
+"""Version of the flat arrays, wherever they are kept."""
+_IMAGE_BYTES, _BOX_BYTES = 60, 49
+"""Of the flat arrays, for each image (and its name) and each box."""
 _WAITS_S = (1.0, 2.0)
 """Pauses between attempts to read images from a storage that fails."""
 
@@ -59,7 +66,8 @@ class ShardedDataset:
     """One split of a prepared data set, with random access to its images.
 
     All annotations are a handful of numpy arrays, whatever the number of images, so memory does not grow with copies of
-    Python objects in loader processes and a pickle for a spawned one is small. Images are read one row group at a
+    Python objects in loader processes. Large ones are mapped from files (`mgdet.data.mapped`), so that the ranks and
+    loaders of a machine share them. Images are read one row group at a
     time and the last `CACHED_ROW_GROUPS` are kept, or fewer where they exceed `cache_bytes`. Not thread-safe.
 
     Args:
@@ -81,7 +89,7 @@ class ShardedDataset:
         self._shards = info.shards
         self._group_starts = np.concatenate([[0], np.cumsum(self.row_group_sizes)]).astype(np.int64)
         self._group_address = [(s, g) for s, shard in enumerate(info.shards) for g in range(len(shard.row_groups))]
-        self._load_annotations(info)
+        self._take(self._open_annotations(info))
         self._reset_cache()
 
     def _reset_cache(self) -> None:
@@ -92,10 +100,12 @@ class ShardedDataset:
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but open files and cached images: another process opens the files for itself."""
-        return {k: v for k, v in self.__dict__.items() if k not in ("_root", "_files", "_damaged", "_cache")}
+        own = ("_root", "_files", "_damaged", "_cache", *self._flat, *(f"_{name}" for name in self._flat))
+        return {k: v for k, v in self.__dict__.items() if k not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self._take(state["_flat"])
         self._reset_cache()
 
     def __len__(self) -> int:
@@ -106,9 +116,22 @@ class ShardedDataset:
         """The number `N` of images in the split."""
         return len(self.image_ids)
 
-    def _load_annotations(self, info: SplitInfo) -> None:
-        root, parts = locate(self.uri), []
+    def _open_annotations(self, info: SplitInfo) -> Flat:
+        """All annotations as flat arrays, which the processes of a machine share where they are large."""
+        if info.images * _IMAGE_BYTES + info.boxes * _BOX_BYTES < mapped.LEAST_BYTES:
+            return Flat(self._read_annotations(info))
+        root = locate(self.uri)
         self._footers: list[Footer] = []
+        for shard in info.shards:
+            parquet, footer = open_shard(root / shard.file, shard)
+            parquet.close()
+            self._footers.append(footer)
+        made_from = json.dumps([_ARRAYS, len(self.categories), self._footers, info.model_dump(mode="json")])
+        return mapped.shared(made_from, lambda: self._read_annotations(info))
+
+    def _read_annotations(self, info: SplitInfo) -> dict[str, NDArray[Any]]:
+        root, parts = locate(self.uri), []
+        self._footers = []
         for shard in info.shards:
             file = root / shard.file
             parquet, footer = open_shard(file, shard)
@@ -117,16 +140,25 @@ class ShardedDataset:
             self._footers.append(footer)
         found = joined(parts)
         check_split(f"{self.uri}, split {self.split}", info, found)
-        self.image_ids, self.sizes = found.image_ids, found.sizes  # [N], and [N, 2] (height, width) in pixels
-        self._names = b"".join(found.names)  # a list of N strings would be N objects
-        self._name_ends = np.cumsum([len(name) for name in found.names])
-        self._offsets = np.concatenate([[0], np.cumsum(found.counts)]).astype(np.int64)  # [N + 1]
-        self._boxes, self._labels, self._iscrowd, self._area = found.boxes, found.labels, found.iscrowd, found.area
+        return {
+            "image_ids": found.image_ids,
+            "sizes": found.sizes,
+            "names": np.frombuffer(b"".join(found.names), dtype=np.uint8),  # a list of N strings would be N objects
+            "name_ends": np.cumsum([len(name) for name in found.names]),
+            "offsets": np.concatenate([[0], np.cumsum(found.counts)]).astype(np.int64),  # [N + 1]
+            **{name: getattr(found, name) for name in ("boxes", "labels", "iscrowd", "area")},
+        }
+
+    def _take(self, flat: Flat) -> None:
+        self._flat = flat
+        self.image_ids, self.sizes = flat["image_ids"], flat["sizes"]  # [N], and [N, 2] (height, width) in pixels
+        self._names, self._name_ends, self._offsets = flat["names"], flat["name_ends"], flat["offsets"]
+        self._boxes, self._labels, self._iscrowd, self._area = (flat[n] for n in ("boxes", "labels", "iscrowd", "area"))
 
     def file_name(self, position: int) -> str:
         """The source's name of the image file in row `position`."""
         start = int(self._name_ends[position - 1]) if position else 0
-        return self._names[start : int(self._name_ends[position])].decode()
+        return self._names[start : int(self._name_ends[position])].tobytes().decode()
 
     def describe(self, position: int) -> str:
         """What errors call the image in row `position`: its file name, id, data set and split."""
