@@ -52,7 +52,7 @@ def draw(findings: Findings, moment: int, picture: int) -> bytes:
             corner = GAP + c * column, TITLE + r * row
             panel = base.copy()
             _panel(panel, image, shown, shown.learning[name], level, scale)
-            where = "all levels" if level is None else f"level {level}, stride {shown.strides[level]}"
+            where = "all levels" if level is None else f"stride {shown.strides[level]}"
             found = counts[c] if level is None else [counts[c][level]]
             said = ", ".join(f"{sum(one[key] for one in found)} {word}" for key, word in SHORT.items())
             _write(pen, corner, name, TEXT)
