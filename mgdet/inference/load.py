@@ -109,8 +109,15 @@ class Read(NamedTuple):
 
 
 def read_detector(checkpoint: str) -> Read:
-    """Read a checkpoint, as `load_detector` takes it. Raises `CheckpointError`."""
-    return Read(*_read(checkpoint))
+    """Read a checkpoint, as `load_detector` takes it, without what only a training needs. Raises `CheckpointError`."""
+    path, state = _read(checkpoint)
+    unused = {"optimizer", "scaler", "schedule", "generators", *(("model",) if _is_averaged(state) else ())}
+    return Read(path, {key: value for key, value in state.items() if key not in unused})
+
+
+def _is_averaged(state: Mapping[str, Any]) -> bool:
+    """Whether the moving average of the weights is evaluated."""
+    return isinstance(state.get("ema"), dict)
 
 
 def build_detector(read: Read, overrides: Overrides = (), device: torch.device | None = None) -> Trained:
@@ -120,7 +127,7 @@ def build_detector(read: Read, overrides: Overrides = (), device: torch.device |
     experiment = _experiment(path, state, asked)
     categories = _categories(path, state)
     detector = experiment.model.build(len(categories))
-    averaged = isinstance(state.get("ema"), dict)
+    averaged = _is_averaged(state)
     position = state.get("position")
     try:
         detector.load_state_dict(state["ema"]["weights"] if averaged else state["model"])

@@ -110,8 +110,8 @@ def run_page(
                 "Who learns what",
                 picture(labels, "png", "priors that learn each task, after the last epoch") if labels else "",
                 command(f"mgdet visualize {shlex.quote(experiment.run_uri)} --out seen"),
-                hint="The command writes the microscope, seen/index.html: which priors learn which task from which object, "
-                "and why, at each kept checkpoint and under several assigners."
+                hint="The command writes the microscope, seen/index.html: which priors learn which task from which "
+                "object, and why, at each kept checkpoint and under several assigners."
                 + (" The picture shows the end of the training, beside maximum IoU." if labels else ""),
             ),
             "<section><h2>Configuration</h2><details><summary>all keys, every auto resolved</summary>"
