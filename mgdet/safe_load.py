@@ -32,5 +32,6 @@ def _reason(error: Exception) -> str:
     found = re.search(r"GLOBAL (\S+) was not", str(error))
     if found:
         return f"; it holds {found[1]}, which would have to be executed"
-    first = first_line(error)
-    return "" if "weights_only" in first.lower() else f": {first}"
+    first = first_line(error).partition(". ")[0]
+    is_sentence = " " in first  # what is read as a pickle fails with any word of it
+    return f": {first}" if is_sentence and "weights_only" not in first.lower() else ""

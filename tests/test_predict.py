@@ -14,6 +14,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from mgdet.cli.main import main
 from mgdet.data import ShardedDataset, build_eval_loader
 from mgdet.evaluation.draw import draw_boxes
 from mgdet.inference import follow as following
@@ -306,6 +307,11 @@ def test_an_earlier_result_outlives_a_failure(run, photos, tmp_path, monkeypatch
         ([".", "--follow", "."], "and not both"),
         (["--follow", ".", "--ids", "a.json"], "leave out --ids"),
         (["--follow", "nowhere"], "nowhere: no local directory"),
+        ([".", "--address", "10.0.0.1:6379"], "give --workers too"),
+        ([".", "--workers", "2", "--overwrite"], "leave out --follow and --overwrite"),
+        ([".", "--workers", "2", "--draw"], "--draw is for one process"),
+        ([".", "--workers", "2"], "No images in ."),
+        (["missing.jpg", "--workers", "auto"], "missing.jpg: no such file or directory"),
         (["https://example.org/a.jpg"], "a URI with a scheme that pyarrow.fs knows"),
     ],
 )
@@ -313,6 +319,19 @@ def test_wrong_input(run, tmp_path, monkeypatch, args, said):
     monkeypatch.chdir(tmp_path)
     assert said in refused(call(job, run, "--out", "out", *args))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        *((f"--workers={n}", f"{n!r}: expected a number from 1 to 4096, or auto") for n in ("0", "-1", "1.5", "x", "")),
+        *((f"--cpus-per-worker={n}", f"{n!r}: expected a number from 0.01") for n in ("0", "-1", "nan", "x", "inf")),
+    ],
+)
+def test_numbers_of_processes_and_cpus_that_are_none(capsys, option, said):
+    with pytest.raises(SystemExit, match="2"):
+        raise SystemExit(main(["predict", "run", "a.jpg", "--out", "out", option]))
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.slow

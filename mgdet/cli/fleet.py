@@ -3,6 +3,8 @@
 import argparse
 from typing import TYPE_CHECKING
 
+MOST_WORKERS = 4096
+
 if TYPE_CHECKING:  # its packages take a while to import
     from mgdet.runs.config import ClusterConfig
 
@@ -16,9 +18,7 @@ def add_fleet(parser: argparse.ArgumentParser, does: str) -> None:
         help=f"{does} in N processes of a Ray cluster; auto: one for each GPU, or else for each CPU",
     )
     parser.add_argument("--address", help="of the Ray cluster (default: RAY_ADDRESS if set, else this machine alone)")
-    parser.add_argument(
-        "--cpus-per-worker", metavar="N", type=float, help="CPUs of each process (default 1 without a GPU)"
-    )
+    parser.add_argument("--cpus-per-worker", metavar="N", type=_cpus, help="of each process (default 1 without a GPU)")
 
 
 def fleet_of(args: argparse.Namespace) -> "ClusterConfig | None":
@@ -36,11 +36,23 @@ def fleet_of(args: argparse.Namespace) -> "ClusterConfig | None":
         if args.address or args.cpus_per_worker is not None:
             raise DataError("--address and --cpus-per-worker are for a cluster: give --workers too, or leave them out.")
         return None
-    if args.workers == 0:
-        raise DataError("--workers 0: there must be at least one. Leave it out to use this process.")
     asked = {"workers": args.workers, "address": args.address, "cpus_per_worker": args.cpus_per_worker or "auto"}
     return validate_as(ClusterConfig, asked, "the command line")
 
 
+def _cpus(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0.01 <= number <= MOST_WORKERS:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 0.01 to {MOST_WORKERS}")
+    return number
+
+
 def _count(text: str) -> int | str:
+    if text != "auto" and not (text.isdecimal() and 1 <= int(text) <= MOST_WORKERS):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected a number from 1 to {MOST_WORKERS}, or auto; leave it out to use this process alone"
+        )
     return text if text == "auto" else int(text)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mgdet.comparison.bootstrap import Difference, difference, image_weights
-from mgdet.comparison.judged import Judged, read_judged, require_same_images
+from mgdet.comparison.judged import Judged, read_judged, require_readable, require_same_images
 from mgdet.comparison.statistics import lower_is_better, statistics
 from mgdet.errors import ConfigError
 from mgdet.evaluation.analysis import analyse
@@ -98,6 +98,8 @@ def compare(
         raise ConfigError(
             f"{samples} samples give no interval; at least {FEWEST_SAMPLES} are needed, {SAMPLES} are usual."
         )
+    for source in (source for sources in groups.values() for source in sources):
+        require_readable(source, data, split, plugins)
     judged = {
         name: [read_judged(source, data, split, plugins) for source in sources] for name, sources in groups.items()
     }

@@ -44,14 +44,31 @@ def read_judged(source: str, data: str | None = None, split: str | None = None, 
         DataError: nothing there, or an evaluation that is damaged.
         CheckpointError: a run without a checkpoint, or a damaged one.
     """
+    place = locate(source)
+    return _of_evaluation(source, place) if _is_evaluation(source) else _of_checkpoint(source, data, split, plugins)
+
+
+def require_readable(
+    source: str, data: str | None = None, split: str | None = None, plugins: Sequence[str] = ()
+) -> None:
+    """Raise what `read_judged` would raise of a source, before others are evaluated for minutes."""
+    if _is_evaluation(source):
+        _of_evaluation(source, locate(source))
+        return
+    from mgdet.inference.evaluate import open_split
+    from mgdet.inference.load import load_detector
+
+    open_split(load_detector(source, plugins=plugins), data, split)
+
+
+def _is_evaluation(source: str) -> bool:
     if not source.strip():
         raise DataError(f"The name of a run is empty. {EXPECTED}")
     place = locate(source)
     try:
-        written = place.is_directory() and all((place / name).exists() for name in EVALUATION)
+        return place.is_directory() and all((place / name).exists() for name in EVALUATION)
     except OSError as error:
         raise DataError(f"{source}: cannot be read: {first_line(error)}. {EXPECTED}") from error
-    return _of_evaluation(source, place) if written else _of_checkpoint(source, data, split, plugins)
 
 
 def _of_checkpoint(source: str, data: str | None, split: str | None, plugins: Sequence[str]) -> Judged:

@@ -9,12 +9,14 @@ import pytest
 import mgdet
 from benchmarks.intervals import detector, scenes
 from mgdet.cli import main
+from mgdet.comparison import compare
 from mgdet.comparison.compare import compare_judged
 from mgdet.comparison.judged import read_judged
 from mgdet.comparison.publish import files_of, track
 from mgdet.comparison.report import as_json, as_text, page
 from mgdet.data import ShapesConfig, ShardedDataset, generate_shapes
 from mgdet.data.pictures import Pictures
+from mgdet.errors import MgdetError
 from mgdet.evaluation.average_precision import DetectionArrays
 from mgdet.evaluation.coco import coco_ap
 from mgdet.inference.results import ResultFiles
@@ -108,6 +110,12 @@ def test_what_is_refused(evaluations, tmp_path, capsys, arguments, said):
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert said in error
+
+
+def test_every_source_is_looked_at_before_one_is_evaluated(evaluations, monkeypatch):
+    monkeypatch.setattr(compare, "read_judged", lambda *args: pytest.fail("it was evaluated"))
+    with pytest.raises(MgdetError, match="nowhere: no such file or directory"):
+        compare.compare({"a": [str(evaluations / "half")], "b": [str(evaluations / "nowhere")]})
 
 
 def test_groups_of_seeds(simulated):
