@@ -6,7 +6,7 @@ import os
 import pickle
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
@@ -113,7 +113,9 @@ def _resolved(config: ClusterConfig, cpus: float, gpus: float) -> ClusterConfig:
     return resolve_cluster(config, cpus, gpus, lambda key, value, why: logger.info("%s = %s (%s)", key, value, why))
 
 
-def _spread(work: Work, portions: Sequence[Portion], config: ClusterConfig, plugins: Sequence[str]) -> Iterator[Done]:
+def _spread(
+    work: Work, portions: Sequence[Portion], config: ClusterConfig, plugins: Sequence[str]
+) -> Generator[Done, None, None]:
     """Do the portions in the connected cluster; those of a process that is lost are given to another one."""
     import ray
     import ray.data
@@ -126,16 +128,15 @@ def _spread(work: Work, portions: Sequence[Portion], config: ClusterConfig, plug
     items = [{"portion": json.dumps(portion)} for portion in portions]
     resources = config.of_one_worker()
     threads = max(1, int(resources["CPU"]))
-    size = min(int(config.most), len(portions))
+    rows = ray.data.from_items(items, override_num_blocks=min(len(items), _MOST_BLOCKS)).map_batches(
+        _Process,
+        batch_size=1,
+        fn_constructor_args=([ray.put(work)], list(plugins), bool(config.gpu), threads),
+        compute=ray.data.ActorPoolStrategy(size=min(int(config.most), len(portions))),
+        num_cpus=resources["CPU"],
+        num_gpus=resources.get("GPU", 0.0),
+    )
     try:
-        rows = ray.data.from_items(items, override_num_blocks=min(len(items), _MOST_BLOCKS)).map_batches(
-            _Process,
-            batch_size=1,
-            fn_constructor_args=([ray.put(work)], list(plugins), bool(config.gpu), threads),
-            compute=ray.data.ActorPoolStrategy(size=size),
-            num_cpus=resources["CPU"],
-            num_gpus=resources.get("GPU", 0.0),
-        )
         answers = iter(rows.iter_rows())
         with _unsaid(b"has constructor arguments in the object store"):
             first = next(answers)
@@ -146,6 +147,10 @@ def _spread(work: Work, portions: Sequence[Portion], config: ClusterConfig, plug
             yield answer
     except ray.exceptions.RayError as error:
         raise ClusterError(f"the work stopped: {first_line(root(error))}. {_GOES_ON}") from error
+    finally:
+        # Ends the executor of an iteration that was left in the middle, as Ray Data does after its own. Its thread
+        # would go on after the end of this session, and start another Ray.
+        rows._synchronize_progress_bar()
 
 
 @contextmanager

@@ -8,7 +8,8 @@ were, which of them ended, or how often the work was stopped and started again.
 import hashlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import Any, NamedTuple
 
 import torch
@@ -123,8 +124,8 @@ class Work(ABC):
         """Do a portion and keep what it gives. Raises `MgdetError`."""
 
 
-Spread = Callable[[Work, Sequence[Portion]], Iterator[Done]]
-"""Does the work of portions, in any order, wherever it likes."""
+Spread = Callable[[Work, Sequence[Portion]], Generator[Done, None, None]]
+"""Does the work of portions, in any order, wherever it likes; closed where no more is wanted."""
 
 
 def carry_out(what: str, spread: Spread, work: Work, portions: Sequence[Portion], kept: Portions) -> None:
@@ -139,8 +140,8 @@ def carry_out(what: str, spread: Spread, work: Work, portions: Sequence[Portion]
     stop: list[bool] = []
     total = sum(portion.images for portion in portions)
     pace = ProgressLog(what, total, total - sum(portion.images for portion in left))
-    with on_stop(lambda: stop.append(True), "stopping after the next portion"):
-        for done in spread(work, left):
+    with on_stop(lambda: stop.append(True), "stopping after the next portion"), closing(spread(work, left)) as answers:
+        for done in answers:
             for warning in done.warnings:
                 logger.warning("%s", warning)
             pace.add(done.images)

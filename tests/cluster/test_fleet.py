@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import closing
 
 import psutil
 import pytest
@@ -63,14 +64,15 @@ def test_processes_that_are_killed_change_nothing(shared, run, photos, tmp_path,
 
     def disturbed(work, wanted, **how):
         given.append(len(wanted))
-        for count, done in enumerate(spread(work, wanted, **how)):
-            if count == 0:
-                for process in processes():
-                    process.kill()
-                    killed.append(process.pid)
-            yield done
-            if len(given) == 1:
-                raise RuntimeError("the driver ends")
+        with closing(spread(work, wanted, **how)) as answers:
+            for count, done in enumerate(answers):
+                if count == 0:
+                    for process in processes():
+                        process.kill()
+                        killed.append(process.pid)
+                yield done
+                if len(given) == 1:
+                    raise RuntimeError("the driver ends")
 
     monkeypatch.setattr(fleet, "_spread", disturbed)
     out = tmp_path / "two"
