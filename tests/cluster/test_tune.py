@@ -212,7 +212,8 @@ def test_a_trial_with_bad_data_is_not_tried_again(tmp_path, two_cpus, caplog):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_sweep_that_has_to_stop_at_once(tmp_path, two_cpus, number):
     """A second signal, while its workers hang, so that no checkpoint can be waited for. MLflow has no run left open."""
-    path = write(tmp_path, trials=2, concurrent=2, set={"cluster.workers": 1, "cluster.address": two_cpus})
+    long = {"cluster.workers": 1, "cluster.address": two_cpus, "train.epochs": 1000}  # none ends before both have begun
+    path = write(tmp_path, trials=2, concurrent=2, set=long)
     root, log = tmp_path / "runs" / "s", tmp_path / "log"
     process = Job("tune", [path], log, directory=tmp_path)
     wait_for(lambda: all(list(root.glob(f"s-00{i}/checkpoints/*.json")) for i in (0, 1)), process, log)
