@@ -12,6 +12,7 @@ export RAY_AUTH_TOKEN_PATH="$HOME/.mgdet/ray_token"
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV=0  # under `uv run` Ray would build a second environment for the workers
 export RAY_CHDIR_TO_TRIAL_DIR=0
 export RAY_TRAIN_HEALTH_CHECK_INTERVAL_S=0.5
+export RAY_ENABLE_AUTO_CONNECT=0
 export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0
 export PYTHONSAFEPATH=1  # no process imports from the directory where it was started
 

@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 # Some tests import Ray before mgdet sets this: under `uv run pytest` each worker would start in a new environment.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # nor may a thread connect this process to the next cluster
 # Ray gives its workers a low priority, and the tests wait for them.
 os.environ.setdefault("RAY_worker_niceness", "0")
 # One token for all clusters of this process: Ray remembers the first that it has seen.

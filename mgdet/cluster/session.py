@@ -28,6 +28,7 @@ _ENVIRONMENT = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run` Ray would build a second environment for the workers
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # workers stay in the driver's directory
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # failures are seen, and reports committed, within half a second
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # a thread of Ray Data that looks after the end of a session starts no other Ray
     "PYTHONSAFEPATH": "1",  # no process of the job imports from the directory where it was started
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # CPU workers see the GPUs' environment as it is (Ray's new default)
 }
