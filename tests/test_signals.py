@@ -173,8 +173,8 @@ def test_a_training_is_asked_between_epochs_too(tmp_path, monkeypatch):
 
     e = prepare(small_experiment(tmp_path, train__log_every=50), cpus=1, gpus=0)[0]
     world = World(0, 1, torch.device("cpu"))
+    worker = Worker(e, world, NullTracker(), stop_asked=lambda: worker.position.epoch == 1)
     with pytest.raises(Interrupted, match="after epoch 1; the same command goes on"):
-        worker = Worker(e, world, NullTracker(), stop_asked=lambda: worker.position.epoch == 1)
         worker.run()
     (info,) = CheckpointStore(e.run_uri).committed()
     assert (info.epoch, "val/AP" in info.metrics) == (1, True)
