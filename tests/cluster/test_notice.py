@@ -16,7 +16,7 @@ from tests.small import small_experiment
 
 def training(directory, name, shared, workers, **changes):
     """A hundred steps and more, with a checkpoint at the end of each epoch."""
-    long = {"train__epochs": 60, "train__evaluate_every": 60, "train__log_every": 1, "data__generate__train": 18}
+    long = {"train__epochs": 20, "train__evaluate_every": 20, "train__log_every": 1, "data__generate__train": 18}
     each = {"cluster__workers": workers, "cluster__cpus_per_worker": 0.5, **shared, **changes}
     return small_experiment(directory, name=name, **long, **each)
 
