@@ -166,6 +166,11 @@ def test_other_work_is_refused(run, photos, tmp_path):
         plan(run, [photos], out).run(none)
     with pytest.raises(DataError, match="begun with another score, and can only be continued with the same"):
         plan(run, [photos], out, LOW._replace(score=0.5)).run(here)
+    read = read_detector(run)
+    name = min(read.state["ema"]["weights"])
+    read.state["ema"]["weights"][name] += 1  # as if the path were that of another training by now
+    with pytest.raises(DataError, match="begun with another weights"):
+        PredictionPlan(read, [str(photos)], str(out), options=LOW).run(here)
     (photos / "val-0.jpg").unlink()
     with pytest.raises(DataError, match="begun with another inputs"):
         plan(run, [photos], out).run(here)

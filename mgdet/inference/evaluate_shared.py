@@ -123,6 +123,7 @@ class JudgingPlan:
         count = not pictures.are_cut
         about = {
             "checkpoint": self.read.path,
+            "weights": self.read.digest(),
             "overrides": {key: value for key, value, _ in settings_of(self.overrides)},
             "split": dataset.split,
             "data": fingerprint(dataset.manifest, [dataset.split]),

@@ -5,6 +5,7 @@
 The checkpoint says everything about it: architecture, classes, preprocessing. Nothing that it holds is executed.
 """
 
+import hashlib
 import io
 import logging
 import warnings
@@ -106,6 +107,15 @@ class Read(NamedTuple):
 
     path: str
     state: dict[str, Any]
+
+    def digest(self) -> str:
+        """SHA-256 of its configuration and of the weights that are evaluated: another training may write the path."""
+        weights = self.state["ema"]["weights"] if _is_averaged(self.state) else self.state["model"]
+        found = hashlib.sha256(str(self.state.get("config")).encode())
+        for name in sorted(weights):
+            found.update(name.encode())
+            found.update(weights[name].contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return found.hexdigest()
 
 
 def read_detector(checkpoint: str) -> Read:

@@ -130,6 +130,7 @@ class PredictionPlan:
         """
         about = {
             "checkpoint": self.read.path,
+            "weights": self.read.digest(),
             "inputs": hashlib.sha256(json.dumps(self.portions).encode()).hexdigest(),
             **self.options._replace(parquet=False)._asdict(),
         }
