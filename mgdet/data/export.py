@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from mgdet.data.dataset import ShardedDataset
 from mgdet.data.files import image_suffixes
-from mgdet.data.formats.base import AnnotatedImage, AnnotatedObject, AnnotatedSplit, DataFormat
+from mgdet.data.formats.base import AnnotatedImage, AnnotatedObject, AnnotatedSplit, WrittenFormat
 from mgdet.data.schema import Progress, read_manifest
 from mgdet.errors import DataError
 from mgdet.ground_truth import GroundTruth
@@ -28,7 +28,7 @@ _ORIENTATION = 0x0112
 
 def export_dataset(
     uri: str | os.PathLike[str],
-    data_format: DataFormat,
+    data_format: WrittenFormat,
     out: str | os.PathLike[str],
     *,
     splits: Sequence[str] = (),
@@ -50,15 +50,13 @@ def export_dataset(
         For each split the paths that `prepare` takes.
 
     Raises:
-        DataError: the data set cannot be read, a split is unknown, `out` is taken, or the format is not written.
+        DataError: the data set cannot be read, a split is unknown, or `out` is taken.
     """
     target = Path(out)
     manifest = read_manifest(os.fspath(uri))
     chosen = list(dict.fromkeys(splits)) or list(manifest.splits)
     if unknown := [split for split in chosen if split not in manifest.splits]:
         raise DataError(f"{os.fspath(uri)} has no split {unknown[0]!r}: it has {first_of(list(manifest.splits))}.")
-    if data_format.layout(target, chosen[0]) is None:
-        raise DataError(f"{data_format.name} can be read but not written. Choose another format.")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise DataError(f"{target} exists already and nothing was written. Choose another place.")
     data = {split: ShardedDataset(os.fspath(uri), split) for split in chosen}
@@ -70,14 +68,14 @@ def export_dataset(
         raise _not_written(target, error) from error
     try:
         for split in chosen:
-            _write_split(data[split], split, data_format, data_format.layout(made, split) or (), names[split], progress)
+            _write_split(data[split], split, data_format, data_format.layout(made, split), names[split], progress)
         made.chmod(0o777 & ~_umask())
         made.rename(target)
     except OSError as error:
         raise _not_written(target, error) from error
     finally:
         shutil.rmtree(made, ignore_errors=True)
-    return {split: data_format.layout(target, split) or () for split in chosen}
+    return {split: data_format.layout(target, split) for split in chosen}
 
 
 def _not_written(target: Path, error: OSError) -> DataError:
@@ -87,7 +85,7 @@ def _not_written(target: Path, error: OSError) -> DataError:
 def _write_split(
     data: ShardedDataset,
     split: str,
-    data_format: DataFormat,
+    data_format: WrittenFormat,
     places: Sequence[Path],
     names: Sequence[str],
     progress: Progress | None,
@@ -117,14 +115,14 @@ def _write_split(
 
 
 def annotated_split(
-    truth: GroundTruth, data_format: DataFormat, names: Sequence[str], places: Sequence[Path] = (Path(), Path())
+    truth: GroundTruth, data_format: WrittenFormat, names: Sequence[str], places: Sequence[Path] = (Path(), Path())
 ) -> AnnotatedSplit:
     """What a format would say of the annotations of a split, whose images have the file names `names`."""
     categories = dict(zip((c.id for c in truth.categories), unique_names(truth.categories), strict=True))
     return AnnotatedSplit(places[0], places[-1], list(_images(truth, data_format, names)), categories)
 
 
-def _images(truth: GroundTruth, data_format: DataFormat, names: Sequence[str]) -> Iterator[AnnotatedImage]:
+def _images(truth: GroundTruth, data_format: WrittenFormat, names: Sequence[str]) -> Iterator[AnnotatedImage]:
     objects: list[list[AnnotatedObject]] = [[] for _ in names]
     classes = unique_names(truth.categories)
     for row, label, box, crowd, area in zip(

@@ -23,7 +23,7 @@ from mgdet.data.choices import MAX_PIXELS
 from mgdet.data.collate import CollateReadable, Loaded, Sample
 from mgdet.data.dataset import CACHE_BYTES, ShardedDataset, UnreadableImage
 from mgdet.data.decode import decode_image
-from mgdet.data.order import EvalBatches, Neighbours, SampleKey, Segment, TrainBatches, eval_batches
+from mgdet.data.order import EvalBatches, Neighbours, SampleKey, Segment, TrainBatches
 from mgdet.data.transforms import EvalTransform, TrainTransform, TransformConfig
 from mgdet.errors import ConfigError, DataError
 from mgdet.structures import Batch
@@ -253,20 +253,16 @@ def build_eval_loader(
     batch_size: int,
     world: int = 1,
     rank: int = 0,
-    batches: slice | None = None,
+    batches: Sequence[list[int]] | None = None,
     cpus: float = 1.0,
     pin_memory: bool = False,
 ) -> EvalLoader:
     """A `DataLoader` of `Batch` over one rank's exact shard in order of storage, every image once over all ranks.
 
-    Arguments and errors as `build_train_loader`; a rank may have no batch at all. `batches` are some of all of these,
-    by their positions, in the place of those of one rank.
+    Arguments and errors as `build_train_loader`; a rank may have no batch at all. `batches` are the rows of the split
+    in each batch, in the place of those of one rank.
     """
-    rows: Sequence[list[int]] | EvalBatches = EvalBatches(
-        source.num_images, batch_size=batch_size, world=world, rank=rank
-    )
-    if batches is not None:
-        rows = eval_batches(source.num_images, batch_size, world)[batches]
+    rows = batches or EvalBatches(source.num_images, batch_size=batch_size, world=world, rank=rank)
     options = _options(transform, loader, batch_size, cpus, pin_memory)
     images = Guarded(EvalImages(source, transform, loader.max_pixels), source, transform.resize)
     return EvalLoader(images, batch_sampler=rows, **options)

@@ -4,14 +4,13 @@ The files lie in the cache of mgdet, in a directory that is named after what the
 checksum, which is compared whenever a process opens them anew.
 """
 
-import fcntl
 import hashlib
 import logging
 import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from mgdet.errors import MgdetError
 from mgdet.files import cache_directory
+from mgdet.lock import locked
 from mgdet.records import RecordError, seal, unseal
 from mgdet.text import first_line
 
@@ -57,7 +57,7 @@ def shared(made_from: str, make: Callable[[], dict[str, NDArray[Any]]]) -> Flat:
 
     Args:
         made_from: names what they are made from: the same text, the same arrays.
-        make: called where no file has them; one process of the machine calls it while others wait.
+        make: called where no file has them; one process of the machine calls it while others wait, but not for ever.
     """
     try:
         directory = cache_directory() / "arrays"
@@ -66,7 +66,9 @@ def shared(made_from: str, make: Callable[[], dict[str, NDArray[Any]]]) -> Flat:
         logger.debug("arrays are kept in memory: %s", first_line(error))
         return Flat(make())
     place = directory / hashlib.sha256(made_from.encode()).hexdigest()
-    with _alone(place.with_suffix(".lock")):
+    with ExitStack() as lock:
+        with suppress(OSError):  # two that make the same arrays do no harm
+            lock.enter_context(locked(place.with_suffix(".lock"), _WAIT_S))
         if (found := _opened(place)) is not None:
             return found
         arrays = make()
@@ -76,27 +78,6 @@ def shared(made_from: str, make: Callable[[], dict[str, NDArray[Any]]]) -> Flat:
         except OSError as error:
             logger.warning("annotations are kept in the memory of each process: %s", first_line(error))
             return Flat(arrays)
-
-
-@contextmanager
-def _alone(file: Path) -> Iterator[None]:
-    """Wait for whoever makes the same arrays, but not for ever: two that make them do no harm."""
-    until = time.monotonic() + _WAIT_S
-    try:
-        lock = file.open("w")
-    except OSError:
-        yield
-        return
-    with lock:
-        while time.monotonic() < until:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                time.sleep(0.1)
-            except OSError:  # a file system without locks
-                break
-        yield
 
 
 def _stored(place: Path, arrays: dict[str, NDArray[Any]]) -> Flat:

@@ -18,7 +18,7 @@ from mgdet.evaluation.evaluator import EvaluationResult, Evaluator
 from mgdet.evaluation.matching import Ints
 from mgdet.evaluation.metric import Arrays
 from mgdet.inference.evaluate import Evaluation, described, evaluation_of, open_split
-from mgdet.inference.load import Read, build_detector
+from mgdet.inference.load import Read, Trained, build_detector
 from mgdet.inference.portions import PORTIONS, SIZE, Done, Portion, Portions, Spread, Work, carry_out
 from mgdet.inference.positives import TASKS, PositiveCounts
 from mgdet.inference.results import ResultFiles
@@ -55,6 +55,8 @@ class Judging(Work):
         self._trained = build_detector(self.read, self.overrides, device)
         self._dataset = open_split(self._trained, self.data, self.split)
         self._truth = self._dataset.ground_truth()
+        self._batches = _batches(self._dataset, self._trained)
+        self._counts = PositiveCounts(self._truth, self._trained.experiment.assigner) if self.count_positives else None
 
     def __call__(self, portion: Portion) -> Done:
         """Evaluate a portion and keep what the metrics need of it. Raises `DataError`."""
@@ -66,12 +68,14 @@ class Judging(Work):
             data.loader,
             batch_size=trained.batch_size,
             world=trained.shards,
-            batches=slice(first, last),
+            batches=self._batches[first:last],
             pin_memory=trained.device.type == "cuda",
         )
         evaluator = Evaluator(self._truth, trained.experiment.evaluation)
-        counts = PositiveCounts(self._truth, trained.experiment.assigner) if self.count_positives else None
-        watch: dict[str, Watch] = {} if counts is None else {"watch": counts}
+        watch: dict[str, Watch] = {}
+        if (counts := self._counts) is not None:
+            counts.clear()
+            watch["watch"] = counts
         world = World(0, 1, trained.device)
         see(trained.detector, loader, evaluator, world, trained.experiment.train.precision, **watch)
         arrays = evaluator.state()
@@ -108,7 +112,7 @@ class JudgingPlan:
         logger.info("%s", self.trained)
         self.dataset = open_split(self.trained, data, split)
         self.files = ResultFiles.below(out)
-        self.portions = _portions(self.dataset, self.trained.batch_size, self.trained.shards)
+        self.portions = _portions(_batches(self.dataset, self.trained), self.trained.batch_size)
 
     def run(self, spread: Spread) -> Evaluation:
         """Evaluate, and write the files. After a stop the same plan goes on; the numbers do not depend on `spread`.
@@ -141,9 +145,13 @@ class JudgingPlan:
         return done
 
 
-def _portions(dataset: ShardedDataset, batch_size: int, shards: int) -> list[Portion]:
-    """The batches of the training's own evaluation in portions, each with the first one and the one after its last."""
-    batches = eval_batches(dataset.num_images, batch_size, shards)
+def _batches(dataset: ShardedDataset, trained: Trained) -> list[list[int]]:
+    """The rows of the split in each batch of the training's own evaluation."""
+    return eval_batches(dataset.num_images, trained.batch_size, trained.shards)
+
+
+def _portions(batches: Sequence[list[int]], batch_size: int) -> list[Portion]:
+    """Portions of these batches, each with the first one and the one after its last."""
     size = max(1, SIZE // batch_size)
     return [
         Portion(number, sum(map(len, batches[first : first + size])), (first, min(first + size, len(batches))))

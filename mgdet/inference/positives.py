@@ -27,8 +27,14 @@ class PositiveCounts:
         objects = np.flatnonzero(~gt.iscrowd)
         self._rows = objects[np.argsort(gt.box_image[objects], kind="stable")]
         self._starts = np.searchsorted(gt.box_image[self._rows], np.arange(len(gt.image_ids) + 1))
-        self.counts: dict[str, Ints] = {task: np.zeros(len(gt.boxes), dtype=np.int64) for task in TASKS}
+        self.counts: dict[str, Ints]
         """Of each task, `[M]`; 0 for crowds."""
+        self._objects = len(gt.boxes)
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget what was counted."""
+        self.counts = {task: np.zeros(self._objects, dtype=np.int64) for task in TASKS}
 
     def __call__(self, batch: Batch, predictions: Predictions) -> None:
         """Count in one batch."""

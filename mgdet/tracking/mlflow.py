@@ -4,22 +4,20 @@ import contextlib
 import getpass
 import logging
 import math
-import os
 import re
-import socket
 import sys
-import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TextIO
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from mgdet.bounded import require_wanted
 from mgdet.files import may_be_written
+from mgdet.lock import locked
 from mgdet.text import first_line
 from mgdet.tracking.base import StoreTracking
 from mgdet.tracking.client import connect, mlflow_name, resolve_uri, shown_uri, sqlite_path
@@ -243,34 +241,8 @@ def _alone(uri: str) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     for file in (path, f"{path}.lock"):
         may_be_written(file)
-    with open(f"{path}.lock", "a+") as lock:
-        _wait_for(lock)
+    with locked(f"{path}.lock", _LOCK_S):
         yield
-
-
-def _wait_for(lock: TextIO) -> None:
-    """Lock the file and write into it who did. Raises `TimeoutError`, with the owner, after `_LOCK_S` seconds."""
-    import fcntl
-
-    until, told = time.monotonic() + _LOCK_S, False
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            lock.seek(0)
-            owner = lock.read(200).strip() or "another process"
-            if time.monotonic() > until:
-                raise TimeoutError(f"{lock.name} is held by {owner} for more than {_LOCK_S:g} s") from None
-            if not told:
-                logger.warning("%s is held by %s; waiting at most %g s", lock.name, owner, _LOCK_S)
-                told = True
-            time.sleep(0.2)
-        except OSError:  # some network file systems have no locks
-            return
-    lock.truncate(0)
-    lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    lock.flush()
 
 
 def _experiment_id(client: Any, name: str, uri: str) -> str:

@@ -1,6 +1,15 @@
 """The formats of annotations that `mgdet prepare` reads. Adding one takes its file and its place in the list below."""
 
-from mgdet.data.formats.base import AnnotatedImage, AnnotatedObject, AnnotatedSplit, Box, DataFormat, Option, option
+from mgdet.data.formats.base import (
+    AnnotatedImage,
+    AnnotatedObject,
+    AnnotatedSplit,
+    Box,
+    DataFormat,
+    Option,
+    WrittenFormat,
+    option,
+)
 from mgdet.data.formats.coco import Coco
 from mgdet.data.formats.cvat import Cvat
 from mgdet.data.formats.lvis import Lvis
@@ -23,6 +32,7 @@ __all__ = [
     "OpenImages",
     "Option",
     "Voc",
+    "WrittenFormat",
     "Yolo",
     "option",
 ]

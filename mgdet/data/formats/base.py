@@ -122,18 +122,27 @@ class DataFormat(ABC):
         """
         return box
 
+    @classmethod
+    def options(cls) -> Iterator[Option]:
+        """The options that only this format has."""
+        for each in fields(cls):
+            yield Option(each.name, each.default, each.metadata["meaning"])
+
+
+@dataclass(frozen=True)
+class WrittenFormat(DataFormat):
+    """A format that `mgdet export-data` also writes."""
+
     def annotated(self, corners: Box, size: tuple[int, int]) -> Box:
-        """The four numbers of a box with these corners: the inverse of `corners`, for formats that are also written."""
+        """The four numbers of a box with these corners: the inverse of `corners`."""
         return corners
 
     @classmethod
-    def layout(cls, out: Path, split: str) -> tuple[Path, ...] | None:
-        """The paths for `write` of a split within an exported data set; None: the format is not written.
+    @abstractmethod
+    def layout(cls, out: Path, split: str) -> tuple[Path, ...]:
+        """The paths for `write` of a split within an exported data set. Image files go to the last one."""
 
-        Image files go to the last one.
-        """
-        return None
-
+    @abstractmethod
     def write(self, content: AnnotatedSplit, places: Sequence[Path]) -> None:
         """Write what `read(places)` would give; the image files are there already, and parent directories are made.
 
@@ -141,13 +150,6 @@ class DataFormat(ABC):
             content: with a size for every image, classes, and an area and a crowd flag for every object.
             places: those of `layout`.
         """
-        raise NotImplementedError
-
-    @classmethod
-    def options(cls) -> Iterator[Option]:
-        """The options that only this format has."""
-        for each in fields(cls):
-            yield Option(each.name, each.default, each.metadata["meaning"])
 
 
 def read_annotation_file(path: Path, kind: str) -> bytes:

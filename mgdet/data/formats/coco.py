@@ -16,8 +16,8 @@ from mgdet.data.formats.base import (
     AnnotatedObject,
     AnnotatedSplit,
     Box,
-    DataFormat,
     Refuse,
+    WrittenFormat,
     raise_it,
     read_annotation_file,
 )
@@ -44,7 +44,7 @@ def import_coco(uri: str | os.PathLike[str], splits: Sequence[CocoSplit], **opti
     return import_annotations(uri, Coco(), [(name, places) for name, *places in splits], **options)
 
 
-class Coco(DataFormat):
+class Coco(WrittenFormat):
     """COCO's `instances` files: one JSON file a split, with lists of images, annotations and categories."""
 
     name: ClassVar[str] = "coco"
@@ -94,7 +94,7 @@ class Coco(DataFormat):
         return x1, y1, x2 - x1, y2 - y1
 
     @classmethod
-    def layout(cls, out: Path, split: str) -> tuple[Path, ...] | None:
+    def layout(cls, out: Path, split: str) -> tuple[Path, ...]:
         """See `DataFormat`."""
         return out / "annotations" / f"{split}.json", out / "images" / split
 

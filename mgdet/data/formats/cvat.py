@@ -11,8 +11,8 @@ from mgdet.data.formats.base import (
     AnnotatedObject,
     AnnotatedSplit,
     Box,
-    DataFormat,
     Refuse,
+    WrittenFormat,
     raise_it,
     tell_crowds,
 )
@@ -29,7 +29,7 @@ WITHOUT_BOX = ("polyline", "points", "cuboid", "skeleton", "tag")
 """Shapes that are no area of the picture: they are counted and left out."""
 
 
-class Cvat(DataFormat):
+class Cvat(WrittenFormat):
     """CVAT's file of images. Polygons, masks, ellipses and turned boxes are taken as their bounds."""
 
     name: ClassVar[str] = "cvat"
@@ -76,7 +76,7 @@ class Cvat(DataFormat):
         return AnnotatedSplit(path, directory, list(images.values()), _labels(root))
 
     @classmethod
-    def layout(cls, out: Path, split: str) -> tuple[Path, ...] | None:
+    def layout(cls, out: Path, split: str) -> tuple[Path, ...]:
         """See `DataFormat`."""
         return out / f"{split}.xml", out / "images" / split
 

@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from mgdet.data.files import image_suffixes
-from mgdet.data.formats.base import AnnotatedImage, AnnotatedObject, AnnotatedSplit, Box, DataFormat, Refuse, raise_it
+from mgdet.data.formats.base import (
+    AnnotatedImage,
+    AnnotatedObject,
+    AnnotatedSplit,
+    Box,
+    Refuse,
+    WrittenFormat,
+    raise_it,
+)
 from mgdet.errors import DataError
 from mgdet.files import require_regular
 
@@ -19,7 +27,7 @@ FLAGS = ("IsOccluded", "IsTruncated", "IsGroupOf", "IsDepiction", "IsInside")
 COLUMNS = ("ImageID", "LabelName", *CORNERS)
 
 
-class OpenImages(DataFormat):
+class OpenImages(WrittenFormat):
     """Open Images' boxes, as shares of the image. Groups (`IsGroupOf`) become crowds.
 
     Images are numbered in order of their first box; those without a box are not in these files. `Confidence` and the
@@ -66,7 +74,7 @@ class OpenImages(DataFormat):
         return x1 / width, y1 / height, x2 / width, y2 / height
 
     @classmethod
-    def layout(cls, out: Path, split: str) -> tuple[Path, ...] | None:
+    def layout(cls, out: Path, split: str) -> tuple[Path, ...]:
         """See `DataFormat`."""
         return out / f"{split}-bbox.csv", out / "class-descriptions.csv", out / "images" / split
 

@@ -11,8 +11,8 @@ from mgdet.data.formats.base import (
     AnnotatedObject,
     AnnotatedSplit,
     Box,
-    DataFormat,
     Refuse,
+    WrittenFormat,
     option,
     raise_it,
 )
@@ -28,7 +28,7 @@ CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 @dataclass(frozen=True)
-class Voc(DataFormat):
+class Voc(WrittenFormat):
     """PASCAL VOC's XML files. Difficult objects become crowds: training ignores their surroundings, evaluation them.
 
     Images are numbered in order of their files. The flags `truncated` and `pose` and the boxes of parts are left out.
@@ -79,7 +79,7 @@ class Voc(DataFormat):
         return (x1 + 1, y1 + 1, x2, y2) if self.inclusive else corners
 
     @classmethod
-    def layout(cls, out: Path, split: str) -> tuple[Path, ...] | None:
+    def layout(cls, out: Path, split: str) -> tuple[Path, ...]:
         """See `DataFormat`."""
         return out / "ImageSets" / "Main" / f"{split}.txt", out / "JPEGImages"
 

@@ -12,8 +12,8 @@ from mgdet.data.formats.base import (
     AnnotatedObject,
     AnnotatedSplit,
     Box,
-    DataFormat,
     Refuse,
+    WrittenFormat,
     raise_it,
     tell_crowds,
 )
@@ -28,7 +28,7 @@ NO_LABELS = ("classes.txt", "notes.txt")
 """Text files that tools place beside labels."""
 
 
-class Yolo(DataFormat):
+class Yolo(WrittenFormat):
     """YOLO's text files, with boxes as shares of the image; an image without a file, or with an empty one, has none.
 
     Lines of seven numbers or more are polygons, which are taken as their bounds. Images are numbered in order of their
@@ -89,7 +89,7 @@ class Yolo(DataFormat):
         return (x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height
 
     @classmethod
-    def layout(cls, out: Path, split: str) -> tuple[Path, ...] | None:
+    def layout(cls, out: Path, split: str) -> tuple[Path, ...]:
         """See `DataFormat`."""
         return out / "data.yaml", out / "images" / split
 
