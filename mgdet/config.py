@@ -99,6 +99,11 @@ class Experiment(Config):
                         )
         return self
 
+    @property
+    def beside(self) -> int:
+        """How many processes of the size of a worker run beside the workers: one that evaluates aside, or none."""
+        return int(self.evaluation.where == "aside")
+
     @model_validator(mode="after")
     def _plugins_are_named(self) -> Self:
         """What it is made of is known wherever it is read, by a worker or from a checkpoint."""

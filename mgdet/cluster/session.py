@@ -133,14 +133,15 @@ def resources_of(where: str) -> Resources:
     return Resources(tuple(Node(n.get("CPU", 0.0), n.get("GPU", 0.0)) for n in alive), where)
 
 
-def scale_up(config: ClusterConfig, resources: Resources, copies: int = 1) -> Resources:
+def scale_up(config: ClusterConfig, resources: Resources, copies: int = 1, beside: int = 0) -> Resources:
     """Wait, as long as the configuration says, until the connected cluster has room for `copies` times its workers.
 
+    Each copy has `beside` processes of the size of a worker beside these.
     Asks the cluster's autoscaler for nodes and returns what there is in the end, enough or not: see `check_fits`.
     """
     if not config.scale_up_timeout_s:
         return resources
-    wanted = config.fewest * copies
+    wanted = (config.fewest + beside) * copies
     if resources.slots(config) >= wanted:
         return resources
     from ray.autoscaler.sdk import request_resources

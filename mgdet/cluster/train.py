@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from mgdet.cluster import notice
+from mgdet.cluster.aside import ActorJudge, judge_started
 from mgdet.cluster.metrics import Exported, ExportingTracker
 from mgdet.cluster.relay import SendToDriver, speak_through_driver, workers_heard
 from mgdet.cluster.session import check_shared, resources_of, scale_up, session
@@ -51,12 +52,14 @@ def run(experiment: Experiment) -> tuple[Summary, RunHandle | None]:
         return train_in_process(experiment)
     asked = absolute(experiment)
     with session(asked.cluster) as there:
-        resources = scale_up(asked.cluster, there)
+        resources = scale_up(asked.cluster, there, beside=asked.beside)
         resolved, reasons = prepare(asked, resources.cpus, resources.gpus)
-        check_fits(resolved.cluster, resources)
+        check_fits(resolved.cluster, resources, asked.beside)
         check_shared({"storage": resolved.storage, "data.uri": resolved.data.uri})
         with workers_heard():
-            return launch(asked, resolved, [*reasons, arithmetic(resolved.cluster, resources)], _on_cluster)
+            return launch(
+                asked, resolved, [*reasons, arithmetic(resolved.cluster, resources, asked.beside)], _on_cluster
+            )
 
 
 def run_trial(asked: Experiment, parent_run_id: str | None, callback: Any) -> Summary:
@@ -82,7 +85,7 @@ def _on_cluster(
     from mgdet.cluster.restarts import cause_of
 
     cluster: ClusterConfig = experiment.cluster
-    task = {
+    task: dict[str, Any] = {
         "experiment": experiment.model_dump(mode="json"),
         "handle": handle,
         "owner": owner,
@@ -99,7 +102,8 @@ def _on_cluster(
     outcome: Any = None
     try:
         told = contextlib.nullcontext() if trial else shortage_told(cluster, lambda: resources_of("the cluster"))
-        with environment(limits), stop.offered(), on_stop(stop.create), told:
+        judge = judge_started(experiment, task["level"], f"{experiment.name}: " if trial else "")
+        with environment(limits), stop.offered(), on_stop(stop.create), told, judge as task["judge"]:
             while outcome is None or outcome.get("leaving"):
                 outcome = _trainer(experiment, task, callbacks).fit().return_value or {}
                 if outcome.get("leaving"):
@@ -212,7 +216,8 @@ def _train(task: dict[str, Any], to_driver: SendToDriver) -> dict[str, float]:
             raise Interrupted("stopped on request before the first step; the same command goes on")
         screen = shown_by(to_driver.show) if task["screen"] and world.is_main else contextlib.nullcontext()
         with screen, _machine_watched(experiment, task["handle"]):
-            worker = Worker(experiment, world, tracker, on_evaluation=report, stop_asked=stop_asked, owner=owner)
+            judge = ActorJudge(task["judge"]) if task["judge"] and world.is_main else None
+            worker = Worker(experiment, world, tracker, report, stop_asked, owner, judge)
             return worker.run()
     finally:
         tracker.close()

@@ -97,10 +97,12 @@ def _run(sweep: Sweep, first: Experiment, uri: str, retry_failed: bool, owner: O
     known, copied = set_apart(known, file, "definition", owner)
     tracking, run_ids = first.tracking, known.run_ids if known else {}
     with session(first.cluster) as found, workers_heard():
-        resources = scale_up(first.cluster, found, copies=1 if sweep.concurrent == "auto" else sweep.concurrent)
+        resources = scale_up(
+            first.cluster, found, copies=1 if sweep.concurrent == "auto" else sweep.concurrent, beside=first.beside
+        )
         cluster = one_trial(first.cluster, resources)
-        concurrent = how_many(sweep, cluster, resources)
-        logger.info("%s", trial_arithmetic(sweep, cluster, concurrent, resources))
+        concurrent = how_many(sweep, cluster, resources, first.beside)
+        logger.info("%s", trial_arithmetic(sweep, cluster, concurrent, resources, first.beside))
         data = _check_corners(sweep, cluster)
         require_data_of_sweep(uri, known.data if known else {}, data)
         check_shared({"storage": first.storage, "data.uri": first.data.uri})
@@ -158,29 +160,36 @@ def one_trial(config: ClusterConfig, resources: Resources) -> ClusterConfig:
     return config.model_copy(update={"gpu": gpu, "workers": workers, "cpus_per_worker": cpus})
 
 
-def how_many(sweep: Sweep, cluster: ClusterConfig, resources: Resources) -> int:
-    """How many trials run at a time. Raises `ClusterError`, with the arithmetic, where that many do not fit."""
-    fit = resources.slots(cluster) // cluster.fewest
+def how_many(sweep: Sweep, cluster: ClusterConfig, resources: Resources, beside: int = 0) -> int:
+    """How many trials run at a time, each with `beside` processes of the size of a worker beside its workers.
+
+    Raises `ClusterError`, with the arithmetic, where that many do not fit.
+    """
+    fit = resources.slots(cluster) // (cluster.fewest + beside)
     if fit < 1 or (sweep.concurrent != "auto" and sweep.concurrent > fit):
         wanted = 1 if sweep.concurrent == "auto" else sweep.concurrent
         raise ClusterError(
             f"{wanted} trial{'s' if wanted > 1 else ''} at a time do not fit: "
-            f"{trial_arithmetic(sweep, cluster, fit, resources)}. Lower "
+            f"{trial_arithmetic(sweep, cluster, fit, resources, beside)}. Lower "
             + ("concurrent, " if wanted > 1 else "")
             + "cluster.workers or cluster.cpus_per_worker"
             + (", or set cluster.gpu=false" if cluster.gpu else "")
+            + (", or set evaluation.where=workers" if beside else "")
             + ", or add nodes (scaling cluster: cluster.scale_up_timeout_s)."
         )
     return min(fit, sweep.total) if sweep.concurrent == "auto" else sweep.concurrent
 
 
-def trial_arithmetic(sweep: Sweep, cluster: ClusterConfig, concurrent: int, resources: Resources) -> str:
+def trial_arithmetic(
+    sweep: Sweep, cluster: ClusterConfig, concurrent: int, resources: Resources, beside: int = 0
+) -> str:
     """One line: what a trial needs, what the cluster has, and how many trials run at a time."""
     gpu = " and 1 GPU" if cluster.gpu else ""
+    judge = f" and {beside} that evaluates" if beside else ""
     return (
-        f"{sweep.total} trials; each has {cluster.workers} workers x ({cluster.cpus_per_worker:g} CPUs{gpu}), and its "
-        f"own process, which reserves none; {describe(resources)}, room for {resources.slots(cluster)} workers: "
-        f"{concurrent} trials at a time"
+        f"{sweep.total} trials; each has {cluster.workers} workers{judge} x ({cluster.cpus_per_worker:g} CPUs{gpu}), "
+        f"and its own process, which reserves none; {describe(resources)}, room for {resources.slots(cluster)} "
+        f"workers: {concurrent} trials at a time"
     )
 
 

@@ -7,7 +7,7 @@ the dictionaries of all ranks. An image seen twice or not at all would bias ever
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,11 @@ def headlines(found: Iterable[str], brief: bool = False) -> list[str]:
 class EvaluationConfig(DivergenceConfig):
     """How a detector is judged."""
 
+    where: Literal["workers", "aside"] = Field(
+        default="workers",
+        description="workers: those of the training evaluate it, and train on afterwards; aside: one more process of "
+        "the size of a worker evaluates the checkpoints while training goes on. The numbers are the same",
+    )
     protocol: Protocol = Field(
         default="coco",
         description="rule of AP: COCO's, or VOC's of 2007 (11 points) or 2012 (area) at COCO's ten IoUs",

@@ -31,8 +31,8 @@ def dry_run(experiment: Experiment) -> str:
     experiment, reasons = prepare(experiment, machine.cpus, machine.gpus)
     lines = [experiment.to_yaml(), *reasons]
     if experiment.cluster.workers and not experiment.cluster.address:
-        lines.append(f"cluster: {arithmetic(experiment.cluster, machine)}")
-        check_fits(experiment.cluster, machine)
+        lines.append(f"cluster: {arithmetic(experiment.cluster, machine, experiment.beside)}")
+        check_fits(experiment.cluster, machine, experiment.beside)
 
     workers = max(1, experiment.cluster.most)
     share = micro_batch(experiment.train.batch_size, workers, experiment.train.accumulate)

@@ -24,6 +24,7 @@ from mgdet.exporting.packages import require_packages
 from mgdet.lease import Ownership
 from mgdet.models.weights import NAMED_WEIGHTS
 from mgdet.provenance import as_tags, made_by
+from mgdet.runs.aside import judge_of
 from mgdet.runs.memory import check_batch_fits
 from mgdet.runs.record import (
     Summary,
@@ -279,7 +280,8 @@ def in_process(experiment: Experiment, handle: RunHandle | None, owner: Ownershi
         try:
             world = World.current(torch.device("cuda" if experiment.cluster.gpu else "cpu"))
             with experiment.tracking.watch_machine(handle, platform.node()):
-                Worker(experiment, world, tracker, stop_asked=asked.is_set, owner=owner).run()
+                judge = judge_of(experiment, world.device)
+                Worker(experiment, world, tracker, stop_asked=asked.is_set, owner=owner, judge=judge).run()
         finally:
             tracker.close()
 

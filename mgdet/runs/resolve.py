@@ -49,7 +49,7 @@ def resolve(
     def known(key: str) -> tuple[Any, str] | None:
         return (begun[key], "the run began with it") if begun and key in begun else None
 
-    cluster = resolve_cluster(experiment.cluster, cpus, gpus, found)
+    cluster = resolve_cluster(experiment.cluster, cpus, gpus, found, experiment.beside)
     gpu, workers, cpus_each = bool(cluster.gpu), cluster.workers, float(cluster.cpus_per_worker)
     assert workers != "auto", "it was resolved"
 
@@ -110,9 +110,11 @@ def resolve(
 
 
 def resolve_cluster(
-    config: ClusterConfig, cpus: float, gpus: float, found: Callable[[str, object, str], None]
+    config: ClusterConfig, cpus: float, gpus: float, found: Callable[[str, object, str], None], beside: int = 0
 ) -> ClusterConfig:
     """The configuration without any `auto`; `found(key, value, reason)` is called for each value that was found.
+
+    Room is left for `beside` processes of the size of a worker, unless workers and CPUs are given.
 
     Raises:
         ConfigError: there is no GPU, and it asks for one.
@@ -125,15 +127,17 @@ def resolve_cluster(
         raise ConfigError("cluster.gpu = true, but there is no GPU; set cluster.gpu=false or auto, or another cluster")
     workers: int | tuple[int, int]
     if config.workers == "auto":
-        workers = int(gpus) if gpu else max(1, min(2, int(cpus)))
-        found("cluster.workers", workers, "one per GPU" if gpu else f"{cpus:g} CPUs, at most 2 without a GPU")
+        workers = max(1, (int(gpus) if gpu else min(2 + beside, int(cpus))) - beside)
+        why = "one per GPU" if gpu else f"{cpus:g} CPUs, at most 2 without a GPU"
+        found("cluster.workers", workers, why + (f", {beside} of them to evaluate" if beside and gpu else ""))
     else:
         workers = config.workers
     cpus_each = config.cpus_per_worker
     if cpus_each == "auto":
         most = max(1, workers[1] if isinstance(workers, tuple) else workers)
-        cpus_each = float(max(1, min(16, int(cpus / most))))
-        found("cluster.cpus_per_worker", cpus_each, f"{cpus:g} CPUs for {most} workers, at most 16 each")
+        cpus_each = float(max(1, min(16, int(cpus / (most + beside)))))
+        judge = f" and {beside} that evaluates" if beside else ""
+        found("cluster.cpus_per_worker", cpus_each, f"{cpus:g} CPUs for {most} workers{judge}, at most 16 each")
     return config.model_copy(update={"gpu": gpu, "workers": workers, "cpus_per_worker": cpus_each})
 
 

@@ -47,14 +47,18 @@ def this_machine() -> Resources:
     return Resources((Node(float(len(os.sched_getaffinity(0))), float(torch.cuda.device_count())),), "this machine")
 
 
-def arithmetic(config: ClusterConfig, resources: Resources) -> str:
-    """One line: the CPUs and GPUs that the (resolved) configuration asks for, and those there are."""
-    n = config.fewest
+def arithmetic(config: ClusterConfig, resources: Resources, beside: int = 0) -> str:
+    """One line: the CPUs and GPUs that the (resolved) configuration asks for, and those there are.
+
+    `beside` processes, each of the size of a worker, are needed beside the workers.
+    """
+    n = config.fewest + beside
     gpus = f" and {n} x 1 = {n} GPUs" if config.gpu else ""
-    more = f" (at most {config.most}, if there is room)" if config.most > n else ""
+    more = f" (at most {config.most}, if there is room)" if config.most > config.fewest else ""
+    more += f" and {beside} that evaluates" if beside else ""
     return (
-        f"{n} workers{more} x {config.cpus_per_worker:g} CPUs = {n * float(config.cpus_per_worker):g} CPUs{gpus}; "
-        f"{describe(resources)}"
+        f"{config.fewest} workers{more} x {config.cpus_per_worker:g} CPUs = {n * float(config.cpus_per_worker):g} "
+        f"CPUs{gpus}; {describe(resources)}"
     )
 
 
@@ -67,16 +71,20 @@ def describe(resources: Resources) -> str:
     )
 
 
-def check_fits(config: ClusterConfig, resources: Resources) -> None:
-    """Check that the (resolved) workers fit, as Ray would wait for ever. Raises `ClusterError` with the arithmetic."""
-    if config.fewest <= resources.slots(config):
+def check_fits(config: ClusterConfig, resources: Resources, beside: int = 0) -> None:
+    """Check that the (resolved) workers fit, as Ray would wait for ever; `beside` as for `arithmetic`.
+
+    Raises `ClusterError` with the arithmetic.
+    """
+    if config.fewest + beside <= resources.slots(config):
         return
     largest = max(resources.nodes, default=Node(0, 0))
     waited = f" after waiting {config.scale_up_timeout_s:g} s for nodes" if config.scale_up_timeout_s else ""
     raise ClusterError(
-        f"the workers do not fit{waited}: {arithmetic(config, resources)} (largest node: {largest.cpus:g} CPUs, "
-        f"{largest.gpus:g} GPUs). Lower cluster.workers or cluster.cpus_per_worker"
+        f"the workers do not fit{waited}: {arithmetic(config, resources, beside)} (largest node: {largest.cpus:g} "
+        f"CPUs, {largest.gpus:g} GPUs). Lower cluster.workers or cluster.cpus_per_worker"
         + (", or set cluster.gpu=false" if config.gpu else "")
+        + (", or set evaluation.where=workers" if beside else "")
         + ", or add nodes"
         + (
             "; `ray status` on the head says why none came."

@@ -112,13 +112,16 @@ def _run(place: Location, has_record: bool) -> Status:
         found.of = epochs if isinstance(epochs, int) else None
     else:
         found.problems.append("run.json is missing; the same command goes on from the newest checkpoint")
+    pending = False
     for name in sorted((place / "checkpoints").modified()):
         if name.startswith("step-") and name.endswith(".json"):
-            _add_checkpoint(found, _read(place / "checkpoints" / name, found), name.removesuffix(".json"))
+            record = _read(place / "checkpoints" / name, found)
+            pending |= record.get("pending") is True
+            _add_checkpoint(found, record, name.removesuffix(".json"))
     captured = (place / "nonfinite").children()
     if captured:
         found.problems.append(f"a gradient was not finite: mgdet replay {place / 'nonfinite' / max(captured)}")
-    if found.of is not None and found.done >= found.of:
+    if found.of is not None and found.done >= found.of and not pending:
         found.state = "finished"
     return found
 

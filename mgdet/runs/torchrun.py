@@ -21,6 +21,7 @@ from mgdet.config import Experiment, validate
 from mgdet.errors import ClusterError, ConfigError, Interrupted
 from mgdet.host import Rank
 from mgdet.lease import Ownership
+from mgdet.runs.aside import judge_of
 from mgdet.runs.launch import absolute, launch, prepare, worker_tracker
 from mgdet.runs.record import Summary, summarise
 from mgdet.runs.resources import this_machine
@@ -158,7 +159,8 @@ def _train(experiment: Experiment, world: World, tracker: Tracker, owner: Owners
         with on_stop(asked.set):
             if stop_asked():
                 raise Interrupted("stopped on request before the first step; the same command goes on")
-            Worker(experiment, world, tracker, stop_asked=stop_asked, owner=owner).run()
+            judge = judge_of(experiment, world.device) if world.is_main else None
+            Worker(experiment, world, tracker, stop_asked=stop_asked, owner=owner, judge=judge).run()
     finally:
         tracker.close()
 

@@ -10,6 +10,7 @@ import hashlib
 import io
 import logging
 import math
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -65,6 +66,8 @@ class CheckpointInfo(BaseModel):
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     metrics: Metrics
     """The evaluation of these very weights; empty where there was none. What is undefined is NaN, and null on disk."""
+    pending: bool = False
+    """Whether their evaluation is still to come."""
 
     @model_validator(mode="after")
     def _named_by_its_step(self) -> Self:
@@ -82,10 +85,18 @@ class CheckpointStore:
     def __init__(self, uri: str, keep_best: int = 1, owner: Ownership | None = None) -> None:
         self.keep_best, self._owner = keep_best, owner
         self.directory = locate(uri) / "checkpoints"
+        self._pruning = threading.Lock()
         self._named: set[str] = set()  # records of which it was said that they are passed over
 
     def save(
-        self, state: dict[str, Any], *, step: int, epoch: int, metrics: dict[str, float], attempts: int = ATTEMPTS
+        self,
+        state: dict[str, Any],
+        *,
+        step: int,
+        epoch: int,
+        metrics: dict[str, float],
+        pending: bool = False,
+        attempts: int = ATTEMPTS,
     ) -> CheckpointInfo:
         """Write and commit a checkpoint, then drop those that are no longer wanted.
 
@@ -93,7 +104,7 @@ class CheckpointStore:
         nothing that was saved before is touched then.
         """
         try:
-            info = _retry(lambda: self._commit(state, step, epoch, metrics), attempts)
+            info = _retry(lambda: self._commit(state, step, epoch, metrics, pending), attempts)
         except OSError as error:
             size = sum(tensor.nbytes for tensor in tensors_in(state))
             raise CheckpointError(
@@ -102,6 +113,22 @@ class CheckpointStore:
             ) from error
         self._prune()
         return info
+
+    def judged(self, step: int, metrics: dict[str, float]) -> None:
+        """Record the evaluation of a checkpoint that was pending; where that cannot be done, it stays pending.
+
+        Raises `OwnedError` where another process owns the run.
+        """
+        record = record_of(self.file(step))
+        try:
+            info = read_info(record, _retry(record.read_bytes))
+            known = info.model_copy(update={"metrics": _floats(metrics), "pending": False})
+            self._require_ownership()
+            _retry(lambda: record.replace(_sealed(known)))
+        except (OSError, RecordError) as error:
+            logger.error("the evaluation of step %d is not recorded, and is made again at a restart: %s", step, error)
+            return
+        self._prune()
 
     def committed(self) -> list[CheckpointInfo]:
         """The committed checkpoints, oldest first; a record that does not fit its file's name is named and passed over.
@@ -203,6 +230,10 @@ class CheckpointStore:
         """The checkpoint's file."""
         return self.directory / info.file
 
+    def file(self, step: int) -> Location:
+        """The file of the checkpoint after so many steps."""
+        return self.directory / file_name(step)
+
     @contextmanager
     def _reading(self) -> Iterator[None]:
         """Raise `CheckpointError` for an `OSError` within the block: a run whose storage fails must not start anew."""
@@ -215,10 +246,12 @@ class CheckpointStore:
         if self._owner is not None:
             self._owner.require()
 
-    def _commit(self, state: dict[str, Any], step: int, epoch: int, metrics: dict[str, float]) -> CheckpointInfo:
+    def _commit(
+        self, state: dict[str, Any], step: int, epoch: int, metrics: dict[str, float], pending: bool
+    ) -> CheckpointInfo:
         self._require_ownership()
         self.directory.mkdir()
-        file = self.directory / file_name(step)
+        file = self.file(step)
         with file.replacing() as stream:
             written = _Hashed(stream)
             torch.save(state, written)  # type: ignore[arg-type]  # torch asks for `write` and `flush` only
@@ -229,20 +262,27 @@ class CheckpointStore:
             epoch=epoch,
             size=written.size,
             sha256=sha256,
-            metrics={k: float(v) for k, v in metrics.items()},
+            metrics=_floats(metrics),
+            pending=pending,
         )
         self._require_ownership()
-        record_of(file).replace(seal(info.model_dump()))
+        record_of(file).replace(_sealed(info))
         return info
 
     def _prune(self) -> None:
+        """Delete what is not kept; two threads do so, one after the other."""
+        with self._pruning:
+            self._delete_unwanted()
+
+    def _delete_unwanted(self) -> None:
         try:
             found = self.committed()
         except CheckpointError as error:  # the next save does it
             logger.warning("old checkpoints are not deleted: %s", error)
             return
         self._require_ownership()
-        keep = {i.file for i in [*found[-LATEST_KEPT:], *_by_score(found)[-self.keep_best :]]}
+        pending = [i for i in found if i.pending]
+        keep = {i.file for i in [*found[-LATEST_KEPT:], *pending, *_by_score(found)[-self.keep_best :]]}
         for info in found:
             if info.file in keep:
                 continue
@@ -305,6 +345,15 @@ def _by_score(infos: Iterable[CheckpointInfo]) -> list[CheckpointInfo]:
     sign = 1 if AP.direction == "max" else -1
     scored = (i for i in infos if math.isfinite(i.metrics.get(AP.name, math.nan)))
     return sorted(scored, key=lambda i: (sign * i.metrics[AP.name], i.step))
+
+
+def _floats(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def _sealed(info: CheckpointInfo) -> bytes:
+    """The record's content, which earlier versions can read too if the evaluation is not pending."""
+    return seal(info.model_dump(exclude=None if info.pending else {"pending"}))
 
 
 def file_name(step: int) -> str:

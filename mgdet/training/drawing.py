@@ -1,6 +1,7 @@
 """What a training draws for people: its last evaluation, and who learns what at its first, middle and last one."""
 
 import logging
+import math
 import time
 
 import torch
@@ -31,14 +32,23 @@ class Drawing:
         experiment: of the training.
         data: the split on which it is evaluated.
         device: of the network.
+        share: of the time since now that who learns what may take; None: any.
     """
 
-    def __init__(self, tracker: Tracker, experiment: Experiment, data: ShardedDataset, device: torch.device) -> None:
+    def __init__(
+        self,
+        tracker: Tracker,
+        experiment: Experiment,
+        data: ShardedDataset,
+        device: torch.device,
+        share: float | None = SHARE,
+    ) -> None:
         self._tracker, self._experiment, self._data, self._device = tracker, experiment, data, device
         self._moments = moments(experiment.train.epochs, experiment.train.evaluate_every)
-        self._began, self._spent = time.perf_counter(), 0.0
-        self._last: Evaluated | None = None
-        self._labels: bytes | None = None
+        self._share, self._began, self._spent = share, time.perf_counter(), 0.0
+        self.last: Evaluated | None = None
+        """The evaluation after the last epoch."""
+        self.labels: bytes | None = None
         """A picture of who learns what after the last epoch, for the page of the training."""
 
     def after_evaluation(self, evaluated: Evaluated, network: Detector, position: Position) -> None:
@@ -56,12 +66,16 @@ class Drawing:
             start = time.perf_counter()
             log_pictures(self._tracker, evaluated, self._data.categories)
             self._tracker.log({"time/pictures": time.perf_counter() - start}, step=position.step)
-            self._last = evaluated
+            self.last = evaluated
+
+    def take(self, evaluated: Evaluated | None, labels: bytes | None) -> None:
+        """Keep for the page of the training what another process has drawn and found after the last epoch."""
+        self.last, self.labels = evaluated or self.last, labels or self.labels
 
     def finish(self) -> None:
         """Write the page of the training, once its last checkpoint is on its way."""
-        if self._last is not None:
-            log_report(self._tracker, self._experiment, self._data, self._last, self._labels)
+        if self.last is not None:
+            log_report(self._tracker, self._experiment, self._data, self.last, self.labels)
 
     def _look(self, network: Detector, position: Position) -> None:
         """Log the microscope's page of the network as it is; `mgdet visualize` shows more of a run's checkpoints."""
@@ -74,7 +88,8 @@ class Drawing:
         experiment, own = self._experiment, self._experiment.assigner
         layout = experiment.model.layout
         assigners = {own.name: own.resolved_for(layout), **first_defined(CONTROLS, own.name, layout)}
-        until = time.perf_counter() + SHARE * (time.perf_counter() - self._began) - self._spent
+        now = time.perf_counter()
+        until = math.inf if self._share is None else now + self._share * (now - self._began) - self._spent
         pictures: list[Picture] = []
         shown: dict[tuple[int, int], Shown] = {}
         was_training = network.training
@@ -93,7 +108,7 @@ class Drawing:
         findings = findings_of(about, experiment, self._data, assigners, tuple(pictures), (moment,), shown)
         self._tracker.artifact(page(findings), f"microscope/epoch-{position.epoch}.html")
         if position.epoch == experiment.train.epochs:
-            self._labels = draw(findings, 0, 0)
+            self.labels = draw(findings, 0, 0)
 
 
 def moments(epochs: int, every: int) -> set[int]:

@@ -14,11 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mgdet.config import Experiment
 from mgdet.config_base import resolved
-from mgdet.data.order import Segment, eval_shard, images_seen
+from mgdet.data.order import Segment, images_seen
 from mgdet.errors import CheckpointError, Interrupted
-from mgdet.evaluation.evaluator import headlines
 from mgdet.lease import Ownership
-from mgdet.models import initialise
+from mgdet.models import Detector, initialise
 from mgdet.models.weights import NAMED_WEIGHTS
 from mgdet.provenance import made_by
 from mgdet.structures import Batch
@@ -28,7 +27,7 @@ from mgdet.training.compile import compile_for_training
 from mgdet.training.data import open_data
 from mgdet.training.distributed import World
 from mgdet.training.drawing import Drawing
-from mgdet.training.evaluate import evaluate
+from mgdet.training.evaluations import MOST_WAITING, Answer, Aside, ByWorkers, Evaluations, Judge
 from mgdet.training.generators import generator_state, make_reproducible, set_generator_state
 from mgdet.training.nonfinite import capture, non_finite_error
 from mgdet.training.optim import EMA, build_optimizer
@@ -36,7 +35,7 @@ from mgdet.training.origin import data_of, refuse_other_data, tell_other_evaluat
 from mgdet.training.position import Position
 from mgdet.training.precision import emulation, gradient_scaler
 from mgdet.training.profile import Profile, stage, staged
-from mgdet.training.progress import Lines, ProgressLog, Throughput, progress_line, show, training_progress
+from mgdet.training.progress import Lines, Throughput, progress_line, show, training_progress
 from mgdet.training.question import Question
 from mgdet.training.saver import Saver
 from mgdet.training.schedules import Span
@@ -65,6 +64,7 @@ class Worker:
         on_evaluation: OnEvaluation = lambda metrics: None,
         stop_asked: StopAsked = lambda: False,
         owner: Ownership | None = None,
+        judge: Judge | None = None,
     ) -> None:
         self.experiment, self.world, self.tracker = experiment, world, tracker
         self.on_evaluation, self.stop_asked = on_evaluation, stop_asked
@@ -88,6 +88,11 @@ class Worker:
         self._profile = Profile(train.profile if world.is_main else 0, world.device, experiment.run_uri, tracker)
         drawn = world.is_main and experiment.tracking.pictures
         self._drawing = Drawing(tracker, experiment, self.data.val, world.device) if drawn else None
+        self.metrics: dict[str, float] = {}
+        """The last evaluation's."""
+        self.evaluations: Evaluations = ByWorkers(experiment, world, self.data, self.store, tracker, self._drawing)
+        if experiment.evaluation.where == "aside":
+            self.evaluations = Aside(judge, world, self.store, tracker, self._drawing)
         if newest is not None:
             self._resume(newest, state)
         self._set_rate()
@@ -114,6 +119,8 @@ class Worker:
             with suppress(Exception):
                 self.saver.settle(None if isinstance(error, Exception) else GRACE_S)
             raise
+        finally:
+            self.evaluations.close()
 
     def settle(self) -> str:
         """Wait until the newest checkpoint is written; empty if it is, else why not. Only rank 0 waits and knows."""
@@ -124,18 +131,23 @@ class Worker:
             self._train_epoch(epoch)
             last = epoch + 1 == self.experiment.train.epochs
             evaluated = last or (epoch + 1) % self.experiment.train.evaluate_every == 0
+            metrics: dict[str, float] = {}
             if evaluated:
                 with stage("evaluate"):
-                    self._evaluate()
-            self._save(self.position.metrics if evaluated else {}, last)
+                    metrics = self.evaluations.begin(self._evaluated(), self.position)
+                if not self.evaluations.pending:
+                    self.position.metrics = metrics
+            self._save(metrics, last, pending=evaluated and self.evaluations.pending)
             self._profile.end()
-            if last and self._drawing:
-                self._drawing.finish()
             if evaluated:
-                self.on_evaluation({"epoch": epoch + 1, "step": self.position.step, **self.position.metrics})
+                self.evaluations.saved(self.position, self.saver.outcome)
+                self.evaluations.until(MOST_WAITING, self._deliver, self.stop_asked)
             if not last and self.stop_asked():
                 raise Interrupted(f"stopped on request after epoch {epoch + 1}; the same command goes on")
-        return self.position.metrics
+        self.evaluations.until(0, self._deliver, self.stop_asked)
+        if self._drawing:
+            self._drawing.finish()
+        return self.metrics
 
     # --- set-up
 
@@ -169,7 +181,10 @@ class Worker:
     def _resume(self, info: CheckpointInfo, state: dict[str, Any]) -> None:
         refuse_other_data(self.experiment, data_of(state), self.data.fingerprint)
         self.load_state_dict(state)
+        self.metrics = info.metrics or self.position.metrics
         if self.world.is_main:
+            known = self.store.complete()
+            self.evaluations.resume([each for each in known if each.pending and each.step <= info.step])
             tell_other_evaluation(self.experiment, state)
             logger.info("resuming at epoch %d, step %d from %s", self.position.epoch, info.step, self.store.path(info))
 
@@ -215,15 +230,16 @@ class Worker:
         self.position = position.on(self.world.size, self.data.train_loader.batches.batch_size)
         self._set_rate()
 
-    def _save(self, metrics: dict[str, float], last: bool = False) -> None:
+    def _save(self, metrics: dict[str, float], last: bool = False, pending: bool = False) -> None:
         """Begin to write a checkpoint; `metrics` are those of these very weights, by which the best one is kept.
 
+        With `pending` they come later.
         The `last` one of the training is waited for, and where it cannot be written every rank raises `UnsavedError`.
         """
         with stage("save"):
             state, p = self.state_dict(), self.position
             if state is not None:
-                self.saver.save(state, step=p.step, epoch=p.epoch, metrics=metrics, last=last)
+                self.saver.save(state, step=p.step, epoch=p.epoch, metrics=metrics, pending=pending, last=last)
         if last:
             self._require_saved(self.settle())
 
@@ -285,8 +301,13 @@ class Worker:
             if left and self._question.due(self.position.step):
                 self._stop_if_asked()
                 every_s = train.checkpoint_every_s if self.world.is_main else None
-                if self._question.agree(self.position.step, log_every, every_s is not None and self.saver.due(every_s)):
+                due = every_s is not None and self.saver.due(every_s)
+                step, ready = self.position.step, self.evaluations.ready()
+                save, answered = self._question.agree(step, log_every, due, ready > 0)
+                if save:
                     self._save({})
+                if answered:
+                    self.evaluations.until(MOST_WAITING, self._deliver, self.stop_asked)
         self.position.epoch, self.position.micro_step, self.position.done = epoch + 1, 0, []
 
     def _stop_if_asked(self) -> None:
@@ -372,29 +393,15 @@ class Worker:
             bad.add(self.world.share(new))
         return {"train/bad_images": float(len(bad.known))} if bad.known else {}
 
-    def _evaluate(self) -> None:
+    # --- evaluation
+
+    def _evaluated(self) -> Detector:
+        """The network that is evaluated, with the same buffers on all ranks."""
         network = self.ema.module if self.ema else self.detector
         for module in {self.detector, network}:
             self.world.sync_buffers(module)
-        start = time.perf_counter()
-        share = len(eval_shard(len(self.data.ground_truth.image_ids), self.world.size, self.world.rank))
-        pace = ProgressLog(f"epoch {self.position.epoch}: evaluated", share)
-        metrics, evaluated = evaluate(
-            network,
-            pace.over(self.data.val_loader) if self.world.is_main else self.data.val_loader,
-            self.data.ground_truth,
-            self.experiment.evaluation,
-            self.world,
-            self.experiment.train.precision,
-        )
-        self.position.metrics = metrics
-        if not self.world.is_main:
-            return
-        seconds = time.perf_counter() - start
-        parts = {f"time/{part}": taken for part, taken in evaluated.seconds.items()} if evaluated else {}
-        extra = {"val/seconds": seconds, **parts, "epoch": float(self.position.epoch)}
-        self.tracker.log({**metrics, **extra}, step=self.position.step)
-        shown = [f"{k} {metrics[k]:.3f}" for k in headlines(metrics, brief=True)]
-        logger.info("epoch %d: %s (%.0f s)", self.position.epoch, ", ".join(shown), seconds)
-        if self._drawing and evaluated is not None:
-            self._drawing.after_evaluation(evaluated, network, self.position)
+        return network
+
+    def _deliver(self, answer: Answer) -> None:
+        self.metrics = answer.metrics
+        self.on_evaluation({"epoch": answer.epoch, "step": answer.step, **answer.metrics})

@@ -60,7 +60,7 @@ def tell_other_evaluation(experiment: Experiment, state: Mapping[str, Any]) -> N
     except (KeyError, TypeError, AttributeError, ValueError):
         return
     here = flatten(experiment.evaluation.model_dump(mode="json"))
-    for key in here.keys() & there.keys() - {"backend"}:  # all of which give the same numbers
+    for key in here.keys() & there.keys() - {"backend", "where"}:  # which do not change the numbers
         if here[key] != there[key]:
             logger.warning(
                 "evaluation.%s was %s up to the newest checkpoint and is %s now: metrics before and after are not "

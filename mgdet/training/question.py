@@ -28,14 +28,14 @@ class Question:
         """Whether to ask after this step."""
         return step >= self._next
 
-    def agree(self, step: int, most: int, save: bool = False) -> bool:
+    def agree(self, step: int, most: int, save: bool = False, answers: bool = False) -> tuple[bool, bool]:
         """Agree on the next step, from how long one takes: `most` of them later at the latest. A collective.
 
-        Returns whether any worker wishes to `save` now, the same on all of them.
+        Returns whether any worker wishes to `save` now, and whether any has `answers`, the same on all of them.
         """
         now = time.perf_counter()
-        mine = torch.tensor([(now - self._at) / max(1, step - self._step), float(save)], device=self._world.device)
-        pace, saves = self._world.mean(mine).tolist()
+        wishes = [(now - self._at) / max(1, step - self._step), float(save), float(answers)]
+        pace, saves, answered = self._world.mean(torch.tensor(wishes, device=self._world.device)).tolist()
         self._next = step + max(1, min(MOST_STEPS, most, int(SECONDS / max(pace, 1e-6))))
         self._step, self._at = step, now
-        return bool(saves)
+        return bool(saves), bool(answered)

@@ -38,13 +38,14 @@ class Saver:
     def __init__(self, store: CheckpointStore, secure: Callable[[], None] = lambda: None) -> None:
         self.store, self._secure = store, secure
         self._kept: dict[str, Any] | None = None
-        self._outcome: Future[str] | None = None
+        self.outcome: Future[str] | None = None
+        """Of the newest checkpoint: empty once it is written, else why it could not be."""
         self._told = False
         self._begun, self._stalled, self._took = time.monotonic(), 0.0, 0.0
 
     def due(self, every_s: float) -> bool:
         """Whether `every_s` seconds have passed since the newest checkpoint, or as many more as its cost asks for."""
-        if self._outcome is not None and not self._outcome.done():
+        if self.outcome is not None and not self.outcome.done():
             return False
         pause = max(every_s, self._stalled / STALL_SHARE, self._took / WRITING_SHARE)
         return time.monotonic() - self._begun >= pause
@@ -67,8 +68,8 @@ class Saver:
         self._kept = on_host(state, self._kept)
         self._begun = time.monotonic()
         self._stalled = self._begun - start
-        self._outcome = Future()
-        arguments = (self._outcome, self._kept, last, about)
+        self.outcome = Future()
+        arguments = (self.outcome, self._kept, last, about)
         # A daemon: a storage that hangs must not keep the process from ending at a second signal.
         threading.Thread(target=self._write, args=arguments, name="checkpoint", daemon=True).start()
 
@@ -78,7 +79,7 @@ class Saver:
         Raises what stopped the thread otherwise, which is no matter of the storage, and `TimeoutError` where it is
         still on its way `within_s` seconds.
         """
-        return self._outcome.result(within_s) if self._outcome else ""
+        return self.outcome.result(within_s) if self.outcome else ""
 
     def _write(self, outcome: Future[str], state: dict[str, Any], last: bool, about: dict[str, Any]) -> None:
         begun = self._begun
