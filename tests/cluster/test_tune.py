@@ -124,6 +124,29 @@ def test_many_trials_of_one_worker_share_two_cpus(tmp_path, two_cpus):
     assert free_cpus(two_cpus) == 2
 
 
+@pytest.mark.exhaustive
+def test_evaluations_aside_change_no_trial(tmp_path, two_cpus):
+    found = {}
+    for where in ("workers", "aside"):
+        path = write(
+            tmp_path,
+            name=where,
+            set={
+                "cluster.address": two_cpus,
+                "cluster.workers": 1,
+                "cluster.cpus_per_worker": 1,
+                "evaluation.where": where,
+            },
+            space={"train.optimizer.lr": {"grid": [1e-3, 1e-2]}},
+            trials="auto",
+            concurrent=1,
+        )
+        outcome = run_sweep(load_sweep(path))
+        found[where] = [(t.state, t.evaluations) for t in outcome.trials]
+    assert found["aside"] == found["workers"]
+    assert [[e.epoch for e in evaluations] for _, evaluations in found["aside"]] == [[1, 2, 3, 4]] * 2
+
+
 def wait_for(condition, process: Job, log: Path, seconds: float = 600):
     deadline = time.time() + seconds
     while not condition():
