@@ -29,11 +29,14 @@ METRICS: list[type[Metric[Any]]] = [CocoAP, Divergence]
 """What every evaluation computes; their numbers appear in tables, sweeps and trackers in this order."""
 AP, DIVERGENCE = CocoAP.infos[0], Divergence.infos[0]
 """What is asked of a detector first. Checkpoints are ranked by AP, and sweeps unless they name a metric."""
+LATENCY = MetricInfo("val/latency_ms", "min", "milliseconds of one image alone, from its pixels to its detections")
+PARAMETERS = MetricInfo("val/parameters", "min", "parameters of the network")
+"""What `evaluation.cost` adds."""
 
 
 def infos() -> list[MetricInfo]:
     """The entries of all numbers that an evaluation gives."""
-    return [info for metric in METRICS for info in metric.infos]
+    return [*(info for metric in METRICS for info in metric.infos), LATENCY, PARAMETERS]
 
 
 def info_of(name: str) -> MetricInfo | None:
@@ -70,6 +73,11 @@ class EvaluationConfig(DivergenceConfig):
         le=10_000,
         description="detections of an image and class that AP of the protocol coco counts, at least 100 (LVIS: 300; "
         "model.postprocess.max_detections has to allow them); adds the recall at this limit to those at 1, 10 and 100",
+    )
+    cost: bool = Field(
+        default=False,
+        description="also measure val/latency_ms, the median time of one image alone on the device that evaluates, and "
+        "val/parameters, so that a sweep can bound them",
     )
     tile_nms_iou: float = Field(
         default=0.5,

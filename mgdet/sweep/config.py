@@ -17,7 +17,7 @@ from mgdet.config_base import Config
 from mgdet.config_files import SWEEPS, find, find_base
 from mgdet.config_yaml import Overrides, flatten, plain, read_tree, read_yaml, settings_of, validate_as, with_settings
 from mgdet.errors import ConfigError
-from mgdet.evaluation.evaluator import AP, info_of, infos
+from mgdet.evaluation.evaluator import AP, LATENCY, PARAMETERS, info_of, infos
 from mgdet.plugins import load_plugins, named_plugins, united
 from mgdet.storage import Place, child_uri
 from mgdet.sweep.constraints import constraint
@@ -176,6 +176,12 @@ class Sweep(Config):
     def _consistent(self) -> Self:
         if both := sorted(self.set.keys() & self.space.keys()):
             raise ValueError(f"{', '.join(both)}: searched, and set to a value as well; take it out of one of them")
+        judged = {*self.metric, *(constraint(text).metric for text in self.constraints)}
+        costs = judged & {LATENCY.name, PARAMETERS.name}
+        if costs and not self._measures_cost():
+            raise ValueError(
+                f"{' and '.join(sorted(costs))}: nothing measures this; add `evaluation.cost: true` to what is set"
+            )
         if self.repeat_until is not None and self.repeat == 1:
             raise ValueError("repeat_until needs repeat: 2 or more")
         if self.repeat > 1 and "seed" in self.space:
@@ -191,6 +197,11 @@ class Sweep(Config):
                 f"multiple of {points}, or leave trials out"
             )
         return self
+
+    def _measures_cost(self) -> bool:
+        evaluation = self.base.get("evaluation")
+        measured = evaluation.get("cost", False) if isinstance(evaluation, dict) else False
+        return bool(self.set.get("evaluation.cost", measured))
 
     @property
     def points(self) -> list[Params]:

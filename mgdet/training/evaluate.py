@@ -11,6 +11,7 @@ from mgdet.evaluation.evaluator import EvaluationConfig, EvaluationResult, Evalu
 from mgdet.ground_truth import GroundTruth
 from mgdet.models import Detector
 from mgdet.structures import Batch, Detections, Predictions
+from mgdet.training.cost import cost_of
 from mgdet.training.distributed import World
 from mgdet.training.precision import Asked, autocast
 
@@ -71,6 +72,8 @@ def evaluate(
             of_metrics = {name: evaluator.seconds[name] + merged.seconds[name] for name in merged.seconds}
             evaluated = Evaluated(result, samples, {**seconds, **of_metrics})
             outcome = result.metrics()
+            if config.cost:
+                outcome |= _cost(network, samples, world, precision)
         except Exception as error:  # the other ranks wait for an answer, whatever it is
             outcome = error
     outcome = world.broadcast(outcome)
@@ -110,6 +113,14 @@ def see(
             _keep_samples(samples, host_batch, detections)
     network.train(was_training)
     return samples, seconds
+
+
+def _cost(network: Detector, samples: Samples, world: World, precision: Asked) -> dict[str, float]:
+    was_training = network.training
+    network.eval()
+    found = cost_of(network, samples.images, world.device, precision, lambda: _wait(world))
+    network.train(was_training)
+    return found
 
 
 def _timed(loader: Iterable[Batch], seconds: dict[str, float]) -> Iterator[Batch]:

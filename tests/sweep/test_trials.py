@@ -190,12 +190,21 @@ def test_a_trial_that_breaks_a_constraint_does_not_win(tmp_path):
         ("val/divergence < 0.3", "expected a metric, <= or >=, and a number"),
         ("val/divergence <= nan", "expected a metric, <= or >=, and a number"),
         ("0.3 >= val/divergence", "expected a metric"),
-        ("val/latency_ms <= 20", "'val/latency_ms' is not a metric of the evaluation; there are val/AP,"),
+        ("val/latency <= 20", "'val/latency' is not a metric of the evaluation; there are val/AP,"),
+        ("val/latency_ms <= 20", "val/latency_ms: nothing measures this; add `evaluation.cost: true` to what is set"),
     ],
 )
 def test_constraints_that_mean_nothing(tmp_path, text, message):
     with pytest.raises(ConfigError, match=message):
         load_sweep(write(tmp_path, constraints=[text]))
+
+
+def test_what_a_detector_costs_can_be_bounded(tmp_path):
+    changes = {"constraints": ["val/latency_ms <= 20", "val/parameters <= 3e7"]}
+    sweep = load_sweep(write(tmp_path, **changes), ["evaluation.cost=true"])
+    slow = {"latency_ms": 20.5, "parameters": 3e7}
+    trials = [trial(0, AP=0.5, **slow), trial(1, AP=0.4, **slow | {"latency_ms": 20})]
+    assert winner_of(sweep, trials).number == 1
 
 
 def test_by_how_much_a_constraint_is_broken():
