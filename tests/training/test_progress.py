@@ -18,11 +18,11 @@ def test_an_evaluation_shows_its_images(tmp_path, caplog, monkeypatch):
     worker = Worker(experiment, World(0, 1, torch.device("cpu")), NullTracker())
     shown = []
     with shown_by(shown.append):
-        worker._evaluate()
+        worker.evaluations.begin(worker.detector, worker.position)
     assert [(p.what, p.done, p.total) for p in shown] == [("epoch 0: evaluated", 2, 3), ("epoch 0: evaluated", 3, 3)]
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0)
     for level, lines in ((logging.INFO, 2), (logging.WARNING, 0)):
         caplog.clear()
         with caplog.at_level(level, logger="mgdet"):
-            worker._evaluate()
+            worker.evaluations.begin(worker.detector, worker.position)
         assert len([r for r in caplog.messages if r.startswith("epoch 0: evaluated")]) == lines

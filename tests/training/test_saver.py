@@ -176,7 +176,7 @@ def test_checkpoints_by_time_cost_little_of_it(store, monkeypatch, stalled, took
     assert not writer.due(10)
     now[0] = 1000 + pause + 0.1
     assert writer.due(10)
-    writer._outcome = Future()
+    writer.outcome = Future()
     assert not writer.due(10), "one at a time"
 
 
