@@ -140,7 +140,7 @@ def test_it_goes_on_after_any_end(run, photos, tmp_path):
     small = LOW._replace(parquet=False)
     with pytest.raises(RuntimeError):
         plan(run, [photos], out, small).run(some)
-    with pytest.raises(Interrupted, match="4 of 6 images are done; the same command goes on"):
+    with pytest.raises(Interrupted, match="4 of 6 images are predicted; the same command goes on"):
         plan(run, [photos], out, small).run(stopped)
     assert done == [0, 1]
     assert sorted(os.listdir(out)) == ["portions"]

@@ -21,10 +21,10 @@ from mgdet.errors import ClusterError, MgdetError
 from mgdet.inference.evaluate import Evaluation
 from mgdet.inference.evaluate_shared import JudgingPlan
 from mgdet.inference.load import Trained, read_detector
-from mgdet.inference.portions import Done, Portion, Work
 from mgdet.inference.predict import Options, Predicted
 from mgdet.inference.predict_shared import PredictionPlan
 from mgdet.plugins import load_plugins
+from mgdet.portions import Done, Portion, Work
 from mgdet.runs.config import ClusterConfig
 from mgdet.runs.resolve import resolve_cluster
 from mgdet.runs.resources import arithmetic, check_fits

@@ -16,10 +16,10 @@ from mgdet.files import absolute
 from mgdet.inference.find import File, Images, find_images, is_many
 from mgdet.inference.load import Read, build_detector
 from mgdet.inference.photos import Photo, Reader, groups, name_of
-from mgdet.inference.portions import PLAN, PORTIONS, SIZE, Done, Portion, Portions, Spread, Work, carry_out
 from mgdet.inference.predict import Finder, Options, Predicted, damaged
 from mgdet.inference.written import Part, Results, coco_results, described
 from mgdet.lease import OWNER, claims, owned
+from mgdet.portions import PLAN, PORTIONS, SIZE, Done, Portion, Portions, Spread, Work, carry_out
 from mgdet.storage import Location, locate
 
 logger = logging.getLogger(__name__)

@@ -10,15 +10,16 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from typing import Any, NamedTuple
-
-import torch
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mgdet.errors import DataError, Interrupted
 from mgdet.records import RecordError, plain, seal, unseal
 from mgdet.signals import on_stop
 from mgdet.storage import Location
 from mgdet.training.progress import ProgressLog
+
+if TYPE_CHECKING:  # an import takes it along, and needs no device
+    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -66,12 +67,12 @@ class Portions:
             if known is None:
                 plan.replace(seal(wanted))
         except (OSError, RecordError) as error:
-            raise DataError(f"{plan} cannot be used: {error}. Choose another directory for the results.") from error
+            raise DataError(f"{plan} cannot be used: {error}. Choose another place for the results.") from error
         if known is not None and known != wanted:
             other = [key for key in wanted if known.get(key) != wanted[key]]
             raise DataError(
                 f"{plan} was begun with another {', '.join(other) or 'version of mgdet'}, and can only be continued "
-                "with the same. Choose another directory for the results."
+                f"with the same. Choose another place for the results, or delete {place} to begin anew."
             )
 
     def missing(self) -> list[int]:
@@ -116,7 +117,7 @@ class Work(ABC):
     """What is done to a portion; it is sent to the processes that do so, each of which calls `begin` first."""
 
     @abstractmethod
-    def begin(self, device: torch.device) -> None:
+    def begin(self, device: "torch.device") -> None:
         """Build what every portion needs. Raises `MgdetError`."""
 
     @abstractmethod
@@ -146,4 +147,4 @@ def carry_out(what: str, spread: Spread, work: Work, portions: Sequence[Portion]
                 logger.warning("%s", warning)
             pace.add(done.images)
             if stop:
-                raise Interrupted(f"{pace.done} of {total} images are done; the same command goes on")
+                raise Interrupted(f"{pace.done} of {total} images are {what}; the same command goes on")
