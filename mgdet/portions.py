@@ -7,6 +7,7 @@ were, which of them ended, or how often the work was stopped and started again.
 
 import hashlib
 import logging
+import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from mgdet.errors import DataError, Interrupted
 from mgdet.records import RecordError, plain, seal, unseal
 from mgdet.signals import on_stop
-from mgdet.storage import Location
+from mgdet.storage import File, Location
 from mgdet.training.progress import ProgressLog
 
 if TYPE_CHECKING:  # an import takes it along, and needs no device
@@ -71,8 +72,8 @@ class Portions:
         if known is not None and known != wanted:
             other = [key for key in wanted if known.get(key) != wanted[key]]
             raise DataError(
-                f"{plan} was begun with another {', '.join(other) or 'version of mgdet'}, and can only be continued "
-                f"with the same. Choose another place for the results, or delete {place} to begin anew."
+                f"{plan} was begun with other work, which differs in {', '.join(other) or 'its kind'}, and can only be "
+                f"continued with the same. Choose another place for the results, or delete {place} to begin anew."
             )
 
     def missing(self) -> list[int]:
@@ -105,9 +106,13 @@ class Portions:
                 raise DataError(f"{file} is damaged. Delete it: the same command makes it anew.")
             yield data
 
+    def forget(self, number: int) -> None:
+        """Take a portion for one that is not done. Raises `OSError`."""
+        self._file(number).delete()
+
     def remove(self) -> None:
         """Remove the directory."""
-        self.place.filesystem.delete_dir(self.place.path)
+        self.place.remove()
 
     def _file(self, number: int) -> Location:
         return self.place / f"{number:06d}.portion"
@@ -127,6 +132,14 @@ class Work(ABC):
 
 Spread = Callable[[Work, Sequence[Portion]], Generator[Done, None, None]]
 """Does the work of portions, in any order, wherever it likes; closed where no more is wanted."""
+
+
+def not_seen(file: File) -> DataError:
+    """The error of a process that does not find a file which the plan lists."""
+    return DataError(
+        f"{file} was listed, and is not there on {socket.gethostname()}. All nodes must see the images under the same "
+        "path: use a file system that all of them mount, or a URI such as s3://bucket/photos."
+    )
 
 
 def carry_out(what: str, spread: Spread, work: Work, portions: Sequence[Portion], kept: Portions) -> None:
