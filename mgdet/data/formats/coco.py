@@ -49,6 +49,7 @@ class Coco(WrittenFormat):
 
     name: ClassVar[str] = "coco"
     summary: ClassVar[str] = "import COCO annotation files"
+    takes_uris: ClassVar[bool] = True
     says_crowd_and_area: ClassVar[bool] = True
 
     def read(self, places: Sequence[Path]) -> AnnotatedSplit:
