@@ -9,7 +9,7 @@ import hashlib
 import logging
 import socket
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -52,7 +52,7 @@ class Portions:
 
     Args:
         place: their directory, which is made.
-        about: what the work is; whatever changes a result stands in it.
+        about: what the work is: whoever begins with something else is refused.
         count: number of portions.
 
     Raises:
@@ -61,7 +61,7 @@ class Portions:
 
     def __init__(self, place: Location, about: Mapping[str, Any], count: int) -> None:
         self.place, self.count = place, count
-        plan, wanted = place / PLAN, plain({**about, "portions": count})
+        plan, wanted = place / PLAN, plain(about)
         try:
             place.mkdir()
             known = unseal(plan.read_bytes()) if plan.is_file() else None
@@ -94,9 +94,9 @@ class Portions:
                 "goes on."
             ) from error
 
-    def read(self) -> Iterator[bytes]:
-        """What they gave, portion by portion. Raises `DataError`."""
-        for number in range(self.count):
+    def read(self, numbers: Iterable[int] | None = None) -> Iterator[bytes]:
+        """What portions gave, of these `numbers` or else of all, one after another. Raises `DataError`."""
+        for number in range(self.count) if numbers is None else numbers:
             file = self._file(number)
             try:
                 checksum, _, data = file.read_bytes().partition(b"\n")
@@ -153,7 +153,10 @@ def carry_out(what: str, spread: Spread, work: Work, portions: Sequence[Portion]
         return
     stop: list[bool] = []
     total = sum(portion.images for portion in portions)
-    pace = ProgressLog(what, total, total - sum(portion.images for portion in left))
+    before = total - sum(portion.images for portion in left)
+    if before:
+        logger.info("%d of %d images are %s already", before, total, what)
+    pace = ProgressLog(what, total, before)
     with on_stop(lambda: stop.append(True), "stopping after the next portion"), closing(spread(work, left)) as answers:
         for done in answers:
             for warning in done.warnings:

@@ -131,6 +131,7 @@ class JudgingPlan:
             "overrides": {key: value for key, value, _ in settings_of(self.overrides)},
             "split": dataset.split,
             "data": fingerprint(dataset.manifest, [dataset.split]),
+            "portions": len(self.portions),
         }
         with owned(self.place / OWNER, f"the evaluation {self.out}"):
             kept = Portions(self.place / PORTIONS, about, len(self.portions))

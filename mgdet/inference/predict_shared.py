@@ -129,6 +129,7 @@ class PredictionPlan:
             "weights": self.read.digest(),
             "inputs": hashlib.sha256(json.dumps(self.portions).encode()).hexdigest(),
             **self.options._replace(parquet=False)._asdict(),
+            "portions": len(self.portions),
         }
         with owned(self.place / OWNER, f"the prediction {self.out}"):
             kept = Portions(self.place / PORTIONS, about, len(self.portions))
