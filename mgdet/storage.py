@@ -91,8 +91,9 @@ class Location:
         By the path relative to it, sorted.
         """
         infos = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True, recursive=True))
-        start = len(self.path.rstrip("/")) + 1
-        files = ((i.path[start:], (i.size, i.mtime_ns or 0)) for i in infos if i.type == fs.FileType.File)
+        before = f"{self.path.strip('/')}/".lstrip("/")
+        paths = ((i.path.lstrip("/"), i) for i in infos if i.type == fs.FileType.File)
+        files = ((path.removeprefix(before), (i.size, i.mtime_ns or 0)) for path, i in paths)
         return dict(sorted(files))
 
     def is_empty(self) -> bool:

@@ -164,7 +164,7 @@ def test_other_work_is_refused(run, photos, tmp_path):
 
     with pytest.raises(RuntimeError):
         plan(run, [photos], out).run(none)
-    with pytest.raises(DataError, match="begun with other work, which differs in score, and can only be continued with the same"):
+    with pytest.raises(DataError, match="with other work, which differs in score, and can only be continued"):
         plan(run, [photos], out, LOW._replace(score=0.5)).run(here)
     read = read_detector(run)
     name = min(read.state["ema"]["weights"])

@@ -10,12 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from pyarrow import fs
 
+from mgdet import storage
 from mgdet.cli import main
 from mgdet.data import ShardedDataset, import_annotations, import_shared, writer
 from mgdet.data.export import export_dataset
 from mgdet.data.formats import FORMATS
 from mgdet.data.formats.coco import Coco
+from mgdet.data.formats.voc import Voc
 from mgdet.data.import_shared import ImportPlan
 from mgdet.errors import DataError, Interrupted
 from tests.data.scenes import Scene
@@ -296,3 +299,96 @@ def test_options_that_mean_nothing_together(tmp_path, coco, options, said, capsy
         status = error.code
     assert status == 2
     assert said in capsys.readouterr().err
+
+
+# --- annotations, images and destination in a store
+
+
+@pytest.fixture
+def store(monkeypatch):
+    """Gives the URI of a path in a store that renames nothing, which is the local disk."""
+
+    def opened(uri):
+        return fs.SubTreeFileSystem("/", fs.LocalFileSystem()), uri.removeprefix("store://")
+
+    monkeypatch.setattr(storage, "_open", opened)
+    return lambda path: f"store://{path}"
+
+
+def in_store(splits, store):
+    return [(name, tuple(map(store, places))) for name, places in splits]
+
+
+def test_everything_in_a_store(tmp_path, coco, store):
+    data_format, splits = coco
+    import_annotations(tmp_path / "one", data_format, splits, name="same")
+    stored, two, three = in_store(splits, store), tmp_path / "two", tmp_path / "three"
+    import_annotations(store(two), data_format, stored, name="same")
+    with pytest.raises(Killed):
+        ImportPlan(store(three), data_format, stored, name="same").run(killed_after(1))
+    assert not three.exists()
+
+    def stopped_at_shards(work, wanted):
+        yield from (killed_after(1) if type(work).__name__ == "Writing" else here)(work, wanted)
+
+    with pytest.raises(Killed):
+        ImportPlan(store(three), data_format, stored, name="same").run(stopped_at_shards)
+    assert sorted(files(three)) == ["train/part-00000.parquet"]
+    with pytest.raises(DataError, match="No data set at"):
+        ShardedDataset(store(three), "train")
+    ImportPlan(store(three), data_format, stored, name="same").run(shuffled)
+    assert files(tmp_path / "one") == files(two) == files(three)
+    assert beside(two) == []
+
+
+def test_a_data_set_in_a_store_is_replaced(tmp_path, coco, store):
+    data_format, splits = coco
+    out = tmp_path / "out"
+    ImportPlan(store(out), data_format, splits[::-1]).run(here)
+    with pytest.raises(DataError, match="exists already"):
+        ImportPlan(store(out), data_format, splits[:1])
+    with pytest.raises(Killed):
+        ImportPlan(store(out), data_format, splits[:1], overwrite=True).run(killed_after(2))
+    assert (out / "dataset.json").is_file(), "shards are not begun yet"
+    ImportPlan(store(out), data_format, splits[:1], overwrite=True).run(here)
+    assert sorted(files(out)) == ["dataset.json", "train/part-00000.parquet", "train/part-00001.parquet"]
+
+
+def test_names_lead_to_files_of_a_store_by_the_same_readings(tmp_path, store):
+    scene = Scene(tmp_path, count=5)
+    (scene.images / "below").mkdir()
+    shutil.move(scene.images / "0001.png", scene.images / "below" / "0001.png")
+    names = ["below//./0001.png", "0002.PNG", "images/0003.png", "https://host/x/0004.png", "../images/0005.png"]
+    for image, name in zip(scene.content["images"], names, strict=True):
+        image["file_name"] = name
+    local = scene.prepare()
+    assert local.changes.renamed == 3
+    places = store(tmp_path / "train.json"), store(scene.images)
+    assert import_annotations(tmp_path / "two", Coco(), [("train", places)]).changes.renamed == 4
+    scene.content["images"][0]["file_name"] = "0006.png"
+    scene.content["images"][1]["file_name"] = "below"
+    (tmp_path / "train.json").write_text(json.dumps(scene.content))
+    with pytest.raises(DataError, match="2 missing, 0 undecodable") as caught:
+        import_annotations(tmp_path / "three", Coco(), [("train", places)])
+    assert f"{scene.images}/0006.png: there is no such file" in str(caught.value)
+
+
+def test_what_is_wrong_in_a_store_is_named_by_its_uri(tmp_path, coco, store):
+    data_format, splits = coco
+    (path, images) = splits[0][1]
+
+    def said(*places, kind=data_format):
+        with pytest.raises(DataError) as caught:
+            import_annotations(tmp_path / "out", kind, [("train", places)])
+        return str(caught.value)
+
+    assert f"Cannot fetch the annotation file {store(tmp_path)}/none.json" in said(
+        store(tmp_path / "none.json"), images
+    )
+    assert f"The image directory {store(tmp_path)}/none does not exist, or has no files" in said(
+        store(path), store(tmp_path / "none")
+    )
+    assert "the format voc takes local paths only" in said(store(tmp_path), store(images), kind=Voc())
+    path.write_text("[")
+    assert f"{store(path)} is not JSON" in said(store(path), images)
+    assert not (tmp_path / "out").exists()
