@@ -9,6 +9,7 @@ Whatever else is near only helps the message.
 import os
 import posixpath
 import re
+import stat
 import unicodedata
 from abc import ABC, abstractmethod
 from collections import defaultdict
@@ -145,26 +146,32 @@ class LocalFiles(ImageFiles):
 
     def __init__(self, directory: Path, allow_outside: bool = False) -> None:
         self.directory: Path = directory
-        self.allow_outside = allow_outside
+        self._root, self.allow_outside = os.fspath(directory), allow_outside
         if not directory.is_dir():
             raise DataError(f"The image directory {directory} does not exist. Correct it.")
 
     def version(self, name: str) -> tuple[int, int]:
         """See `ImageFiles`."""
-        status = os.stat(self.directory / name)
+        status = os.stat(self._path(name))
         return status.st_size, status.st_mtime_ns
 
     def identity(self, name: str) -> str:
         """See `ImageFiles`: the path without links."""
-        return os.path.realpath(self.directory / name)
+        return os.path.realpath(self._path(name))
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self._root, name)  # a `Path` for each of a million names would take seconds and memory
 
     def _exactly(self, name: str) -> str | None:
-        there = "\0" not in name and (self._inside(name) or self.allow_outside) and (self.directory / name).is_file()
-        return name if there else None
+        if "\0" in name or not (self.allow_outside or self._inside(name)):
+            return None
+        try:
+            return name if stat.S_ISREG(os.stat(self._path(name)).st_mode) else None
+        except (FileNotFoundError, NotADirectoryError):
+            return None
 
     def _inside(self, name: str) -> bool:
-        path = os.path.normpath((self.directory / name).absolute())
-        return Path(path).is_relative_to(os.path.normpath(self.directory.absolute()))
+        return os.path.abspath(self._path(name)).startswith(os.path.join(os.path.abspath(self._root), ""))
 
     def _otherwise(self, name: str) -> str | None:
         path = self.directory / name

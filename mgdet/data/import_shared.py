@@ -289,4 +289,4 @@ def _key(values: Sequence[object]) -> str:
 def _address(listed: Listed) -> str:
     """The image directory, as any process finds it."""
     directory = listed.files.directory
-    return str(directory) if isinstance(directory, Location) else os.path.abspath(directory)
+    return str(directory if isinstance(directory, Location) else directory.absolute())

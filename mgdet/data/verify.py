@@ -2,10 +2,10 @@
 
 import logging
 import os
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
 
 from mgdet.data.choices import Choices
 from mgdet.data.decode import Decoded, decode_with_notes
@@ -20,6 +20,11 @@ from mgdet.storage import File, Location, read_file
 from mgdet.text import first_of
 
 logger = logging.getLogger(__name__)
+
+AHEAD = 16
+"""Images that wait for each thread."""
+T = TypeVar("T")
+U = TypeVar("U")
 
 
 class Usable(NamedTuple):
@@ -106,12 +111,24 @@ def verify(
         return decoded(listed.content.directory, place.name, max_pixels, look)
 
     files: list[Usable | Unusable] = []
-    with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
-        for done, file in enumerate(pool.map(checked, listed.places), start=1):
+    threads, total = workers or len(os.sched_getaffinity(0)), len(listed.places)
+    with ThreadPoolExecutor(threads) as pool:
+        for done, file in enumerate(_in_order(pool, checked, listed.places, AHEAD * threads), start=1):
             files.append(file)
-            if progress is not None and (done % 100 == 0 or done == len(listed.places)):
-                progress(f"checking {listed.split}", done, len(listed.places))
+            if progress is not None and (done % 100 == 0 or done == total):
+                progress(f"checking {listed.split}", done, total)
     return Source(listed.split, listed.content, listed.images, files)
+
+
+def _in_order(pool: Executor, function: Callable[[T], U], values: Iterable[T], ahead: int) -> Iterator[U]:
+    """As `pool.map`, but no more than `ahead` calls at a time: what a call takes is more than what is kept of it."""
+    calls: deque[Future[U]] = deque()
+    for value in values:
+        calls.append(pool.submit(function, value))
+        if len(calls) == ahead:
+            yield calls.popleft().result()
+    while calls:
+        yield calls.popleft().result()
 
 
 def _image_files(directory: File, allow_outside: bool) -> ImageFiles:

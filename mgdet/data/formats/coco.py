@@ -173,9 +173,9 @@ def _content(path: Path) -> dict[str, list[Any]]:
 
 
 def _load(path: Path) -> Any:
-    text = read_annotation_file(path, "JSON")
     try:
-        return json.loads(text, object_pairs_hook=_each_key_once)
+        # given away at once: the bytes are not kept beside the text that they are decoded to
+        return json.loads(read_annotation_file(path, "JSON"), object_pairs_hook=_as_entry)
     except json.JSONDecodeError as error:
         raise DataError(
             f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}. Is it complete? "
@@ -193,11 +193,17 @@ class _TwiceError(ValueError):
     """An object of JSON that has a key twice."""
 
 
-def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _as_entry(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys are there once; of an annotation with a box without its segmentation, which is not needed.
+
+    The polygons of a large file take several times the memory of all else.
+    """
     content = dict(pairs)
     if len(content) != len(pairs):
         twice = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
         raise _TwiceError(f"the key {twice!r} stands twice in an object, {reprlib.repr(content)}")
+    if "segmentation" in content and _has_box(content.get("bbox")):
+        del content["segmentation"]
     return content
 
 
@@ -285,8 +291,8 @@ def _add_object(entry: Any, at: str, images: dict[int, AnnotatedImage], categori
 def _box(entry: dict[str, Any], at: str) -> tuple[Box, bool]:
     """The annotation's box; where it has none, or one without area, the bounds of its segmentation, and True."""
     bbox: Any = entry.get("bbox")
-    whole = isinstance(bbox, list) and len(bbox) == 4 and all(map(_is_number, bbox))
-    if not whole or not (bbox[2] > 0 and bbox[3] > 0):
+    whole = _is_box(bbox)
+    if not _has_box(bbox):
         bounds = mask_bounds(entry.get("segmentation"))
         if bounds is not None and (not bbox or whole):
             return bounds, True
@@ -294,6 +300,15 @@ def _box(entry: dict[str, Any], at: str) -> tuple[Box, bool]:
         _wrong(at, "bbox", "four numbers [x, y, width, height]", _get(entry, "bbox", at))
     x, y, w, h = map(float, bbox)
     return (x, y, w, h), False
+
+
+def _is_box(bbox: Any) -> bool:
+    return isinstance(bbox, list) and len(bbox) == 4 and all(map(_is_number, bbox))
+
+
+def _has_box(bbox: Any) -> bool:
+    """Whether it is a box with an area, so that nobody looks at the segmentation."""
+    return _is_box(bbox) and bbox[2] > 0 and bbox[3] > 0
 
 
 def _get(entry: Any, key: str, at: str) -> Any:
