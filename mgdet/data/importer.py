@@ -75,6 +75,7 @@ def import_annotations(
         for source, rows in zip(sources, begun.rows(sources, progress), strict=True)
     }
     manifest = write_dataset(uri, records, name=name or locate(uri).name, overwrite=overwrite, **begun.described())
+    del sources, records
     begun.report(uri)
     return manifest
 
@@ -146,9 +147,14 @@ class Import:
         }
 
     def report(self, uri: str | os.PathLike[str]) -> None:
-        """Warn of what was changed, of what is doubtful, and of what the written data set at `uri` shows."""
+        """Warn of what was changed, of what is doubtful, and of what the written data set at `uri` shows.
+
+        The annotations are let go: the data set, with its own, is opened in their place.
+        """
         self.ledger.report(sum(len(image.objects) for listed in self.listed for image in listed.images))
-        datasets = {listed.split: ShardedDataset(os.fspath(uri), listed.split) for listed in self.listed}
+        splits = [listed.split for listed in self.listed]
+        self.listed.clear()
+        datasets = {split: ShardedDataset(os.fspath(uri), split) for split in splits}
         for text in (*self._doubts, *examine(datasets, parents=self._parents).lines):
             logger.warning("%s", text)
 

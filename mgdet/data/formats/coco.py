@@ -7,7 +7,7 @@ import os
 import reprlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn
 
@@ -206,8 +206,10 @@ def _as_entry(pairs: list[tuple[str, Any]]) -> "dict[str, Any] | ParsedAnnotatio
         twice = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
         raise _TwiceError(f"the key {twice!r} stands twice in an object, {reprlib.repr(content)}")
     if "image_id" in content and "category_id" in content and "file_name" not in content:
-        with suppress(DataError):  # raised again where it is known which entry this is
+        try:
             return _annotation(content, "")
+        except DataError:
+            pass  # raised again where it is known which entry this is
     return content
 
 
@@ -303,7 +305,7 @@ def _add(known: ParsedAnnotation, at: str, images: dict[int, AnnotatedImage], ca
                 f"said to have {image.size[0]} x {image.size[1]}. Correct either."
             )
         images[image_id] = image._replace(size=size)
-    images[image_id].objects.append(thing._replace(category=categories[category_id]))
+    images[image_id].objects.append(AnnotatedObject(categories[category_id], *thing[1:]))
 
 
 def _box(entry: dict[str, Any], at: str) -> tuple[Box, bool]:
