@@ -122,6 +122,14 @@ class Writing(Work):
         return Done(portion.images)
 
 
+def _still_holds(portion: Portion, known: dict[str, Any]) -> bool:
+    """Whether a result of `Checking` need not be made anew.
+
+    What made a file unusable, such as its rights, may have changed without a trace.
+    """
+    return bool(known["key"] == portion.content[-1]) and not any(isinstance(each, str) for each in known["answers"])
+
+
 def _rows_file(number: int) -> str:
     return f"{number:06d}.parquet"
 
@@ -159,7 +167,9 @@ class ImportPlan:
         check_names(uri, [listed.split for listed in self.listed], self._import.categories)
 
     def run(self, spread: Spread) -> Manifest:
-        """Convert, and write the data set. After a stop the same plan goes on; no byte depends on `spread`.
+        """Convert, and write the data set, once. After a stop a new plan of the same arguments goes on.
+
+        No byte depends on `spread`.
 
         Raises:
             DataError: as for `import_annotations`, or the directory beside the destination cannot be used.
@@ -180,8 +190,13 @@ class ImportPlan:
 
     def _may_take(self) -> bool:
         """Whether a data set is to be replaced at the destination. Raises `DataError` for what may not be replaced."""
-        if not self.target.is_local and self._is_begun() and not manifest_exists(self.target):
-            return False  # shards of an earlier call
+        try:
+            if not self.target.is_local and self._is_begun() and not manifest_exists(self.target):
+                return False  # shards of an earlier call
+        except OSError as error:
+            raise DataError(
+                f"{self.uri} cannot be used: {error}. Check the address, the rights and the store."
+            ) from error
         return may_take(self.uri, overwrite=self.overwrite, is_ours=manifest_exists)
 
     def _is_begun(self) -> bool:
@@ -196,7 +211,7 @@ class ImportPlan:
                 key = _key([self.choices.max_pixels, *_versions(listed, some)])
                 portions.append(Portion(len(portions), len(some), (_address(listed), some, key)))
         kept = Portions(self.stage / CHECKED, {"work": CHECKED}, len(portions))
-        _forget(kept, portions, lambda portion, known: bool(known["key"] == portion.content[-1]))
+        _forget(kept, portions, _still_holds)
         carry_out(CHECKED, spread, Checking(self.choices.max_pixels, kept), portions, kept)
         answers = (answer for data in kept.read() for answer in json.loads(data)["answers"])
         sources = []
@@ -207,6 +222,7 @@ class ImportPlan:
 
     def _write(self, spread: Spread, rows: Sequence[Iterator[Row]]) -> Manifest:
         occupied = self._may_take()
+        logger.info("arranging the annotations of %s", ", ".join(listed.split for listed in self.listed))
         root = self.stage / DATA if self.target.is_local else self.target
         portions = self._stage_rows(rows)
         if occupied and not self.target.is_local and not self._is_begun():

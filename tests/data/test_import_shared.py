@@ -237,6 +237,26 @@ def test_images_that_cannot_be_used_are_all_named_before_anything_is_written(tmp
     assert one == two
 
 
+def test_an_image_that_could_not_be_used_is_looked_at_again(tmp_path, coco):
+    """What was wrong, here its content and elsewhere its rights, may change without a trace in its size and time."""
+    image, out = coco[1][0][1][1] / "0001.png", tmp_path / "out"
+    good, times = image.read_bytes(), (10**9, 10**9)
+    given = []
+
+    def counted(work, wanted):
+        given.append([portion.number for portion in wanted])
+        yield from here(work, wanted)
+
+    image.write_bytes(bytes(len(good)))
+    os.utime(image, times)
+    with pytest.raises(DataError, match="1 image files cannot be used"):
+        ImportPlan(out, *coco).run(counted)
+    image.write_bytes(good)
+    os.utime(image, times)
+    ImportPlan(out, *coco).run(counted)
+    assert given == [[0, 1, 2, 3], [0], [0, 1, 2]]
+
+
 def test_a_file_that_a_process_does_not_see_is_no_missing_image(tmp_path, coco):
     plan = ImportPlan(tmp_path / "out", *coco)
     images = coco[1][0][1][1]
