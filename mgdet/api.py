@@ -96,8 +96,8 @@ def prepare(
     Args:
         format: `coco`, annotation files and their images; `shapes`, generated images; or the name of a plugin's format.
         out: where to write, a directory or a URI. It appears only when it is complete.
-        splits: unless it is `shapes`: for each split the paths that the format takes; of `coco`, its annotation file
-            and the directory of its images.
+        splits: unless it is `shapes`: for each split the paths, or URIs, that the format takes; of `coco`, its
+            annotation file and the directory of its images.
         overwrite: replace a data set that is there.
         plugins: modules or entry points that bring formats; a module may lie in the working directory.
         options: of `shapes`: the keys below `data.generate`, such as `train=600, size=96`; of all others `name`,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 from urllib.parse import quote, unquote
 
 import pyarrow as pa
@@ -17,7 +17,7 @@ from pyarrow import fs
 from pydantic import AfterValidator
 
 from mgdet.errors import DataError
-from mgdet.files import absolute, may_be_written, require_regular
+from mgdet.files import absolute, may_be_written, read_regular, require_regular
 from mgdet.text import has_password
 
 _READS = 10
@@ -84,6 +84,17 @@ class Location:
         """Name and time of the last change of every file directly in this directory, seconds since 1970."""
         infos = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
         return {i.base_name: i.mtime.timestamp() for i in infos if i.type == fs.FileType.File and i.mtime}
+
+    def files_below(self) -> dict[str, tuple[int, int]]:
+        """Size in bytes and time of the last change, ns since 1970, of each file in and below this directory.
+
+        By the path relative to it, sorted.
+        """
+        infos = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True, recursive=True))
+        before = f"{self.path.strip('/')}/".lstrip("/")
+        paths = ((i.path.lstrip("/"), i) for i in infos if i.type == fs.FileType.File)
+        files = ((path.removeprefix(before), (i.size, i.mtime_ns or 0)) for path, i in paths)
+        return dict(sorted(files))
 
     def is_empty(self) -> bool:
         """Whether nothing is stored at or under this location."""
@@ -166,6 +177,10 @@ class Location:
         """Remove everything in the directory."""
         self.filesystem.delete_dir_contents(self.path)
 
+    def remove(self) -> None:
+        """Remove the directory with everything in it."""
+        self.filesystem.delete_dir(self.path)
+
     def _open_stream(self) -> Any:
         return self.filesystem.open_input_stream(self.path, compression=None)
 
@@ -175,6 +190,23 @@ class Location:
 
     def _is(self, kind: Any) -> bool:
         return bool(self.filesystem.get_file_info(self.path).type == kind)
+
+
+File: TypeAlias = Path | Location
+"""A local file or directory as the user named it, or one of a store."""
+
+
+def as_file(name: str | os.PathLike[str]) -> File:
+    """What a path or URI names; a `file://` URI is the local path. Raises `DataError` as `locate` does."""
+    if "://" not in (text := os.fspath(name)):
+        return Path(text)
+    place = locate(text)
+    return Path(place.path) if place.is_local else place
+
+
+def read_file(file: File) -> bytes:
+    """The content of a file. Raises `OSError`."""
+    return file.read_bytes() if isinstance(file, Location) else read_regular(file)
 
 
 def locate(uri: str | os.PathLike[str]) -> Location:
@@ -294,6 +326,22 @@ def is_taken(uri: str | os.PathLike[str]) -> bool:
         raise DataError(f"{uri} cannot be looked into: {error}. Check the path, the rights and the store.") from error
 
 
+def may_take(uri: str | os.PathLike[str], *, overwrite: bool, is_ours: Callable[[Location], bool]) -> bool:
+    """Whether a directory that may be replaced is at a location. Raises `DataError` for one that may not.
+
+    Args: as for `new_directory`.
+    """
+    occupied = is_taken(uri)
+    if occupied and not overwrite:
+        raise DataError(f"{uri} exists already and nothing was written. Choose another place or pass --overwrite.")
+    if occupied and not is_ours(locate(uri)):
+        raise DataError(
+            f"{uri} exists and is not a data set of mgdet (it has no dataset.json), so it is not replaced even with "
+            "--overwrite. Choose another place or remove it yourself."
+        )
+    return occupied
+
+
 @contextmanager
 def new_directory(
     uri: str | os.PathLike[str], *, overwrite: bool, is_ours: Callable[[Location], bool]
@@ -312,14 +360,7 @@ def new_directory(
         DataError: the destination exists and may not be replaced, or cannot be written.
     """
     target = locate(uri)
-    occupied = is_taken(uri)
-    if occupied and not overwrite:
-        raise DataError(f"{uri} exists already and nothing was written. Choose another place or pass --overwrite.")
-    if occupied and not is_ours(target):
-        raise DataError(
-            f"{uri} exists and is not a data set of mgdet (it has no dataset.json), so it is not replaced even with "
-            "--overwrite. Choose another place or remove it yourself."
-        )
+    occupied = may_take(uri, overwrite=overwrite, is_ours=is_ours)
     fill = _fill_local if target.is_local else _fill_remote
     try:
         with fill(target, occupied) as directory:
@@ -333,16 +374,24 @@ def new_directory(
 @contextmanager
 def _fill_local(target: Location, occupied: bool) -> Iterator[Location]:
     final = Path(target.path)
-    suffix = uuid.uuid4().hex[:8]
-    staged, retired = (final.with_name(f".{final.name}.{kind}-{suffix}") for kind in ("tmp", "old"))
+    staged = final.with_name(f".{final.name}.tmp-{uuid.uuid4().hex[:8]}")
     staged.mkdir(parents=True)
     try:
         yield target.with_name(staged.name)
+        take_place(staged, final, occupied)
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
+
+
+def take_place(staged: Path, final: Path, occupied: bool) -> None:
+    """Rename a directory to `final`; one that it replaces there stays as it is if this fails. Raises `OSError`."""
+    retired = final.with_name(f".{final.name}.old-{uuid.uuid4().hex[:8]}")
+    try:
         if occupied:
             final.rename(retired)
         staged.rename(final)  # fails if another process has filled the destination meanwhile
     except BaseException:
-        shutil.rmtree(staged, ignore_errors=True)
         if retired.exists() and not final.exists():
             retired.rename(final)
         raise

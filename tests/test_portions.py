@@ -140,7 +140,7 @@ def test_it_goes_on_after_any_end(run, photos, tmp_path):
     small = LOW._replace(parquet=False)
     with pytest.raises(RuntimeError):
         plan(run, [photos], out, small).run(some)
-    with pytest.raises(Interrupted, match="4 of 6 images are done; the same command goes on"):
+    with pytest.raises(Interrupted, match="4 of 6 images are predicted; the same command goes on"):
         plan(run, [photos], out, small).run(stopped)
     assert done == [0, 1]
     assert sorted(os.listdir(out)) == ["portions"]
@@ -164,15 +164,15 @@ def test_other_work_is_refused(run, photos, tmp_path):
 
     with pytest.raises(RuntimeError):
         plan(run, [photos], out).run(none)
-    with pytest.raises(DataError, match="begun with another score, and can only be continued with the same"):
+    with pytest.raises(DataError, match="with other work, which differs in score, and can only be continued"):
         plan(run, [photos], out, LOW._replace(score=0.5)).run(here)
     read = read_detector(run)
     name = min(read.state["ema"]["weights"])
     read.state["ema"]["weights"][name] += 1  # as if the path were that of another training by now
-    with pytest.raises(DataError, match="begun with another weights"):
+    with pytest.raises(DataError, match="begun with other work, which differs in weights"):
         PredictionPlan(read, [str(photos)], str(out), options=LOW).run(here)
     (photos / "val-0.jpg").unlink()
-    with pytest.raises(DataError, match="begun with another inputs"):
+    with pytest.raises(DataError, match="begun with other work, which differs in inputs"):
         plan(run, [photos], out).run(here)
 
 
@@ -237,9 +237,9 @@ def test_an_evaluation_goes_on_and_another_one_does_not(run, tmp_path, monkeypat
 
     with pytest.raises(RuntimeError):
         JudgingPlan(read, ["train.batch_size=1"], None, "val", out).run(killed)
-    with pytest.raises(DataError, match="begun with another overrides"):
+    with pytest.raises(DataError, match="begun with other work, which differs in overrides"):
         JudgingPlan(read, ["train.batch_size=1", "model.postprocess.nms_iou=0.6"], None, "val", out).run(here)
-    with pytest.raises(DataError, match="begun with another split, data"):
+    with pytest.raises(DataError, match="begun with other work, which differs in split, data"):
         JudgingPlan(read, ["train.batch_size=1"], None, "train", out).run(here)
     done = []
 

@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from mgdet import lease
-from mgdet.errors import OwnedError
+from mgdet.errors import DataError, OwnedError
 from mgdet.lease import OWNER, claims, owned
 from mgdet.records import unseal
 from mgdet.runs.compare import compare_metrics
@@ -198,3 +198,36 @@ def test_two_drivers_on_one_run_in_a_bucket(uri, tmp_path):
     assert record["learned"]["train.optimizer.lr"] == winner
     assert CheckpointStore(uri("runs/both")).committed()[-1].step == 12
     assert not claims(locate(uri("runs/both")) / OWNER)
+
+
+def test_an_import_from_a_bucket_into_a_bucket(uri, tmp_path):
+    """Images, annotations and destination: the bytes of an import on the disk, by one process and in portions."""
+    from mgdet.data import import_annotations, read_manifest
+    from mgdet.data.formats.coco import Coco
+    from mgdet.data.import_shared import ImportPlan
+    from tests.data.scenes import Scene
+
+    scene = Scene(tmp_path, count=5)
+    scene.prepare(name="same")
+    for path in (tmp_path / "train.json", *scene.images.iterdir()):
+        locate(uri(f"source/{path.relative_to(tmp_path)}")).write(path.read_bytes())
+    splits = [("train", (uri("source/train.json"), uri("source/images")))]
+
+    def killed(work, wanted):
+        yield work(wanted[0])
+        if type(work).__name__ == "Writing":
+            raise RuntimeError
+
+    def here(work, wanted):
+        yield from map(work, wanted)
+
+    import_annotations(uri("prepared/one"), Coco(), splits, name="same")
+    with pytest.raises(RuntimeError):
+        ImportPlan(uri("prepared/two"), Coco(), splits, name="same").run(killed)
+    with pytest.raises(DataError, match="No data set at"):
+        read_manifest(uri("prepared/two"))
+    ImportPlan(uri("prepared/two"), Coco(), splits, name="same").run(here)
+    for name in ("dataset.json", "train/part-00000.parquet"):
+        expected = (scene.out / name).read_bytes()
+        assert [(locate(uri(f"prepared/{each}")) / name).read_bytes() for each in ("one", "two")] == [expected] * 2
+    assert locate(uri("prepared")).children().keys() == {"one", "two"}

@@ -3,8 +3,11 @@
     %(prog)s shapes --out data/shapes
     %(prog)s coco --split train ann/train.json images --split val ann/val.json images --out data/mine
     %(prog)s mine --plugin my_package.my_format --split train a.txt images --out data/mine   # a format of your own
+    %(prog)s coco --split train s3://bucket/train.json s3://bucket/train --out s3://bucket/coco --cluster --workers 8
 
 The result appears only when it is complete; an existing one is replaced only with --overwrite.
+--cluster converts in processes of a Ray cluster. The result is the same, and the same command goes on after a stop:
+what is done is kept in .NAME.prepare beside the destination until then.
 Exit status 0: written; 2 and one paragraph: something you can mend; 130: interrupted.
 """
 
@@ -14,8 +17,9 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from mgdet.cli.fleet import MOST_WORKERS, add_where, cluster_of, refuse_where
 from mgdet.cli.keys import shipped
 from mgdet.cli.run import Command, common_options
 from mgdet.data.choices import Choices
@@ -26,6 +30,7 @@ from mgdet.training.progress import Progress, show
 
 if TYPE_CHECKING:
     from mgdet.data import Manifest
+    from mgdet.runs.config import ClusterConfig
 
 SHAPES = "data.generate."
 """The keys below it are the options of `shapes`."""
@@ -79,7 +84,15 @@ def add_import_arguments(parser: argparse.ArgumentParser, data_format: type[Data
         help="once for each split; again: more annotations of it",
     )
     parser.add_argument("--name", help="of the data set (default: the last part of --out)")
-    parser.add_argument("--workers", type=int, help="decoding threads (default: the CPUs of this process)")
+    parser.add_argument(
+        "--workers",
+        metavar="N",
+        type=_workers,
+        help="decoding threads (default: the CPUs of this process); with --cluster processes (default auto: the CPUs "
+        "of the cluster)",
+    )
+    parser.add_argument("--cluster", action="store_true", help="convert in processes of a Ray cluster")
+    add_where(parser)
     add_options(parser, (*Choices.options(), *data_format.options()))
 
 
@@ -130,16 +143,37 @@ def prepare(args: argparse.Namespace) -> "Manifest":
             raise MgdetError(f"--{first['loc'][0]} is {first['input']!r}: {first['msg']}") from error
         return generate_shapes(args.out, config, overwrite=args.overwrite, progress=progress)
     data_format = next(each for each in FORMATS if each.name == args.verb)
-    return import_annotations(
-        args.out,
-        data_format(**{own.name: getattr(args, own.name) for own in data_format.options()}),
-        [(name, places) for name, *places in args.split],
-        name=args.name,
-        overwrite=args.overwrite,
-        workers=args.workers,
-        progress=progress,
-        **{each.name: getattr(args, each.name) for each in Choices.options()},
-    )
+    fleet = _fleet_of(args)
+    read = data_format(**{own.name: getattr(args, own.name) for own in data_format.options()})
+    splits = [(name, places) for name, *places in args.split]
+    options: dict[str, Any] = {each.name: getattr(args, each.name) for each in Choices.options()}
+    options |= {"name": args.name, "overwrite": args.overwrite}
+    if fleet is None:
+        return import_annotations(args.out, read, splits, workers=args.workers, progress=progress, **options)
+    from mgdet.cluster.fleet import prepare_on_cluster
+
+    return prepare_on_cluster(args.out, read, splits, fleet, **options)
+
+
+def _workers(text: str) -> int | str:
+    try:
+        return text if text == "auto" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number, or auto with --cluster") from None
+
+
+def _fleet_of(args: argparse.Namespace) -> "ClusterConfig | None":
+    """The cluster that `--cluster` asks for. Raises `DataError` or `ConfigError`."""
+    from mgdet.errors import DataError
+
+    if not args.cluster:
+        refuse_where(args, "--cluster")
+        if args.workers == "auto":
+            raise DataError("--workers auto is for a cluster: give --cluster too, or a number of threads.")
+        return None
+    if args.workers not in (None, "auto") and not 1 <= args.workers <= MOST_WORKERS:
+        raise DataError(f"There cannot be {args.workers} processes; allowed are 1 to {MOST_WORKERS}, and auto.")
+    return cluster_of(args, args.workers or "auto", gpu=False)
 
 
 def print_table(manifest: "Manifest", uri: str) -> None:
@@ -154,4 +188,11 @@ def print_table(manifest: "Manifest", uri: str) -> None:
     print(f"Written to {uri}")
 
 
-COMMAND = Command("prepare", __doc__, add_arguments, run, "nothing appeared at the target", load_formats)
+COMMAND = Command(
+    "prepare",
+    __doc__,
+    add_arguments,
+    run,
+    "nothing appeared at the target; with --cluster, what is done is kept, and the same command goes on",
+    load_formats,
+)

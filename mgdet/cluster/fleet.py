@@ -1,4 +1,4 @@
-"""Predictions and evaluations on a Ray cluster: Ray Data gives their portions to processes that hold the detector."""
+"""Predictions, evaluations and imports on a Ray cluster: Ray Data gives their portions to processes."""
 
 import json
 import logging
@@ -17,14 +17,17 @@ import torch
 
 from mgdet.cluster.session import check_shared, scale_up, session
 from mgdet.config_yaml import Overrides
+from mgdet.data.formats.base import DataFormat
+from mgdet.data.import_shared import ImportPlan
+from mgdet.data.schema import Manifest
 from mgdet.errors import ClusterError, MgdetError
 from mgdet.inference.evaluate import Evaluation
 from mgdet.inference.evaluate_shared import JudgingPlan
 from mgdet.inference.load import Trained, read_detector
-from mgdet.inference.portions import Done, Portion, Work
 from mgdet.inference.predict import Options, Predicted
 from mgdet.inference.predict_shared import PredictionPlan
 from mgdet.plugins import load_plugins
+from mgdet.portions import Done, Portion, Work
 from mgdet.runs.config import ClusterConfig
 from mgdet.runs.resolve import resolve_cluster
 from mgdet.runs.resources import arithmetic, check_fits
@@ -85,6 +88,25 @@ def evaluate_on_cluster(
     plan = JudgingPlan(read_detector(checkpoint), overrides, data, split, out)
     with _cluster(config, {"--out": out, "--data": plan.dataset.uri}) as cluster:
         return plan.trained, plan.run(partial(_spread, config=cluster, plugins=plugins))
+
+
+def prepare_on_cluster(
+    uri: str,
+    data_format: DataFormat,
+    splits: Sequence[tuple[str, Sequence[str | os.PathLike[str]]]],
+    config: ClusterConfig,
+    **options: Any,
+) -> Manifest:
+    """Convert annotations and images with the processes of a cluster; see `ImportPlan`. Errors likewise.
+
+    Args:
+        uri: destination; a local one, and local images, must be seen by all nodes.
+        data_format, splits, options: as for `ImportPlan`.
+        config: which cluster, and how many processes with how much of it.
+    """
+    plan = ImportPlan(uri, data_format, splits, **options)
+    with _cluster(config, {"the directory of --out": str(plan.target.parent)}) as cluster:
+        return plan.run(partial(_spread, config=cluster, plugins=()))
 
 
 @contextmanager
@@ -183,7 +205,7 @@ def _unsaid(text: bytes) -> Iterator[None]:
 
 
 class _Process:
-    """One of the processes: does one portion after another with the same detector.
+    """One of the processes: does one portion after another.
 
     Args:
         work: a reference to the work in a list, so that Ray passes it on as it is.

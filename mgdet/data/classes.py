@@ -1,11 +1,11 @@
 """The classes of an import: renamed, merged and chosen as asked for, and the same in all splits."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from mgdet.data.choices import Choices
 from mgdet.data.formats.base import AnnotatedSplit
 from mgdet.errors import ConfigError, DataError
+from mgdet.storage import File
 from mgdet.structures import Category
 from mgdet.text import first_of
 
@@ -99,7 +99,7 @@ def common_categories(contents: Sequence[AnnotatedSplit]) -> list[Category]:
     return [Category(i, known[i]) for i in sorted(known)]
 
 
-def _refuse_difference(place: Path, known: Mapping[int, str], other: Path, categories: Mapping[int, str]) -> None:
+def _refuse_difference(place: File, known: Mapping[int, str], other: File, categories: Mapping[int, str]) -> None:
     here, there = (set(each.items()) for each in (known, categories))
     if here != there:
         raise DataError(

@@ -7,15 +7,22 @@ Whatever else is near only helps the message.
 """
 
 import os
+import posixpath
 import re
+import stat
 import unicodedata
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from functools import cache, cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote
 
+from mgdet.errors import DataError
 from mgdet.text import first_of
+
+if TYPE_CHECKING:  # the formats of annotations are imported before the arguments of a command are read
+    from mgdet.storage import File, Location
 
 _FOREIGN = re.compile(r"^(?:[A-Za-z][A-Za-z0-9+.-]+://[^/]*/*|[A-Za-z]:/+|/+|~/+)")
 """The beginning of a URL, of a path with a drive's letter, or of an absolute path."""
@@ -41,60 +48,75 @@ def image_suffixes() -> frozenset[str]:
 class Found(NamedTuple):
     """The file that a name leads to."""
 
-    path: Path
-    read_as: str | None = None
-    """The name relative to the image directory that it was read as; None: it leads there as it stands."""
+    name: str
+    """Of the file, relative to the image directory."""
+    renamed: bool = False
+    """Whether the name in the annotations leads there only by another reading."""
 
 
 class NotFound(Exception):
     """A name leads to no file, or to several; the text says why and what stands there instead."""
 
 
-class ImageFiles:
-    """The files of one image directory.
+class ImageFiles(ABC):
+    """The files of one image directory, with all below it."""
 
-    Args:
-        directory: with all below it, linked directories included.
-        allow_outside: whether names may lead out of the directory, by `..` or as absolute paths.
-    """
-
-    def __init__(self, directory: Path, allow_outside: bool = False) -> None:
-        self.directory, self.allow_outside = directory, allow_outside
+    directory: "File"
 
     def find(self, name: str) -> Found:
         """The file that `name` leads to. Raises `NotFound`."""
-        path = self.directory / name
-        inside = Path(os.path.normpath(path.absolute())).is_relative_to(os.path.normpath(self.directory.absolute()))
-        if "\0" not in name and (inside or self.allow_outside) and path.is_file():
-            return Found(path)
+        exact = self._exactly(name)
+        if exact is not None:
+            return Found(exact)
         parts, foreign = _parts(name)
         for candidate in self._readings(parts, foreign):
             files = self._index.get(_key(candidate), [])
             files = [f for f in files if f == "/".join(candidate)] or files
             if len(files) == 1:
-                return Found(self.directory / files[0], files[0])
+                return Found(files[0], True)
             if files:
                 raise NotFound(f"there is no such file, and {first_of(files, 3)} are equally near: give its exact name")
-        if not inside and "\0" not in name and path.is_file():
-            raise NotFound(f"it lies outside of the image directory {self.directory}; pass --allow-outside to read it")
-        raise NotFound(self._what_instead(path, parts))
+        raise NotFound(self._otherwise(name) or f"there is no such file{self._near(parts)}")
+
+    @abstractmethod
+    def version(self, name: str) -> tuple[int, int]:
+        """Size in bytes and time of the last change, ns, of a file that was found. Raises `OSError`."""
+
+    @abstractmethod
+    def identity(self, name: str) -> str:
+        """What is the same for two names of one file."""
+
+    @abstractmethod
+    def _exactly(self, name: str) -> str | None:
+        """The file that the name leads to as it stands."""
+
+    @abstractmethod
+    def _otherwise(self, name: str) -> str | None:
+        """What stands in the place of a file, or why a file may not be taken; None: nothing."""
+
+    @abstractmethod
+    def _names(self) -> list[str]:
+        """All files, relative to the directory and sorted."""
+
+    @abstractmethod
+    def _above(self) -> tuple[str, ...]:
+        """The parts of the directory's own path."""
 
     def _readings(self, parts: tuple[str, ...], foreign: bool) -> list[tuple[str, ...]]:
         """What a name may mean below the directory, the longest first.
 
         A path of another machine may begin anywhere above; a relative one may only repeat the end of the directory.
         """
-        above = tuple(_folded(part) for part in self.directory.absolute().parts)
+        above = tuple(_folded(part) for part in self._above())
         starts = range(len(parts)) if foreign else [k for k in range(len(parts)) if _ends_with(above, parts[:k])]
         return [parts[k:] for k in starts]
 
     @cached_property
     def _index(self) -> dict[tuple[str, ...], list[str]]:
-        """All files, by their parts without case and Unicode form: paths relative to the directory."""
+        """All files by their parts without case and Unicode form."""
         found: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
-        for path in files_below(self.directory):
-            relative = path.relative_to(self.directory)
-            found[_key(relative.parts)].append(relative.as_posix())
+        for name in self._names():
+            found[_key(tuple(name.split("/")))].append(name)
         return found
 
     @cached_property
@@ -104,16 +126,111 @@ class ImageFiles:
             found[key[-1].rpartition(".")[0]].extend(paths)
         return found
 
-    def _what_instead(self, path: Path, parts: tuple[str, ...]) -> str:
-        if path.is_dir():
-            return "it is a directory, not a file"
-        if path.exists() or path.is_symlink():
-            return "it is a link that leads nowhere" if path.is_symlink() else "it is not a regular file"
+    def _near(self, parts: tuple[str, ...]) -> str:
         name = _folded(parts[-1]) if parts else ""
         near = [p for key, paths in self._index.items() if key[-1] == name for p in paths]
         near = near or self._by_stem.get(name.rpartition(".")[0] or name, [])
-        there = f"; in {self.directory} there is {first_of(near, 3)}" if near else ""
-        return f"there is no such file{there}"
+        return f"; in {self.directory} there is {first_of(near, 3)}" if near else ""
+
+
+class LocalFiles(ImageFiles):
+    """Those of a directory of this machine.
+
+    Args:
+        directory: with all below it, linked directories included.
+        allow_outside: whether names may lead out of the directory, by `..` or as absolute paths.
+
+    Raises:
+        DataError: there is no such directory.
+    """
+
+    def __init__(self, directory: Path, allow_outside: bool = False) -> None:
+        self.directory: Path = directory
+        self._root, self.allow_outside = os.fspath(directory), allow_outside
+        if not directory.is_dir():
+            raise DataError(f"The image directory {directory} does not exist. Correct it.")
+
+    def version(self, name: str) -> tuple[int, int]:
+        """See `ImageFiles`."""
+        status = os.stat(self._path(name))
+        return status.st_size, status.st_mtime_ns
+
+    def identity(self, name: str) -> str:
+        """See `ImageFiles`: the path without links."""
+        return os.path.realpath(self._path(name))
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self._root, name)  # a `Path` for each of a million names would take seconds and memory
+
+    def _exactly(self, name: str) -> str | None:
+        if "\0" in name or not (self.allow_outside or self._inside(name)):
+            return None
+        try:
+            return name if stat.S_ISREG(os.stat(self._path(name)).st_mode) else None
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def _inside(self, name: str) -> bool:
+        return os.path.abspath(self._path(name)).startswith(os.path.join(os.path.abspath(self._root), ""))
+
+    def _otherwise(self, name: str) -> str | None:
+        path = self.directory / name
+        if "\0" in name:
+            return None
+        if path.is_file() and not self._inside(name):
+            return f"it lies outside of the image directory {self.directory}; pass --allow-outside to read it"
+        if path.is_dir():
+            return "it is a directory, not a file"
+        if path.is_symlink():
+            return "it is a link that leads nowhere"
+        return "it is not a regular file" if path.exists() else None
+
+    def _names(self) -> list[str]:
+        return [path.relative_to(self.directory).as_posix() for path in files_below(self.directory)]
+
+    def _above(self) -> tuple[str, ...]:
+        return self.directory.absolute().parts
+
+
+class StoredFiles(ImageFiles):
+    """Those of a directory of a store, which is listed once; no name leads out of it.
+
+    Raises:
+        DataError: there are none, or the store cannot be read.
+    """
+
+    def __init__(self, directory: "Location") -> None:
+        self.directory: Location = directory
+        try:
+            self._files = directory.files_below()
+        except OSError as error:
+            raise DataError(
+                f"The image directory {directory} cannot be listed: {error}. Check the address, the rights and the "
+                "store."
+            ) from error
+        if not self._files:
+            raise DataError(f"The image directory {directory} does not exist, or has no files. Correct it.")
+
+    def version(self, name: str) -> tuple[int, int]:
+        """See `ImageFiles`."""
+        return self._files[name]
+
+    def identity(self, name: str) -> str:
+        """See `ImageFiles`."""
+        return f"{self.directory.path}/{name}"
+
+    def _exactly(self, name: str) -> str | None:
+        plain = posixpath.normpath(name)
+        return plain if plain in self._files else None
+
+    def _otherwise(self, name: str) -> str | None:
+        return None
+
+    def _names(self) -> list[str]:
+        return list(self._files)
+
+    def _above(self) -> tuple[str, ...]:
+        return tuple(part for part in self.directory.path.split("/") if part)
 
 
 def files_below(directory: Path, unreadable: list[str] | None = None) -> list[Path]:

@@ -1,6 +1,7 @@
 """The objects of an image as they are stored: boxes in pixels of the upright file, plausible areas, none twice."""
 
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,16 +58,16 @@ def check_units(
     source: Source, data_format: DataFormat, frames: Sequence[Frame], choices: Choices, ledger: Ledger
 ) -> list[str]:
     """See `check_readings`: refuse, or return warnings."""
-    numbers, corners, sizes = [], [], []
-    for (image, file), frame in zip(source.usable(), frames, strict=True):
-        numbers += [thing.box for thing in image.objects]
-        corners.append(annotated_corners(data_format, image, file))
-        sizes += [frame.size[::-1]] * len(image.objects)
-    if not numbers:
+    usable = list(zip(source.usable(), frames, strict=True))
+    counts = [len(image.objects) for (image, _), _ in usable]
+    if not sum(counts):
         return []
+    boxes = chain.from_iterable(thing.box for (image, _), _ in usable for thing in image.objects)
+    corners = np.concatenate([annotated_corners(data_format, image, file) for (image, file), _ in usable])
+    sizes = np.repeat(np.array([frame.size[::-1] for _, frame in usable]), counts, axis=0)
     where = f"{source.content.annotations}, split {source.split!r}"
     return check_readings(
-        where, np.array(numbers, dtype=np.float64), np.concatenate(corners), np.array(sizes), choices.accept_boxes
+        where, np.fromiter(boxes, dtype=np.float64).reshape(-1, 4), corners, sizes, choices.accept_boxes
     )
 
 

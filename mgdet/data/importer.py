@@ -5,7 +5,6 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import combinations, count
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,12 +17,13 @@ from mgdet.data.fitting import check_units, fit_objects, frames_of_split
 from mgdet.data.formats.base import AnnotatedImage, AnnotatedSplit, DataFormat
 from mgdet.data.frames import Frame
 from mgdet.data.ledger import Ledger
+from mgdet.data.places import read_split
+from mgdet.data.rows import Row, pictured
 from mgdet.data.schema import Manifest, Progress, Record
 from mgdet.data.tiles import Cutter
-from mgdet.data.verify import Source, Usable, refuse_unusable, verify
+from mgdet.data.verify import Listed, Source, Usable, list_files, refuse_unusable, verify
 from mgdet.data.writer import write_dataset
 from mgdet.errors import DataError
-from mgdet.files import read_regular
 from mgdet.storage import is_taken, locate
 from mgdet.text import first_of
 
@@ -53,8 +53,8 @@ def import_annotations(
     Args:
         uri: destination.
         data_format: reads the annotations.
-        splits: the name of each split and its paths, one for each of `data_format.places`; several entries of one name
-            make one split, see `united`.
+        splits: the name of each split and its paths or URIs, one for each of `data_format.places`; several entries of
+            one name make one split, see `united`.
         name: of the data set; by default the last part of `uri`.
         overwrite: replace a data set at `uri`.
         workers: decoding threads, by default one per CPU that this process may use.
@@ -65,57 +65,134 @@ def import_annotations(
         DataError: the destination is taken, annotations are malformed, the splits disagree about the categories,
             images are missing or undecodable, or boxes are certainly in another unit or order than the format's.
     """
-    chosen = Choices(**choices)
-    check_splits(data_format, splits, several=True)
     check_workers(workers)
     if not overwrite and is_taken(uri):  # before minutes of decoding; the writer looks again
         raise DataError(f"{uri} exists already and nothing was written. Choose another place or pass --overwrite.")
-    contents = regrouped([data_format.read([Path(place) for place in places]) for _, places in splits], chosen)
-    categories = common_categories(contents)
-    if chosen.drop_empty_classes:
-        used = {thing.category for content in contents for image in content.images for thing in image.objects}
-        categories = [category for category in categories if category.name in used] or categories
-    ledger = Ledger()
-    parts: dict[str, list[AnnotatedSplit]] = {}
-    for (split, _), content in zip(splits, contents, strict=True):
-        parts.setdefault(split, []).append(content)
-    sources = [
-        verify(split, united(split, of_split), chosen, ledger, workers, progress) for split, of_split in parts.items()
-    ]
-    refuse_unusable(sources, ledger, chosen.skip_bad_images)
-    shared = _in_several_splits(sources)
-    frames = [frames_of_split(source, data_format, ledger) for source in sources]
-    doubts = [
-        text for s, f in zip(sources, frames, strict=True) for text in check_units(s, data_format, f, chosen, ledger)
-    ]
-    labels = {category.name: label for label, category in enumerate(categories)}
+    begun = Import(data_format, splits, Choices(**choices))
+    sources = [verify(listed, begun.choices.max_pixels, workers, progress) for listed in begun.listed]
     records = {
-        source.split: _records(source, frames_of_source, data_format, labels, chosen, ledger, progress)
-        for source, frames_of_source in zip(sources, frames, strict=True)
+        source.split: pictured(rows, source.content.directory, begun.choices.max_pixels)
+        for source, rows in zip(sources, begun.rows(sources, progress), strict=True)
     }
-    cutter = None
-    if chosen.tile:
-        cutter = Cutter(chosen.tile, chosen.overlap, chosen.empty_tiles_dropped(list(records)), chosen.max_pixels)
-        records = {split: cutter.cut(split, rows) for split, rows in records.items()}
-    manifest = write_dataset(
-        uri,
-        records,
-        name=name or locate(uri).name,
-        categories=categories,
-        changes=ledger.changes,
-        source={
-            "importer": data_format.name,
-            "annotations": {source.split: source.content.annotations.name for source in sources},
-        },
-        finish=None if cutter is None else cutter.finish,
-        overwrite=overwrite,
-    )
-    ledger.report(sum(len(image.objects) for source in sources for image in source.images))
-    parents = {name: above for content in contents for name, above in content.parents.items()}
-    found = examine({s.split: ShardedDataset(os.fspath(uri), s.split) for s in sources}, parents=parents)
-    for text in (*doubts, *shared, *found.lines):
-        logger.warning("%s", text)
+    manifest = write_dataset(uri, records, name=name or locate(uri).name, overwrite=overwrite, **begun.described())
+    del sources, records
+    begun.report(uri)
     return manifest
+
+
+class Import:
+    """An import whose annotations are read and whose image files are found, and not decoded yet.
+
+    `rows` gives what is stored of the images once they are decoded; when they have all been taken, `described` says
+    what the manifest is to say.
+
+    Args:
+        data_format: reads the annotations.
+        splits: as for `import_annotations`.
+        choices: what it does only when asked to.
+
+    Raises:
+        DataError: annotations are malformed, the splits disagree about the categories, or there is no image directory.
+    """
+
+    def __init__(
+        self,
+        data_format: DataFormat,
+        splits: Sequence[tuple[str, Sequence[str | os.PathLike[str]]]],
+        choices: Choices,
+    ) -> None:
+        check_splits(data_format, splits, several=True)
+        self.data_format, self.choices, self.ledger = data_format, choices, Ledger()
+        contents = regrouped([read_split(data_format, places) for _, places in splits], choices)
+        self.categories = common_categories(contents)
+        if choices.drop_empty_classes:
+            used = {thing.category for content in contents for image in content.images for thing in image.objects}
+            self.categories = [each for each in self.categories if each.name in used] or self.categories
+        self._parents = {name: above for content in contents for name, above in content.parents.items()}
+        parts: dict[str, list[AnnotatedSplit]] = {}
+        for (split, _), content in zip(splits, contents, strict=True):
+            parts.setdefault(split, []).append(content)
+        self.listed = [list_files(split, united(split, each), choices, self.ledger) for split, each in parts.items()]
+        self._cutter = None
+        if choices.tile:
+            self._cutter = Cutter(choices.tile, choices.overlap, choices.empty_tiles_dropped(list(parts)))
+        self._doubts: list[str] = []
+
+    def rows(self, sources: Sequence[Source], progress: Progress | None = None) -> list[Iterator[Row]]:
+        """The rows of each split, made as they are taken.
+
+        Raises:
+            DataError: images cannot be used, or boxes are certainly in another unit or order than the format's.
+        """
+        refuse_unusable(sources, self.ledger, self.choices.skip_bad_images)
+        frames = [frames_of_split(source, self.data_format, self.ledger) for source in sources]
+        self._doubts += [
+            text
+            for source, of_source in zip(sources, frames, strict=True)
+            for text in check_units(source, self.data_format, of_source, self.choices, self.ledger)
+        ]
+        self._doubts += _in_several_splits(self.listed, sources)
+        return [self._rows(source, each, progress) for source, each in zip(sources, frames, strict=True)]
+
+    def described(self) -> dict[str, Any]:
+        """Arguments of `write_dataset`, or of `write_manifest`."""
+        return {
+            "categories": self.categories,
+            "changes": self.ledger.changes,
+            "source": {
+                "importer": self.data_format.name,
+                "annotations": {listed.split: listed.content.annotations.name for listed in self.listed},
+            },
+            "finish": None if self._cutter is None else self._cutter.finish,
+        }
+
+    def report(self, uri: str | os.PathLike[str]) -> None:
+        """Warn of what was changed, of what is doubtful, and of what the written data set at `uri` shows.
+
+        The annotations are let go: the data set, with its own, is opened in their place.
+        """
+        self.ledger.report(sum(len(image.objects) for listed in self.listed for image in listed.images))
+        splits = [listed.split for listed in self.listed]
+        self.listed.clear()
+        datasets = {split: ShardedDataset(os.fspath(uri), split) for split in splits}
+        for text in (*self._doubts, *examine(datasets, parents=self._parents).lines):
+            logger.warning("%s", text)
+
+    def _rows(self, source: Source, frames: Sequence[Frame], progress: Progress | None) -> Iterator[Row]:
+        rows = self._uncut(source, frames, progress)
+        return rows if self._cutter is None else self._cutter.cut(source.split, rows)
+
+    def _uncut(self, source: Source, frames: Sequence[Frame], progress: Progress | None) -> Iterator[Row]:
+        labels = {category.name: label for label, category in enumerate(self.categories)}
+        total = len(source.images)
+        for done, ((image, file), frame) in enumerate(zip(source.usable(), frames, strict=True), start=1):
+            yield Row(self._record(source, image, file, frame, labels), file.name)
+            if progress is not None and done % 100 == 0 and done != total:
+                progress(f"writing {source.split}", done, total)
+        if progress is not None:
+            progress(f"writing {source.split}", total, total)
+
+    def _record(
+        self, source: Source, image: AnnotatedImage, file: Usable, frame: Frame, labels: dict[str, int]
+    ) -> Record:
+        """What is stored of an image but its picture."""
+        if file.depth is not None:
+            self.ledger.note("deep", f"{image.file_name} uses {file.depth.used} of {file.depth.stored} bits")
+            if file.depth.dark:
+                self.ledger.note("dark", image.file_name)
+        kept = fit_objects(source, image, file, frame, self.data_format, self.choices, self.ledger)
+        areas = [thing.area if thing.area is not None else float(np.prod(box[2:] - box[:2])) for box, thing in kept]
+        return Record(
+            image_id=image.id,
+            file_name=image.file_name,
+            width=file.size[1],
+            height=file.size[0],
+            image=b"",
+            boxes=np.array([box for box, _ in kept], dtype=np.float64).reshape(-1, 4),
+            labels=np.array([labels[thing.category] for _, thing in kept], dtype=np.int32),
+            iscrowd=np.array([bool(thing.iscrowd) for _, thing in kept], dtype=np.bool_),
+            area=np.array(areas, dtype=np.float64),
+        )
 
 
 def check_workers(workers: int | None) -> None:
@@ -191,66 +268,15 @@ def check_splits(
             )
 
 
-def _in_several_splits(sources: Sequence[Source]) -> list[str]:
+def _in_several_splits(listed: Sequence[Listed], sources: Sequence[Source]) -> list[str]:
     """A warning for each two splits that have files in common."""
-    files = {source.split: {os.path.realpath(file.path) for _, file in source.usable()} for source in sources}
+    files = {
+        source.split: {each.files.identity(file.name) for _, file in source.usable()}
+        for each, source in zip(listed, sources, strict=True)
+    }
     return [
         f"{len(common)} files are in both {one} and {other}, such as {first_of(sorted(common), 3)}: an evaluation on "
         "what was trained on tells nothing"
         for one, other in combinations(files, 2)
         if (common := files[one] & files[other])
     ]
-
-
-def _records(
-    source: Source,
-    frames: Sequence[Frame],
-    data_format: DataFormat,
-    labels: dict[str, int],
-    choices: Choices,
-    ledger: Ledger,
-    progress: Progress | None,
-) -> Iterator[Record]:
-    total = len(source.images)
-    for done, ((image, file), frame) in enumerate(zip(source.usable(), frames, strict=True), start=1):
-        yield _record(source, image, file, frame, data_format, labels, choices, ledger)
-        if progress is not None and done % 100 == 0 and done != total:
-            progress(f"writing {source.split}", done, total)
-    if progress is not None:
-        progress(f"writing {source.split}", total, total)
-
-
-def _record(
-    source: Source,
-    image: AnnotatedImage,
-    file: Usable,
-    frame: Frame,
-    data_format: DataFormat,
-    labels: dict[str, int],
-    choices: Choices,
-    ledger: Ledger,
-) -> Record:
-    if file.depth is not None:
-        ledger.note("deep", f"{image.file_name} uses {file.depth.used} of {file.depth.stored} bits")
-        if file.depth.dark:
-            ledger.note("dark", image.file_name)
-    kept = fit_objects(source, image, file, frame, data_format, choices, ledger)
-    areas = [thing.area if thing.area is not None else float(np.prod(box[2:] - box[:2])) for box, thing in kept]
-    return Record(
-        image_id=image.id,
-        file_name=image.file_name,
-        width=file.size[1],
-        height=file.size[0],
-        image=_read(file.path),
-        boxes=np.array([box for box, _ in kept], dtype=np.float64).reshape(-1, 4),
-        labels=np.array([labels[thing.category] for _, thing in kept], dtype=np.int32),
-        iscrowd=np.array([bool(thing.iscrowd) for _, thing in kept], dtype=np.bool_),
-        area=np.array(areas, dtype=np.float64),
-    )
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return read_regular(path)
-    except OSError as error:
-        raise DataError(f"{path} was readable a moment ago and is not now: {error}. Start again.") from error

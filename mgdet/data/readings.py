@@ -49,7 +49,8 @@ def check_readings(where: str, numbers: Numbers, corners: Numbers, sizes: Number
         DataError: the message names the other reading, its share of the boxes and the remedy.
     """
     finite = np.isfinite(numbers).all(axis=1) & np.isfinite(corners).all(axis=1)
-    numbers, corners, sizes = numbers[finite], corners[finite], sizes[finite]
+    if not finite.all():
+        numbers, corners, sizes = numbers[finite], corners[finite], sizes[finite]
     certain, likely = _fractions(numbers, corners), _cramped(corners, sizes)
     if certain is None:
         certain = _other_reading(numbers, corners, sizes)

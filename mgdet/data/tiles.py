@@ -6,17 +6,15 @@ manifest has its checksum under `source.tiles.whole`.
 
 import hashlib
 import io
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor
 
-from mgdet.data.decode import decode_image
+from mgdet.data.rows import Row
 from mgdet.data.schema import Manifest, Record
 from mgdet.errors import DataError
 from mgdet.ground_truth import GroundTruth, Tiles
@@ -36,36 +34,34 @@ class Uncut(NamedTuple):
 
 
 class Cutter:
-    """Cuts the pictures of a data set while it is written.
+    """Cuts the pictures of a data set before they are read.
 
     Args:
         size: height and width of a tile, pixels.
         overlap: share of a tile that neighbours have in common, at least.
         without_empty: splits whose tiles without an object are left out. They cannot be evaluated as whole pictures.
-        max_pixels: of a picture, at most.
     """
 
-    def __init__(self, size: int, overlap: float, without_empty: Collection[str], max_pixels: int) -> None:
-        self.size, self.overlap, self.without_empty, self.max_pixels = size, overlap, without_empty, max_pixels
+    def __init__(self, size: int, overlap: float, without_empty: Collection[str]) -> None:
+        self.size, self.overlap, self.without_empty = size, overlap, without_empty
         self._uncut: dict[str, list[Uncut]] = {}
 
-    def cut(self, split: str, records: Iterator[Record]) -> Iterator[Record]:
-        """The tiles of all pictures of a split, numbered from 1. One decoded picture at a time is in memory."""
+    def cut(self, split: str, rows: Iterable[Row]) -> Iterator[Row]:
+        """The tiles of all pictures of a split, numbered from 1."""
         number, keep_all = 0, split not in self.without_empty
         uncut = self._uncut.setdefault(split, []) if keep_all else []
-        for record in records:
+        for row in rows:
+            record = row.record
             frames = grid(record.height, record.width, self.size, self.overlap)
-            uncut.append(Uncut(record._replace(image=b""), np.array(frames, dtype=np.int64)))
-            if not keep_all:
-                uncut.clear()
-            pixels = decode_image(record.image, record.file_name, self.max_pixels) if len(frames) > 1 else None
+            if keep_all:
+                uncut.append(Uncut(record, np.array(frames, dtype=np.int64)))
+            whole = len(frames) == 1
             for frame in frames:
-                tile = record if pixels is None else cut_record(record, frame)
+                tile = record if whole else cut_record(record, frame)
                 if not keep_all and tile.iscrowd.all():
                     continue
                 number += 1
-                image = record.image if pixels is None else encoded(pixels, frame)
-                yield tile._replace(image_id=number, image=image)
+                yield Row(tile._replace(image_id=number), row.name, None if whole else frame)
 
     def finish(self, root: Location) -> dict[str, Any]:
         """Write the files `whole.parquet` below the data set's root; what the manifest says of the tiles."""
@@ -93,14 +89,6 @@ def cut_record(record: Record, frame: Frame) -> Record:
         iscrowd=(record.iscrowd | (share < VISIBLE))[kept],
         area=(record.area * share)[kept],
     )
-
-
-def encoded(pixels: Tensor, frame: Frame) -> bytes:
-    """A tile as PNG, which loses nothing."""
-    x1, y1, x2, y2 = frame
-    out = io.BytesIO()
-    Image.fromarray(pixels[:, y1:y2, x1:x2].permute(1, 2, 0).numpy()).save(out, "PNG", compress_level=1)
-    return out.getvalue()
 
 
 def _written(uncut: list[Uncut]) -> bytes:

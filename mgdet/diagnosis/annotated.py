@@ -19,12 +19,12 @@ from mgdet.data.importer import check_splits
 from mgdet.data.ledger import Ledger
 from mgdet.data.readings import within_a_pixel
 from mgdet.data.schema import Progress
-from mgdet.data.verify import Source, Unusable, Usable, verify
+from mgdet.data.verify import Source, Unusable, Usable, list_files, verify
 from mgdet.diagnosis.base import NO_ID, Case, Cases, Data, Finding, Split, corners_of
 from mgdet.diagnosis.pictures import look_at
 from mgdet.errors import DataError
-from mgdet.files import read_regular
 from mgdet.ground_truth import GroundTruth
+from mgdet.storage import read_file
 from mgdet.structures import Category
 
 _KIND_OF_NOTE = {"clipped": "clipped", "degenerate": "degenerate", "outside": "outside", "replaced_area": "area"}
@@ -58,10 +58,11 @@ def open_annotated(
     opened: dict[str, Split] = {}
     for name, content in contents.items():
         try:
-            source = verify(name, content, choices, Ledger(), workers, progress, look_at)
+            listed = list_files(name, content, choices, Ledger())
         except DataError as error:
             found.append(Finding("unusable", what=f"{name}: {error}"))
             continue
+        source = verify(listed, choices.max_pixels, workers, progress, look_at)
         opened[name], units = _split(source, data_format, categories, choices, cases)
         found += units
     _unlisted(contents, cases)
@@ -120,9 +121,9 @@ def _split(
     )
     ids = np.array([one.id for one in kept], dtype=np.int64)
     numbers = np.array([one.number for one in kept], dtype=np.int64)
-    paths = [file.path for _, file in usable]
+    paths = [source.content.directory / file.name for _, file in usable]
     names, seen = [image.file_name for image, _ in usable], [file.seen for _, file in usable]
-    return Split(source.split, truth, names, ids, numbers, seen, lambda row: read_regular(paths[row])), found
+    return Split(source.split, truth, names, ids, numbers, seen, lambda row: read_file(paths[row])), found
 
 
 class _Place(NamedTuple):
@@ -181,8 +182,9 @@ def _files(source: Source, cases: Cases) -> None:
         if isinstance(file, Unusable):
             cases.add("missing" if file.missing else "unreadable", case._replace(detail=file.reason))
             continue
-        if file.path != source.content.directory / image.file_name:
-            cases.add("renamed", case._replace(detail=f"it is {file.path}", row=row))
+        place = source.content.directory / file.name
+        if place != source.content.directory / image.file_name:
+            cases.add("renamed", case._replace(detail=f"it is {place}", row=row))
         row += 1
 
 
@@ -235,7 +237,8 @@ def _unlisted(contents: dict[str, AnnotatedSplit], cases: Cases) -> None:
     """Image files in the image directories of which no split names one that is called so, in whatever reading."""
     names = (name_parts(image.file_name) for content in contents.values() for image in content.images)
     listed = {parts[-1] for parts in names if parts}
-    for directory in {content.directory for content in contents.values() if content.directory.is_dir()}:
+    directories = {content.directory for content in contents.values()}
+    for directory in (each for each in directories if isinstance(each, Path) and each.is_dir()):
         for path in files_below(directory):
             if path.suffix.lower() in image_suffixes() and name_parts(path.name)[-1] not in listed:
                 cases.add("unlisted", Case("", None, str(path)))

@@ -19,10 +19,10 @@ from mgdet.evaluation.matching import Ints
 from mgdet.evaluation.metric import Arrays
 from mgdet.inference.evaluate import Evaluation, described, evaluation_of, open_split
 from mgdet.inference.load import Read, Trained, build_detector
-from mgdet.inference.portions import PORTIONS, SIZE, Done, Portion, Portions, Spread, Work, carry_out
 from mgdet.inference.positives import TASKS, PositiveCounts
 from mgdet.inference.results import ResultFiles
 from mgdet.lease import OWNER, owned
+from mgdet.portions import PORTIONS, SIZE, Done, Portion, Portions, Spread, Work, carry_out
 from mgdet.storage import locate
 from mgdet.training.distributed import World
 from mgdet.training.evaluate import Watch, see
@@ -131,6 +131,7 @@ class JudgingPlan:
             "overrides": {key: value for key, value, _ in settings_of(self.overrides)},
             "split": dataset.split,
             "data": fingerprint(dataset.manifest, [dataset.split]),
+            "portions": len(self.portions),
         }
         with owned(self.place / OWNER, f"the evaluation {self.out}"):
             kept = Portions(self.place / PORTIONS, about, len(self.portions))

@@ -3,22 +3,20 @@
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from mgdet.data.files import files_below, image_suffixes, name_parts
 from mgdet.data.formats.coco import read_images
 from mgdet.errors import DataError
 from mgdet.inference import table, video
-from mgdet.storage import Location, locate
+from mgdet.storage import File, Location, as_file
 from mgdet.text import first_of
 
 logger = logging.getLogger(__name__)
 
 NAMED = 5
-File: TypeAlias = Path | Location
-"""A local file as the user named it, or one of a store."""
 
 
 class Images(NamedTuple):
@@ -89,9 +87,7 @@ class _Search:
 
     def add(self, name: str) -> None:
         """Take what one input names. Raises `DataError`."""
-        place: File = locate(name) if "://" in name else Path(name)
-        if isinstance(place, Location) and place.is_local:
-            place = Path(place.path)
+        place = as_file(name)
         try:
             below = self._remote(place) if isinstance(place, Location) else self._local(place, name)
         except OSError as error:
@@ -134,7 +130,7 @@ class _Search:
             return None
         if not place.exists():
             raise DataError(f"{place}: no such file or directory. Give image files, or directories with images.")
-        return sorted((each for each in _below(place, "") if not self._in_out(each[0])), key=lambda each: each[1])
+        return [(place / name, name) for name in place.files_below() if not self._in_out(place / name)]
 
     def _in_out(self, file: File) -> bool:
         """Whether a file lies in the directory of the results, or is that directory."""
@@ -156,15 +152,6 @@ class _Search:
 
 def _key(file: File) -> str:
     return str(file) if isinstance(file, Location) else str(file.resolve())
-
-
-def _below(directory: Location, before: str) -> Iterator[tuple[File, str]]:
-    """All files in a directory of a store and below it, each with its name relative to the first one."""
-    for name, size in directory.children().items():
-        if size is None:
-            yield from _below(directory / name, f"{before}{name}/")
-        else:
-            yield directory / name, f"{before}{name}"
 
 
 def _counted(names: Sequence[str], why: str) -> list[str]:

@@ -9,11 +9,10 @@ from torch import Tensor
 
 from mgdet.data.decode import decode_image
 from mgdet.errors import DataError
-from mgdet.files import read_regular
-from mgdet.inference.find import NAMED, File
+from mgdet.inference.find import NAMED
 from mgdet.inference.table import is_table, rows
 from mgdet.inference.video import Video, is_video
-from mgdet.storage import Location
+from mgdet.storage import File, Location, read_file
 from mgdet.text import first_of
 
 logger = logging.getLogger(__name__)
@@ -90,7 +89,7 @@ def photos_of(
     if is_table(file.name):
         return (yield from _photos_of_table(file, number, max_pixels, called))
     if not is_video(file.name):
-        data = file.read_bytes() if isinstance(file, Location) else read_regular(file)
+        data = read_file(file)
         yield Photo(number, called, decode_image(data, str(file), max_pixels))
         return []
     video = Video(file, every, max_pixels)

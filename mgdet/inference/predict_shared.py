@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import os
-import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,14 @@ import torch
 
 from mgdet.errors import DataError
 from mgdet.files import absolute
-from mgdet.inference.find import File, Images, find_images, is_many
+from mgdet.inference.find import Images, find_images, is_many
 from mgdet.inference.load import Read, build_detector
 from mgdet.inference.photos import Photo, Reader, groups, name_of
-from mgdet.inference.portions import PLAN, PORTIONS, SIZE, Done, Portion, Portions, Spread, Work, carry_out
 from mgdet.inference.predict import Finder, Options, Predicted, damaged
 from mgdet.inference.written import Part, Results, coco_results, described
 from mgdet.lease import OWNER, claims, owned
-from mgdet.storage import Location, locate
+from mgdet.portions import PLAN, PORTIONS, SIZE, Done, Portion, Portions, Spread, Work, carry_out, not_seen
+from mgdet.storage import File, Location, as_file, locate
 
 logger = logging.getLogger(__name__)
 
@@ -84,12 +83,9 @@ class Prediction(Work):
 
 def _photos(portion: Portion, reader: Reader) -> Iterator[Photo]:
     for address, name, number in portion.content:
-        file: File = locate(address) if "://" in address else Path(address)
+        file = as_file(address)
         if isinstance(file, Path) and not os.path.lexists(file):
-            raise DataError(
-                f"{file} was listed, and is not there on {socket.gethostname()}. All nodes must see the images under "
-                "the same path: use a file system that all of them mount, or a URI such as s3://bucket/photos."
-            )
+            raise not_seen(file)
         yield from reader.read(file, number, name)
 
 
@@ -133,6 +129,7 @@ class PredictionPlan:
             "weights": self.read.digest(),
             "inputs": hashlib.sha256(json.dumps(self.portions).encode()).hexdigest(),
             **self.options._replace(parquet=False)._asdict(),
+            "portions": len(self.portions),
         }
         with owned(self.place / OWNER, f"the prediction {self.out}"):
             kept = Portions(self.place / PORTIONS, about, len(self.portions))

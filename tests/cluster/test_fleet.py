@@ -1,4 +1,4 @@
-"""Predictions on a Ray cluster: the results of one process, whichever of the processes end on the way."""
+"""Predictions and imports on a Ray cluster: the results of one process, whichever of them end on the way."""
 
 import json
 import os
@@ -8,7 +8,9 @@ import psutil
 import pytest
 
 from mgdet.cluster import fleet
-from mgdet.cluster.fleet import predict_on_cluster
+from mgdet.cluster.fleet import predict_on_cluster, prepare_on_cluster
+from mgdet.data import import_shared, writer
+from mgdet.data.formats.coco import Coco
 from mgdet.errors import ClusterError, DataError
 from mgdet.inference import evaluate_shared, predict_shared
 from mgdet.inference.evaluate import evaluate_trained
@@ -17,6 +19,7 @@ from mgdet.inference.predict import Options, predict
 from mgdet.inference.predict_shared import PredictionPlan
 from mgdet.runs.config import ClusterConfig
 from tests.cluster.clusters import ray_children
+from tests.data.scenes import Scene
 from tests.trained_runs import call, import_job, train
 
 pytestmark = pytest.mark.slow
@@ -45,7 +48,7 @@ def photos(run, tmp_path, monkeypatch):
 
 
 def processes():
-    """Those that hold a detector."""
+    """Those that do portions."""
     found = []
     for process in ray_children():
         try:
@@ -129,3 +132,59 @@ def test_an_evaluation_has_the_numbers_of_one_process(shared, run, tmp_path, mon
     assert json.loads((out / "metrics.json").read_text()) == found
     assert "report.html" in os.listdir(out)
     assert "portions" not in os.listdir(out)
+
+
+def test_an_import_has_the_bytes_of_one_process_whichever_are_killed(shared, tmp_path, monkeypatch, capfd):
+    """All processes are killed when the first portion is checked, and again when the first shard is written.
+
+    The first command ends in the middle of the checks; what it did is kept.
+    """
+    for module in (import_shared, writer):
+        monkeypatch.setattr(module, "ROWS_PER_SHARD", 3)
+    monkeypatch.setattr(import_shared, "SIZE", 2)
+    scene = Scene(tmp_path, count=12)
+    scene.prepare(name="same")
+    places = (tmp_path / "train.json", scene.images)
+    config = ClusterConfig(address=shared["cluster__address"], workers=2, gpu=False)
+    spread, killed, given = fleet._spread, [], []
+
+    def disturbed(work, wanted, **how):
+        given.append((type(work).__name__, len(wanted)))
+        with closing(spread(work, wanted, **how)) as answers:
+            for count, done in enumerate(answers):
+                if count == 0:
+                    for process in processes():
+                        process.kill()
+                        killed.append(process.pid)
+                yield done
+                if len(given) == 1:
+                    raise RuntimeError("the driver ends")
+
+    monkeypatch.setattr(fleet, "_spread", disturbed)
+    out = tmp_path / "two"
+    with pytest.raises(RuntimeError):
+        prepare_on_cluster(str(out), Coco(), [("train", places)], config, name="same")
+    assert not out.exists()
+    options = ["--name", "same", "--cluster", "--workers", 2, "--address", shared["cluster__address"]]
+    answer = call(import_job("prepare"), "coco", "--split", "train", *places, "--out", out, *options)
+    assert answer.status == 0, answer.err
+    assert f"Written to {out}" in answer.out
+    (first, whole), (second, rest), (third, shards) = given
+    assert (first, second, third, whole, shards) == ("Checking", "Checking", "Writing", 6, 4)
+    assert 1 <= rest <= 5
+    assert len(killed) >= 3, "of three rounds, the last of which may have one process left"
+    for file in ("dataset.json", *(f"train/part-0000{number}.parquet" for number in range(4))):
+        assert (out / file).read_bytes() == (scene.out / file).read_bytes(), file
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    assert "constructor arguments" not in capfd.readouterr().err
+
+
+def test_an_import_names_all_images_that_cannot_be_used(shared, tmp_path):
+    scene = Scene(tmp_path, count=3)
+    (scene.images / "0002.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match="image files cannot be used"):
+        scene.prepare()
+    config = ClusterConfig(address=shared["cluster__address"], workers=1, gpu=False)
+    with pytest.raises(DataError, match=r"0002\.png: not a readable image \(8 bytes\)"):
+        prepare_on_cluster(str(tmp_path / "two"), Coco(), [("train", (tmp_path / "train.json", scene.images))], config)
+    assert not (tmp_path / "two").exists()

@@ -178,7 +178,7 @@ def test_missing_files_and_directories(tmp_path: Path, images: Path) -> None:
     with pytest.raises(DataError, match=r"a\.json does not exist"):
         import_coco(tmp_path / "out", [CocoSplit("train", annotations, images)])
     annotations.write_text(json.dumps(BASE))
-    with pytest.raises(DataError, match=r"nowhere, does not exist"):
+    with pytest.raises(DataError, match=r"nowhere does not exist"):
         import_coco(tmp_path / "out", [CocoSplit("train", annotations, tmp_path / "nowhere")])
     with pytest.raises(DataError, match="No splits"):
         import_coco(tmp_path / "out", [])

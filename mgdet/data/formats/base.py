@@ -9,10 +9,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 from mgdet.errors import ConfigError, DataError
 from mgdet.files import read_regular
+
+if TYPE_CHECKING:
+    from mgdet.storage import File
 
 logger = logging.getLogger(__name__)
 
@@ -56,9 +59,9 @@ class AnnotatedImage(NamedTuple):
 class AnnotatedSplit(NamedTuple):
     """What the annotations of one split say."""
 
-    annotations: Path
+    annotations: "File"
     """The file or directory that they were read from, by which errors and the manifest name them."""
-    directory: Path
+    directory: "File"
     """The image directory."""
     images: Sequence[AnnotatedImage]
     """In the order in which they are written."""
@@ -89,6 +92,9 @@ class DataFormat(ABC):
     """What stands after `--split NAME`: one word of help for each path that `read` takes."""
     says_crowd_and_area: ClassVar[bool] = False
     """Whether annotations of this format should say `iscrowd` and `area`: only then are missing ones reported."""
+    takes_uris: ClassVar[bool] = False
+    """Whether the places may be URIs, because the last one is the image directory, into which `read` does not look, and
+    each other one is a single file, which is fetched first."""
 
     def __post_init__(self) -> None:
         check_options(self.name, self, self.options())

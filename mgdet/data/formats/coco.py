@@ -49,6 +49,7 @@ class Coco(WrittenFormat):
 
     name: ClassVar[str] = "coco"
     summary: ClassVar[str] = "import COCO annotation files"
+    takes_uris: ClassVar[bool] = True
     says_crowd_and_area: ClassVar[bool] = True
 
     def read(self, places: Sequence[Path]) -> AnnotatedSplit:
@@ -70,11 +71,13 @@ class Coco(WrittenFormat):
             images = _images(content["images"], where, refuse)
             entries = content["annotations"]
             for i, entry in enumerate(entries):
-                entries[i] = None  # frees its segmentation: what is made of it takes the place
+                entries[i] = None  # what is made of it takes the place
+                at = f"{where}: annotations[{i}]"
                 try:
-                    _add_object(entry, f"{where}: annotations[{i}]", images, categories)
+                    known = entry if isinstance(entry, ParsedAnnotation) else _annotation(entry, at)
+                    _add(known, at, images, categories)
                 except DataError as error:
-                    refuse(error, _number(entry, "image_id"), _number(entry, "id"))
+                    refuse(error, *_ids(entry))
         above = [e for e in content["categories"] if isinstance(e, dict) and isinstance(e.get("supercategory"), str)]
         parents = {str(entry["name"]): entry["supercategory"] for entry in above if "name" in entry}
         return AnnotatedSplit(path, directory, list(images.values()), categories, parents)
@@ -172,9 +175,9 @@ def _content(path: Path) -> dict[str, list[Any]]:
 
 
 def _load(path: Path) -> Any:
-    text = read_annotation_file(path, "JSON")
     try:
-        return json.loads(text, object_pairs_hook=_each_key_once)
+        # given away at once: the bytes are not kept beside the text that they are decoded to
+        return json.loads(read_annotation_file(path, "JSON"), object_pairs_hook=_as_entry)
     except json.JSONDecodeError as error:
         raise DataError(
             f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}. Is it complete? "
@@ -192,11 +195,21 @@ class _TwiceError(ValueError):
     """An object of JSON that has a key twice."""
 
 
-def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _as_entry(pairs: list[tuple[str, Any]]) -> "dict[str, Any] | ParsedAnnotation":
+    """An object whose keys are there once; an annotation as what is kept of it.
+
+    The polygons of a large file take several times the memory of all else, and nobody looks at them where there are
+    boxes.
+    """
     content = dict(pairs)
     if len(content) != len(pairs):
         twice = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
         raise _TwiceError(f"the key {twice!r} stands twice in an object, {reprlib.repr(content)}")
+    if "image_id" in content and "category_id" in content and "file_name" not in content:
+        try:
+            return _annotation(content, "")
+        except DataError:
+            pass  # raised again where it is known which entry this is
     return content
 
 
@@ -244,41 +257,55 @@ def _image(entry: Any, at: str, known: dict[int, AnnotatedImage]) -> AnnotatedIm
     return AnnotatedImage(number, name, size, [])
 
 
-def _add_object(entry: Any, at: str, images: dict[int, AnnotatedImage], categories: dict[int, str]) -> None:
-    """Check an annotation and add it to its image."""
+class ParsedAnnotation(NamedTuple):
+    """An entry of the list of annotations that is well-formed by itself."""
+
+    image_id: int
+    category_id: int
+    thing: AnnotatedObject
+    """Still without its category."""
+    mask_size: tuple[int, int] | None
+    """Of the mask whose bounds are the box."""
+
+
+def _annotation(entry: Any, at: str) -> ParsedAnnotation:
     image_id, category_id = _integer(entry, "image_id", at), _integer(entry, "category_id", at)
-    number = _number(entry, "id")
     box, from_mask = _box(entry, at)
     area, iscrowd = entry.get("area"), entry.get("iscrowd")
     if area is not None and not (_is_number(area) and math.isfinite(area)):
         _wrong(at, "area", "a finite number", area)
     if iscrowd is not None and iscrowd not in (0, 1):
         _wrong(at, "iscrowd", "0 or 1", iscrowd)
+    thing = AnnotatedObject(
+        "",
+        box,
+        id=_number(entry, "id"),
+        iscrowd=None if iscrowd is None else bool(iscrowd),
+        area=None if area is None else float(area),
+        from_mask=from_mask,
+    )
+    return ParsedAnnotation(image_id, category_id, thing, mask_size(entry["segmentation"]) if from_mask else None)
+
+
+def _add(known: ParsedAnnotation, at: str, images: dict[int, AnnotatedImage], categories: dict[int, str]) -> None:
+    """Add an annotation to its image."""
+    image_id, category_id, thing, size = known
     if image_id not in images:
-        raise DataError(f"{at} (id {number}) has image_id {image_id}, which 'images' lacks. Correct either.")
+        raise DataError(f"{at} (id {thing.id}) has image_id {image_id}, which 'images' lacks. Correct either.")
     if category_id not in categories:
         raise DataError(
-            f"{at} (id {number}) has category_id {category_id}; allowed are the ids in 'categories': "
+            f"{at} (id {thing.id}) has category_id {category_id}; allowed are the ids in 'categories': "
             f"{first_of(sorted(categories))}. Correct either."
         )
-    if from_mask and (size := mask_size(entry["segmentation"])):  # its bounds are in pixels of that image
+    if size:  # the bounds are in pixels of that image
         image = images[image_id]
         if image.size not in (None, size):
             raise DataError(
-                f"{at} (id {number}) has only a mask, of {size[0]} x {size[1]} pixels (height x width); its image is "
+                f"{at} (id {thing.id}) has only a mask, of {size[0]} x {size[1]} pixels (height x width); its image is "
                 f"said to have {image.size[0]} x {image.size[1]}. Correct either."
             )
         images[image_id] = image._replace(size=size)
-    images[image_id].objects.append(
-        AnnotatedObject(
-            categories[category_id],
-            box,
-            id=number,
-            iscrowd=None if iscrowd is None else bool(iscrowd),
-            area=None if area is None else float(area),
-            from_mask=from_mask,
-        )
-    )
+    images[image_id].objects.append(AnnotatedObject(categories[category_id], *thing[1:]))
 
 
 def _box(entry: dict[str, Any], at: str) -> tuple[Box, bool]:
@@ -318,6 +345,13 @@ def _number(entry: Any, key: str) -> int | None:
     """An integer of 64 bits, where that is what stands there."""
     value = entry.get(key) if isinstance(entry, dict) else None
     return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63 else None
+
+
+def _ids(entry: Any) -> tuple[int | None, int | None]:
+    """The ids of its image and of an annotation itself, as far as they are there."""
+    if isinstance(entry, ParsedAnnotation):
+        return entry.image_id, entry.thing.id
+    return _number(entry, "image_id"), _number(entry, "id")
 
 
 def _length(entry: Any, key: str, at: str) -> int:

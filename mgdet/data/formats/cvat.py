@@ -34,6 +34,7 @@ class Cvat(WrittenFormat):
 
     name: ClassVar[str] = "cvat"
     summary: ClassVar[str] = "import an XML file of 'CVAT for images 1.1'"
+    takes_uris: ClassVar[bool] = True
 
     def read(self, places: Sequence[Path]) -> AnnotatedSplit:
         """See `DataFormat`.

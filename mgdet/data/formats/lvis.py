@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from mgdet.data.formats.base import AnnotatedSplit, tell_crowds
-from mgdet.data.formats.coco import Coco, coco_json
+from mgdet.data.formats.coco import Coco, ParsedAnnotation, coco_json
 
 logger = logging.getLogger(__name__)
 
@@ -73,8 +73,8 @@ def _annotated_for_all(content: dict[str, list[Any]]) -> Callable[[dict[str, Any
     every = [entry.get("id") for entry in content["categories"] if isinstance(entry, dict)]
     present: defaultdict[str, set[str]] = defaultdict(set)
     for entry in content["annotations"]:
-        if isinstance(entry, dict):
-            present[str(entry.get("image_id"))].add(str(entry.get("category_id")))
+        if isinstance(entry, ParsedAnnotation):  # another one is refused with its place when it is read
+            present[str(entry.image_id)].add(str(entry.category_id))
 
     def exhaustive(image: dict[str, Any]) -> bool:
         negative = image.get("neg_category_ids")

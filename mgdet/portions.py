@@ -7,18 +7,20 @@ were, which of them ended, or how often the work was stopped and started again.
 
 import hashlib
 import logging
+import socket
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from typing import Any, NamedTuple
-
-import torch
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mgdet.errors import DataError, Interrupted
 from mgdet.records import RecordError, plain, seal, unseal
 from mgdet.signals import on_stop
-from mgdet.storage import Location
+from mgdet.storage import File, Location
 from mgdet.training.progress import ProgressLog
+
+if TYPE_CHECKING:  # an import takes it along, and needs no device
+    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +52,7 @@ class Portions:
 
     Args:
         place: their directory, which is made.
-        about: what the work is; whatever changes a result stands in it.
+        about: what the work is: whoever begins with something else is refused.
         count: number of portions.
 
     Raises:
@@ -59,19 +61,19 @@ class Portions:
 
     def __init__(self, place: Location, about: Mapping[str, Any], count: int) -> None:
         self.place, self.count = place, count
-        plan, wanted = place / PLAN, plain({**about, "portions": count})
+        plan, wanted = place / PLAN, plain(about)
         try:
             place.mkdir()
             known = unseal(plan.read_bytes()) if plan.is_file() else None
             if known is None:
                 plan.replace(seal(wanted))
         except (OSError, RecordError) as error:
-            raise DataError(f"{plan} cannot be used: {error}. Choose another directory for the results.") from error
+            raise DataError(f"{plan} cannot be used: {error}. Choose another place for the results.") from error
         if known is not None and known != wanted:
             other = [key for key in wanted if known.get(key) != wanted[key]]
             raise DataError(
-                f"{plan} was begun with another {', '.join(other) or 'version of mgdet'}, and can only be continued "
-                "with the same. Choose another directory for the results."
+                f"{plan} was begun with other work, which differs in {', '.join(other) or 'its kind'}, and can only be "
+                f"continued with the same. Choose another place for the results, or delete {place} to begin anew."
             )
 
     def missing(self) -> list[int]:
@@ -92,9 +94,9 @@ class Portions:
                 "goes on."
             ) from error
 
-    def read(self) -> Iterator[bytes]:
-        """What they gave, portion by portion. Raises `DataError`."""
-        for number in range(self.count):
+    def read(self, numbers: Iterable[int] | None = None) -> Iterator[bytes]:
+        """What portions gave, of these `numbers` or else of all, one after another. Raises `DataError`."""
+        for number in range(self.count) if numbers is None else numbers:
             file = self._file(number)
             try:
                 checksum, _, data = file.read_bytes().partition(b"\n")
@@ -104,9 +106,13 @@ class Portions:
                 raise DataError(f"{file} is damaged. Delete it: the same command makes it anew.")
             yield data
 
+    def forget(self, number: int) -> None:
+        """Take a portion for one that is not done. Raises `OSError`."""
+        self._file(number).delete()
+
     def remove(self) -> None:
         """Remove the directory."""
-        self.place.filesystem.delete_dir(self.place.path)
+        self.place.remove()
 
     def _file(self, number: int) -> Location:
         return self.place / f"{number:06d}.portion"
@@ -116,7 +122,7 @@ class Work(ABC):
     """What is done to a portion; it is sent to the processes that do so, each of which calls `begin` first."""
 
     @abstractmethod
-    def begin(self, device: torch.device) -> None:
+    def begin(self, device: "torch.device") -> None:
         """Build what every portion needs. Raises `MgdetError`."""
 
     @abstractmethod
@@ -126,6 +132,14 @@ class Work(ABC):
 
 Spread = Callable[[Work, Sequence[Portion]], Generator[Done, None, None]]
 """Does the work of portions, in any order, wherever it likes; closed where no more is wanted."""
+
+
+def not_seen(file: File) -> DataError:
+    """The error of a process that does not find a file which the plan lists."""
+    return DataError(
+        f"{file} was listed, and is not there on {socket.gethostname()}. All nodes must see the images under the same "
+        "path: use a file system that all of them mount, or a URI such as s3://bucket/photos."
+    )
 
 
 def carry_out(what: str, spread: Spread, work: Work, portions: Sequence[Portion], kept: Portions) -> None:
@@ -139,11 +153,14 @@ def carry_out(what: str, spread: Spread, work: Work, portions: Sequence[Portion]
         return
     stop: list[bool] = []
     total = sum(portion.images for portion in portions)
-    pace = ProgressLog(what, total, total - sum(portion.images for portion in left))
+    before = total - sum(portion.images for portion in left)
+    if before:
+        logger.info("%d of %d images are %s already", before, total, what)
+    pace = ProgressLog(what, total, before)
     with on_stop(lambda: stop.append(True), "stopping after the next portion"), closing(spread(work, left)) as answers:
         for done in answers:
             for warning in done.warnings:
                 logger.warning("%s", warning)
             pace.add(done.images)
             if stop:
-                raise Interrupted(f"{pace.done} of {total} images are done; the same command goes on")
+                raise Interrupted(f"{pace.done} of {total} images are {what}; the same command goes on")
