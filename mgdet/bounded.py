@@ -39,8 +39,7 @@ class Caller:
         _given_up[:] = [thread for thread in _given_up if thread.is_alive()]
         if self.dead or len(_given_up) >= MOST_GIVEN_UP:
             raise TimeoutError("earlier calls have not come back")
-        answer: Future[T] = Future()
-        self._tasks.put((answer, lambda: function(*args, **kwargs)))
+        answer = self.submit(function, *args, **kwargs)
         try:
             return answer.result(seconds)
         except TimeoutError:
@@ -51,8 +50,14 @@ class Caller:
             self.end()
             raise TimeoutError(f"no whole answer within {seconds:g} s") from None
 
+    def submit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Begin a call; whoever wants its result may wait for it."""
+        answer: Future[T] = Future()
+        self._tasks.put((answer, lambda: function(*args, **kwargs)))
+        return answer
+
     def end(self) -> None:
-        """Let the thread end, after the call that it may be in."""
+        """Let the thread end, after the calls that were begun."""
         self._tasks.put(None)
 
     def _work(self) -> None:

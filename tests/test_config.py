@@ -121,6 +121,22 @@ def test_weights_that_are_not_there_are_refused_before_anything_starts(tmp_path)
     resolve(experiment, num_images=1000, cpus=4, gpus=0)
 
 
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "workers", "each"),
+    [(2, 0, 1, 1), (3, 0, 2, 1), (1, 0, 1, 1), (8, 0, 2, 2), (32, 4, 3, 8), (8, 1, 1, 4)],
+)
+def test_workers_leave_room_for_an_evaluation_aside(cpus, gpus, workers, each):
+    aside = validate({**MINIMAL, "evaluation": {"where": "aside"}}, "t")
+    cluster = resolve(aside, num_images=1000, cpus=cpus, gpus=gpus)[0].cluster
+    assert (cluster.workers, cluster.cpus_per_worker) == (workers, each)
+
+
+def test_elastic_workers_leave_no_room_for_an_evaluation_aside():
+    aside = validate({**MINIMAL, "evaluation": {"where": "aside"}, "cluster": {"workers": [1, 2]}}, "t")
+    with pytest.raises(ConfigError, match="elastic workers would take the room of the process that evaluates"):
+        resolve(aside, num_images=1000, cpus=8, gpus=0)
+
+
 def test_batch_that_does_not_split():
     with pytest.raises(ConfigError, match="nearest: 15"):
         micro_batch(16, workers=5, accumulate=1)

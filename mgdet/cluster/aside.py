@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from mgdet.cluster.relay import speak_through_driver
-from mgdet.config import Experiment
+from mgdet.config import Experiment, validate
 from mgdet.errors import ClusterError, MgdetError
 from mgdet.inference.aside import answer
 from mgdet.plugins import load_plugins
@@ -17,28 +17,30 @@ from mgdet.text import first_line
 from mgdet.training.evaluations import Judge, Judged
 
 _NAMESPACE = "mgdet"
+_ROOM_S = 60.0
+"""The longest wait for the room that was there a moment ago."""
 
 
 class _Actor:
     """Evaluates one checkpoint after another.
 
     Args:
-        plugins: which the detectors need.
-        gpu: whether it computes on the GPU that Ray gave it.
-        threads: which compute, without a GPU.
+        experiment: of the training, resolved.
         level: the least level of what it logs.
         prefix: stands before each message.
     """
 
-    def __init__(self, plugins: list[str], gpu: bool, threads: int, level: int, prefix: str) -> None:
+    def __init__(self, experiment: dict[str, Any], level: int, prefix: str) -> None:
         speak_through_driver(level, prefix)
-        load_plugins(plugins)
-        torch.set_num_threads(threads)
-        self._device = torch.device("cuda" if gpu else "cpu")
+        load_plugins(experiment["plugins"])
+        self._experiment = validate(experiment, "the driver's experiment")
+        cluster: ClusterConfig = self._experiment.cluster
+        torch.set_num_threads(max(1, int(float(cluster.cpus_per_worker))))
+        self._device = torch.device("cuda" if cluster.gpu else "cpu")
 
     def answer(self, path: str) -> Judged | MgdetError:
         """See `mgdet.inference.aside.answer`."""
-        return answer(path, self._device)
+        return answer(path, self._experiment, self._device)
 
 
 @contextmanager
@@ -46,31 +48,46 @@ def judge_started(experiment: Experiment, level: int, prefix: str = "") -> Itera
     """An actor within the block, if the (resolved) experiment is evaluated aside; its name, or else the empty string.
 
     Ray starts it again where it is lost, as often as `cluster.max_failures` says, and it begins anew with the
-    checkpoint that it had.
+    checkpoint that it had. Its room is its own until then.
+
+    Raises:
+        ClusterError: the cluster has no room for it any more.
     """
     if experiment.evaluation.where != "aside":
         yield ""
         return
     import ray
+    from ray.util.placement_group import placement_group, remove_placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     cluster: ClusterConfig = experiment.cluster
     each, name = cluster.of_one_worker(), f"judge-{uuid.uuid4().hex[:8]}"
-    options = {
-        "name": name,
-        "namespace": _NAMESPACE,
-        "num_cpus": each["CPU"],
-        "num_gpus": each.get("GPU", 0.0),
-        "max_restarts": cluster.max_failures,
-        "max_task_retries": cluster.max_failures,
-    }
-    threads = max(1, int(each["CPU"]))
-    actor = ray.remote(_Actor).options(**options)
-    actor = actor.remote(list(experiment.plugins), bool(cluster.gpu), threads, level, f"{prefix}evaluation: ")
+    room = placement_group([each])
+    actor = None
     try:
+        if not room.wait(_ROOM_S):
+            raise ClusterError(
+                f"the cluster has no room for the process that evaluates: {each}. Somebody else may have taken it; try "
+                "again, or set evaluation.where=workers"
+            )
+        options = {
+            "name": name,
+            "namespace": _NAMESPACE,
+            "num_cpus": each["CPU"],
+            "num_gpus": each.get("GPU", 0.0),
+            "max_restarts": cluster.max_failures,
+            "max_task_retries": cluster.max_failures,
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(room),
+        }
+        tree = experiment.model_dump(mode="json")
+        actor = ray.remote(_Actor).options(**options).remote(tree, level, f"{prefix}evaluation: ")
         yield name
     finally:
         with suppress(Exception):
-            ray.kill(actor)
+            if actor is not None:
+                ray.kill(actor)
+        with suppress(Exception):
+            remove_placement_group(room)
 
 
 class ActorJudge(Judge):
@@ -78,17 +95,21 @@ class ActorJudge(Judge):
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._asked: Any = None
 
     def __call__(self, path: str) -> Judged:
-        """See `Judge`. Raises `ClusterError` where the actor is lost for good."""
+        """See `Judge`. Raises `ClusterError` where the actor is lost for good, and what an evaluation raises."""
         import ray
 
+        from mgdet.cluster.restarts import root
+
         try:
-            self._asked = ray.get_actor(self._name, namespace=_NAMESPACE).answer.remote(path)
-            found: Judged | MgdetError = ray.get(self._asked)
+            found: Judged | MgdetError = ray.get(ray.get_actor(self._name, namespace=_NAMESPACE).answer.remote(path))
+        except ray.exceptions.RayTaskError as error:
+            raise root(error) from error
         except (ray.exceptions.RayError, ValueError) as error:
-            raise ClusterError(f"the process that evaluates checkpoints is lost: {first_line(error)}") from error
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            said = lines[-1].strip() if lines else first_line(error)
+            raise ClusterError(f"the process that evaluates checkpoints is lost: {said}") from error
         if isinstance(found, MgdetError):
             raise found
         return found

@@ -101,7 +101,11 @@ def _on_cluster(
     stop = StopRequest(experiment.run_uri)
     outcome: Any = None
     try:
-        told = contextlib.nullcontext() if trial else shortage_told(cluster, lambda: resources_of("the cluster"))
+        told = (
+            contextlib.nullcontext()
+            if trial
+            else shortage_told(cluster, lambda: resources_of("the cluster"), beside=experiment.beside)
+        )
         judge = judge_started(experiment, task["level"], f"{experiment.name}: " if trial else "")
         with environment(limits), stop.offered(), on_stop(stop.create), told, judge as task["judge"]:
             while outcome is None or outcome.get("leaving"):

@@ -18,7 +18,9 @@ LEAVE_S = 5.0
 
 
 @contextmanager
-def shortage_told(config: ClusterConfig, look: Callable[[], Resources], every_s: float = EVERY_S) -> Iterator[None]:
+def shortage_told(
+    config: ClusterConfig, look: Callable[[], Resources], every_s: float = EVERY_S, beside: int = 0
+) -> Iterator[None]:
     """Within the block, warn when nodes are so few that not even the smallest number of workers fits, and say when
     they fit again.
 
@@ -26,9 +28,10 @@ def shortage_told(config: ClusterConfig, look: Callable[[], Resources], every_s:
         config: resolved.
         look: gives the nodes that are alive.
         every_s: seconds between two looks.
+        beside: processes of the size of a worker that are needed beside the workers.
     """
     over = threading.Event()
-    arguments = (config, look, every_s, over)
+    arguments = (config, config.fewest + beside, look, every_s, over)
     thread = threading.Thread(target=_watch, args=arguments, name="mgdet-shortage", daemon=True)
     thread.start()
     try:
@@ -38,7 +41,9 @@ def shortage_told(config: ClusterConfig, look: Callable[[], Resources], every_s:
         thread.join(LEAVE_S)  # a look that came after Ray's end would start another Ray
 
 
-def _watch(config: ClusterConfig, look: Callable[[], Resources], every_s: float, over: threading.Event) -> None:
+def _watch(
+    config: ClusterConfig, fewest: int, look: Callable[[], Resources], every_s: float, over: threading.Event
+) -> None:
     short = False
     while not over.wait(every_s):
         try:
@@ -46,7 +51,7 @@ def _watch(config: ClusterConfig, look: Callable[[], Resources], every_s: float,
         except Exception as error:  # the cluster is going, which others say
             logger.debug("the nodes cannot be looked at: %s", first_line(error))
             continue
-        if short != (room < config.fewest):
+        if short != (room < fewest):
             short = not short
             if short:
                 logger.warning(
@@ -54,7 +59,7 @@ def _watch(config: ClusterConfig, look: Callable[[], Resources], every_s: float,
                     "long as it takes. Nothing that was saved is lost. To go on with fewer, stop it and lower "
                     "cluster.workers",
                     room,
-                    config.fewest,
+                    fewest,
                 )
             else:
                 logger.info("the cluster has room for %d workers again", room)

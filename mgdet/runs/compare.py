@@ -13,7 +13,7 @@ from mgdet.tracking.journal import points_of
 
 Verdict = Literal["same", "differs", "DECIDES", "not recorded"]
 
-MEASURED = ("train/images_per_s", "val/seconds", "time/")
+MEASURED = ("train/images_per_s", "val/seconds", "val/latency_ms", "time/")
 """How metrics begin that say how long something took: no two runs agree in them."""
 WITHOUT_INFLUENCE = frozenset({"ray", "mlflow", "optuna", "pyarrow", "command", "cpus"})
 """What may differ: libraries that move, keep and search but compute nothing of a training, and how it was started.

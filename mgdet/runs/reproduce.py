@@ -149,7 +149,7 @@ def _stopped_between_lines(experiment: Experiment) -> int:
     A line ends at every multiple of `train.log_every` and with each epoch, after which a checkpoint may be evaluated.
     """
     newest = next(reversed(CheckpointStore(experiment.run_uri).complete()), None)
-    if newest is None or newest.epoch >= experiment.train.epochs or newest.metrics:
+    if newest is None or newest.epoch >= experiment.train.epochs or newest.metrics or newest.pending:
         return 0
     return newest.step if newest.step % resolved(experiment.train.log_every) else 0
 

@@ -117,7 +117,7 @@ def resolve_cluster(
     Room is left for `beside` processes of the size of a worker, unless workers and CPUs are given.
 
     Raises:
-        ConfigError: there is no GPU, and it asks for one.
+        ConfigError: there is no GPU, and it asks for one; or elastic workers are to leave room for another process.
     """
     gpu = config.gpu
     if gpu == "auto":
@@ -132,6 +132,11 @@ def resolve_cluster(
         found("cluster.workers", workers, why + (f", {beside} of them to evaluate" if beside and gpu else ""))
     else:
         workers = config.workers
+        if beside and isinstance(workers, tuple):
+            raise ConfigError(
+                f"cluster.workers = {list(workers)} and evaluation.where = aside: elastic workers would take the room "
+                "of the process that evaluates. Set a fixed number of workers, or evaluation.where=workers"
+            )
     cpus_each = config.cpus_per_worker
     if cpus_each == "auto":
         most = max(1, workers[1] if isinstance(workers, tuple) else workers)

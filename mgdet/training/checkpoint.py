@@ -31,9 +31,9 @@ logger = logging.getLogger(__name__)
 LATEST_KEPT = 2  # one more than needed: should the newest be damaged, a whole one is left
 ATTEMPTS = 3
 LAST_ATTEMPTS = 8
+"""Attempts to write the last checkpoint of a training, a minute and a half: after it there is no next one."""
 LOOKS = 10
 """How often a reader looks for the best checkpoint of a training that deletes them."""
-"""Attempts to write the last checkpoint of a training, a minute and a half: after it there is no next one."""
 LONGEST_WAIT_S = 30.0
 FORMAT = 1
 """The version of a checkpoint's content, under its key `format`."""
@@ -114,21 +114,36 @@ class CheckpointStore:
         self._prune()
         return info
 
-    def judged(self, step: int, metrics: dict[str, float]) -> None:
-        """Record the evaluation of a checkpoint that was pending; where that cannot be done, it stays pending.
+    def judged(self, step: int, metrics: dict[str, float], attempts: int = ATTEMPTS) -> bool:
+        """Record the evaluation of a checkpoint that was pending; whether that is done, or it stays pending.
 
         Raises `OwnedError` where another process owns the run.
         """
         record = record_of(self.file(step))
         try:
-            info = read_info(record, _retry(record.read_bytes))
+            info = read_info(record, _retry(record.read_bytes, attempts))
             known = info.model_copy(update={"metrics": _floats(metrics), "pending": False})
             self._require_ownership()
-            _retry(lambda: record.replace(_sealed(known)))
+            _retry(lambda: record.replace(_sealed(known)), attempts)
+        except FileNotFoundError:
+            logger.warning("the evaluation of step %d is not recorded: %s is gone", step, record)
         except (OSError, RecordError) as error:
-            logger.error("the evaluation of step %d is not recorded, and is made again at a restart: %s", step, error)
-            return
+            logger.error("the evaluation of step %d is not recorded: %s", step, error)
+            return False
         self._prune()
+        return True
+
+    def is_lost(self, step: int) -> bool:
+        """Whether a checkpoint is damaged or gone, and not only out of reach."""
+        try:
+            self.load(read_info(record_of(self.file(step)), _retry(record_of(self.file(step)).read_bytes)))
+        except (FileNotFoundError, RecordError):
+            return True
+        except OSError:
+            return False
+        except CheckpointError as error:
+            return not isinstance(error.__cause__, OSError) or isinstance(error.__cause__, FileNotFoundError)
+        return False
 
     def committed(self) -> list[CheckpointInfo]:
         """The committed checkpoints, oldest first; a record that does not fit its file's name is named and passed over.
@@ -423,6 +438,11 @@ def record_of(file: Location) -> Location:
     return file.with_name(file.name.removesuffix(".pt") + ".json")
 
 
+def pause(attempt: int) -> float:
+    """Seconds to wait after so many attempts, from 0, before the next one."""
+    return min(2.0**attempt, LONGEST_WAIT_S)
+
+
 def _retry(action: Callable[[], T], attempts: int = ATTEMPTS) -> T:
     for attempt in range(1, attempts + 1):
         try:
@@ -433,5 +453,5 @@ def _retry(action: Callable[[], T], attempts: int = ATTEMPTS) -> T:
             if attempt == attempts:
                 raise
             logger.warning("storage failed (%s), attempt %d of %d", error, attempt, attempts)
-            time.sleep(min(2.0 ** (attempt - 1), LONGEST_WAIT_S))
+            time.sleep(pause(attempt - 1))
     raise AssertionError("unreachable")

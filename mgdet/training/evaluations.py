@@ -1,25 +1,26 @@
 """The evaluations of a training: by its own workers between two epochs, or aside, by another process meanwhile.
 
-An evaluation aside is that of a checkpoint, which says of itself that its evaluation is pending until it is there:
-whoever goes on with the training asks for it again.
+Aside, a saved checkpoint is evaluated. Its record says `pending` until the training has taken notice of its metrics, so
+that whoever goes on asks again.
 """
 
 import logging
-import queue
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import NamedTuple
 
+from mgdet.bounded import Caller
 from mgdet.config import Experiment
 from mgdet.data.order import eval_shard
 from mgdet.errors import CheckpointError, Interrupted
 from mgdet.evaluation.evaluator import headlines
 from mgdet.models import Detector
 from mgdet.tracking import Tracker
-from mgdet.training.checkpoint import CheckpointInfo, CheckpointStore
+from mgdet.training.checkpoint import ATTEMPTS, LAST_ATTEMPTS, CheckpointInfo, CheckpointStore, pause
 from mgdet.training.data import TrainingData
 from mgdet.training.distributed import World
 from mgdet.training.drawing import Drawing
@@ -30,11 +31,11 @@ from mgdet.training.progress import ProgressLog
 logger = logging.getLogger(__name__)
 
 MOST_WAITING = 2
-"""Evaluations aside that may be under way while training goes on; with one more it waits."""
+"""Evaluations aside that may be under way while training goes on: with one more it waits at the end of an epoch."""
 WAIT_S = 1.0
 """Seconds between two questions whether to stop, while a training waits for evaluations."""
-READS, PAUSE_S = 3, 5.0
-"""How often a checkpoint is tried that cannot be read, and the seconds between two tries."""
+GRACE_S = 2.0
+"""The longest wait, at the end of a training, for what is being written at that moment."""
 
 
 class Answer(NamedTuple):
@@ -73,14 +74,14 @@ class Judge(ABC):
 
 
 class Evaluations(ABC):
-    """How a training is evaluated. Every method is called on all ranks at the same steps."""
+    """How a training is evaluated. Every method is called on all ranks, at the same steps."""
 
     pending: bool
     """Whether the evaluation of a checkpoint comes after it."""
 
     @abstractmethod
-    def resume(self, infos: Sequence[CheckpointInfo]) -> None:
-        """On rank 0, go on with checkpoints whose evaluation is pending."""
+    def resume(self, step: int, network: Detector, position: Position) -> None:
+        """Go on with checkpoints whose evaluation is pending, from that of `step`, whose network this is, on."""
 
     @abstractmethod
     def begin(self, network: Detector, position: Position) -> dict[str, float]:
@@ -102,24 +103,38 @@ class Evaluations(ABC):
         """
 
     @abstractmethod
+    def delivered(self, answers: Sequence[Answer]) -> None:
+        """Take notice that the training has taken notice of these."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Wait until everything is recorded. Raises `CheckpointError` on all ranks where that cannot be done."""
+
+    @abstractmethod
     def close(self) -> None:
         """End what is under way."""
 
+    def deliver(self, deliver: Callable[[Answer], None]) -> int:
+        """Deliver the answers that are there. A collective; how many are still to come."""
+        return self._deliver(deliver, 0.0)
+
     def until(self, most: int, deliver: Callable[[Answer], None], stop_asked: Callable[[], bool]) -> None:
         """Deliver answers until at most so many are still to come. A collective. Raises `Interrupted` on request."""
-        answers, left = self.take()
-        told = False
-        while True:
-            for answer in answers:
-                deliver(answer)
-            if left <= most:
-                return
+        left, told = self.deliver(deliver), False
+        while left > most:
             if not told:
                 told = True
-                logger.info("waiting for %d evaluations that are under way", left)
+                logger.info("waiting for evaluations; under way: %d", left)
             if stop_asked():
                 raise Interrupted(f"stopped on request with {left} evaluations under way; the same command goes on")
-            answers, left = self.take(WAIT_S)
+            left = self._deliver(deliver, WAIT_S)
+
+    def _deliver(self, deliver: Callable[[Answer], None], wait_s: float) -> int:
+        answers, left = self.take(wait_s)
+        for answer in answers:
+            deliver(answer)
+        self.delivered(answers)
+        return left
 
 
 class ByWorkers(Evaluations):
@@ -140,14 +155,17 @@ class ByWorkers(Evaluations):
         self._tracker, self._drawing = tracker, drawing
         self._answers: list[Answer] = []
 
-    def resume(self, infos: Sequence[CheckpointInfo]) -> None:
-        """See `Evaluations`: it leaves them out."""
-        for info in infos:
-            logger.warning(
-                "epoch %d is left without an evaluation, which was to be made aside; `mgdet evaluate %s` makes one",
-                *(info.epoch, self._store.path(info)),
-            )
-            self._store.judged(info.step, {})
+    def resume(self, step: int, network: Detector, position: Position) -> None:
+        """See `Evaluations`: the newest one is evaluated now; others, whose networks are gone, are left out."""
+        found = pending(self._store, step) if self._world.is_main else []
+        found = self._world.broadcast(found)
+        for info in found:
+            if info.step == step:
+                position.metrics = self.begin(network, position)
+            elif self._world.is_main:
+                logger.warning("epoch %d is left without an evaluation, which was to be made aside", info.epoch)
+            if self._world.is_main:
+                self._store.judged(info.step, position.metrics if info.step == step else {})
 
     def begin(self, network: Detector, position: Position) -> dict[str, float]:
         """See `Evaluations`."""
@@ -187,12 +205,18 @@ class ByWorkers(Evaluations):
         taken, self._answers = self._answers, []
         return taken, 0
 
+    def delivered(self, answers: Sequence[Answer]) -> None:
+        """See `Evaluations`: their checkpoints have the metrics already."""
+
+    def finish(self) -> None:
+        """See `Evaluations`."""
+
     def close(self) -> None:
         """See `Evaluations`."""
 
 
 class Aside(Evaluations):
-    """A judge evaluates the checkpoints one after another. Rank 0 has a thread that asks it.
+    """A judge evaluates the checkpoints one after another. Rank 0 has a thread that asks it, and one that records.
 
     Args:
         judge: on rank 0.
@@ -200,25 +224,32 @@ class Aside(Evaluations):
         store: of the checkpoints.
         tracker: gets the metrics, at the step that they belong to.
         drawing: gets what the judge has drawn.
+        epochs: of the whole training.
     """
 
     pending = True
 
     def __init__(
-        self, judge: Judge | None, world: World, store: CheckpointStore, tracker: Tracker, drawing: Drawing | None
+        self,
+        judge: Judge | None,
+        world: World,
+        store: CheckpointStore,
+        tracker: Tracker,
+        drawing: Drawing | None,
+        epochs: int,
     ) -> None:
-        self._judge, self._world, self._store = judge, world, store
+        self._judge, self._world, self._store, self._epochs = judge, world, store, epochs
         self._tracker, self._drawing = tracker, drawing
-        self._asked: queue.SimpleQueue[tuple[int, int, Future[str] | None] | None] = queue.SimpleQueue()
-        self._answers: queue.SimpleQueue[Answer | BaseException | None] = queue.SimpleQueue()
-        self._outstanding = 0
+        self._asker: Caller | None = None
+        self._recorder: Caller | None = None
+        self._asked: deque[Future[Answer | None]] = deque()
+        self._unrecorded: list[Answer] = []
+        self._recorded: Future[None] | None = None
         self._writing, self._closed = threading.Lock(), False
-        if world.is_main:
-            threading.Thread(target=self._work, name="evaluations", daemon=True).start()
 
-    def resume(self, infos: Sequence[CheckpointInfo]) -> None:
+    def resume(self, step: int, network: Detector, position: Position) -> None:
         """See `Evaluations`."""
-        for info in infos:
+        for info in pending(self._store, step) if self._world.is_main else []:
             self._ask(info.epoch, info.step, None)
 
     def begin(self, network: Detector, position: Position) -> dict[str, float]:
@@ -232,80 +263,113 @@ class Aside(Evaluations):
 
     def ready(self) -> int:
         """See `Evaluations`."""
-        return self._answers.qsize()
+        return sum(asked.done() for asked in self._asked)
 
     def take(self, wait_s: float = 0.0) -> tuple[list[Answer], int]:
-        """See `Evaluations`."""
+        """See `Evaluations`. An error is raised once the answers before it were taken."""
         answers: list[Answer] = []
         failed: BaseException | None = None
-        try:
-            while failed is None and self._outstanding:
-                found = self._answers.get(timeout=wait_s) if wait_s else self._answers.get_nowait()
-                self._outstanding, wait_s = self._outstanding - 1, 0.0
-                if isinstance(found, Answer):
-                    answers.append(found)
-                else:
-                    failed = found
-        except queue.Empty:
-            pass
-        answers, left, failed = self._world.broadcast((answers, self._outstanding, failed))
+        if self._asked and wait_s:
+            wait([self._asked[0]], wait_s)
+        while self._asked and self._asked[0].done():
+            failed = self._asked[0].exception()
+            if failed is not None:
+                break
+            if (answer := self._asked.popleft().result()) is not None:
+                answers.append(answer)
+        answers, left, failed = self._world.broadcast((answers, len(self._asked), None if answers else failed))
         if failed is not None:
             raise failed
         return answers, left
 
+    def delivered(self, answers: Sequence[Answer]) -> None:
+        """See `Evaluations`: the thread records them."""
+        if answers and self._recorder is not None:
+            self._recorded = self._recorder.submit(self._record, answers)
+
+    def finish(self) -> None:
+        """See `Evaluations`."""
+        failed = ""
+        if self._recorded is not None:
+            self._recorded.result()
+            if self._unrecorded:
+                epochs = ", ".join(str(answer.epoch) for answer in self._unrecorded)
+                failed = (
+                    f"The training came to its end, but the evaluations of the epochs {epochs} are not recorded in "
+                    f"{self._store.directory}. Mend the storage and run the same command: it makes them again."
+                )
+        if failed := self._world.broadcast(failed):
+            raise CheckpointError(failed)
+
     def close(self) -> None:
         """See `Evaluations`. Nothing is logged or written after it."""
-        with self._writing:
-            self._closed = True
-        self._asked.put(None)
+        held = self._writing.acquire(timeout=GRACE_S)
+        self._closed = True
+        if held:
+            self._writing.release()
         if self._judge is not None:
             self._judge.close()
+        for caller in (self._asker, self._recorder):
+            if caller is not None:
+                caller.end()
 
     def _ask(self, epoch: int, step: int, outcome: Future[str] | None) -> None:
-        self._outstanding += 1
-        self._asked.put((epoch, step, outcome))
-
-    def _work(self) -> None:
-        while (asked := self._asked.get()) is not None:
-            try:
-                self._answers.put(self._answer(*asked))
-            except BaseException as error:  # it belongs to the training
-                self._answers.put(error)
+        if self._asker is None:
+            self._asker, self._recorder = Caller("evaluations"), Caller("evaluations-recorded")
+        self._asked.append(self._asker.submit(self._answer, epoch, step, outcome))
 
     def _answer(self, epoch: int, step: int, outcome: Future[str] | None) -> Answer | None:
-        """Have a checkpoint evaluated, and log and record what is found; None where there is no such checkpoint."""
+        """Have a checkpoint evaluated, and log what is found; None where there is no such checkpoint."""
         if outcome is not None and outcome.result():  # which is in the log
             logger.error("epoch %d is not evaluated: its checkpoint is missing", epoch)
             return None
-        judged = self._judged(step)
+        judged = None if self._closed else self._judged(epoch, step)
         with self._writing:
             if self._closed:
                 return None
             if judged is None:
                 self._store.judged(step, {})
                 return None
-            logged = {**judged.metrics, "val/seconds": judged.seconds, **judged.logged}
-            self._tracker.log(logged, step=step)
+            self._tracker.log({**judged.metrics, "val/seconds": judged.seconds, **judged.logged}, step=step)
             for data, name in judged.artifacts:
                 self._tracker.artifact(data, name)
             if self._drawing:
                 self._drawing.take(judged.evaluated, judged.labels)
             _say(epoch, judged.metrics, judged.seconds)
             self._tracker.secure()
-            self._store.judged(step, judged.metrics)
         return Answer(epoch, step, judged.metrics)
 
-    def _judged(self, step: int) -> Judged | None:
+    def _judged(self, epoch: int, step: int) -> Judged | None:
+        """The judge's answer; None for a checkpoint that is lost, which is not the last one."""
         assert self._judge is not None, "rank 0 has one"
-        for left in reversed(range(READS)):
+        for attempt in range(LAST_ATTEMPTS):
             try:
                 return self._judge(str(self._store.file(step)))
             except CheckpointError as error:
-                if left:
-                    time.sleep(PAUSE_S)
-                    continue
-                logger.warning("its evaluation is left out: %s", error)
-        return None
+                if self._closed:
+                    return None
+                if epoch < self._epochs and self._store.is_lost(step):
+                    logger.warning("epoch %d is left without an evaluation: %s", epoch, error)
+                    return None
+                if attempt + 1 == LAST_ATTEMPTS:
+                    raise
+                logger.warning("%s; attempt %d of %d", error, attempt + 1, LAST_ATTEMPTS)
+                time.sleep(pause(attempt))
+        raise AssertionError("unreachable")
+
+    def _record(self, answers: Sequence[Answer]) -> None:
+        """Record these, and those that could not be recorded before."""
+        with self._writing:
+            if not self._closed:
+                waiting = [*self._unrecorded, *answers]
+                last = any(answer.epoch == self._epochs for answer in answers)
+                attempts = LAST_ATTEMPTS if last else ATTEMPTS
+                self._unrecorded = [a for a in waiting if not self._store.judged(a.step, a.metrics, attempts)]
+
+
+def pending(store: CheckpointStore, step: int) -> list[CheckpointInfo]:
+    """The checkpoints up to this step whose evaluation is still to come."""
+    return [info for info in store.complete() if info.pending and info.step <= step]
 
 
 def _say(epoch: int, metrics: dict[str, float], seconds: float) -> None:

@@ -92,7 +92,7 @@ class Worker:
         """The last evaluation's."""
         self.evaluations: Evaluations = ByWorkers(experiment, world, self.data, self.store, tracker, self._drawing)
         if experiment.evaluation.where == "aside":
-            self.evaluations = Aside(judge, world, self.store, tracker, self._drawing)
+            self.evaluations = Aside(judge, world, self.store, tracker, self._drawing, train.epochs)
         if newest is not None:
             self._resume(newest, state)
         self._set_rate()
@@ -127,6 +127,8 @@ class Worker:
         return self.saver.settle()
 
     def _run(self) -> dict[str, float]:
+        self.evaluations.resume(self.position.step, self._evaluated(), self.position)
+        self.evaluations.until(MOST_WAITING, self._deliver, self.stop_asked)
         for epoch in range(self.position.epoch, self.experiment.train.epochs):
             self._train_epoch(epoch)
             last = epoch + 1 == self.experiment.train.epochs
@@ -145,6 +147,7 @@ class Worker:
             if not last and self.stop_asked():
                 raise Interrupted(f"stopped on request after epoch {epoch + 1}; the same command goes on")
         self.evaluations.until(0, self._deliver, self.stop_asked)
+        self.evaluations.finish()
         if self._drawing:
             self._drawing.finish()
         return self.metrics
@@ -183,8 +186,6 @@ class Worker:
         self.load_state_dict(state)
         self.metrics = info.metrics or self.position.metrics
         if self.world.is_main:
-            known = self.store.complete()
-            self.evaluations.resume([each for each in known if each.pending and each.step <= info.step])
             tell_other_evaluation(self.experiment, state)
             logger.info("resuming at epoch %d, step %d from %s", self.position.epoch, info.step, self.store.path(info))
 
@@ -307,7 +308,7 @@ class Worker:
                 if save:
                     self._save({})
                 if answered:
-                    self.evaluations.until(MOST_WAITING, self._deliver, self.stop_asked)
+                    self.evaluations.deliver(self._deliver)
         self.position.epoch, self.position.micro_step, self.position.done = epoch + 1, 0, []
 
     def _stop_if_asked(self) -> None:

@@ -3,7 +3,7 @@
 import json
 import logging
 import threading
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from mgdet.runs.record import summarise
 from mgdet.runs.status import status_of
 from mgdet.tracking import NullTracker
 from mgdet.training import evaluations
-from mgdet.training.checkpoint import CheckpointStore
+from mgdet.training.checkpoint import LAST_ATTEMPTS, CheckpointStore
 from mgdet.training.distributed import World
 from mgdet.training.evaluations import MOST_WAITING, Answer, Aside, Judge, Judged
 from mgdet.training.loop import Worker
@@ -27,6 +27,7 @@ from tests.faults import same, weights
 from tests.small import small_experiment
 
 CPU = World(0, 1, torch.device("cpu"))
+EPOCHS = 9
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +39,13 @@ def process():
 class Elsewhere(Judge):
     """Evaluates in a process that several tests share; waits for `gate` before each."""
 
-    def __init__(self, process, gate=None):
-        self.process, self.gate = process, gate
+    def __init__(self, process, experiment, gate=None):
+        self.process, self.experiment, self.gate = process, experiment, gate
 
     def __call__(self, path):
         if self.gate:
             self.gate.wait(60)
-        found = self.process.submit(answer, path, CPU.device).result()
+        found = self.process.submit(answer, path, self.experiment, CPU.device).result()
         if isinstance(found, Exception):
             raise found
         return found
@@ -82,14 +83,19 @@ class Log(NullTracker):
         self.lines.append((step, metrics["val/AP"]))
 
 
-def save(store, step, pending=True):
-    state = {"model": {"w": torch.ones(2)}}
-    store.save(state, step=step, epoch=step, metrics={}, pending=pending)
+def save(store, step):
+    store.save({"model": {"w": torch.ones(2)}}, step=step, epoch=step, metrics={}, pending=True)
+
+
+def finish(aside, deliver=lambda answer: None):
+    """Wait for all evaluations, and until they are recorded."""
+    aside.until(0, deliver, lambda: False)
+    aside.finish()
 
 
 def asked(judge, store, steps, log=None):
     """What asks `judge` for the evaluation of checkpoints of `store`, which it saves."""
-    aside = Aside(judge, CPU, store, log or Log(), None)
+    aside = Aside(judge, CPU, store, log or Log(), None, EPOCHS)
     for step in steps:
         save(store, step)
         aside.saved(Position(epoch=step, step=step), None)
@@ -123,7 +129,7 @@ def test_answers_come_in_order_with_the_step_they_belong_to(store):
     log = Log()
     aside = asked(Fake(0.2, 0.4, 0.3), store, (1, 2, 3), log)
     got = []
-    aside.until(0, got.append, lambda: False)
+    finish(aside, got.append)
     assert got == [Answer(n, n, {"val/AP": value}) for n, value in ((1, 0.2), (2, 0.4), (3, 0.3))]
     assert log.lines == [(1, 0.2), (2, 0.4), (3, 0.3)]
     assert [(i.step, i.metrics, i.pending) for i in store.committed()] == [
@@ -138,7 +144,7 @@ def test_a_checkpoint_is_kept_until_it_is_evaluated(store):
     aside = asked(Fake(gate, 0.1, 0.1, 0.1, 0.1), store, (1, 2, 3, 4, 5))
     assert [i.step for i in store.committed()] == [1, 2, 3, 4, 5]
     gate.set()
-    aside.until(0, lambda answer: None, lambda: False)
+    finish(aside)
     assert [i.step for i in store.committed()] == [1, 4, 5], "the best, of 0.5, and the two latest"
     assert b"pending" not in (store.directory / "step-00000005.json").read_bytes(), "as earlier versions know it"
 
@@ -159,31 +165,51 @@ def test_it_waits_until_few_are_under_way_and_can_be_stopped_then(store):
 
 
 def test_without_a_checkpoint_there_is_no_evaluation(store, caplog):
-    aside = Aside(Fake(), CPU, store, Log(), None)
+    aside = Aside(Fake(), CPU, store, Log(), None, EPOCHS)
     failed: Future[str] = Future()
     failed.set_result("no space")
     aside.saved(Position(epoch=1, step=1), failed)
-    aside.until(0, pytest.fail, lambda: False)
+    finish(aside, pytest.fail)
     assert "epoch 1 is not evaluated: its checkpoint is missing" in caplog.text
 
 
-def test_a_checkpoint_that_cannot_be_read_is_left_out(store, monkeypatch, caplog):
-    monkeypatch.setattr(evaluations, "PAUSE_S", 0)
-    damaged = CheckpointError("it is damaged")
-    aside = asked(Fake(damaged, 0.2, damaged, damaged, damaged), store, (1, 2))
+def test_a_storage_out_of_reach_costs_no_evaluation(store, monkeypatch, caplog):
+    monkeypatch.setattr(evaluations, "pause", lambda attempt: 0)
+    away = CheckpointError("the store is away")
     got = []
-    aside.until(0, got.append, lambda: False)
-    assert got == [Answer(1, 1, {"val/AP": 0.2})], "one failure may be the network's"
-    assert "its evaluation is left out: it is damaged" in caplog.text
-    assert not any(i.pending for i in store.committed())
+    finish(asked(Fake(*[away] * (LAST_ATTEMPTS - 1), 0.2), store, (1,)), got.append)
+    assert got == [Answer(1, 1, {"val/AP": 0.2})]
+    assert f"the store is away; attempt 1 of {LAST_ATTEMPTS}" in caplog.text
+    with pytest.raises(CheckpointError, match="the store is away"):
+        finish(asked(Fake(*[away] * LAST_ATTEMPTS), store, (2,)))
+    assert store.committed()[-1].pending, "whoever goes on asks again"
+
+
+def test_a_damaged_checkpoint_is_left_out_unless_it_is_the_last(store, monkeypatch, caplog):
+    monkeypatch.setattr(evaluations, "pause", lambda attempt: 0)
+    gate, damaged = threading.Event(), CheckpointError("it is damaged")
+    aside = asked(Fake(gate, damaged, *[damaged] * LAST_ATTEMPTS), store, (1, 2, EPOCHS))
+    for step in (2, EPOCHS):
+        store.file(step).write(b"something else")
+    gate.set()
+    got = []
+    with pytest.raises(CheckpointError, match="it is damaged"):
+        finish(aside, got.append)
+    assert [answer.step for answer in got] == [1]
+    assert "epoch 2 is left without an evaluation: it is damaged" in caplog.text
+    assert [i.pending for i in store.committed()] == [False, False, True]
 
 
 @pytest.mark.parametrize("error", [DataError("an image is gone"), ClusterError("it is lost")])
 def test_any_other_error_ends_the_training(store, error):
-    aside = asked(Fake(error), store, (1,))
+    """After the answers before it."""
+    aside = asked(Fake(0.2, error), store, (1, 2))
+    wait(aside._asked)
+    got = []
     with pytest.raises(type(error), match=str(error)):
-        aside.until(0, pytest.fail, lambda: False)
-    assert store.committed()[0].pending, "whoever goes on asks again"
+        finish(aside, got.append)
+    assert got == [Answer(1, 1, {"val/AP": 0.2})]
+    assert store.committed()[1].pending, "whoever goes on asks again"
 
 
 def test_nothing_is_written_after_the_end(store):
@@ -193,16 +219,38 @@ def test_nothing_is_written_after_the_end(store):
     aside.close()
     assert judge.closed
     gate.set()
-    assert aside._answers.get(timeout=60) is None
+    assert aside._asked[0].result(60) is None
     assert not log.lines
     assert store.committed()[0].pending
 
 
-def test_an_evaluation_that_cannot_be_recorded_stays_pending(store, monkeypatch, caplog):
-    save(store, 1)
-    (store.directory / "step-00000001.json").delete()
-    store.judged(1, {"val/AP": 0.2})
-    assert "the evaluation of step 1 is not recorded, and is made again at a restart" in caplog.text
+def test_what_the_training_has_not_heard_stays_pending(store):
+    aside = asked(Fake(0.2), store, (1,))
+    wait(aside._asked)
+    assert store.committed()[0].pending
+    finish(aside)
+    assert not store.committed()[0].pending
+
+
+def test_what_cannot_be_recorded_is_tried_again_and_told_at_the_end(store, monkeypatch):
+    working, away = store.judged, [True]
+    monkeypatch.setattr(store, "judged", lambda *about: not away[0] and working(*about))
+    aside = asked(Fake(0.2, 0.3, 0.4), store, (1, 2))
+    with pytest.raises(
+        CheckpointError, match=r"the evaluations of the epochs 1, 2 are not recorded in .* same command"
+    ):
+        finish(aside)
+    away.clear()
+    away.append(False)
+    save(store, 3)
+    aside.saved(Position(epoch=3, step=3), None)
+    finish(aside)
+    assert [(i.step, i.pending) for i in store.committed()] == [(2, False), (3, False)]
+
+
+def test_the_record_of_a_checkpoint_that_is_gone_is_not_missed(store, caplog):
+    assert store.judged(1, {"val/AP": 0.2})
+    assert "the evaluation of step 1 is not recorded" in caplog.text
 
 
 @pytest.mark.slow
@@ -212,7 +260,7 @@ def test_its_numbers_and_weights_are_those_of_the_workers(process, tmp_path):
     aside = prepare(small_experiment(tmp_path, name="aside", evaluation__where="aside", **changes), 1, 0)[0]
     told: dict[str, list[dict[str, float]]] = {"workers": [], "aside": []}
     results = {}
-    for e, judge in ((by_workers, None), (aside, Elsewhere(process))):
+    for e, judge in ((by_workers, None), (aside, Elsewhere(process, aside))):
         tracker = worker_tracker(e, None)
         results[e.name] = Worker(e, CPU, tracker, told[e.name].append, judge=judge).run()
         tracker.close()
@@ -230,17 +278,17 @@ def test_whoever_goes_on_asks_again_for_what_was_pending(process, tmp_path, capl
     changes = {"train__epochs": 3, "evaluation__where": "aside"}
     e = prepare(small_experiment(tmp_path, **changes), 1, 0)[0]
     straight = e.model_copy(update={"name": "straight"})
-    Worker(straight, CPU, worker_tracker(straight, None), judge=Elsewhere(process)).run()
+    Worker(straight, CPU, worker_tracker(straight, None), judge=Elsewhere(process, straight)).run()
 
     gate = threading.Event()
     tracker = worker_tracker(e, None)
     with pytest.raises(Interrupted):
-        Worker(e, CPU, tracker, stop_asked=has_checkpoint(e), judge=Elsewhere(process, gate)).run()
+        Worker(e, CPU, tracker, stop_asked=has_checkpoint(e), judge=Elsewhere(process, e, gate)).run()
     tracker.close()
     assert [(i.epoch, i.pending) for i in CheckpointStore(e.run_uri).committed() if i.pending] == [(1, True)]
 
     gate = threading.Event()
-    judge, tracker = Elsewhere(process, gate), worker_tracker(e, None)
+    judge, tracker = Elsewhere(process, e, gate), worker_tracker(e, None)
     with pytest.raises(Interrupted, match="with 3 evaluations under way"):
         Worker(e, CPU, tracker, stop_asked=has_checkpoint(e, epoch=3), judge=judge).run()
     tracker.close()
@@ -250,7 +298,7 @@ def test_whoever_goes_on_asks_again_for_what_was_pending(process, tmp_path, capl
     assert next(each.state for each in status_of(e.storage) if each.name == e.name) != "finished"
 
     tracker = worker_tracker(e, None)
-    metrics = Worker(e, CPU, tracker, judge=Elsewhere(process)).run()
+    metrics = Worker(e, CPU, tracker, judge=Elsewhere(process, e)).run()
     tracker.close()
     assert same(weights(e), weights(straight))
     assert evaluated(e) == evaluated(straight)
@@ -259,15 +307,22 @@ def test_whoever_goes_on_asks_again_for_what_was_pending(process, tmp_path, capl
 
 
 @pytest.mark.slow
-def test_one_that_goes_on_by_its_workers_says_what_is_left_out(process, tmp_path, caplog):
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_one_that_goes_on_by_its_workers_evaluates_the_newest(process, tmp_path, caplog, epoch):
+    """It is stopped in its second epoch, whose checkpoint is the newest then, or at the end of it."""
     e = prepare(small_experiment(tmp_path, evaluation__where="aside"), 1, 0)[0]
+    judge = Elsewhere(process, e, threading.Event())
     with pytest.raises(Interrupted):
-        Worker(e, CPU, NullTracker(), stop_asked=has_checkpoint(e), judge=Elsewhere(process, threading.Event())).run()
+        Worker(e, CPU, NullTracker(), stop_asked=has_checkpoint(e, epoch), judge=judge).run()
     e = prepare(small_experiment(tmp_path), 1, 0)[0]
-    metrics = Worker(e, CPU, NullTracker()).run()
-    assert "epoch 1 is left without an evaluation, which was to be made aside; `mgdet evaluate" in caplog.text
-    assert not any(i.pending for i in CheckpointStore(e.run_uri).committed())
-    assert metrics
+    told = []
+    metrics = Worker(e, CPU, NullTracker(), told.append).run()
+    assert "epoch 1 is left without an evaluation, which was to be made aside" in caplog.text
+    kept = CheckpointStore(e.run_uri).committed()
+    assert not any(i.pending for i in kept)
+    assert kept[-1].metrics == metrics
+    assert [line["epoch"] for line in told] == [2]
+    assert summarise(e).already_finished
 
 
 @pytest.mark.slow
