@@ -236,9 +236,7 @@ def test_what_cannot_be_recorded_is_tried_again_and_told_at_the_end(store, monke
     working, away = store.judged, [True]
     monkeypatch.setattr(store, "judged", lambda *about: not away[0] and working(*about))
     aside = asked(Fake(0.2, 0.3, 0.4), store, (1, 2))
-    with pytest.raises(
-        CheckpointError, match=r"the evaluations of the epochs 1, 2 are not recorded in .* same command"
-    ):
+    with pytest.raises(CheckpointError, match=r"evaluations of the epochs 1, 2 are not recorded in .* same command"):
         finish(aside)
     away.clear()
     away.append(False)
