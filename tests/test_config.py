@@ -123,7 +123,7 @@ def test_weights_that_are_not_there_are_refused_before_anything_starts(tmp_path)
 
 @pytest.mark.parametrize(
     ("cpus", "gpus", "workers", "each"),
-    [(2, 0, 1, 1), (3, 0, 2, 1), (1, 0, 1, 1), (8, 0, 2, 2), (32, 4, 3, 8), (8, 1, 1, 4)],
+    [(2, 0, 1, 1), (3, 0, 2, 1), (1, 0, 1, 1), (8, 0, 2, 2), (32, 5, 4, 6), (8, 1, 1, 4)],
 )
 def test_workers_leave_room_for_an_evaluation_aside(cpus, gpus, workers, each):
     aside = validate({**MINIMAL, "evaluation": {"where": "aside"}}, "t")
