@@ -25,11 +25,11 @@ def test_the_process_that_evaluates_is_killed(tmp_path, shared):
     run(by_workers)
     e = experiment(tmp_path, "aside", evaluation__where="aside", **shared)
     log = tmp_path / "log"
-    with job(e, tmp_path, log) as process:
-        wait(process, lambda: titled("_Actor"))
-        for judge in titled("_Actor"):
-            judge.kill()
-        wait(process)
+    process = job(e, tmp_path, log)
+    wait(process, lambda: titled("_Actor.answer"))
+    for judge in titled("_Actor"):
+        judge.kill()
+    wait(process)
     text = log.read_text()
     assert process.returncode == 0, text
     assert "2 workers and 1 that evaluates x 0.5 CPUs = 1.5 CPUs" in text
