@@ -18,7 +18,7 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
-from pydantic.functional_validators import ModelWrapValidatorHandler  # pydantic itself has it from 2.11 on
+from pydantic.functional_validators import ModelWrapValidatorHandler  # pydantic 2.10 has it only there
 from pydantic_core import CoreSchema, core_schema
 
 from mgdet.plain_yaml import INT64
