@@ -60,7 +60,7 @@ def processes():
 
 
 def test_processes_that_are_killed_change_nothing(shared, run, photos, tmp_path, monkeypatch, capfd):
-    """Both are killed when the first portion is done; the first try ends there, with one portion kept."""
+    """They are killed when the first portion is done; the first try ends there, with one portion kept."""
     predict(load_detector(run), [str(photos)], str(tmp_path / "one"), options=LOW)
     config = ClusterConfig(address=shared["cluster__address"], workers=2)
     spread, killed, given = fleet._spread, [], []
@@ -85,7 +85,7 @@ def test_processes_that_are_killed_change_nothing(shared, run, photos, tmp_path,
     arguments = ["--score", 0.006, "--workers", 2, "--address", shared["cluster__address"]]
     answer = call(job, run, photos, "--out", out, *arguments)
     assert answer.status == 0, answer.err
-    assert len(killed) >= 3, "of two tries, of which the second has seven portions or fewer for two processes"
+    assert len(killed) >= 2, "at least one in each try: the other one may still be starting"
     assert given[0] == 8
     assert 1 <= given[1] <= 7
     assert f"detections in 16 images; written to {out}" in answer.out
