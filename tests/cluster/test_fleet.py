@@ -169,10 +169,11 @@ def test_an_import_has_the_bytes_of_one_process_whichever_are_killed(shared, tmp
     answer = call(import_job("prepare"), "coco", "--split", "train", *places, "--out", out, *options)
     assert answer.status == 0, answer.err
     assert f"Written to {out}" in answer.out
-    (first, whole), (second, rest), (third, shards) = given
-    assert (first, second, third, whole, shards) == ("Checking", "Checking", "Writing", 6, 4)
-    assert 1 <= rest <= 5
-    assert len(killed) >= 3, "of three rounds, the last of which may have one process left"
+    assert (given[0], given[-1]) == (("Checking", 6), ("Writing", 4))
+    for name, rest in given[1:-1]:  # unless all were checked before the first answer was heard
+        assert name == "Checking"
+        assert 1 <= rest <= 5
+    assert len(killed) >= 2, "at least one in each round: the other one may still be starting"
     for file in ("dataset.json", *(f"train/part-0000{number}.parquet" for number in range(4))):
         assert (out / file).read_bytes() == (scene.out / file).read_bytes(), file
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
