@@ -87,7 +87,7 @@ def test_processes_that_are_killed_change_nothing(shared, run, photos, tmp_path,
     assert answer.status == 0, answer.err
     assert len(killed) >= 2, "at least one in each try: the other one may still be starting"
     assert given[0] == 8
-    assert 1 <= given[1] <= 7
+    assert all(1 <= left <= 7 for left in given[1:]), "unless all were done before the first answer was heard"
     assert f"detections in 16 images; written to {out}" in answer.out
     for name in ("detections.json", "images.json"):
         assert (out / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
