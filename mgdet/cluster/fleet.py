@@ -6,7 +6,8 @@ import os
 import pickle
 import sys
 import threading
-from collections.abc import Generator, Iterator, Sequence
+import time
+from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
@@ -38,6 +39,8 @@ logger = logging.getLogger(__name__)
 _GOES_ON = "What is done is kept: the same command goes on."
 _LEAVE_S = 1.0
 """The longest wait for lines that are on their way to the screen."""
+_READERS, _READERS_S = "iter_threaded", 30.0
+"""The name of the threads in which Ray Data reads its results, and the longest wait for their end."""
 _MOST_BLOCKS = 4096
 """Ray Data keeps some numbers of each block; with more portions than this a block holds several."""
 
@@ -158,6 +161,7 @@ def _spread(
         num_cpus=resources["CPU"],
         num_gpus=resources.get("GPU", 0.0),
     )
+    before, answers = threading.enumerate(), None
     try:
         answers = iter(rows.iter_rows())
         with _unsaid(b"has constructor arguments in the object store"):
@@ -170,9 +174,25 @@ def _spread(
     except ray.exceptions.RayError as error:
         raise ClusterError(f"the work stopped: {first_line(root(error))}. {_GOES_ON}") from error
     finally:
-        # Ends the executor of an iteration that was left in the middle, as Ray Data does after its own. Its thread
-        # would go on after the end of this session, and start another Ray.
+        if answers is not None:
+            answers.close()
+        # Ends the executor of an iteration that was left in the middle, as Ray Data does after its own.
         rows._synchronize_progress_bar()
+        _wait_for_threads(before)
+
+
+def _wait_for_threads(before: Collection[threading.Thread]) -> None:
+    """Wait until the threads have ended that an iteration over a dataset has started since there were those `before`.
+
+    One that went on after the end of this session would start another Ray, or end this process: Ray's core ends
+    whatever process asks it for something after that.
+    """
+    until = time.monotonic() + _READERS_S
+    for thread in threading.enumerate():
+        if thread not in before and (thread.name == _READERS or type(thread).__module__.startswith("ray.data.")):
+            thread.join(max(0.0, until - time.monotonic()))
+            if thread.is_alive():
+                logger.debug("%s of Ray Data has not ended", thread.name)
 
 
 @contextmanager
