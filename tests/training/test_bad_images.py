@@ -106,13 +106,14 @@ def _key(position):
 def test_a_data_set_that_is_prepared_again_ends_the_training_and_is_refused_afterwards(tmp_path):
     experiment = spoilt(tmp_path, [], train__epochs=2)
     worker = Worker(experiment, ALONE, NullTracker())
-    evaluate = worker._evaluate
+    evaluate = worker.evaluations.begin
 
-    def then_somebody_prepares():
-        evaluate()
+    def then_somebody_prepares(*about):
+        metrics = evaluate(*about)
         generate_shapes(experiment.data.uri, ShapesConfig(train=6, val=3, size=64, seed=1), overwrite=True)
+        return metrics
 
-    worker._evaluate = then_somebody_prepares
+    worker.evaluations.begin = then_somebody_prepares
     with pytest.raises(DataError, match="was prepared again after it was opened"):
         worker.run()
     assert [info.epoch for info in worker.store.committed()] == [1]

@@ -186,9 +186,9 @@ def test_a_training_saves_by_time_within_an_epoch(tmp_path, monkeypatch):
     monkeypatch.setattr(Saver, "due", lambda self, every_s: self.settle() == "")
     saved, save = [], Worker._save
 
-    def noted(self, *args):
+    def noted(self, *args, **how):
         saved.append(self.position.step)
-        save(self, *args)
+        save(self, *args, **how)
 
     monkeypatch.setattr(Worker, "_save", noted)
     trained = []
