@@ -81,7 +81,7 @@ class Evaluations(ABC):
 
     @abstractmethod
     def resume(self, step: int, network: Detector, position: Position) -> None:
-        """Go on with checkpoints whose evaluation is pending, from that of `step`, whose network this is, on."""
+        """Go on with the checkpoints up to `step` whose evaluation is pending; the network is that of this step."""
 
     @abstractmethod
     def begin(self, network: Detector, position: Position) -> dict[str, float]:
