@@ -34,7 +34,8 @@ def test_the_evaluation_of_a_trial_is_reported_when_its_checkpoint_is_written(tm
     monkeypatch.setattr(ray.train, "report", report)
     monkeypatch.setattr(ray.train, "get_context", lambda: SimpleNamespace(get_local_rank=lambda: 0))
     monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
-    task = {"experiment": e.model_dump(mode="json"), "trial": trial, "handle": None, "owner": None, "screen": False}
+    about = {"trial": trial, "handle": None, "owner": None, "screen": False, "judge": ""}
+    task = {"experiment": e.model_dump(mode="json"), **about}
     try:
         _train(task, SimpleNamespace(show=None))
     finally:
