@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mgdet.cluster.relay import speak_through_driver
+from mgdet.cluster.relay import NAMESPACE, speak_through_driver
 from mgdet.config import Experiment, validate
 from mgdet.errors import ClusterError, MgdetError
 from mgdet.inference.aside import answer
@@ -16,7 +16,6 @@ from mgdet.runs.config import ClusterConfig
 from mgdet.text import first_line
 from mgdet.training.evaluations import Judge, Judged
 
-_NAMESPACE = "mgdet"
 _ROOM_S = 60.0
 """The longest wait for the room that was there a moment ago."""
 
@@ -72,7 +71,7 @@ def judge_started(experiment: Experiment, level: int, prefix: str = "") -> Itera
             )
         options = {
             "name": name,
-            "namespace": _NAMESPACE,
+            "namespace": NAMESPACE,
             "num_cpus": each["CPU"],
             "num_gpus": each.get("GPU", 0.0),
             "max_restarts": cluster.max_failures,
@@ -96,23 +95,21 @@ class ActorJudge(Judge):
     def __init__(self, name: str) -> None:
         self._name = name
 
-    def __call__(self, path: str) -> Judged:
+    def ask(self, path: str) -> Judged | MgdetError:
         """See `Judge`. Raises `ClusterError` where the actor is lost for good, and what an evaluation raises."""
         import ray
 
         from mgdet.cluster.restarts import root
 
         try:
-            found: Judged | MgdetError = ray.get(ray.get_actor(self._name, namespace=_NAMESPACE).answer.remote(path))
+            found: Judged | MgdetError = ray.get(ray.get_actor(self._name, namespace=NAMESPACE).answer.remote(path))
+            return found
         except ray.exceptions.RayTaskError as error:
             raise root(error) from error
         except (ray.exceptions.RayError, ValueError) as error:
             lines = [line for line in str(error).splitlines() if line.strip()]
             said = lines[-1].strip() if lines else first_line(error)
             raise ClusterError(f"the process that evaluates checkpoints is lost: {said}") from error
-        if isinstance(found, MgdetError):
-            raise found
-        return found
 
     def close(self) -> None:
         """See `Judge`: the actor belongs to the driver, which ends it with the training."""

@@ -18,7 +18,7 @@ from mgdet.training.progress import Progress, show
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_QUESTIONS = 0.25
-_NAMESPACE = "mgdet"
+NAMESPACE = "mgdet"
 _MOST_KEPT = 10_000
 """Records that the actor keeps while the driver does not ask; older ones are dropped, and counted."""
 _MOST_ON_THEIR_WAY = 1_000
@@ -56,7 +56,7 @@ def workers_heard() -> Iterator[None]:
     context = ray.get_runtime_context()
     options = {
         "name": _mailbox_name(),
-        "namespace": _NAMESPACE,
+        "namespace": NAMESPACE,
         "num_cpus": 0,
         "max_restarts": -1,
         "max_pending_calls": _MOST_ON_THEIR_WAY,
@@ -134,7 +134,7 @@ class SendToDriver(QueueHandler):
         super().__init__(None)  # type: ignore[arg-type]  # only `enqueue` uses it
         self.prefix, self.mailbox, self.sent, self.shown = prefix, None, None, 0.0
         with suppress(Exception):  # no driver listens: it is gone, or is not of mgdet
-            self.mailbox = ray.get_actor(_mailbox_name(), namespace=_NAMESPACE)
+            self.mailbox = ray.get_actor(_mailbox_name(), namespace=NAMESPACE)
 
     def format(self, record: logging.LogRecord) -> str:
         """The message, with the traceback if there is one, after the prefix."""

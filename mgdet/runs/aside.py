@@ -33,7 +33,7 @@ class ProcessJudge(Judge):
         self._starting, self._closed = threading.Lock(), False
         self._process: subprocess.Popen[bytes] | None = None
 
-    def __call__(self, path: str) -> Judged:
+    def ask(self, path: str) -> Judged | MgdetError:
         """See `Judge`. Raises `ClusterError` where the process ends without an answer."""
         with tempfile.TemporaryDirectory(prefix="mgdet-") as directory:
             request, file, said = (Path(directory) / name for name in ("request", "answer", "said"))
@@ -58,8 +58,6 @@ class ProcessJudge(Judge):
                 last = f": {lines[-1]}" if lines else ""
                 raise ClusterError(f"the process that evaluates {path} ended with status {code}{last}")
             found: Judged | MgdetError = pickle.loads(file.read_bytes())
-        if isinstance(found, MgdetError):
-            raise found
         return found
 
     def close(self) -> None:

@@ -121,8 +121,7 @@ class CheckpointStore:
         """
         record = record_of(self.file(step))
         try:
-            info = read_info(record, _retry(record.read_bytes, attempts))
-            known = info.model_copy(update={"metrics": _floats(metrics), "pending": False})
+            known = self._info(step, attempts).model_copy(update={"metrics": _floats(metrics), "pending": False})
             self._require_ownership()
             _retry(lambda: record.replace(_sealed(known)), attempts)
         except FileNotFoundError:
@@ -133,10 +132,14 @@ class CheckpointStore:
         self._prune()
         return True
 
+    def _info(self, step: int, attempts: int = ATTEMPTS) -> CheckpointInfo:
+        record = record_of(self.file(step))
+        return read_info(record, _retry(record.read_bytes, attempts))
+
     def is_lost(self, step: int) -> bool:
         """Whether a checkpoint is damaged or gone, and not only out of reach."""
         try:
-            self.load(read_info(record_of(self.file(step)), _retry(record_of(self.file(step)).read_bytes)))
+            self.load(self._info(step))
         except (FileNotFoundError, RecordError):
             return True
         except OSError:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from mgdet.bounded import Caller
 from mgdet.config import Experiment
 from mgdet.data.order import eval_shard
-from mgdet.errors import CheckpointError, Interrupted
+from mgdet.errors import CheckpointError, Interrupted, MgdetError
 from mgdet.evaluation.evaluator import headlines
 from mgdet.models import Detector
 from mgdet.tracking import Tracker
@@ -65,12 +65,19 @@ class Judge(ABC):
     """Evaluates checkpoints in another process."""
 
     @abstractmethod
-    def __call__(self, path: str) -> Judged:
-        """Evaluate the checkpoint at a path or URI; returns when that is done. Raises `MgdetError`."""
+    def ask(self, path: str) -> Judged | MgdetError:
+        """Evaluate the checkpoint at a path or URI; returns when that is done, also why it cannot be done."""
 
     @abstractmethod
     def close(self) -> None:
         """End what is under way: nobody waits for it any more."""
+
+    def __call__(self, path: str) -> Judged:
+        """Evaluate the checkpoint at a path or URI; returns when that is done. Raises `MgdetError`."""
+        found = self.ask(path)
+        if isinstance(found, MgdetError):
+            raise found
+        return found
 
 
 class Evaluations(ABC):

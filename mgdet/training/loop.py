@@ -127,7 +127,8 @@ class Worker:
         return self.saver.settle()
 
     def _run(self) -> dict[str, float]:
-        self.evaluations.resume(self.position.step, self._evaluated(), self.position)
+        if self.position.step:
+            self.evaluations.resume(self.position.step, self._evaluated(), self.position)
         self.evaluations.until(MOST_WAITING, self._deliver, self.stop_asked)
         for epoch in range(self.position.epoch, self.experiment.train.epochs):
             self._train_epoch(epoch)

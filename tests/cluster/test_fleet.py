@@ -59,14 +59,17 @@ def processes():
     return found
 
 
-def test_processes_that_are_killed_change_nothing(shared, run, photos, tmp_path, monkeypatch, capfd):
-    """They are killed when the first portion is done; the first try ends there, with one portion kept."""
-    predict(load_detector(run), [str(photos)], str(tmp_path / "one"), options=LOW)
-    config = ClusterConfig(address=shared["cluster__address"], workers=2)
-    spread, killed, given = fleet._spread, [], []
+def disturb(monkeypatch):
+    """Kill the processes whenever they have given their first answer, and end the first command there.
+
+    Returns the processes that were killed, and what was to be done each time: the name of the work, and how many
+    portions.
+    """
+    killed, given = [], []
+    spread = fleet._spread
 
     def disturbed(work, wanted, **how):
-        given.append(len(wanted))
+        given.append((type(work).__name__, len(wanted)))
         with closing(spread(work, wanted, **how)) as answers:
             for count, done in enumerate(answers):
                 if count == 0:
@@ -78,6 +81,14 @@ def test_processes_that_are_killed_change_nothing(shared, run, photos, tmp_path,
                     raise RuntimeError("the driver ends")
 
     monkeypatch.setattr(fleet, "_spread", disturbed)
+    return killed, given
+
+
+def test_processes_that_are_killed_change_nothing(shared, run, photos, tmp_path, monkeypatch, capfd):
+    """They are killed when the first portion is done; the first try ends there, with one portion kept."""
+    predict(load_detector(run), [str(photos)], str(tmp_path / "one"), options=LOW)
+    config = ClusterConfig(address=shared["cluster__address"], workers=2)
+    killed, given = disturb(monkeypatch)
     out = tmp_path / "two"
     with pytest.raises(RuntimeError):
         predict_on_cluster(run, [str(photos)], str(out), config, options=LOW)
@@ -86,8 +97,8 @@ def test_processes_that_are_killed_change_nothing(shared, run, photos, tmp_path,
     answer = call(job, run, photos, "--out", out, *arguments)
     assert answer.status == 0, answer.err
     assert len(killed) >= 2, "at least one in each try: the other one may still be starting"
-    assert given[0] == 8
-    assert all(1 <= left <= 7 for left in given[1:]), "unless all were done before the first answer was heard"
+    assert given[0] == ("Prediction", 8)
+    assert all(1 <= left <= 7 for _, left in given[1:]), "unless all were done before the first answer was heard"
     assert f"detections in 16 images; written to {out}" in answer.out
     for name in ("detections.json", "images.json"):
         assert (out / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
@@ -146,21 +157,7 @@ def test_an_import_has_the_bytes_of_one_process_whichever_are_killed(shared, tmp
     scene.prepare(name="same")
     places = (tmp_path / "train.json", scene.images)
     config = ClusterConfig(address=shared["cluster__address"], workers=2, gpu=False)
-    spread, killed, given = fleet._spread, [], []
-
-    def disturbed(work, wanted, **how):
-        given.append((type(work).__name__, len(wanted)))
-        with closing(spread(work, wanted, **how)) as answers:
-            for count, done in enumerate(answers):
-                if count == 0:
-                    for process in processes():
-                        process.kill()
-                        killed.append(process.pid)
-                yield done
-                if len(given) == 1:
-                    raise RuntimeError("the driver ends")
-
-    monkeypatch.setattr(fleet, "_spread", disturbed)
+    killed, given = disturb(monkeypatch)
     out = tmp_path / "two"
     with pytest.raises(RuntimeError):
         prepare_on_cluster(str(out), Coco(), [("train", places)], config, name="same")
