@@ -355,7 +355,7 @@ class Summary:
     epoch: int
     """Epochs completed at the checkpoint."""
     already_finished: bool = False
-    """Whether some checkpoint is of the last epoch, and evaluated, so that there is nothing left to do."""
+    """Whether some checkpoint is of the last epoch and none waits for its evaluation: there is nothing left to do."""
     step: int = 0
     """Optimizer steps done at the checkpoint."""
 
@@ -371,5 +371,5 @@ def summarise(experiment: Experiment, last: bool = False) -> Summary | None:
     best = (scored[-1] if last and scored else best_of(complete)) or (complete[-1] if complete else None)
     if best is None:
         return None
-    finished = any(c.epoch >= experiment.train.epochs and not c.pending for c in complete)
+    finished = any(c.epoch >= experiment.train.epochs for c in complete) and not any(c.pending for c in complete)
     return Summary(best.metrics, str(store.path(best)), best.epoch, finished, best.step)

@@ -243,6 +243,19 @@ def test_what_cannot_be_recorded_is_tried_again_and_told_at_the_end(store, monke
     assert [(i.step, i.pending) for i in store.committed()] == [(2, False), (3, False)]
 
 
+def test_a_run_is_not_finished_while_any_evaluation_is_pending(tmp_path):
+    """Not that of the last epoch alone: the same command makes them, as it says."""
+    e = small_experiment(tmp_path)
+    store = CheckpointStore(e.run_uri)
+    for step in (1, e.train.epochs):
+        save(store, step)
+    for step, finished in ((e.train.epochs, False), (1, True)):
+        store.judged(step, {"val/AP": 0.2})
+        assert summarise(e).already_finished is finished
+        (found,) = status_of(e.storage)
+        assert found.step == e.train.epochs
+
+
 def test_the_record_of_a_checkpoint_that_is_gone_is_not_missed(store, caplog):
     assert store.judged(1, {"val/AP": 0.2})
     assert "the evaluation of step 1 is not recorded" in caplog.text
